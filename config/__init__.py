@@ -1,0 +1,1 @@
+"""What the node is told: settings, application entities, its own identity, logging."""

@@ -1,0 +1,57 @@
+"""The table of application entities: who may talk to this node, and where C-MOVE sends.
+
+Rights are what an AE may ask of the node: ``store`` (C-STORE), ``find`` (C-FIND), ``move`` (C-MOVE and C-GET),
+``similar`` (the similarity query, which reveals that other patients exist). C-ECHO needs no right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Right(StrEnum):
+    """What an application entity may ask of the node."""
+
+    STORE = "store"
+    FIND = "find"
+    MOVE = "move"
+    SIMILAR = "similar"
+
+
+@dataclass(frozen=True)
+class ApplicationEntity:
+    """A peer: its AE title, where it listens (for C-MOVE), and its rights."""
+
+    title: str
+    rights: frozenset[Right]
+    host: str = ""
+    port: int = 0
+
+    @property
+    def is_destination(self) -> bool:
+        """Whether C-MOVE can send to it: only when a host and a port are known."""
+        return bool(self.host and self.port)
+
+
+@dataclass(frozen=True)
+class ApplicationEntityTable:
+    """Every peer that the settings name, and what an unknown one may do."""
+
+    entities: tuple[ApplicationEntity, ...]
+    accept_unknown: bool
+    unknown_rights: frozenset[Right]
+
+    def get(self, title: str) -> ApplicationEntity | None:
+        """Return the entity named `title` (padding ignored, case kept: PS3.5 AE), or None."""
+        wanted = title.strip()
+        return next((ae for ae in self.entities if ae.title == wanted), None)
+
+    def caller(self, title: str) -> ApplicationEntity | None:
+        """Return who calls as `title`: the known peer, or an unknown one if those are accepted, else None."""
+        known = self.get(title)
+        if known is not None:
+            return known
+        if not self.accept_unknown:
+            return None
+        return ApplicationEntity(title.strip(), self.unknown_rights)

@@ -1,0 +1,296 @@
+"""The settings of the node: typed and frozen, from defaults, a TOML file, the environment and the command line.
+
+``default.toml`` documents every key. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right
+
+SIMILARITY_SUFFIX = "_SIM"
+"""What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
+
+_ENVIRONMENT_PREFIX = "THARSIS_"
+_NOT_SETTINGS = {"THARSIS_TEST_DATA"}
+_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
+"""PS3.5 table 6.2-1, AE: default repertoire without backslash and control characters."""
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; the message is one sentence for the person who wrote them."""
+
+
+def _ae_title(value: str) -> str:
+    title = value.strip()
+    if not _AE_TITLE.fullmatch(title):
+        raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, got {value!r}")
+    return title
+
+
+def _short_ae_title(value: str) -> str:
+    title = _ae_title(value)
+    longest = 16 - len(SIMILARITY_SUFFIX)
+    if len(title) > longest:
+        raise ValueError(f"at most {longest} characters, so that {SIMILARITY_SUFFIX} fits behind, got {value!r}")
+    return title
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScpSettings(_Section):
+    """``[scp]``: the network edge."""
+
+    aet: Annotated[str, AfterValidator(_short_ae_title)]
+    host: str
+    port: Port
+    accept_unknown: bool
+    unknown_rights: frozenset[Right]
+    check_called_aet: bool
+    max_associations: Annotated[int, Field(ge=1)]
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)]
+    acse_timeout_s: Positive
+    dimse_timeout_s: Positive
+    network_timeout_s: Positive
+    stop_grace_s: NotNegative
+
+    @property
+    def similarity_aet(self) -> str:
+        """The second AE title, under which an ordinary query finds similar cases."""
+        return self.aet + SIMILARITY_SUFFIX
+
+
+class ArchiveSettings(_Section):
+    """``[archive]``: where things are stored."""
+
+    data: Path
+    settle_time_s: NotNegative
+    overwrite: Literal["never", "same_source", "always"]
+    reserve_mb: Annotated[int, Field(ge=0)]
+
+
+class JobSettings(_Section):
+    """``[jobs]``: the durable queue and its workers."""
+
+    workers: Annotated[int, Field(ge=1)]
+    max_attempts: Annotated[int, Field(ge=1)]
+    retry_delay_s: NotNegative
+    claim_s: Positive
+    stop_grace_s: NotNegative
+
+
+class ReconstructSettings(_Section):
+    """``[reconstruct]``: projections to volumes."""
+
+    enabled: bool
+    memory_mb: Annotated[int, Field(ge=64)]
+    filter: Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
+    cutoff: Annotated[float, Field(gt=0, le=1)]
+    voxel_mm: NotNegative
+    threads: Annotated[int, Field(ge=0)]
+
+
+class SegmentationSettings(_Section):
+    """``[segmentation]``: thresholds to DICOM SEG."""
+
+    enabled: bool
+    min_volume_mm3: NotNegative
+    smoothing_voxels: NotNegative
+
+
+class SimilaritySettings(_Section):
+    """``[similarity]``: embeddings and the similarity query."""
+
+    enabled: bool
+    max_frames_per_series: Annotated[int, Field(ge=1)]
+    default_k: Annotated[int, Field(ge=1, le=500)]
+    decorate: bool
+
+
+class LogSettings(_Section):
+    """``[logs]``."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class ApplicationEntitySettings(_Section):
+    """One ``[[application_entities]]``."""
+
+    title: AETitle
+    host: str = ""
+    port: Port = 0
+    rights: frozenset[Right] = frozenset()
+
+    @model_validator(mode="after")
+    def _address_is_whole(self) -> ApplicationEntitySettings:
+        if bool(self.host) != bool(self.port):
+            raise ValueError(f"{self.title}: host and port go together")
+        return self
+
+
+class Settings(_Section):
+    """Everything that the node is told."""
+
+    scp: ScpSettings
+    archive: ArchiveSettings
+    jobs: JobSettings
+    reconstruct: ReconstructSettings
+    segmentation: SegmentationSettings
+    similarity: SimilaritySettings
+    logs: LogSettings
+    application_entities: tuple[ApplicationEntitySettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _titles_are_unique(self) -> Settings:
+        titles = [ae.title for ae in self.application_entities]
+        twice = {title for title in titles if titles.count(title) > 1}
+        if twice:
+            raise ValueError(f"application_entities names {sorted(twice)[0]!r} more than once")
+        return self
+
+    def entity_table(self) -> ApplicationEntityTable:
+        """Return the table of peers that the services ask about rights and destinations."""
+        return ApplicationEntityTable(
+            entities=tuple(
+                ApplicationEntity(ae.title, ae.rights, ae.host, ae.port) for ae in self.application_entities
+            ),
+            accept_unknown=self.scp.accept_unknown,
+            unknown_rights=self.scp.unknown_rights,
+        )
+
+
+def load_settings(
+    file: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Settings:
+    """Read the settings: defaults, then `file`, then `environment`, then `overrides`.
+
+    Parameters
+    ----------
+    file
+        A TOML file with the keys to change.
+    environment
+        Variables to read ``THARSIS_<SECTION>_<KEY>`` from; ``os.environ`` when None.
+    overrides
+        ``{section: {key: value}}``, what the command line says.
+
+    Raises
+    ------
+    SettingsError
+        A file that cannot be read, an unknown key or a value of the wrong kind; the sentence names it.
+    """
+    tree = tomllib.loads(resources.files("config").joinpath("default.toml").read_text(encoding="utf-8"))
+    known = _known_keys(tree)
+    if file is not None:
+        told = _read_toml(file)
+        _refuse_unknown(told, known, str(file))
+        _merge(tree, told)
+    _merge(tree, _from_environment(os.environ if environment is None else environment, known))
+    _merge(tree, overrides or {})
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_one_sentence(error)) from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}") from error
+
+
+def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
+    known = {section: list(keys) for section, keys in defaults.items()}
+    known["application_entities"] = list(ApplicationEntitySettings.model_fields)
+    return known
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.0)
+    return near[0]
+
+
+def _sections(told: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for section, content in told.items():
+        for table in content if isinstance(content, list) else [content]:
+            yield section, table
+
+
+def _refuse_unknown(told: Mapping[str, Any], known: Mapping[str, list[str]], where: str) -> None:
+    for section, table in _sections(told):
+        if section not in known:
+            raise SettingsError(
+                f"{where}: unknown section [{section}]; the nearest is [{_nearest(section, list(known))}]"
+            )
+        if not isinstance(table, Mapping):
+            raise SettingsError(f"{where}: {section} is a section, write [{section}] and its keys below it")
+        for key in table:
+            if key not in known[section]:
+                raise SettingsError(
+                    f"{where}: unknown key {key!r} in [{section}]; the nearest is {_nearest(key, known[section])!r}"
+                )
+
+
+def _merge(tree: dict[str, Any], told: Mapping[str, Any]) -> None:
+    for section, content in told.items():
+        if isinstance(content, Mapping):
+            tree.setdefault(section, {}).update(content)
+        else:
+            tree[section] = content
+
+
+def _from_environment(environment: Mapping[str, str], known: Mapping[str, list[str]]) -> dict[str, Any]:
+    variables = {
+        f"{_ENVIRONMENT_PREFIX}{section}_{key}".upper(): (section, key)
+        for section, keys in known.items()
+        if section != "application_entities"
+        for key in keys
+    }
+    told: dict[str, Any] = {}
+    for name, value in environment.items():
+        if not name.startswith(_ENVIRONMENT_PREFIX) or name in _NOT_SETTINGS:
+            continue
+        if name not in variables:
+            raise SettingsError(
+                f"unknown environment variable {name}; the nearest is {_nearest(name, list(variables))}"
+            )
+        section, key = variables[name]
+        told.setdefault(section, {})[key] = _split_if_list(section, key, value)
+    return told
+
+
+def _split_if_list(section: str, key: str, value: str) -> Any:
+    annotation = Settings.model_fields[section].annotation
+    field = annotation.model_fields[key].annotation if annotation is not None else None
+    is_set = get_origin(field) is frozenset and bool(get_args(field))
+    return [part.strip() for part in value.split(",") if part.strip()] if is_set else value
+
+
+def _one_sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,1 @@
+"""What exists and how to find it: files, catalogue, change feed, job queue, embeddings, similarity."""

@@ -1,0 +1,62 @@
+"""The change feed: everything that happened to what is stored, append-only, in order.
+
+A row is written in the transaction that makes it true, so a reader that remembers its last `seq` misses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from sqlite_utils import Database
+
+from index.keys import Level
+
+
+class ChangeKind(StrEnum):
+    """What happened."""
+
+    STORED = "stored"
+    REPLACED = "replaced"
+    CONFLICT = "conflict"                    # same SOP Instance UID, other content: refused
+    PATIENT_MISMATCH = "patient_mismatch"    # an instance names another patient than its study
+    UID_NONCONFORMING = "uid_nonconforming"  # a UID with letters, or longer than 64
+    STABLE = "stable"
+    DERIVED = "derived"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row of the feed."""
+
+    seq: int
+    kind: ChangeKind
+    level: Level
+    uid: str
+    detail: str
+    at: str
+
+
+def now() -> str:
+    """The present moment, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def append(database: Database, kind: ChangeKind, level: Level, uid: str, detail: str = "") -> None:
+    """Add a row, inside the caller's transaction."""
+    database.execute(
+        "INSERT INTO change (kind, level, uid, detail, at) VALUES (?, ?, ?, ?, ?)",
+        (kind.value, level.value, uid, detail, now()),
+    )
+
+
+def since(database: Database, seq: int = 0) -> Iterator[Change]:
+    """Yield the changes after `seq`, oldest first."""
+    rows = database.execute(
+        "SELECT seq, kind, level, uid, detail, at FROM change WHERE seq > ? ORDER BY seq", (seq,)
+    )
+    for number, kind, level, uid, detail, at in rows:
+        yield Change(number, ChangeKind(kind), Level(level), uid, detail, at)

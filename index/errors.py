@@ -1,0 +1,68 @@
+"""What can go wrong in the archive; `scp.status` maps each to a DIMSE Status, once.
+
+::
+
+    ArchiveError
+    ├── InvalidInstance        the object cannot be stored: unreadable, or without the UIDs that identify it
+    ├── InstanceConflict       same SOP Instance UID, other content; the stored one was kept
+    ├── OutOfSpace             less than the reserve is free; nothing was written
+    ├── InvalidIdentifier      a query that the information model does not allow
+    ├── NotFound               no such patient, study, series, instance, job
+    └── SimilarityError
+        ├── UnknownQuery       the query's image or series is not in the archive
+        ├── NotEmbedded        it is in the archive, but has no embedding yet
+        ├── UnknownModel       no such ModelID
+        └── WrongDimension     a query vector of another length than the model's
+
+Each carries one sentence for the user; `element` is the keyword of the DICOM element to blame, where one is.
+"""
+
+from __future__ import annotations
+
+
+class ArchiveError(Exception):
+    """Base of everything that the archive refuses."""
+
+    def __init__(self, sentence: str, *, element: str = "") -> None:
+        super().__init__(sentence)
+        self.element = element
+
+
+class InvalidInstance(ArchiveError):
+    """The object cannot be stored; nothing was."""
+
+
+class InstanceConflict(ArchiveError):
+    """Same SOP Instance UID with other content; the stored instance was kept as it is."""
+
+
+class OutOfSpace(ArchiveError):
+    """Less than the reserve would stay free; nothing was written."""
+
+
+class InvalidIdentifier(ArchiveError):
+    """A query that the information model does not allow (PS3.4 C.4)."""
+
+
+class NotFound(ArchiveError):
+    """What was named does not exist."""
+
+
+class SimilarityError(ArchiveError):
+    """A similarity query that cannot be answered."""
+
+
+class UnknownQuery(SimilarityError):
+    """The query names an image or a series that the archive does not hold."""
+
+
+class NotEmbedded(SimilarityError):
+    """The query's image or series is stored, but has no embedding yet."""
+
+
+class UnknownModel(SimilarityError):
+    """No encoder with that ModelID."""
+
+
+class WrongDimension(SimilarityError):
+    """A query vector of another length than the model's."""

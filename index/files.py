@@ -1,0 +1,134 @@
+"""Part 10 files below the data folder: ``files/<study>/<series>/<instance>.dcm``.
+
+A file appears under its final name only when it is whole and flushed. A UID becomes part of a path only when it is a
+valid one; any other is replaced by a digest of it, so that nothing a sender writes can name a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from index.errors import OutOfSpace
+
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
+_MIB = 1 << 20
+
+
+def is_valid_uid(uid: str) -> bool:
+    """Whether `uid` is digits and dots, at most 64 characters (PS3.5 9.1; leading zeros are let pass)."""
+    return _UID.fullmatch(uid) is not None
+
+
+def _name(uid: str) -> str:
+    return uid if is_valid_uid(uid) else "x" + hashlib.sha256(uid.encode()).hexdigest()[:32]
+
+
+class FileStore:
+    """The files of one archive.
+
+    Parameters
+    ----------
+    root
+        The data folder.
+    reserve_mb
+        MiB that have to stay free on its file system.
+    """
+
+    def __init__(self, root: Path, reserve_mb: int) -> None:
+        self.root = root
+        self.incoming = root / "incoming"
+        self._reserve_bytes = reserve_mb * _MIB
+        for folder in (self.incoming, root / "files"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def require_space(self, size: int = 0) -> None:
+        """Raise `OutOfSpace` when storing `size` bytes would leave less free than the reserve."""
+        free = shutil.disk_usage(self.root).free
+        if free - size < self._reserve_bytes:
+            raise OutOfSpace(
+                f"{free // _MIB} MiB free, {self._reserve_bytes // _MIB} MiB are kept in reserve: nothing stored"
+            )
+
+    def receive(self, source: Path | bytes) -> Path:
+        """Bring `source` into the incoming folder and return its path there; a file already there stays."""
+        if isinstance(source, Path) and source.parent == self.incoming:
+            self.require_space()
+            return source
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        self.require_space(size)
+        handle, name = tempfile.mkstemp(dir=self.incoming, suffix=".part")
+        path = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as target:
+                if isinstance(source, bytes):
+                    target.write(source)
+                else:
+                    with source.open("rb") as origin:
+                        shutil.copyfileobj(origin, target, _MIB)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def relative_path(self, study: str, series: str, instance: str, *, variant: str = "") -> str:
+        """Path below the data folder of the file for these UIDs; `variant` tells apart two contents of one UID."""
+        name = _name(instance) + (f"-{variant}" if variant else "")
+        return f"files/{_name(study)}/{_name(series)}/{name}.dcm"
+
+    def place(self, incoming: Path, relative: str) -> None:
+        """Give the flushed file `incoming` its final name, and make that name durable."""
+        final = self.root / relative
+        _make_durable_folder(final.parent)
+        incoming.replace(final)
+        _flush_folder(final.parent)
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of a stored file."""
+        return self.root / relative
+
+    def remove(self, relative: str) -> None:
+        """Delete a stored file and the folders that it leaves empty."""
+        path = self.root / relative
+        path.unlink(missing_ok=True)
+        for folder in path.parents[:2]:
+            try:
+                folder.rmdir()
+            except OSError:  # not empty: it still holds other files
+                return
+
+    def clear_incoming(self) -> int:
+        """Delete what an earlier run left half-received; return how many files those were."""
+        left = [path for path in self.incoming.iterdir() if path.is_file()]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+
+def flush_and_digest(path: Path) -> str:
+    """Flush the file's bytes to disk and return their SHA-256 as hex."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_durable_folder(folder: Path) -> None:
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

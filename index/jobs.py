@@ -1,0 +1,247 @@
+"""The durable job queue: work due, as rows.
+
+A job is *queued* until a worker claims it, *running* while the claim is renewed, then *done*, *failed* or *cancelled*.
+A claim that its worker does not renew expires, and the job is queued again; a job that fails waits longer each time.
+Pushing a job that is already queued moves its date instead of adding a second one: that is how a series becomes
+stable (`series_stable`, pushed forward with each instance). Two jobs on one subject never run at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+from index.database import Connections
+from index.errors import NotFound
+
+SERIES_STABLE = "series_stable"
+_LONGEST_DELAY_S = 3600.0
+_COLUMNS = (
+    "id, kind, subject, parameters, state, not_before, attempts, worker, error, progress, created, started, finished"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the queue; times are seconds since the epoch."""
+
+    id: int
+    kind: str
+    subject: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    state: str = "queued"
+    not_before: float = 0.0
+    attempts: int = 0
+    worker: str = ""
+    error: str = ""
+    progress: float = 0.0
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+
+
+def _job(row: tuple[Any, ...]) -> Job:
+    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    return Job(**{**values, "parameters": json.loads(values["parameters"])})
+
+
+def push(
+    database: Database,
+    kind: str,
+    subject: str,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    not_before: float | None = None,
+) -> None:
+    """Queue a job inside the caller's transaction; one that is queued already gets the new date.
+
+    Parameters
+    ----------
+    not_before
+        Seconds since the epoch before which no worker takes it; now when None.
+    """
+    now = time.time()
+    database.execute(
+        "INSERT INTO job (kind, subject, parameters, not_before, created) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (kind, subject, parameters) WHERE state = 'queued' "
+        "DO UPDATE SET not_before = excluded.not_before, attempts = 0, error = ''",
+        (kind, subject, json.dumps(parameters or {}, sort_keys=True), now if not_before is None else not_before, now),
+    )
+
+
+class JobQueue:
+    """The queue of one archive.
+
+    Parameters
+    ----------
+    connections
+        The catalogue's connections.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._transaction = connections.transaction
+        self._database = connections.get
+
+    def push(
+        self,
+        kind: str,
+        subject: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        not_before: float | None = None,
+    ) -> None:
+        """Queue a job in a transaction of its own; see `push`."""
+        with self._transaction() as database:
+            push(database, kind, subject, parameters, not_before=not_before)
+
+    def claim(self, worker: str, *, claim_s: float, max_attempts: int) -> Job | None:
+        """Take the job that has been due longest, or None when nothing is due.
+
+        Expired claims are set free first; a job whose worker died `max_attempts` times fails.
+        """
+        now = time.time()
+        with self._transaction() as database:
+            self._free(database, "claim_expires < ?", (now,), max_attempts)
+            row = database.execute(
+                f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND NOT EXISTS "
+                "(SELECT 1 FROM job WHERE state = 'running' AND subject = due.subject) "
+                "ORDER BY not_before, id LIMIT 1",
+                (now,),
+            ).fetchone()
+            if row is None:
+                return None
+            database.execute(
+                "UPDATE job SET state = 'running', worker = ?, claim_expires = ?, attempts = attempts + 1, "
+                "started = ?, finished = NULL, progress = 0 WHERE id = ?",
+                (worker, now + claim_s, now, row[0]),
+            )
+        return self.get(row[0])
+
+    def free_claims_of(self, worker: str, *, max_attempts: int) -> int:
+        """Queue again what a worker that is known to be dead had claimed; return how many jobs."""
+        with self._transaction() as database:
+            return self._free(database, "worker = ?", (worker,), max_attempts)
+
+    @staticmethod
+    def _free(database: Database, where: str, parameters: tuple[Any, ...], max_attempts: int) -> int:
+        rows = database.execute(
+            f"SELECT id, kind, subject, parameters, attempts FROM job WHERE state = 'running' AND {where}", parameters
+        ).fetchall()
+        for number, kind, subject, arguments, attempts in rows:
+            if attempts >= max_attempts:
+                _finish(database, number, "failed", f"its worker died {attempts} times while running it")
+            else:
+                _requeue(database, number, kind, subject, arguments, not_before=time.time())
+        return len(rows)
+
+    def renew(self, job: Job, *, claim_s: float, progress: float) -> bool:
+        """Keep the claim and record the progress (0 to 1); False when the job is no longer this worker's."""
+        with self._transaction() as database:
+            updated = database.execute(
+                "UPDATE job SET claim_expires = ?, progress = ? WHERE id = ? AND state = 'running' AND worker = ?",
+                (time.time() + claim_s, progress, job.id, job.worker),
+            )
+            return bool(updated.rowcount)
+
+    def done(self, job: Job) -> None:
+        """Record success."""
+        with self._transaction() as database:
+            _finish(database, job.id, "done", "")
+
+    def fail(
+        self, job: Job, sentence: str, *, max_attempts: int, retry_delay_s: float, permanent: bool = False
+    ) -> None:
+        """Record a failure: queued again with a growing delay, or failed for good.
+
+        Parameters
+        ----------
+        permanent
+            Trying again cannot help (the input is at fault).
+        """
+        with self._transaction() as database:
+            if permanent or job.attempts >= max_attempts:
+                _finish(database, job.id, "failed", sentence)
+                return
+            delay = min(retry_delay_s * 2 ** (job.attempts - 1), _LONGEST_DELAY_S)
+            arguments = json.dumps(dict(job.parameters), sort_keys=True)
+            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time() + delay, error=sentence)
+
+    def release(self, job: Job) -> None:
+        """Give an unfinished job back, as if it had not been tried (the worker has to stop)."""
+        with self._transaction() as database:
+            database.execute("UPDATE job SET attempts = attempts - 1 WHERE id = ?", (job.id,))
+            arguments = json.dumps(dict(job.parameters), sort_keys=True)
+            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time())
+
+    def get(self, number: int) -> Job:
+        """Return job `number`; raises `NotFound`."""
+        row = self._database().execute(f"SELECT {_COLUMNS} FROM job WHERE id = ?", (number,)).fetchone()
+        if row is None:
+            raise NotFound(f"there is no job {number}")
+        return _job(row)
+
+    def recent(self, *, states: tuple[str, ...] = (), limit: int = 1000) -> list[Job]:
+        """Return the newest jobs first, only those in `states` when given."""
+        where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
+        rows = self._database().execute(
+            f"SELECT {_COLUMNS} FROM job {where} ORDER BY id DESC LIMIT ?", (*states, limit)
+        )
+        return [_job(row) for row in rows]
+
+    def pending(self) -> int:
+        """Return how many jobs are queued or running."""
+        rows = self._database().execute("SELECT count(*) FROM job WHERE state IN ('queued', 'running')")
+        return int(rows.fetchone()[0])
+
+    def retry(self, number: int) -> None:
+        """Queue a failed, cancelled or finished job again, now, with a fresh count of attempts."""
+        job = self.get(number)
+        if job.state in ("queued", "running"):
+            raise NotFound(f"job {number} is {job.state}: only a job that has ended can be retried")
+        self.push(job.kind, job.subject, job.parameters)
+
+    def cancel(self, number: int) -> None:
+        """Cancel a queued job, or ask the worker of a running one to stop."""
+        job = self.get(number)
+        if job.state not in ("queued", "running"):
+            raise NotFound(f"job {number} is {job.state}: only a queued or running job can be cancelled")
+        with self._transaction() as database:
+            _finish(database, number, "cancelled", "cancelled by the user")
+
+
+def _finish(database: Database, number: int, state: str, sentence: str) -> None:
+    database.execute(
+        "UPDATE job SET state = ?, error = ?, finished = ?, claim_expires = NULL, "
+        "progress = CASE WHEN ? = 'done' THEN 1 ELSE progress END WHERE id = ? AND state IN ('queued', 'running')",
+        (state, sentence, time.time(), state, number),
+    )
+
+
+def _requeue(
+    database: Database,
+    number: int,
+    kind: str,
+    subject: str,
+    arguments: str,
+    *,
+    not_before: float,
+    error: str = "",
+) -> None:
+    """Queue a running job again; when the same job was queued anew meanwhile, that one stands for both."""
+    twin = database.execute(
+        "SELECT 1 FROM job WHERE state = 'queued' AND kind = ? AND subject = ? AND parameters = ?",
+        (kind, subject, arguments),
+    ).fetchone()
+    if twin is not None:
+        _finish(database, number, "cancelled", error or "queued again by newer input")
+        return
+    database.execute(
+        "UPDATE job SET state = 'queued', not_before = ?, worker = '', claim_expires = NULL, error = ? "
+        "WHERE id = ? AND state = 'running'",
+        (not_before, error, number),
+    )

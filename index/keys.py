@@ -1,0 +1,148 @@
+"""The keys of the Query/Retrieve information models: which exist, at which level, how they match.
+
+One table for C-FIND and every later door: a key that is not here is unsupported (answered empty, Status FF01).
+Columns of the catalogue bear the snake_case of the keyword. PS3.4 C.3 and C.6.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """Query/Retrieve Level (0008,0052), from the top of the hierarchy down."""
+
+    PATIENT = "PATIENT"
+    STUDY = "STUDY"
+    SERIES = "SERIES"
+    IMAGE = "IMAGE"
+
+    @property
+    def depth(self) -> int:
+        """0 for PATIENT to 3 for IMAGE."""
+        return list(Level).index(self)
+
+    @property
+    def table(self) -> str:
+        """The catalogue's table of this level."""
+        return "instance" if self is Level.IMAGE else self.value.lower()
+
+
+class Matching(StrEnum):
+    """How the values of a key are compared (PS3.4 C.2.2.2)."""
+
+    UID = "UID"
+    TEXT = "TEXT"            # single value or wild card, case-sensitive
+    PERSON_NAME = "PN"       # wild card on folded component groups
+    DATE = "DA"
+    TIME = "TM"
+    NUMBER = "NUMBER"
+    MODALITIES = "LIST"      # any value of a multi-valued element
+
+
+@dataclass(frozen=True)
+class Key:
+    """A supported key.
+
+    Attributes
+    ----------
+    keyword
+        DICOM keyword.
+    level
+        The level it belongs to.
+    matching
+        How it matches.
+    counted
+        Kept by the catalogue (Number of Study Related Series, …), not read from the instance.
+    """
+
+    keyword: str
+    level: Level
+    matching: Matching
+    counted: bool = False
+
+    @property
+    def column(self) -> str:
+        """Qualified column of the catalogue, for example ``study.study_date``."""
+        return f"{self.level.table}.{snake_case(self.keyword)}"
+
+
+def snake_case(keyword: str) -> str:
+    """``SeriesInstanceUID`` → ``series_instance_uid``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", keyword).lower()
+
+
+def _keys(level: Level, table: str) -> list[Key]:
+    keys = []
+    for line in table.split():
+        keyword, _, matching = line.partition(":")
+        keys.append(Key(keyword, level, Matching(matching.rstrip("+")), counted=matching.endswith("+")))
+    return keys
+
+
+KEYS: dict[str, Key] = {
+    key.keyword: key
+    for key in [
+        *_keys(
+            Level.PATIENT,
+            """
+            PatientID:TEXT IssuerOfPatientID:TEXT PatientName:PN PatientBirthDate:DA PatientBirthTime:TM
+            PatientSex:TEXT EthnicGroup:TEXT PatientComments:TEXT PatientSpeciesDescription:TEXT
+            NumberOfPatientRelatedStudies:NUMBER+ NumberOfPatientRelatedSeries:NUMBER+
+            NumberOfPatientRelatedInstances:NUMBER+
+            """,
+        ),
+        *_keys(
+            Level.STUDY,
+            """
+            StudyInstanceUID:UID StudyDate:DA StudyTime:TM AccessionNumber:TEXT StudyID:TEXT
+            StudyDescription:TEXT ReferringPhysicianName:PN NameOfPhysiciansReadingStudy:PN PatientAge:TEXT
+            PatientSize:NUMBER PatientWeight:NUMBER AdmittingDiagnosesDescription:TEXT
+            InstitutionalDepartmentName:TEXT
+            ModalitiesInStudy:LIST+ SOPClassesInStudy:LIST+ NumberOfStudyRelatedSeries:NUMBER+
+            NumberOfStudyRelatedInstances:NUMBER+
+            """,
+        ),
+        *_keys(
+            Level.SERIES,
+            """
+            SeriesInstanceUID:UID Modality:TEXT SeriesNumber:NUMBER SeriesDescription:TEXT SeriesDate:DA
+            SeriesTime:TM BodyPartExamined:TEXT Laterality:TEXT ProtocolName:TEXT PatientPosition:TEXT
+            FrameOfReferenceUID:UID InstitutionName:TEXT StationName:TEXT Manufacturer:TEXT
+            ManufacturerModelName:TEXT OperatorsName:PN PerformingPhysicianName:PN
+            PerformedProcedureStepStartDate:DA PerformedProcedureStepStartTime:TM
+            PerformedProcedureStepID:TEXT PerformedProcedureStepDescription:TEXT
+            NumberOfSeriesRelatedInstances:NUMBER+
+            """,
+        ),
+        *_keys(
+            Level.IMAGE,
+            """
+            SOPInstanceUID:UID SOPClassUID:UID InstanceNumber:NUMBER ImageType:LIST AcquisitionNumber:NUMBER
+            AcquisitionDate:DA AcquisitionTime:TM ContentDate:DA ContentTime:TM ContentLabel:TEXT
+            ContentDescription:TEXT Rows:NUMBER Columns:NUMBER BitsAllocated:NUMBER NumberOfFrames:NUMBER
+            SliceThickness:NUMBER SliceLocation:NUMBER ImageComments:TEXT PresentationIntentType:TEXT
+            """,
+        ),
+    ]
+}
+
+UNIQUE_KEYS = {
+    Level.PATIENT: "PatientID",
+    Level.STUDY: "StudyInstanceUID",
+    Level.SERIES: "SeriesInstanceUID",
+    Level.IMAGE: "SOPInstanceUID",
+}
+"""The unique key of each level (PS3.4 C.6.1.1.2 to C.6.1.1.5)."""
+
+
+def indexed_keywords() -> list[str]:
+    """Keywords that ingest reads from each instance."""
+    return [key.keyword for key in KEYS.values() if not key.counted]
+
+
+def keys_of(level: Level) -> list[Key]:
+    """The supported keys of `level`."""
+    return [key for key in KEYS.values() if key.level is level]

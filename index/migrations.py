@@ -1,0 +1,179 @@
+"""The schema of the catalogue, as steps that each run once. A change of the schema is a new step at the end.
+
+Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``change`` (append-only feed), ``job``
+(durable queue), ``derivation`` (what was made from what), ``encoder`` and ``embedding`` (vectors; the truth of which
+the faiss index is a cache), ``embedding_change`` (lets that cache follow). Key columns come from `index.keys`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlite_utils import Database, Migrations
+
+from index.keys import Key, Level, Matching, keys_of, snake_case
+
+migrations = Migrations("tharsis")
+
+_TEXT = "TEXT NOT NULL DEFAULT ''"
+
+
+def _column(key: Key) -> str:
+    is_count = key.counted and key.matching is Matching.NUMBER
+    return f"{snake_case(key.keyword)} {'INTEGER NOT NULL DEFAULT 0' if is_count else _TEXT}"
+
+
+def _columns(level: Level) -> str:
+    names = [_column(key) for key in keys_of(level)]
+    names += [
+        f"{snake_case(key.keyword)}_folded {_TEXT}"
+        for key in keys_of(level)
+        if key.matching is Matching.PERSON_NAME
+    ]
+    return ",\n    ".join([*names, f"specific_character_set {_TEXT}"])
+
+
+_CATALOGUE = f"""
+CREATE TABLE patient (
+    id INTEGER PRIMARY KEY,
+    identity TEXT NOT NULL UNIQUE,
+    {_columns(Level.PATIENT)}
+);
+CREATE TABLE study (
+    id INTEGER PRIMARY KEY,
+    patient INTEGER NOT NULL REFERENCES patient(id),
+    {_columns(Level.STUDY)}
+);
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY,
+    study INTEGER NOT NULL REFERENCES study(id),
+    {_columns(Level.SERIES)},
+    UNIQUE (study, series_instance_uid)
+);
+CREATE TABLE instance (
+    id INTEGER PRIMARY KEY,
+    series INTEGER NOT NULL REFERENCES series(id),
+    {_columns(Level.IMAGE)},
+    transfer_syntax_uid TEXT NOT NULL,
+    path TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    source_aet TEXT NOT NULL DEFAULT '',
+    received_at TEXT NOT NULL
+);
+CREATE UNIQUE INDEX study_uid ON study(study_instance_uid);
+CREATE UNIQUE INDEX instance_uid ON instance(sop_instance_uid);
+CREATE INDEX series_uid ON series(series_instance_uid);
+CREATE INDEX study_patient ON study(patient);
+CREATE INDEX instance_series ON instance(series);
+CREATE INDEX patient_patient_id ON patient(patient_id);
+CREATE INDEX patient_name ON patient(patient_name_folded);
+CREATE INDEX study_date ON study(study_date);
+CREATE INDEX study_accession ON study(accession_number);
+"""
+
+_WORK = """
+CREATE TABLE change (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    level TEXT NOT NULL,
+    uid TEXT NOT NULL,
+    detail TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL
+);
+CREATE TABLE job (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    parameters TEXT NOT NULL DEFAULT '{}',
+    state TEXT NOT NULL DEFAULT 'queued'
+        CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+    not_before REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    worker TEXT NOT NULL DEFAULT '',
+    claim_expires REAL,
+    error TEXT NOT NULL DEFAULT '',
+    progress REAL NOT NULL DEFAULT 0,
+    created REAL NOT NULL,
+    started REAL,
+    finished REAL
+);
+CREATE UNIQUE INDEX job_queued ON job(kind, subject, parameters) WHERE state = 'queued';
+CREATE INDEX job_due ON job(state, not_before);
+CREATE TABLE derivation (
+    id INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    recipe TEXT NOT NULL,
+    source_digest TEXT NOT NULL,
+    outputs TEXT NOT NULL,
+    at TEXT NOT NULL,
+    UNIQUE (source, recipe)
+);
+"""
+
+_EMBEDDINGS = """
+CREATE TABLE encoder (
+    model_id TEXT PRIMARY KEY,
+    dimension INTEGER NOT NULL,
+    active INTEGER NOT NULL DEFAULT 0,
+    at TEXT NOT NULL
+);
+CREATE TABLE embedding (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_id TEXT NOT NULL REFERENCES encoder(model_id),
+    series INTEGER NOT NULL REFERENCES series(id) ON DELETE CASCADE,
+    instance INTEGER REFERENCES instance(id) ON DELETE CASCADE,
+    frame INTEGER NOT NULL DEFAULT 0,
+    vector BLOB NOT NULL
+);
+CREATE UNIQUE INDEX embedding_of ON embedding(model_id, series, coalesce(instance, 0), frame);
+CREATE INDEX embedding_series ON embedding(series);
+CREATE INDEX embedding_instance ON embedding(instance);
+CREATE TABLE embedding_change (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_id TEXT NOT NULL,
+    embedding INTEGER NOT NULL,
+    removed INTEGER NOT NULL
+);
+CREATE TRIGGER embedding_added AFTER INSERT ON embedding BEGIN
+    INSERT INTO embedding_change (model_id, embedding, removed) VALUES (new.model_id, new.id, 0);
+END;
+CREATE TRIGGER embedding_removed AFTER DELETE ON embedding BEGIN
+    INSERT INTO embedding_change (model_id, embedding, removed) VALUES (old.model_id, old.id, 1);
+END;
+"""
+
+
+def _run(database: Any, script: str) -> None:
+    for statement in _statements(script):
+        database.execute(statement)
+
+
+def _statements(script: str) -> list[str]:
+    statements, current = [], ""
+    for line in script.strip().splitlines():
+        current += line + "\n"
+        in_trigger = "CREATE TRIGGER" in current and not current.rstrip().endswith("END;")
+        if line.rstrip().endswith(";") and not in_trigger:
+            statements.append(current)
+            current = ""
+    return statements
+
+
+@migrations()
+def catalogue(database: Database) -> None:
+    """Patients, studies, series, instances."""
+    _run(database, _CATALOGUE)
+
+
+@migrations()
+def work(database: Database) -> None:
+    """Change feed, jobs, derivations."""
+    _run(database, _WORK)
+
+
+@migrations()
+def embeddings(database: Database) -> None:
+    """Encoders and embeddings."""
+    _run(database, _EMBEDDINGS)
+
