@@ -40,6 +40,11 @@ class Derivation:
     source_digest: str
     outputs: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """The recipe's ``kind``: which sort of job did it."""
+        return str(json.loads(self.recipe).get("kind", ""))
+
 
 def canonical(recipe: Mapping[str, Any]) -> str:
     """The one way to write a recipe down: JSON with sorted keys."""
@@ -94,3 +99,13 @@ def is_derived(database: Database, series_instance_uid: str) -> bool:
     """Whether this node made the series."""
     rows = database.execute("SELECT outputs FROM derivation WHERE instr(outputs, ?) > 0", (series_instance_uid,))
     return any(series_instance_uid in json.loads(outputs) for (outputs,) in rows)
+
+
+def maker(database: Database, series_instance_uid: str) -> Derivation | None:
+    """The derivation that made the series, or None when it came from outside."""
+    row = database.execute(
+        "SELECT source, recipe, source_digest, outputs FROM derivation, json_each(derivation.outputs) "
+        "WHERE json_each.value = ?",
+        (series_instance_uid,),
+    ).fetchone()
+    return None if row is None else Derivation(row[0], row[1], row[2], tuple(json.loads(row[3])))

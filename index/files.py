@@ -132,3 +132,9 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_part10(path: Path) -> bool:
+    """Whether the file has the preamble and prefix of PS3.10 7.1."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"

@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine with Python 3.11 and make:
+#   make demo     sets up, starts a node and shows its main job, from scan to similar case  (KEEP=1 leaves it running)
+#   make test     sets up, installs the DICOM tools that the tests talk to, and runs every check
+# and `make serve` runs a node on port 11112 with its data in ./tharsis-data.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo serve test check peers clean
+
+demo: $(VENV)/installed
+	$(BIN)/tharsis demo $(if $(KEEP),--keep)
+
+serve: $(VENV)/installed
+	exec $(BIN)/tharsis serve $(if $(CONFIG),--config $(CONFIG))
+
+test: $(VENV)/installed-dev peers
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest
+	.ci/try-wheel $(BIN)/python
+
+# The quick half of `make test`, for while you work.
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -m "not slow"
+
+peers:
+	.ci/install-peers
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tharsis needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Tharsis and its libraries into $(VENV) (a minute or two the first time)"
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Tharsis and what its tests need into $(VENV)"
+	$(INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,165 @@
+"""Commands on the data folder itself, whether a node is running on it or not: status, jobs, import."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from commands.console import FAILED, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
+from commands.console import settings_from as _settings_from
+from commands.supervisor import read_state
+from index.archive import Archive
+from index.errors import ArchiveError, InstanceConflict, NotFound
+from index.files import is_part10
+
+jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
+
+
+def _open(config: Path | None, data: Path | None, *, must_exist: bool = True) -> Archive:
+    settings = _settings_from(config, data=data)
+    if must_exist and not (settings.archive.data / "catalogue.sqlite").exists():
+        fail(f"{settings.archive.data} is no data folder of a node (it has no catalogue.sqlite)")
+    return Archive.from_settings(settings.archive)
+
+
+def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Show what the node holds and what it is doing."""
+    archive = _open(config, data)
+    facts = _facts(archive)
+    if as_json:
+        print_json(facts)
+        return
+    node = facts["node"]
+    running = f"{node['aet']} on {node['host']}:{node['port']} (process {node['pid']})" if node else "not running"
+    table = Table(title=f"Archive in {archive.data}", show_header=False)
+    table.add_row("node", running)
+    for name in ("patients", "studies", "series", "instances"):
+        table.add_row(name, f"{facts[name]:,}")
+    table.add_row("stored", f"{facts['bytes'] / 1e6:,.1f} MB")
+    table.add_row("jobs", ", ".join(f"{count} {state}" for state, count in facts["jobs"].items()) or "none")
+    for model in facts["encoders"]:
+        table.add_row("embeddings", f"{model['embeddings']:,} of {model['model_id']}")
+    out.print(table)
+
+
+def _facts(archive: Archive) -> dict[str, Any]:
+    database = archive.database
+    counts = {
+        name: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - names from this line
+        for name, table in (
+            ("patients", "patient"), ("studies", "study"), ("series", "series"), ("instances", "instance")
+        )
+    }
+    encoders = database.execute(
+        "SELECT encoder.model_id, count(embedding.id) FROM encoder "
+        "LEFT JOIN embedding ON embedding.model_id = encoder.model_id GROUP BY encoder.model_id"
+    )
+    return {
+        "data": str(archive.data),
+        "node": read_state(archive.data),
+        **counts,
+        "bytes": database.execute("SELECT coalesce(sum(size), 0) FROM instance").fetchone()[0],
+        "jobs": dict(database.execute("SELECT state, count(*) FROM job GROUP BY state ORDER BY state").fetchall()),
+        "encoders": [{"model_id": model, "embeddings": number} for model, number in encoders],
+    }
+
+
+@jobs_app.command("list")
+def list_jobs(
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only jobs in this state: queued, running, done, failed, cancelled.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, the newest first.")] = 50,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first."""
+    jobs = _open(config, data).jobs.recent(states=tuple(state or ()), limit=limit)
+    if as_json:
+        print_json([vars(job) for job in jobs])
+        return
+    table = Table("job", "kind", "subject", "state", "progress", "attempts", "error")
+    for job in jobs:
+        row = (str(job.id), job.kind, job.subject, job.state, f"{job.progress:.0%}", str(job.attempts), job.error)
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+
+
+@jobs_app.command("retry")
+def retry(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
+    """Run a job that has ended once more."""
+    _on_job(_open(config, data), "retry", number)
+
+
+@jobs_app.command("cancel")
+def cancel(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
+    """Cancel a job that is queued or running."""
+    _on_job(_open(config, data), "cancel", number)
+
+
+def _on_job(archive: Archive, action: str, number: int) -> None:
+    try:
+        getattr(archive.jobs, action)(number)
+    except NotFound as error:
+        fail(str(error))
+    out.print(f"job {number}: {action} noted")
+
+
+def import_files(
+    paths: Annotated[list[Path], typer.Argument(help="Files, and folders to look through.", exists=True)],
+    config: ConfigOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring DICOM files into the archive, without the network; the node may be running meanwhile.
+
+    Files that are not DICOM Part 10 are counted and left alone. A file that is refused is named with the reason; the
+    others go on, and the exit code is then 1.
+    """
+    archive = _open(config, data, must_exist=False)
+    files = find_files(paths)
+    outcomes: Counter[str] = Counter()
+    refused: list[dict[str, str]] = []
+    started = time.monotonic()
+    with progress_bar("Importing", len(files), quiet=as_json) as bar:
+        for file in files:
+            bar.advance()
+            if not is_part10(file):
+                outcomes["not DICOM"] += 1
+                continue
+            try:
+                outcomes[archive.ingest(file).outcome.value] += 1
+            except InstanceConflict as error:
+                outcomes["conflict"] += 1
+                refused.append({"file": str(file), "reason": str(error)})
+            except ArchiveError as error:
+                outcomes["refused"] += 1
+                refused.append({"file": str(file), "reason": str(error)})
+    seconds = time.monotonic() - started
+    if as_json:
+        print_json({"outcomes": outcomes, "refused": refused, "seconds": round(seconds, 3)})
+    else:
+        for item in refused:
+            out.print(f"{item['file']}: {item['reason']}", markup=False, soft_wrap=True)
+        out.print(f"{sum(outcomes.values())} files in {seconds:.1f} s: " + _list(outcomes), highlight=False)
+    if refused:
+        raise typer.Exit(FAILED)
+
+
+def _list(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in outcomes.most_common()) or "nothing found"
+
+
+def find_files(paths: list[Path]) -> list[Path]:
+    """Return the files among `paths` and below the folders among them, sorted within each."""
+    found: list[Path] = []
+    for path in paths:
+        found += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return found

@@ -1,0 +1,105 @@
+"""``tharsis check``: is everything in place to run a node here?"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import socket
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from commands.console import FAILED, ConfigOption, DataOption, JsonOption, out, print_json, settings_from
+from commands.supervisor import read_state
+from config.identity import version
+from config.settings import Settings
+
+TOP_LEVEL_NAMES = ("config", "index", "reconstruct", "plugins", "scp", "commands", "tharsis")
+_LIBRARIES = ("pydicom", "pynetdicom", "highdicom", "numpy", "numba", "faiss-cpu", "scikit-image", "sqlite-utils")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    good: bool
+    detail: str
+
+
+def check(
+    config: ConfigOption = None,
+    data: DataOption = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Print the settings manual and stop.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check settings, port, data folder, names and versions; exit code 1 when something would keep a node from running.
+
+    `tharsis check --defaults > my.toml` writes the settings with all their explanations, to start your own from.
+    """
+    if defaults:
+        typer.echo(resources.files("config").joinpath("default.toml").read_text(encoding="utf-8"), nl=False)
+        return
+    settings = settings_from(config, data=data)
+    findings = [*_names(), _port(settings), *_data(settings), *_versions()]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        table = Table("", "check", "found")
+        for finding in findings:
+            table.add_row("[green]ok[/]" if finding.good else "[bold red]no[/]", finding.what, finding.detail)
+        out.print(table)
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _names() -> Iterator[Finding]:
+    """The packages have plain names: another package of one of these names would be imported in their place."""
+    home = Path(__file__).resolve().parent.parent
+    for name in TOP_LEVEL_NAMES:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        good = origin is not None and origin.is_relative_to(home)
+        yield Finding(f"package {name}", good, str(origin) if good else f"shadowed by {origin}")
+
+
+def _port(settings: Settings) -> Finding:
+    scp = settings.scp
+    what = f"port {scp.port}"
+    node = read_state(settings.archive.data)
+    if node is not None and node.get("port") == scp.port:
+        return Finding(what, good=True, detail=f"this node is listening (process {node['pid']})")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((scp.host, scp.port))
+        except OSError as error:
+            return Finding(what, good=False, detail=f"cannot listen on {scp.host}:{scp.port}: {error.strerror}")
+    return Finding(what, good=True, detail=f"free on {scp.host}")
+
+
+def _data(settings: Settings) -> Iterator[Finding]:
+    folder = settings.archive.data.resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free >> 20
+    enough = free > settings.archive.reserve_mb
+    yield Finding(f"data folder {folder}", enough, f"{free:,} MiB free, {settings.archive.reserve_mb} kept in reserve")
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("Tharsis", good=True, detail=version())
+    yield Finding("Python", good=True, detail=platform.python_version())
+    yield Finding("SQLite", good=sqlite3.sqlite_version_info >= (3, 38), detail=sqlite3.sqlite_version)
+    for name in _LIBRARIES:
+        try:
+            yield Finding(name, good=True, detail=metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Finding(name, good=False, detail="not installed")

@@ -1,0 +1,88 @@
+"""What the commands share: options, the terminal, and how errors end a command.
+
+Exit codes: 0 done; 1 the work failed, or a part of it; 2 wrong usage or settings; 3 a peer cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from config.settings import Settings, SettingsError, load_settings
+
+FAILED, USAGE, UNREACHABLE = 1, 2, 3
+
+out = Console()
+err = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings file (TOML). See `tharsis check --defaults`.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="FOLDER", help="Data folder, instead of the one in the settings.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def fail(sentence: str, code: int = FAILED) -> NoReturn:
+    """Print one sentence on standard error and end the command."""
+    err.print(f"[bold red]tharsis:[/] {sentence}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def settings_from(
+    config: Path | None, *, data: Path | None = None, port: int | None = None, aet: str | None = None
+) -> Settings:
+    """Load the settings with what the command line overrides; a mistake in them ends the command."""
+    scp = {key: value for key, value in (("port", port), ("aet", aet)) if value is not None}
+    archive = {"data": data} if data is not None else {}
+    try:
+        return load_settings(config, overrides={"scp": scp, "archive": archive})
+    except SettingsError as error:
+        fail(str(error), USAGE)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON on standard output."""
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None = None, *, quiet: bool = False) -> Iterator[ProgressBar]:
+    """Show a progress bar on standard error while the block runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn() if total and total > 1 else TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, disable=quiet) as progress:
+        yield ProgressBar(progress, title, total or 1)
+
+
+class ProgressBar:
+    """A running progress bar."""
+
+    def __init__(self, progress: Progress, title: str, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._task = progress.add_task(title, total=total)
+
+    def advance(self, count: int = 1) -> None:
+        """Move forward by `count` steps."""
+        self._progress.advance(self._task, count)
+
+    def fraction(self, done: float) -> None:
+        """Move to the fraction `done` (0 to 1)."""
+        self._progress.update(self._task, completed=done * self._total)
+
+    def describe(self, text: str) -> None:
+        """Change the text in front of the bar."""
+        self._progress.update(self._task, description=text)

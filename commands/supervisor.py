@@ -1,0 +1,236 @@
+"""The processes of a node: started together, restarted when one dies, stopped together.
+
+One process serves the network, one or more do the work. They share nothing but the data folder. The supervisor holds
+the folder's lock, so that two nodes never serve one folder; its processes inherit the lock and it is free only when
+all of them are gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from config.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "node.json"
+_LOCK_FILE = "node.lock"
+_START_S = 60.0
+"""A process that is not ready by then has failed to start, seconds."""
+
+_LOCK_WAIT_S = 10.0
+_RESTART_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Wait before each restart of a process that keeps dying; one that ran a minute starts at the front again."""
+
+_SETTLED_S = 60.0
+_LOOK_S = 0.2
+
+
+class StartError(Exception):
+    """The node cannot start; the message is one sentence for the user."""
+
+
+@dataclass
+class _Process:
+    """A role of the node and the operating system process that fills it at the moment."""
+
+    role: str
+    name: str
+    popen: subprocess.Popen[str] | None = None
+    started: float = 0.0
+    deaths: int = 0
+    restart_at: float | None = None
+    port: int = 0
+    ready: threading.Event = field(default_factory=threading.Event)
+
+
+class Supervisor:
+    """Runs the processes of one node.
+
+    Parameters
+    ----------
+    settings
+        Of the node. A port of 0 is replaced by the one that the network process got, which it keeps over restarts.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._data = settings.archive.data
+        self._processes = [
+            _Process("network", "network"),
+            *(_Process("worker", f"worker-{number}") for number in range(1, settings.jobs.workers + 1)),
+        ]
+        self._stopping = threading.Event()
+        self._lock: IO[str] | None = None
+        self.port = settings.scp.port
+
+    def start(self) -> None:
+        """Start every process and wait until all are ready.
+
+        Raises
+        ------
+        StartError
+            The data folder is in use or cannot be written, or a process does not come up (a port in use).
+        """
+        self._take_lock()
+        try:
+            for process in self._processes:
+                self._launch(process)
+                self._await_ready(process)
+                if process.role == "network":
+                    self.port = process.port
+                    scp = self._settings.scp.model_copy(update={"port": process.port})
+                    self._settings = self._settings.model_copy(update={"scp": scp})
+        except BaseException:
+            self.stop()
+            raise
+        self._write_state()
+
+    def run(self) -> None:
+        """Watch over the processes until `request_stop` is called, then stop them."""
+        while not self._stopping.wait(_LOOK_S):
+            for process in self._processes:
+                self._look_after(process)
+        self.stop()
+
+    def request_stop(self) -> None:
+        """Make `run` return (safe in a signal handler)."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Stop every process: politely, and after its grace by force."""
+        self._stopping.set()
+        grace = max(self._settings.scp.stop_grace_s, self._settings.jobs.stop_grace_s) + 5.0
+        running = [process.popen for process in self._processes if process.popen and process.popen.poll() is None]
+        for popen in running:
+            popen.terminate()
+        deadline = time.monotonic() + grace
+        for popen in running:
+            try:
+                popen.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.warning("process %d did not stop within %.0f s: killed", popen.pid, grace)
+                popen.kill()
+                popen.wait()
+        (self._data / STATE_FILE).unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        try:
+            self._data.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._data / _LOCK_FILE).open("a")
+        except OSError as error:
+            raise StartError(f"cannot use the data folder {self._data}: {error.strerror}") from error
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                # The processes of a node that was killed take a moment to notice it.
+                if time.monotonic() > deadline:
+                    self._lock.close()
+                    self._lock = None
+                    raise StartError(f"another node is using the data folder {self._data}") from None
+                time.sleep(_LOOK_S)
+            else:
+                return
+
+    def _launch(self, process: _Process) -> None:
+        process.ready.clear()
+        process.restart_at = None
+        process.started = time.monotonic()
+        process.popen = subprocess.Popen(  # noqa: S603 - our own module, with our own names
+            [sys.executable, "-P", "-m", "commands.process", process.role, process.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[self._lock.fileno()] if self._lock else [],
+        )
+        threading.Thread(target=self._listen, args=(process, process.popen), daemon=True).start()
+        if process.popen.stdin is not None:
+            try:
+                process.popen.stdin.write(self._settings.model_dump_json() + "\n")
+                process.popen.stdin.flush()
+            except BrokenPipeError:  # it has died already, which `_look_after` and `_await_ready` will see
+                logger.warning("%s ended before it read its settings", process.name)
+
+    @staticmethod
+    def _listen(process: _Process, popen: subprocess.Popen[str]) -> None:
+        """Wait for the line that tells that the process is ready."""
+        line = popen.stdout.readline() if popen.stdout else ""
+        if line:
+            process.port = json.loads(line).get("port", 0)
+            process.ready.set()
+
+    def _await_ready(self, process: _Process) -> None:
+        deadline = time.monotonic() + _START_S
+        while not process.ready.wait(0.05):
+            status = process.popen.poll() if process.popen else None
+            if status is not None:
+                raise StartError(f"the {process.name} process could not start; its last lines above say why")
+            if time.monotonic() > deadline:
+                raise StartError(f"the {process.name} process was not ready within {_START_S:.0f} s")
+
+    def _look_after(self, process: _Process) -> None:
+        now = time.monotonic()
+        if process.restart_at is not None:
+            if now >= process.restart_at:
+                self._launch(process)
+                pid = process.popen.pid if process.popen else 0
+                logger.warning("%s restarted as process %d", process.name, pid)
+                self._write_state()
+            return
+        if process.popen is None or process.popen.poll() is None:
+            return
+        if now - process.started > _SETTLED_S:
+            process.deaths = 0
+        delay = _RESTART_DELAYS_S[min(process.deaths, len(_RESTART_DELAYS_S) - 1)]
+        process.deaths += 1
+        process.restart_at = now + delay
+        how = _how_it_ended(process.popen.returncode)
+        logger.error("%s (process %d) %s; restarting in %.0f s", process.name, process.popen.pid, how, delay)
+
+    def _write_state(self) -> None:
+        """Tell other commands where the node is: PIDs, AE title, address."""
+        scp = self._settings.scp
+        state = {
+            "pid": os.getpid(),
+            "aet": scp.aet,
+            "host": scp.host,
+            "port": self.port,
+            "processes": {process.name: process.popen.pid for process in self._processes if process.popen},
+        }
+        path = self._data / STATE_FILE
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.replace(path)
+
+
+def _how_it_ended(status: int) -> str:
+    if status < 0:
+        return f"died of {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def read_state(data: Path) -> dict[str, object] | None:
+    """Return what a running node says of itself, or None when no node runs on the data folder."""
+    path = data / STATE_FILE
+    try:
+        state: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        os.kill(int(str(state["pid"])), 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return state

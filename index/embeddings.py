@@ -1,0 +1,143 @@
+"""Embeddings as rows: the truth of which every vector index is a cache.
+
+A series is embedded as a whole: its rows under one model are replaced in one transaction, a vector per frame and one for
+the series (the direction of the mean of its frames). Rows of two models never mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from sqlite_utils import Database
+
+from index.archive import Archive
+from index.changes import now
+from index.errors import NotFound, UnknownModel, WrongDimension
+from index.unit_vectors import Vectors, mean_direction, to_bytes, unit
+
+FrameVector = tuple[str, int, Vectors]
+"""SOP Instance UID; frame number from 1, or 0 for a single-frame instance; vector, axis (d,)."""
+
+
+@dataclass(frozen=True)
+class EmbeddingModel:
+    """An encoder as the archive knows it.
+
+    Attributes
+    ----------
+    dimension
+        Length d of its vectors.
+    active
+        Whether queries that name no model are answered with it. At most one is.
+    """
+
+    model_id: str
+    dimension: int
+    active: bool
+
+
+def register(archive: Archive, model_id: str, dimension: int) -> EmbeddingModel:
+    """Make the encoder known; the first one becomes the active one. Known already: nothing changes.
+
+    Raises
+    ------
+    WrongDimension
+        Known with vectors of another length.
+    """
+    with archive.transaction() as database:
+        database.execute(
+            "INSERT INTO encoder (model_id, dimension, active, at) "
+            "VALUES (?, ?, NOT EXISTS (SELECT 1 FROM encoder WHERE active), ?) ON CONFLICT (model_id) DO NOTHING",
+            (model_id, dimension, now()),
+        )
+        found = model(archive, model_id)
+    if found.dimension != dimension:
+        raise WrongDimension(f"{model_id} has vectors of {found.dimension} values, not {dimension}", element="ModelID")
+    return found
+
+
+def activate(archive: Archive, model_id: str) -> None:
+    """Answer with this encoder from now on; raises `UnknownModel`."""
+    with archive.transaction() as database:
+        model(archive, model_id)
+        database.execute("UPDATE encoder SET active = (model_id = ?)", (model_id,))
+
+
+def active_model(archive: Archive) -> EmbeddingModel | None:
+    """Return the active encoder, or None before the first one is registered."""
+    row = archive.database.execute("SELECT model_id, dimension FROM encoder WHERE active").fetchone()
+    return None if row is None else EmbeddingModel(row[0], row[1], active=True)
+
+
+def model(archive: Archive, model_id: str) -> EmbeddingModel:
+    """Return the encoder with that ModelID; raises `UnknownModel` (Status C003)."""
+    row = archive.database.execute("SELECT dimension, active FROM encoder WHERE model_id = ?", (model_id,)).fetchone()
+    if row is None:
+        raise UnknownModel(f"no model {model_id[:64]!r} here", element="ModelID")
+    return EmbeddingModel(model_id, row[0], active=bool(row[1]))
+
+
+def store(archive: Archive, model_id: str, series_instance_uid: str, frames: Iterable[FrameVector]) -> int:
+    """Replace what is stored of the series under this model by `frames`, in one transaction.
+
+    Parameters
+    ----------
+    frames
+        Vectors of its frames, scaled to length 1 here. None at all: the series has no embedding any more.
+
+    Returns
+    -------
+    int
+        How many frame vectors are stored.
+
+    Raises
+    ------
+    UnknownModel
+        The encoder was never registered.
+    WrongDimension
+        A vector of another length than the model's.
+    NotFound
+        The series, or one of the instances in it, is not (any longer) in the archive.
+    """
+    rows = [(sop_instance_uid, frame, unit(vector)) for sop_instance_uid, frame, vector in frames]
+    with archive.transaction() as database:
+        dimension = model(archive, model_id).dimension
+        wrong = next((vector for _, _, vector in rows if vector.shape != (dimension,)), None)
+        if wrong is not None:
+            raise WrongDimension(f"{model_id} has vectors of {dimension} values, got an array of {wrong.shape}")
+        places = _places(database, series_instance_uid)
+        missing = next((uid for uid, _, _ in rows if uid not in places), None)
+        if missing is not None:
+            raise NotFound(f"no instance {missing} in series {series_instance_uid}", element="SOPInstanceUID")
+        _replace(database, model_id, places, rows)
+    return len(rows)
+
+
+def _places(database: Database, series_instance_uid: str) -> dict[str, tuple[int, int]]:
+    """Return SOP Instance UID → (instance row, series row); a Series UID used by two studies is two series."""
+    rows = database.execute(
+        "SELECT instance.sop_instance_uid, instance.id, series.id FROM instance "
+        "JOIN series ON series.id = instance.series WHERE series.series_instance_uid = ?",
+        (series_instance_uid,),
+    ).fetchall()
+    if not rows:
+        raise NotFound(f"no series {series_instance_uid}", element="SeriesInstanceUID")
+    return {uid: (instance, series) for uid, instance, series in rows}
+
+
+def _replace(
+    database: Database, model_id: str, places: dict[str, tuple[int, int]], rows: list[FrameVector]
+) -> None:
+    for series in sorted({series for _, series in places.values()}):
+        database.execute("DELETE FROM embedding WHERE model_id = ? AND series = ?", (model_id, series))
+        own = [(places[uid][0], frame, vector) for uid, frame, vector in rows if places[uid][1] == series]
+        if not own:
+            continue
+        whole = mean_direction(np.stack([vector for _, _, vector in own]))
+        for instance, frame, vector in [(None, 0, whole), *own]:
+            database.execute(
+                "INSERT INTO embedding (model_id, series, instance, frame, vector) VALUES (?, ?, ?, ?, ?)",
+                (model_id, series, instance, frame, to_bytes(vector)),
+            )

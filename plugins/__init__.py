@@ -1,0 +1,1 @@
+"""Work done on what is stored: the hooks, the worker that calls them, and the built-in plug-ins."""

@@ -1,0 +1,51 @@
+"""The hooks: what a plug-in is asked, and when. The built-in plug-ins use exactly these.
+
+Both hooks run in a worker process, never in a network process. A plug-in that raises fails its own job, with its name
+in the message; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pluggy
+
+from config.settings import Settings
+from plugins.node import Series, Task, Work
+
+PROJECT = "tharsis"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+JobFunction = Callable[[Task], None]
+"""Does one job. Returning means done; `plugins.node.CannotProceed` means that trying again will not help."""
+
+
+@hookspec
+def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
+    """Say what is to be done with `series`, which has just become stable.
+
+    Asked once each time that a series becomes stable: after the settle time without new instances, or at once for a
+    series that this node made. Each answer becomes a row of the job queue with its own retries, so this hook only
+    looks and decides; it does no work itself.
+
+    Parameters
+    ----------
+    series
+        Reads the headers lazily.
+    settings
+        Of the node.
+
+    Returns
+    -------
+    list of Work
+        Empty when the plug-in has nothing to do with it.
+    """
+
+
+@hookspec
+def job_functions() -> Mapping[str, JobFunction]:
+    """Name the kinds of job that this plug-in does, and the function for each.
+
+    Asked once, when a worker starts. A kind belongs to one plug-in.
+    """

@@ -1,0 +1,134 @@
+"""What a plug-in sees of the node: the series that it is asked about, and the task that it carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from config.settings import Settings
+from index import derivations
+from index.archive import Archive, StoredInstance
+from index.derivations import Derivation
+from index.errors import NotFound
+from index.jobs import Job
+
+
+class CannotProceed(Exception):
+    """The input cannot be worked on, and trying again will not help; the message is one sentence for the user."""
+
+
+class Interrupted(Exception):
+    """The worker has to stop: the job goes back to the queue, as if it had not been tried."""
+
+
+class Cancelled(Exception):
+    """Somebody cancelled the job while it was running."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job that a plug-in asks for.
+
+    Attributes
+    ----------
+    kind
+        One of the kinds that the plug-ins' `job_functions` name.
+    subject
+        What to work on, usually a Series Instance UID. Two jobs on one subject never run at the same time.
+    parameters
+        JSON-serialisable; part of the job's identity.
+    """
+
+    kind: str
+    subject: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Series:
+    """A stored series.
+
+    Parameters
+    ----------
+    archive
+        Where it is stored.
+    series_instance_uid
+        Its UID.
+
+    Raises
+    ------
+    NotFound
+        The archive holds no instance of it (any more).
+    """
+
+    def __init__(self, archive: Archive, series_instance_uid: str) -> None:
+        self._archive = archive
+        self.uid = series_instance_uid
+        self.instances: tuple[StoredInstance, ...] = tuple(_instances(archive, series_instance_uid))
+        if not self.instances:
+            raise NotFound(f"no series {series_instance_uid}", element="SeriesInstanceUID")
+
+    @property
+    def study_instance_uid(self) -> str:
+        """Study Instance UID."""
+        return self.instances[0].study_instance_uid
+
+    @property
+    def paths(self) -> list[Path]:
+        """The Part 10 files, in the order of Instance Number."""
+        return [instance.path for instance in self.instances]
+
+    @cached_property
+    def header(self) -> Dataset:
+        """The first instance's data set without pixels."""
+        return pydicom.dcmread(self.instances[0].path, stop_before_pixels=True)
+
+    @property
+    def digest(self) -> str:
+        """Changes when an instance comes, goes or is replaced."""
+        return derivations.source_digest(self._archive.database, self.uid)
+
+    @cached_property
+    def made_by(self) -> Derivation | None:
+        """The derivation that made this series, when this node made it."""
+        return derivations.maker(self._archive.database, self.uid)
+
+    @property
+    def patient_id(self) -> str:
+        """Patient ID."""
+        return str(self.header.get("PatientID", "") or "")
+
+
+def _instances(archive: Archive, series_instance_uid: str) -> list[StoredInstance]:
+    rows = archive.database.execute(
+        "SELECT instance.sop_instance_uid FROM instance JOIN series ON series.id = instance.series "
+        "WHERE series.series_instance_uid = ? ORDER BY CAST(instance.instance_number AS INTEGER), instance.id",
+        (series_instance_uid,),
+    ).fetchall()
+    return [archive.open_instance(uid) for (uid,) in rows]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A claimed job, with everything that its function needs.
+
+    Attributes
+    ----------
+    progress
+        Call it often with the fraction done (0 to 1): it keeps the claim, and raises `Interrupted` or `Cancelled`
+        when the job has to stop. Let those pass.
+    """
+
+    archive: Archive
+    settings: Settings
+    job: Job
+    progress: Callable[[float], None]
+
+    def series(self) -> Series:
+        """The job's subject as a series."""
+        return Series(self.archive, self.job.subject)

@@ -1,0 +1,1 @@
+"""Segmenters, and the DICOM SEG objects that they write."""

@@ -1,0 +1,66 @@
+"""Tharsis: a DICOM node that reconstructs, segments and finds similar cases in what it stores.
+
+The composition root: it puts the command line together. Each command imports what it needs when it runs, so that
+`tharsis --help` is quick and a network process never loads a kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from commands.archive import import_files, jobs_app, status
+from commands.check import check
+from commands.serve import serve
+from config.identity import version
+
+app = typer.Typer(
+    name="tharsis",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        typer.echo(f"tharsis {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """A DICOM node that reconstructs, segments and finds similar cases in what it stores.
+
+    Start here:
+
+    * `tharsis demo` shows the whole loop on this machine, from scan to similar case;
+
+    * `tharsis serve` runs a node (DICOM on port 11112, data in ./tharsis-data);
+
+    * `tharsis check` tells whether everything is in place.
+
+    Exit codes: 0 done, 1 failed (also in part), 2 wrong usage or settings, 3 peer not reached.
+    """
+
+
+app.command("serve", rich_help_panel="The node")(serve)
+app.command("status", rich_help_panel="The node")(status)
+app.add_typer(jobs_app, name="jobs", rich_help_panel="The node")
+app.command("check", rich_help_panel="The node")(check)
+app.command("import", rich_help_panel="Scans and images")(import_files)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
