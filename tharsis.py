@@ -12,6 +12,9 @@ import typer
 
 from commands.archive import import_files, jobs_app, status
 from commands.check import check
+from commands.demo import demo
+from commands.network import find, send, similar
+from commands.scans import reconstruct, simulate
 from commands.serve import serve
 from config.identity import version
 
@@ -50,11 +53,17 @@ def root(
     """
 
 
+app.command("demo", rich_help_panel="The node")(demo)
 app.command("serve", rich_help_panel="The node")(serve)
 app.command("status", rich_help_panel="The node")(status)
 app.add_typer(jobs_app, name="jobs", rich_help_panel="The node")
 app.command("check", rich_help_panel="The node")(check)
+app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
+app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
 app.command("import", rich_help_panel="Scans and images")(import_files)
+app.command("send", rich_help_panel="Asking a node, this one or any other")(send)
+app.command("find", rich_help_panel="Asking a node, this one or any other")(find)
+app.command("similar", rich_help_panel="Asking a node, this one or any other")(similar)
 
 
 def main() -> None:

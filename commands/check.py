@@ -1,4 +1,4 @@
-"""``tharsis check``: is everything in place to run a node here?"""
+"""``tharsis check``: tells whether everything is in place to run a node here."""
 
 from __future__ import annotations
 

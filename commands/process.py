@@ -1,7 +1,7 @@
 """One process of the node: ``python -m commands.process network`` or ``… worker``, started by the supervisor.
 
 The settings come as one JSON line on standard input, which then stays open: when it closes, the supervisor is gone and
-the process stops. The process tells that it is ready by one JSON line on standard output.
+the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from config import logs
 from config.settings import Settings
@@ -35,14 +36,19 @@ def main(role: str, name: str) -> None:
 
 
 def _network(archive: Archive, settings: Settings, _name: str) -> None:
-    from scp.server import Server  # only in the network process
+    from index.similarity import Similarity
+    from scp.server import Server
 
     archive.clear_incoming()
-    server = Server(archive, settings)
-    server.start()
+    server = Server(archive, settings, Similarity(archive) if settings.similarity.enabled else None)
+    try:
+        server.start()
+    except OSError as error:
+        _tell({"error": f"cannot listen on {settings.scp.host}:{settings.scp.port}: {error.strerror}"})
+        sys.exit(1)
     stop = threading.Event()
     _on_stop(stop.set)
-    _ready({"port": server.port})
+    _tell({"ready": True, "port": server.port})
     stop.wait()
     server.stop(settings.scp.stop_grace_s)
 
@@ -52,12 +58,12 @@ def _worker(archive: Archive, settings: Settings, name: str) -> None:
 
     worker = Worker(archive, settings, name)
     _on_stop(worker.stop)
-    _ready({})
+    _tell({"ready": True})
     worker.run()
 
 
 def _on_stop(stop: Callable[[], None]) -> None:
-    """Call `stop` on SIGTERM and when the supervisor is gone; SIGINT reaches the whole group and is the supervisor's."""
+    """Call `stop` on SIGTERM and when the supervisor is gone. SIGINT, which a whole group gets, is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop())
 
@@ -69,8 +75,9 @@ def _on_stop(stop: Callable[[], None]) -> None:
     threading.Thread(target=wait_for_supervisor, name="lifeline", daemon=True).start()
 
 
-def _ready(facts: dict[str, int]) -> None:
-    sys.stdout.write(json.dumps({"ready": True, **facts}) + "\n")
+def _tell(facts: dict[str, Any]) -> None:
+    """Tell the supervisor that this process is ready, or why it cannot be."""
+    sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
 
 

@@ -52,6 +52,7 @@ class _Process:
     deaths: int = 0
     restart_at: float | None = None
     port: int = 0
+    error: str = ""
     ready: threading.Event = field(default_factory=threading.Event)
 
 
@@ -169,10 +170,12 @@ class Supervisor:
 
     @staticmethod
     def _listen(process: _Process, popen: subprocess.Popen[str]) -> None:
-        """Wait for the line that tells that the process is ready."""
+        """Read the one line in which the process tells that it is ready, or why it cannot start."""
         line = popen.stdout.readline() if popen.stdout else ""
-        if line:
-            process.port = json.loads(line).get("port", 0)
+        told = json.loads(line) if line else {}
+        process.error = told.get("error", "")
+        if told.get("ready"):
+            process.port = told.get("port", 0)
             process.ready.set()
 
     def _await_ready(self, process: _Process) -> None:
@@ -180,7 +183,8 @@ class Supervisor:
         while not process.ready.wait(0.05):
             status = process.popen.poll() if process.popen else None
             if status is not None:
-                raise StartError(f"the {process.name} process could not start; its last lines above say why")
+                why = process.error or f"the {process.name} process could not start; the lines above say why"
+                raise StartError(why)
             if time.monotonic() > deadline:
                 raise StartError(f"the {process.name} process was not ready within {_START_S:.0f} s")
 

@@ -6,7 +6,8 @@ import logging
 import sys
 
 _NOISY = {"pynetdicom": logging.WARNING, "numba": logging.WARNING, "matplotlib": logging.WARNING,
-          "pydicom": logging.ERROR, "highdicom": logging.WARNING, "py.warnings": logging.ERROR}
+          "pydicom": logging.ERROR, "highdicom": logging.WARNING, "py.warnings": logging.ERROR,
+          "faiss": logging.WARNING}
 
 
 def configure(level: str, process: str) -> None:

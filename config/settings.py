@@ -53,7 +53,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ScpSettings(_Section):
@@ -81,7 +81,7 @@ class ScpSettings(_Section):
 class ArchiveSettings(_Section):
     """``[archive]``: where things are stored."""
 
-    data: Path
+    data: Annotated[Path, AfterValidator(Path.expanduser)]
     settle_time_s: NotNegative
     overwrite: Literal["never", "same_source", "always"]
     reserve_mb: Annotated[int, Field(ge=0)]
@@ -206,6 +206,7 @@ def load_settings(
         _refuse_unknown(told, known, str(file))
         _merge(tree, told)
     _merge(tree, _from_environment(os.environ if environment is None else environment, known))
+    _refuse_unknown(overrides or {}, known, "command line")
     _merge(tree, overrides or {})
     try:
         return Settings.model_validate(tree)

@@ -6,16 +6,15 @@ transaction that makes the instance findable, appends to the change feed and put
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydicom.filereader import _read_file_meta_info as _read_meta
-from pydicom.filereader import read_preamble
 from sqlite_utils import Database
 
 from config.settings import ArchiveSettings
@@ -26,6 +25,7 @@ from index.errors import InstanceConflict, InvalidInstance, NotFound
 from index.files import FileStore, flush_and_digest, is_valid_uid
 from index.header import Header, read_header
 from index.keys import UNIQUE_KEYS, Level, snake_case
+from index.part10 import is_same_data_set
 
 
 class Outcome(StrEnum):
@@ -66,6 +66,17 @@ class StoredInstance:
     path: Path
     size: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """A received file that has been read and flushed, but not yet stored."""
+
+    incoming: Path
+    header: Header
+    sha256: str
+    size: int
+    source_aet: str
 
 
 class Archive:
@@ -109,6 +120,12 @@ class Archive:
         return self._connections.get()
 
     @contextmanager
+    def snapshot(self) -> Iterator[Database]:
+        """Give a connection of its own, for rows that are read at leisure; see `Connections.snapshot`."""
+        with self._connections.snapshot() as database:
+            yield database
+
+    @contextmanager
     def transaction(self) -> Iterator[Database]:
         """Run a block as one write transaction."""
         with self._connections.transaction() as database:
@@ -126,6 +143,21 @@ class Archive:
     def clear_incoming(self) -> int:
         """Delete what an earlier run left half-received (call once, before anything is received)."""
         return self._files.clear_incoming()
+
+    def remove_orphans(self) -> int:
+        """Delete stored files that the catalogue does not know; return how many those were.
+
+        A crash leaves such files between the two halves of an ingest or of a deletion. Nobody finds them, so this only
+        gives back their space. Nothing that others ingest meanwhile is at risk: files get their names under the lock.
+        """
+        removed = 0
+        for paths in self._files.all_paths():
+            with self.transaction() as database:
+                for path in paths:
+                    if not _is_known(database, path):
+                        self._files.remove(path)
+                        removed += 1
+        return removed
 
     def close(self) -> None:
         """Close this thread's connection."""
@@ -165,35 +197,39 @@ class Archive:
         OutOfSpace
             The reserve would be touched.
         """
+        self._refuse_outer_transaction()
         incoming = self._files.receive(source)
         try:
             header = read_header(incoming)
             _require_expected(header, expected)
             sha256 = flush_and_digest(incoming)
-            return self._commit(incoming, header, sha256, source_aet, overwrite or self._overwrite, announce=announce)
+            arrival = _Arrival(incoming, header, sha256, incoming.stat().st_size, source_aet)
+            return self._commit(arrival, overwrite or self._overwrite, announce=announce)
         finally:
             incoming.unlink(missing_ok=True)
 
-    def _commit(
-        self, incoming: Path, header: Header, sha256: str, source_aet: str, overwrite: str, *, announce: bool
-    ) -> Ingested:
-        uid = header.sop_instance_uid
+    def _commit(self, arrival: _Arrival, overwrite: str, *, announce: bool) -> Ingested:
+        header = arrival.header
+        relative = self._files.new_path(*header.uids)
         replaced = ""
-        size = incoming.stat().st_size
-        with self.transaction() as database:
-            stored = catalogue.find_instance(database, uid)
-            if stored is not None:
-                if self._is_same(stored, incoming, sha256):
-                    return _ingested(header, Outcome.DUPLICATE)
-                if not _may_replace(stored, overwrite, source_aet):
-                    changes.append(database, ChangeKind.CONFLICT, Level.IMAGE, uid, f"from {source_aet or 'import'}")
-                else:
-                    replaced = catalogue.remove_instance(database, uid)
-            if stored is None or replaced:
-                self._insert(database, incoming, header, sha256, size, source_aet, replaced)
-                if announce:
-                    due = time.time() + self._settle_time_s
-                    jobs.push(database, jobs.SERIES_STABLE, header.series_instance_uid, not_before=due)
+        try:
+            with self.transaction() as database:
+                stored = catalogue.find_instance(database, header.sop_instance_uid)
+                if stored is not None:
+                    if self._is_same(stored, arrival):
+                        return _ingested(header, Outcome.DUPLICATE)
+                    if not self._may_replace(stored, overwrite, arrival.source_aet):
+                        origin = f"from {arrival.source_aet or 'import'}"
+                        changes.append(database, ChangeKind.CONFLICT, Level.IMAGE, header.sop_instance_uid, origin)
+                    else:
+                        replaced = catalogue.remove_instance(database, header.sop_instance_uid)
+                if stored is None or replaced:
+                    self._insert(database, arrival, relative, ChangeKind.REPLACED if replaced else ChangeKind.STORED)
+                    if announce:
+                        self._announce(database, header, stored)
+        except BaseException:
+            self._remove_unless_known(relative)
+            raise
         if stored is not None and not replaced:
             raise InstanceConflict(
                 "same SOP Instance UID, other content: the stored one was kept", element="SOPInstanceUID"
@@ -202,41 +238,59 @@ class Archive:
             self._files.remove(replaced)
         return _ingested(header, Outcome.REPLACED if replaced else Outcome.STORED)
 
-    def _insert(
-        self,
-        database: Database,
-        incoming: Path,
-        header: Header,
-        sha256: str,
-        size: int,
-        source_aet: str,
-        replaced: str,
-    ) -> None:
-        uids = (header.study_instance_uid, header.series_instance_uid, header.sop_instance_uid)
-        relative = self._files.relative_path(*uids)
-        if replaced == relative:
-            relative = self._files.relative_path(*uids, variant=sha256[:12])
+    def _insert(self, database: Database, arrival: _Arrival, relative: str, kind: ChangeKind) -> None:
+        header, uid = arrival.header, arrival.header.sop_instance_uid
         mismatch = catalogue.add_instance(
-            database, header, path=relative, size=size, sha256=sha256, source_aet=source_aet
+            database,
+            header,
+            path=relative,
+            size=arrival.size,
+            sha256=arrival.sha256,
+            source_aet=arrival.source_aet,
         )
-        kind = ChangeKind.REPLACED if replaced else ChangeKind.STORED
-        changes.append(database, kind, Level.IMAGE, header.sop_instance_uid, source_aet)
+        changes.append(database, kind, Level.IMAGE, uid, arrival.source_aet)
         if mismatch is not None:
-            told = header.values["PatientID"]
-            detail = f"study of patient {mismatch!r}, instance of {told!r}"
-            changes.append(database, ChangeKind.PATIENT_MISMATCH, Level.IMAGE, header.sop_instance_uid, detail)
-        for uid in uids:
-            if not is_valid_uid(uid):
-                changes.append(
-                    database, ChangeKind.UID_NONCONFORMING, Level.IMAGE, header.sop_instance_uid, uid[:80]
-                )
+            detail = f"study of patient {mismatch!r}, instance of {header.values['PatientID']!r}"
+            changes.append(database, ChangeKind.PATIENT_MISMATCH, Level.IMAGE, uid, detail)
+        for wrong in (each for each in header.uids if not is_valid_uid(each)):
+            changes.append(database, ChangeKind.UID_NONCONFORMING, Level.IMAGE, uid, wrong[:80])
         # Last, inside the transaction: the file has its name before the rows that promise it are committed.
-        self._files.place(incoming, relative)
+        self._files.place(arrival.incoming, relative)
 
-    def _is_same(self, stored: dict[str, Any], incoming: Path, sha256: str) -> bool:
-        if stored["sha256"] == sha256:
+    def _announce(self, database: Database, header: Header, replaced: dict[str, Any] | None) -> None:
+        due = time.time() + self._settle_time_s
+        jobs.push(database, jobs.SERIES_STABLE, header.series_instance_uid, not_before=due)
+        left = replaced["series_instance_uid"] if replaced else header.series_instance_uid
+        if left != header.series_instance_uid and catalogue.has_series(database, left):
+            jobs.push(database, jobs.SERIES_STABLE, left, not_before=due)  # without its instance it has changed as well
+
+    def _is_same(self, stored: dict[str, Any], arrival: _Arrival) -> bool:
+        path = self._files.path(stored["path"])
+        if not path.exists():
+            return False
+        if stored["sha256"] == arrival.sha256:
             return True
-        return _data_set_bytes(self._files.path(stored["path"])) == _data_set_bytes(incoming)
+        return stored["transfer_syntax_uid"] == arrival.header.transfer_syntax_uid and is_same_data_set(
+            path, arrival.incoming
+        )
+
+    def _may_replace(self, stored: dict[str, Any], overwrite: str, source_aet: str) -> bool:
+        if not self._files.path(stored["path"]).exists():  # lost: whoever sends it again repairs the archive
+            return True
+        return overwrite == "always" or (overwrite == "same_source" and stored["source_aet"] == source_aet)
+
+    def _remove_unless_known(self, relative: str) -> None:
+        """Clean up after a transaction that failed, unless it was committed after all."""
+        if not self._files.path(relative).exists():
+            return
+        # When even this fails, the file stays behind, unknown to the catalogue: the first error is the one to report.
+        with suppress(sqlite3.Error, OSError), self.transaction() as database:
+            if not _is_known(database, relative):
+                self._files.remove(relative)
+
+    def _refuse_outer_transaction(self) -> None:
+        if self._connections.in_transaction:
+            raise RuntimeError("files cannot be rolled back: ingest and delete make a transaction of their own")
 
     def open_instance(self, sop_instance_uid: str) -> StoredInstance:
         """Return the stored instance; raises `NotFound`."""
@@ -259,7 +313,10 @@ class Archive:
         )
 
     def delete(self, level: Level, uid: str) -> int:
-        """Delete a patient (by Patient ID), study, series or instance: rows first, then files.
+        """Delete a patient, study, series or instance: rows first, then files.
+
+        Everything that bears the unique key `uid` goes: the patients of every issuer of that Patient ID, the series of
+        every study that uses that Series Instance UID.
 
         Returns
         -------
@@ -269,8 +326,11 @@ class Archive:
         Raises
         ------
         NotFound
-            There is none.
+            There is none, or `uid` is empty.
         """
+        self._refuse_outer_transaction()
+        if not uid:
+            raise NotFound(f"no {level.value.lower()} without {UNIQUE_KEYS[level]}", element=UNIQUE_KEYS[level])
         column = f"{level.table}.{snake_case(UNIQUE_KEYS[level])}"
         with self.transaction() as database:
             rows = database.execute(
@@ -280,7 +340,7 @@ class Archive:
                 (uid,),
             ).fetchall()
             if not rows:
-                raise NotFound(f"no {level.value.lower()} {uid}")
+                raise NotFound(f"no {level.value.lower()} {uid}", element=UNIQUE_KEYS[level])
             paths = [catalogue.remove_instance(database, row[0]) for row in rows]
             changes.append(database, ChangeKind.DELETED, level, uid, f"{len(rows)} instances")
         for path in paths:
@@ -303,13 +363,5 @@ def _require_expected(header: Header, expected: tuple[str, str] | None) -> None:
             raise InvalidInstance(f"{keyword}: the command and the data set differ", element=keyword)
 
 
-def _may_replace(stored: dict[str, Any], overwrite: str, source_aet: str) -> bool:
-    return overwrite == "always" or (overwrite == "same_source" and stored["source_aet"] == source_aet)
-
-
-def _data_set_bytes(path: Path) -> tuple[str, bytes]:
-    """Transfer syntax and the encoded data set, without the File Meta Information that each receiver writes anew."""
-    with path.open("rb") as file:
-        read_preamble(file, force=False)
-        meta = _read_meta(file)
-        return str(meta.TransferSyntaxUID), file.read()
+def _is_known(database: Database, relative: str) -> bool:
+    return database.execute("SELECT 1 FROM instance WHERE path = ?", (relative,)).fetchone() is not None

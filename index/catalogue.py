@@ -28,6 +28,12 @@ def find_instance(database: Database, sop_instance_uid: str) -> dict[str, Any] |
     return None if row is None else dict(zip([column[0] for column in cursor.description], row, strict=True))
 
 
+def has_series(database: Database, series_instance_uid: str) -> bool:
+    """Whether there is a series with that UID, in whichever study."""
+    row = database.execute("SELECT 1 FROM series WHERE series_instance_uid = ? LIMIT 1", (series_instance_uid,))
+    return row.fetchone() is not None
+
+
 def add_instance(
     database: Database, header: Header, *, path: str, size: int, sha256: str, source_aet: str
 ) -> str | None:
@@ -55,15 +61,16 @@ def add_instance(
         },
     )
     _count(database, patient_id, study_id, series_id, instances=1, series=int(new_series), studies=0)
-    _add_to_list(database, study_id, "modalities_in_study", header.values["Modality"])
+    if new_series:  # the modality that counts is the series' one
+        _add_to_list(database, study_id, "modalities_in_study", header.values["Modality"])
     _add_to_list(database, study_id, "sop_classes_in_study", header.sop_class_uid)
     return mismatch
 
 
 def remove_instance(database: Database, sop_instance_uid: str) -> str:
     """Delete the instance's row and whatever it leaves empty above it; return the path of its file."""
-    instance, path, series, study, patient = database.execute(
-        "SELECT instance.id, instance.path, series.id, study.id, study.patient FROM instance "
+    instance, path, sop_class, series, study, patient = database.execute(
+        "SELECT instance.id, instance.path, instance.sop_class_uid, series.id, study.id, study.patient FROM instance "
         "JOIN series ON series.id = instance.series JOIN study ON study.id = series.study "
         "WHERE instance.sop_instance_uid = ?",
         (sop_instance_uid,),
@@ -77,7 +84,7 @@ def remove_instance(database: Database, sop_instance_uid: str) -> str:
     study_gone = not _has_rows(database, "series", "study", study)
     if study_gone:
         database.execute("DELETE FROM study WHERE id = ?", (study,))
-    else:
+    elif series_gone or not _has_sop_class(database, study, sop_class):
         _refresh_lists(database, study)
     if not _has_rows(database, "study", "patient", patient):
         database.execute("DELETE FROM patient WHERE id = ?", (patient,))
@@ -87,6 +94,15 @@ def remove_instance(database: Database, sop_instance_uid: str) -> str:
 
 def _has_rows(database: Database, table: str, column: str, value: int) -> bool:
     return database.execute(f"SELECT 1 FROM {table} WHERE {column} = ? LIMIT 1", (value,)).fetchone() is not None
+
+
+def _has_sop_class(database: Database, study: int, sop_class_uid: str) -> bool:
+    row = database.execute(
+        "SELECT 1 FROM instance JOIN series ON series.id = instance.series "
+        "WHERE series.study = ? AND instance.sop_class_uid = ? LIMIT 1",
+        (study, sop_class_uid),
+    ).fetchone()
+    return row is not None
 
 
 def _identity(header: Header) -> str:

@@ -14,6 +14,8 @@ from sqlite_utils import Database
 
 from index.keys import Level
 
+_PAGE = 500
+
 
 class ChangeKind(StrEnum):
     """What happened."""
@@ -54,9 +56,9 @@ def append(database: Database, kind: ChangeKind, level: Level, uid: str, detail:
 
 
 def since(database: Database, seq: int = 0) -> Iterator[Change]:
-    """Yield the changes after `seq`, oldest first."""
-    rows = database.execute(
-        "SELECT seq, kind, level, uid, detail, at FROM change WHERE seq > ? ORDER BY seq", (seq,)
-    )
-    for number, kind, level, uid, detail, at in rows:
-        yield Change(number, ChangeKind(kind), Level(level), uid, detail, at)
+    """Yield the changes after `seq`, oldest first; the reader may write to the same database between two of them."""
+    while page := database.execute(
+        "SELECT seq, kind, level, uid, detail, at FROM change WHERE seq > ? ORDER BY seq LIMIT ?", (seq, _PAGE)
+    ).fetchall():
+        for seq, kind, level, uid, detail, at in page:
+            yield Change(seq, ChangeKind(kind), Level(level), uid, detail, at)

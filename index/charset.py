@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 
-from pydicom.charset import convert_encodings, decode_bytes, encode_string
+from pydicom.charset import convert_encodings, decode_bytes, encode_string, python_encoding
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 UTF_8 = ("ISO_IR 192",)
@@ -33,17 +32,13 @@ def choose_charset(texts: list[str], candidates: Iterable[tuple[str, ...]]) -> t
 
 
 def _is_lossless(texts: list[str], charset: tuple[str, ...]) -> bool:
-    if not any(charset):
+    if not any(charset) or not all(term in python_encoding for term in charset):
         return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            encodings = list(convert_encodings(list(charset)))
-            return all(_survives(text, encodings) for text in texts if not text.isascii())
-        except (UnicodeError, LookupError, UserWarning):
-            return False
+    encodings = convert_encodings(list(charset))
+    return all(_survives(text, encodings) for text in texts if not text.isascii())
 
 
 def _survives(text: str, encodings: list[str]) -> bool:
+    # pydicom replaces what it cannot encode and warns; what comes back then differs.
     encoded = encode_string(text, encodings)
     return decode_bytes(encoded, encodings, TEXT_VR_DELIMS | PN_DELIMS) == text

@@ -5,6 +5,7 @@ Any number of processes may read while one writes. `synchronous = FULL` makes a 
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from sqlite_utils import Database
 
 from index.keys import KEYS, Matching, snake_case
-from index.matching import name_matches
+from index.matching import name_matches, value_matches
 from index.migrations import migrations
 
 BUSY_TIMEOUT_S = 60.0
@@ -33,9 +34,8 @@ class Connections:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        with self.transaction_free() as database:
+        with _first_in_line(path.with_suffix(".lock")), self.transaction() as database:
             migrations.apply(database)
-        with self.transaction() as database:
             _add_missing_columns(database)
 
     def get(self) -> Database:
@@ -52,29 +52,55 @@ class Connections:
             database.conn.close()
             self._local.database = None
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is inside a `transaction`."""
+        return bool(self.get().conn.in_transaction)
+
     @contextmanager
-    def transaction_free(self) -> Iterator[Database]:
-        """Give the connection outside any transaction (migrations make their own)."""
-        yield self.get()
+    def snapshot(self) -> Iterator[Database]:
+        """Give a connection of its own, for rows that are read at leisure.
+
+        A half-read cursor on the thread's own connection would hold an old state of the database, and that connection
+        could not write any more once somebody else has.
+        """
+        database = Database(_connect(self._path))
+        try:
+            yield database
+        finally:
+            database.conn.close()
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:
         """Run the block as one write transaction: all of it is committed, or nothing.
 
-        A block inside another one of the same thread joins it.
+        A block inside another one of the same thread belongs to that one: it is undone when it raises, and committed
+        when the outer one is.
         """
         database = self.get()
         connection = database.conn
-        if connection.in_transaction:
-            yield database
-            return
-        connection.execute("BEGIN IMMEDIATE")
+        begin, commit, undo = _OUTER if not connection.in_transaction else _INNER
+        connection.execute(begin)
         try:
             yield database
+            connection.execute(commit)
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a full disk may have made SQLite roll back on its own
+                for statement in undo:
+                    connection.execute(statement)
             raise
-        connection.execute("COMMIT")
+
+
+_OUTER = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
+_INNER = ("SAVEPOINT block", "RELEASE block", ("ROLLBACK TO block", "RELEASE block"))
+
+
+@contextmanager
+def _first_in_line(lock: Path) -> Iterator[None]:
+    """Let one process at a time create or migrate the database: switching to WAL does not wait for others."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -83,6 +109,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.create_function("name_matches", 2, name_matches, deterministic=True)
+    connection.create_function("value_matches", 2, value_matches, deterministic=True)
     return connection
 
 

@@ -83,7 +83,14 @@ def record(
         "outputs = excluded.outputs, at = excluded.at",
         (source, canonical(recipe), digest, json.dumps(outputs), changes.now()),
     )
+    (number,) = database.execute(
+        "SELECT id FROM derivation WHERE source = ? AND recipe = ?", (source, canonical(recipe))
+    ).fetchone()
+    database.execute("DELETE FROM derivation_output WHERE derivation = ?", (number,))
     for uid in outputs:
+        database.execute(
+            "INSERT OR IGNORE INTO derivation_output (series_instance_uid, derivation) VALUES (?, ?)", (uid, number)
+        )
         changes.append(database, ChangeKind.DERIVED, Level.SERIES, uid, source)
 
 
@@ -97,15 +104,15 @@ def made_from(database: Database, source: str) -> list[Derivation]:
 
 def is_derived(database: Database, series_instance_uid: str) -> bool:
     """Whether this node made the series."""
-    rows = database.execute("SELECT outputs FROM derivation WHERE instr(outputs, ?) > 0", (series_instance_uid,))
-    return any(series_instance_uid in json.loads(outputs) for (outputs,) in rows)
+    return maker(database, series_instance_uid) is not None
 
 
 def maker(database: Database, series_instance_uid: str) -> Derivation | None:
-    """The derivation that made the series, or None when it came from outside."""
+    """The derivation that made the series (the latest of several), or None when it came from outside."""
     row = database.execute(
-        "SELECT source, recipe, source_digest, outputs FROM derivation, json_each(derivation.outputs) "
-        "WHERE json_each.value = ?",
+        "SELECT source, recipe, source_digest, outputs FROM derivation JOIN derivation_output "
+        "ON derivation_output.derivation = derivation.id WHERE derivation_output.series_instance_uid = ? "
+        "ORDER BY derivation.id DESC LIMIT 1",
         (series_instance_uid,),
     ).fetchone()
     return None if row is None else Derivation(row[0], row[1], row[2], tuple(json.loads(row[3])))

@@ -1,7 +1,7 @@
 """Embeddings as rows: the truth of which every vector index is a cache.
 
-A series is embedded as a whole: its rows under one model are replaced in one transaction, a vector per frame and one for
-the series (the direction of the mean of its frames). Rows of two models never mix.
+A series is embedded as a whole: its rows under one model are replaced in one transaction, a vector per frame and one
+for the series (the direction of the mean of its frames). Rows of two models never mix.
 """
 
 from __future__ import annotations
@@ -141,3 +141,14 @@ def _replace(
                 "INSERT INTO embedding (model_id, series, instance, frame, vector) VALUES (?, ?, ?, ?, ?)",
                 (model_id, series, instance, frame, to_bytes(vector)),
             )
+
+
+def series_lacking(archive: Archive, model_id: str, other_model_id: str) -> list[str]:
+    """Return the Series Instance UIDs that have vectors of `other_model_id`, but none of `model_id`."""
+    rows = archive.database.execute(
+        "SELECT DISTINCT series.series_instance_uid FROM embedding JOIN series ON series.id = embedding.series "
+        "WHERE embedding.model_id = ? AND NOT EXISTS "
+        "(SELECT 1 FROM embedding AS own WHERE own.series = embedding.series AND own.model_id = ?)",
+        (other_model_id, model_id),
+    )
+    return [uid for (uid,) in rows]

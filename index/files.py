@@ -1,6 +1,7 @@
-"""Part 10 files below the data folder: ``files/<study>/<series>/<instance>.dcm``.
+"""Part 10 files below the data folder: ``files/<study>/<series>/<instance>-<token>.dcm``.
 
-A file appears under its final name only when it is whole and flushed. A UID becomes part of a path only when it is a
+A file appears under its final name only when it is whole and flushed, and no name is ever used twice: whoever removes
+an old version, or still reads it, has nothing to do with the new one. A UID becomes part of a path only when it is a
 valid one; any other is replaced by a digest of it, so that nothing a sender writes can name a file.
 """
 
@@ -9,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from index.errors import OutOfSpace
 
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
 _MIB = 1 << 20
+_PLACE_ATTEMPTS = 100
 
 
 def is_valid_uid(uid: str) -> bool:
@@ -44,7 +48,7 @@ class FileStore:
         self.incoming = root / "incoming"
         self._reserve_bytes = reserve_mb * _MIB
         for folder in (self.incoming, root / "files"):
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_durable_folder(folder)
 
     def require_space(self, size: int = 0) -> None:
         """Raise `OutOfSpace` when storing `size` bytes would leave less free than the reserve."""
@@ -55,9 +59,19 @@ class FileStore:
             )
 
     def receive(self, source: Path | bytes) -> Path:
-        """Bring `source` into the incoming folder and return its path there; a file already there stays."""
-        if isinstance(source, Path) and source.parent == self.incoming:
-            self.require_space()
+        """Bring `source` into the incoming folder and return its path there; a file already there stays.
+
+        Raises
+        ------
+        OutOfSpace
+            Nothing is left in the incoming folder.
+        """
+        if isinstance(source, Path) and source.parent.resolve() == self.incoming:
+            try:
+                self.require_space()
+            except OutOfSpace:
+                source.unlink(missing_ok=True)
+                raise
             return source
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         self.require_space(size)
@@ -75,17 +89,27 @@ class FileStore:
             raise
         return path
 
-    def relative_path(self, study: str, series: str, instance: str, *, variant: str = "") -> str:
-        """Path below the data folder of the file for these UIDs; `variant` tells apart two contents of one UID."""
-        name = _name(instance) + (f"-{variant}" if variant else "")
-        return f"files/{_name(study)}/{_name(series)}/{name}.dcm"
+    def new_path(self, study: str, series: str, instance: str) -> str:
+        """Return a path below the data folder for these UIDs that no file has or had."""
+        return f"files/{_name(study)}/{_name(series)}/{_name(instance)}-{secrets.token_hex(8)}.dcm"
 
     def place(self, incoming: Path, relative: str) -> None:
         """Give the flushed file `incoming` its final name, and make that name durable."""
         final = self.root / relative
-        _make_durable_folder(final.parent)
-        incoming.replace(final)
+        for attempt in range(_PLACE_ATTEMPTS):
+            try:
+                _make_durable_folder(final.parent)
+                incoming.replace(final)
+                break
+            except FileNotFoundError:  # somebody who removed the last file of the folder took it away as well
+                if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
+                    raise
         _flush_folder(final.parent)
+
+    def all_paths(self) -> Iterator[list[str]]:
+        """Yield the paths below the data folder of all stored files, folder by folder."""
+        for folder in (self.root / "files").glob("*/*"):
+            yield [path.relative_to(self.root).as_posix() for path in folder.glob("*.dcm")]
 
     def path(self, relative: str) -> Path:
         """Absolute path of a stored file."""

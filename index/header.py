@@ -8,25 +8,38 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
-import pydicom
+from pydicom import dcmread
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import FileDataset
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import TEXT_VR_DELIMS, PersonName
 
 from index.errors import InvalidInstance
 from index.keys import KEYS, Matching, indexed_keywords
 from index.matching import normalise
+from index.part10 import inflate
 
-_KEYWORDS = indexed_keywords()
-_WANTED = [*_KEYWORDS, "SpecificCharacterSet"]
+_TAGS: dict[str, BaseTag] = {
+    keyword: Tag(tag)
+    for keyword in [*indexed_keywords(), "SpecificCharacterSet"]
+    if (tag := tag_for_keyword(keyword)) is not None
+}
+_PIXEL_DATA = frozenset({Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")})
 _DECODED = {"LO", "LT", "SH", "ST", "UC", "UT"}
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
+_LONGEST_VALUE = 1 << 16
+"""Bytes of the longest value that is indexed: more than any VR of a key allows, in any character set."""
+_LONGEST_HEADER = 1 << 26
+"""Bytes of a deflated data set that are inflated to find the keys; a small file may inflate to any size."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,11 @@ class Header:
     charset: str
     values: dict[str, str]
 
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """Study, Series and SOP Instance UID."""
+        return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
+
 
 def read_header(path: Path) -> Header:
     """Read the identity and the key values of the Part 10 file at `path`.
@@ -58,11 +76,7 @@ def read_header(path: Path) -> Header:
     InvalidInstance
         Not a Part 10 file, cut off or unreadable, or without SOP Instance, Series or Study Instance UID.
     """
-    dataset = _read(path)
-    meta = dataset.file_meta
-    charset = _text_of(dataset, "SpecificCharacterSet", [])
-    encodings = _encodings(charset)
-    values = {keyword: _text_of(dataset, keyword, encodings) for keyword in _KEYWORDS}
+    meta, charset, values = _read(path)
     for keyword, from_meta in (
         ("SOPClassUID", meta.get("MediaStorageSOPClassUID", "")),
         ("SOPInstanceUID", meta.get("MediaStorageSOPInstanceUID", "")),
@@ -71,7 +85,7 @@ def read_header(path: Path) -> Header:
     for keyword in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not values[keyword]:
             raise InvalidInstance(f"{keyword} is missing or empty", element=keyword)
-    transfer_syntax = str(meta.get("TransferSyntaxUID", ""))
+    transfer_syntax = normalise(str(meta.get("TransferSyntaxUID", "")))
     if not transfer_syntax:
         raise InvalidInstance("the file has no Transfer Syntax UID", element="TransferSyntaxUID")
     return Header(
@@ -85,34 +99,66 @@ def read_header(path: Path) -> Header:
     )
 
 
-def _read(path: Path) -> FileDataset:
+def _read(path: Path) -> tuple[FileMetaDataset, str, dict[str, str]]:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_WANTED)
+        meta = read_file_meta_info(path)
+        is_deflated = meta.get("TransferSyntaxUID", "") == DeflatedExplicitVRLittleEndian
+        dataset = _read_deflated(path) if is_deflated else _read_plain(path)
+        elements = {element.tag: element for element in dataset.elements()}
+        charset = _value(elements, "SpecificCharacterSet", [])
+        encodings = encodings_of(charset)
+        return meta, charset, {keyword: _value(elements, keyword, encodings) for keyword in indexed_keywords()}
     except InvalidDicomError as error:
         raise InvalidInstance("not a DICOM Part 10 file") from error
-    except Exception as error:
+    except OSError:
+        raise
+    except Exception as error:  # a parser fed with hostile bytes raises anything; the file is at fault, not the node
         raise InvalidInstance(f"unreadable data set: {type(error).__name__}: {error}"[:200]) from error
 
 
-def _encodings(charset: str) -> list[str]:
-    try:
-        return list(convert_encodings(charset.split("\\") if charset else ""))
-    except LookupError:  # an unknown character set: bytes are read as the default repertoire
-        return list(convert_encodings(""))
+def _read_plain(path: Path) -> Dataset:
+    return dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS.values()), defer_size=_LONGEST_VALUE)
 
 
-def _text_of(dataset: FileDataset, keyword: str, encodings: list[str]) -> str:
-    tag = tag_for_keyword(keyword)
-    if tag is None or tag not in dataset:
+def _read_deflated(path: Path) -> Dataset:
+    return read_dataset(
+        BytesIO(inflate(path, _LONGEST_HEADER)),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag in _PIXEL_DATA,
+        specific_tags=list(_TAGS.values()),
+        defer_size=_LONGEST_VALUE,
+    )
+
+
+def encodings_of(charset: str) -> list[str]:
+    r"""Python encodings for a Specific Character Set joined by ``\``; pydicom takes an unknown one for the default."""
+    return convert_encodings(charset.split("\\") if charset else "")
+
+
+def _value(elements: dict[BaseTag, DataElement | RawDataElement], keyword: str, encodings: list[str]) -> str:
+    element = elements.get(_TAGS[keyword])
+    return "" if element is None else _clean(keyword, text_of(element, encodings))
+
+
+def text_of(element: DataElement | RawDataElement, encodings: list[str]) -> str:
+    r"""Return the value of `element` as text, several joined by ``\``; "" for a sequence and for one too long.
+
+    Parameters
+    ----------
+    element
+        As pydicom has read it (not decoded yet), or as somebody has set it.
+    encodings
+        Python encodings of the Specific Character Set.
+    """
+    vr = str(element.VR) if element.VR not in (None, "UN") else dictionary_VR(element.tag)
+    value = element.value
+    if vr == "SQ" or value is None:
         return ""
-    element: object = dataset.get_item(tag)
     if isinstance(element, RawDataElement):
-        vr = element.VR if element.VR not in (None, "UN") else dictionary_VR(tag)
-        return _clean(keyword, _decode(element.value or b"", str(vr), encodings, element.is_little_endian))
-    # pydicom has parsed this one already (Specific Character Set, or elements that decide how others are read)
-    value = dataset[tag].value
+        return _decode(value, vr, encodings, element.is_little_endian)
     parts = value if isinstance(value, (list, tuple, MultiValue)) else [value]
-    return _clean(keyword, "\\".join("" if part is None else str(part) for part in parts))
+    return "\\".join("" if part is None else str(part) for part in parts)
 
 
 def _decode(raw: bytes, vr: str, encodings: list[str], little_endian: bool) -> str:  # noqa: FBT001
@@ -129,8 +175,10 @@ def _decode(raw: bytes, vr: str, encodings: list[str], little_endian: bool) -> s
 
 
 def _clean(keyword: str, value: str) -> str:
-    parts = [normalise(part) for part in value.split("\\")]
     matching = KEYS[keyword].matching if keyword in KEYS else Matching.TEXT
+    if matching is Matching.PERSON_NAME:  # kept as it is (NFC unifies some ideographs); compared by its folded form
+        return "\\".join(part.strip(" \0") for part in value.split("\\"))
+    parts = [normalise(part) for part in value.split("\\")]
     if matching is Matching.DATE:  # ACR-NEMA wrote YYYY.MM.DD
         parts = [part.replace(".", "") if len(part) == 10 else part for part in parts]
     elif matching is Matching.TIME:

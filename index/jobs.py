@@ -4,6 +4,7 @@ A job is *queued* until a worker claims it, *running* while the claim is renewed
 A claim that its worker does not renew expires, and the job is queued again; a job that fails waits longer each time.
 Pushing a job that is already queued moves its date instead of adding a second one: that is how a series becomes
 stable (`series_stable`, pushed forward with each instance). Two jobs on one subject never run at the same time.
+Only who holds the claim can end the job: a worker that lost it, and comes back late, changes nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from index.errors import NotFound
 
 SERIES_STABLE = "series_stable"
 _LONGEST_DELAY_S = 3600.0
+_MOST_DOUBLINGS = 20
 _COLUMNS = (
     "id, kind, subject, parameters, state, not_before, attempts, worker, error, progress, created, started, finished"
 )
@@ -109,9 +111,10 @@ class JobQueue:
             self._free(database, "claim_expires < ?", (now,), max_attempts)
             row = database.execute(
                 f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND NOT EXISTS "
-                "(SELECT 1 FROM job WHERE state = 'running' AND subject = due.subject) "
-                "ORDER BY not_before, id LIMIT 1",
-                (now,),
+                "(SELECT 1 FROM job WHERE subject = due.subject AND (state = 'running' "
+                # Cancelled, and its worker has not stopped yet.
+                "OR (state = 'cancelled' AND claim_expires >= ?))) ORDER BY not_before, id LIMIT 1",
+                (now, now),
             ).fetchone()
             if row is None:
                 return None
@@ -143,15 +146,16 @@ class JobQueue:
         """Keep the claim and record the progress (0 to 1); False when the job is no longer this worker's."""
         with self._transaction() as database:
             updated = database.execute(
-                "UPDATE job SET claim_expires = ?, progress = ? WHERE id = ? AND state = 'running' AND worker = ?",
-                (time.time() + claim_s, progress, job.id, job.worker),
+                f"UPDATE job SET claim_expires = ?, progress = ? WHERE {_HELD} AND state = 'running'",
+                (time.time() + claim_s, progress, *_holder(job)),
             )
             return bool(updated.rowcount)
 
     def done(self, job: Job) -> None:
         """Record success."""
         with self._transaction() as database:
-            _finish(database, job.id, "done", "")
+            if _hand_back(database, job):
+                _finish(database, job.id, "done", "")
 
     def fail(
         self, job: Job, sentence: str, *, max_attempts: int, retry_delay_s: float, permanent: bool = False
@@ -164,16 +168,23 @@ class JobQueue:
             Trying again cannot help (the input is at fault).
         """
         with self._transaction() as database:
+            if not _hand_back(database, job):
+                return
             if permanent or job.attempts >= max_attempts:
                 _finish(database, job.id, "failed", sentence)
                 return
-            delay = min(retry_delay_s * 2 ** (job.attempts - 1), _LONGEST_DELAY_S)
+            delay = min(retry_delay_s * 2 ** min(job.attempts - 1, _MOST_DOUBLINGS), _LONGEST_DELAY_S)
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
             _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time() + delay, error=sentence)
 
     def release(self, job: Job) -> None:
-        """Give an unfinished job back, as if it had not been tried (the worker has to stop)."""
+        """Give an unfinished job back, as if it had not been tried; a cancelled one stays cancelled.
+
+        For a worker that has to stop, or that has stopped working on a cancelled job.
+        """
         with self._transaction() as database:
+            if not _hand_back(database, job):
+                return
             database.execute("UPDATE job SET attempts = attempts - 1 WHERE id = ?", (job.id,))
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
             _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time())
@@ -206,17 +217,39 @@ class JobQueue:
         self.push(job.kind, job.subject, job.parameters)
 
     def cancel(self, number: int) -> None:
-        """Cancel a queued job, or ask the worker of a running one to stop."""
+        """Cancel a queued job, or ask the worker of a running one to stop.
+
+        The claim of a running one stays until its worker gives it back or lets it expire: no other job on the subject
+        starts before.
+        """
         job = self.get(number)
         if job.state not in ("queued", "running"):
             raise NotFound(f"job {number} is {job.state}: only a queued or running job can be cancelled")
         with self._transaction() as database:
-            _finish(database, number, "cancelled", "cancelled by the user")
+            _finish(database, number, "cancelled", "cancelled by the user", keep_claim=True)
 
 
-def _finish(database: Database, number: int, state: str, sentence: str) -> None:
+_HELD = "id = ? AND worker = ? AND started IS ?"
+"""Condition for the claim of one attempt: a worker that claims the same job twice holds two different claims."""
+
+
+def _holder(job: Job) -> tuple[int, str, float | None]:
+    return job.id, job.worker, job.started
+
+
+def _hand_back(database: Database, job: Job) -> bool:
+    """End the claim; whether the job was still running under it, and what becomes of it is the holder's to say."""
     database.execute(
-        "UPDATE job SET state = ?, error = ?, finished = ?, claim_expires = NULL, "
+        f"UPDATE job SET claim_expires = NULL WHERE {_HELD} AND state IN ('running', 'cancelled')", _holder(job)
+    )
+    row = database.execute(f"SELECT 1 FROM job WHERE {_HELD} AND state = 'running'", _holder(job)).fetchone()
+    return row is not None
+
+
+def _finish(database: Database, number: int, state: str, sentence: str, *, keep_claim: bool = False) -> None:
+    claim = "claim_expires" if keep_claim else "NULL"
+    database.execute(
+        f"UPDATE job SET state = ?, error = ?, finished = ?, claim_expires = {claim}, "
         "progress = CASE WHEN ? = 'done' THEN 1 ELSE progress END WHERE id = ? AND state IN ('queued', 'running')",
         (state, sentence, time.time(), state, number),
     )

@@ -5,17 +5,28 @@ A `Condition` is a piece of SQL over the catalogue's tables with its parameters.
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pydicom.datadict import dictionary_VR
+
 from index.errors import InvalidIdentifier
 from index.keys import Key, Matching
 
 _EARLIEST_TIME = "000000000000"
-_LATEST_TIME = "235959999999"
+_LATEST_TIME = "999999999999"  # also above a leap second
+_MOST_VALUES = 1000
+"""Values that a key other than a UID may have in one query; only UIDs have lists without end."""
+
+_VOICING_MARKS = "\u3099\u309a"
+"""Of Japanese kana: they tell consonants apart and are no accents."""
+_STROKES = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ı": "i", "æ": "ae", "œ": "oe"})
+"""Letters with an accent that Unicode does not decompose."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +38,12 @@ class Condition:
 
 
 def any_of(conditions: list[Condition]) -> Condition:
-    """The conditions joined by OR."""
-    return Condition(
-        "(" + " OR ".join(condition.sql for condition in conditions) + ")",
-        tuple(value for condition in conditions for value in condition.parameters),
-    )
+    """The conditions joined by OR, as a balanced tree: SQLite limits the depth of an expression."""
+    if len(conditions) == 1:
+        return conditions[0]
+    middle = len(conditions) // 2
+    left, right = any_of(conditions[:middle]), any_of(conditions[middle:])
+    return Condition(f"({left.sql} OR {right.sql})", left.parameters + right.parameters)
 
 
 def normalise(text: str) -> str:
@@ -40,17 +52,23 @@ def normalise(text: str) -> str:
 
 
 def fold_name(name: str) -> str:
-    """A person name for comparison: per component group without case, accents and trailing delimiters.
+    r"""A person name for comparison: per component group without case, accents and trailing delimiters.
 
-    Groups (PS3.5 6.2.1: alphabetic, ideographic, phonetic) stay joined by ``=``; wild cards are kept.
+    Groups (PS3.5 6.2.1: alphabetic, ideographic, phonetic) stay joined by ``=`` and several names by ``\``; wild cards
+    are kept.
     """
-    folded = []
-    for group in name.split("="):
-        decomposed = unicodedata.normalize("NFKD", group.casefold())
-        base = "".join(character for character in decomposed if not unicodedata.combining(character))
-        components = [component.strip() for component in unicodedata.normalize("NFC", base).split("^")]
-        folded.append("^".join(components).rstrip("^"))
-    return "=".join(folded).rstrip("=")
+    return "\\".join("=".join(map(_fold_group, value.split("="))).rstrip("=") for value in name.split("\\"))
+
+
+def _fold_group(group: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", group.casefold())
+    base = "".join(
+        character
+        for character in decomposed
+        if character in _VOICING_MARKS or not unicodedata.combining(character)
+    )
+    composed = unicodedata.normalize("NFC", base).translate(_STROKES)
+    return "^".join(component.strip() for component in composed.split("^")).rstrip("^")
 
 
 def has_wild_card(value: str) -> bool:
@@ -59,21 +77,18 @@ def has_wild_card(value: str) -> bool:
 
 
 def is_universal(value: str, matching: Matching) -> bool:
-    """Whether `value` matches everything: empty, or only asterisks where wild cards are allowed."""
-    wild = matching in (Matching.TEXT, Matching.PERSON_NAME, Matching.MODALITIES)
-    return not value or (wild and not value.strip("*"))
+    """Whether `value` matches everything: empty, only asterisks (not for a UID), or a name without a character."""
+    if matching is Matching.PERSON_NAME:
+        value = fold_name(value)
+    return not value or (matching is not Matching.UID and not value.strip("*"))
 
 
-def uid_list(column: str, values: list[str], key: Key) -> Condition:
+def uid_list(column: str, values: list[str], _key: Key) -> Condition:
     """List of UID matching (C.2.2.2.2): any of `values`, however many."""
-    wrong = next((value for value in values if has_wild_card(value)), None)
-    if wrong is not None:
-        raise InvalidIdentifier(f"{key.keyword}: a UID takes no wild card, got {wrong[:20]}", element=key.keyword)
     if len(values) == 1:
         return Condition(f"{column} = ?", (values[0],))
     # One JSON parameter: SQLite limits the number of parameters, the standard does not limit the list.
-    quoted = ",".join(f'"{value}"' for value in values if '"' not in value and "\\" not in value)
-    return Condition(f"{column} IN (SELECT value FROM json_each(?))", (f"[{quoted}]",))
+    return Condition(f"{column} IN (SELECT value FROM json_each(?))", (json.dumps(values),))
 
 
 def text(column: str, value: str, _key: Key) -> Condition:
@@ -89,53 +104,60 @@ def person_name(column: str, value: str, _key: Key) -> Condition:
     column = f"{column}_folded"
     if has_wild_card(folded) or "=" in folded:
         return Condition(f"name_matches({column}, ?)", (folded,))
-    literal = folded.replace("[", "[[]")
-    return Condition(
-        f"({column} = ? OR {column} GLOB ? OR {column} GLOB ? OR {column} GLOB ?)",
-        (folded, f"{literal}=*", f"*={literal}", f"*={literal}=*"),
-    )
+    groups = f"'=' || replace({column}, '\\', '=') || '='"
+    return Condition(f"({column} = ? OR instr({groups}, '=' || ? || '=') > 0)", (folded, folded))
 
 
 def name_matches(stored: str, pattern: str) -> bool:
-    """SQL function: whether the folded name `stored` matches the folded `pattern`, group by group.
+    r"""SQL function: whether one of the folded names `stored`, joined by ``\``, matches the folded `pattern`.
 
-    A pattern without ``=`` may match any group; a pattern with groups must match each group that it gives.
+    A pattern without ``=`` may match any component group; one with groups must match each group that it gives.
     """
-    groups = stored.split("=")
-    patterns = [_expression(part) for part in pattern.split("=")]
+    patterns = pattern.split("=")
+    return any(_groups_match(name.split("="), patterns) for name in stored.split("\\"))
+
+
+def _groups_match(groups: list[str], patterns: list[str]) -> bool:
     if len(patterns) == 1:
-        return any(patterns[0].fullmatch(group) for group in groups)
-    groups += [""] * (len(patterns) - len(groups))
-    return all(
-        not expression.pattern or expression.fullmatch(group)
-        for expression, group in zip(patterns, groups, strict=False)
-    )
+        return any(_group_matches(group, patterns[0]) for group in groups)
+    groups = groups + [""] * (len(patterns) - len(groups))
+    return all(not pattern or _group_matches(group, pattern) for pattern, group in zip(patterns, groups, strict=False))
+
+
+def _group_matches(group: str, pattern: str) -> bool:
+    # Components that are not there are as good as empty ones: smith^* also matches smith.
+    shorter = pattern
+    while shorter.endswith("^*"):
+        shorter = shorter[:-2]
+        if _expression(shorter).fullmatch(group):
+            return True
+    return _expression(pattern).fullmatch(group) is not None
+
+
+def value_matches(stored: str, pattern: str) -> bool:
+    r"""SQL function: whether one of the values `stored`, joined by ``\``, matches the wild cards of `pattern`."""
+    return any(_expression(pattern).fullmatch(value) for value in stored.split("\\"))
 
 
 @lru_cache(maxsize=256)
 def _expression(pattern: str) -> re.Pattern[str]:
-    translated = "".join({"*": ".*", "?": "."}.get(character) or re.escape(character) for character in pattern)
-    return re.compile(translated, re.DOTALL)
+    # fnmatch's expressions take linear time, which a plain ".*" for each "*" does not; "[" is special to it only.
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))
 
 
 def multi_valued(column: str, value: str, _key: Key) -> Condition:
     r"""Match `value` against any value of a multi-valued element, stored joined by ``\``."""
     if has_wild_card(value):
-        return Condition(
-            f"EXISTS (SELECT 1 FROM json_each('[\"' || replace(replace({column}, '\"', ''), '\\', '\",\"') || '\"]') "
-            "WHERE value GLOB ?)",
-            (value.replace("[", "[[]"),),
-        )
+        return Condition(f"value_matches({column}, ?)", (value,))
     return Condition(f"instr('\\' || {column} || '\\', '\\' || ? || '\\') > 0", (value,))
 
 
 def number(column: str, value: str, key: Key) -> Condition:
     """IS, DS, US: numeric comparison, so that ``02`` equals ``2``."""
-    try:
-        wanted = float(value)
-    except ValueError as error:
-        raise InvalidIdentifier(f"{key.keyword}: expected a number, got {value[:20]!r}", element=key.keyword) from error
-    return Condition(f"({column} <> '' AND CAST({column} AS REAL) = ?)", (wanted,))
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([Ee][+-]?\d+)?", value, re.ASCII):
+        raise InvalidIdentifier(f"{key.keyword}: expected a number, got {value[:20]!r}", element=key.keyword)
+    # A stored value that is no number would be 0 to CAST.
+    return Condition(f"({column} GLOB '[-+.0-9]*' AND CAST({column} AS REAL) = ?)", (float(value),))
 
 
 def date(column: str, value: str, key: Key) -> Condition:
@@ -197,10 +219,22 @@ def condition(key: Key, values: list[str]) -> Condition | None:
     InvalidIdentifier
         A value that the matching type of `key` does not allow (Status A900).
     """
-    wanted = [normalise(value) for value in values]
+    wanted = list(dict.fromkeys(value for value in map(normalise, values) if value))
     if not wanted or any(is_universal(value, key.matching) for value in wanted):
         return None
+    if dictionary_VR(key.keyword) == "UI":
+        _refuse_wild_cards(key, wanted)
     if key.matching is Matching.UID:
         return uid_list(key.column, wanted, key)
+    if len(wanted) > _MOST_VALUES:
+        raise InvalidIdentifier(
+            f"{key.keyword}: expected at most {_MOST_VALUES} values, got {len(wanted)}", element=key.keyword
+        )
     matcher = _SINGLE[key.matching]
     return any_of([matcher(key.column, value, key) for value in wanted])
+
+
+def _refuse_wild_cards(key: Key, values: list[str]) -> None:
+    wrong = next((value for value in values if has_wild_card(value)), None)
+    if wrong is not None:
+        raise InvalidIdentifier(f"{key.keyword}: a UID takes no wild card, got {wrong[:20]}", element=key.keyword)

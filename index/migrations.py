@@ -1,8 +1,9 @@
 """The schema of the catalogue, as steps that each run once. A change of the schema is a new step at the end.
 
 Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``change`` (append-only feed), ``job``
-(durable queue), ``derivation`` (what was made from what), ``encoder`` and ``embedding`` (vectors; the truth of which
-the faiss index is a cache), ``embedding_change`` (lets that cache follow). Key columns come from `index.keys`.
+(durable queue), ``derivation`` and ``derivation_output`` (what was made from what), ``encoder`` and ``embedding``
+(vectors; the truth of which the faiss index is a cache), ``embedding_change`` (lets that cache follow). Key columns
+come from `index.keys`.
 """
 
 from __future__ import annotations
@@ -143,6 +144,17 @@ CREATE TRIGGER embedding_removed AFTER DELETE ON embedding BEGIN
 END;
 """
 
+_LOOKUPS = """
+CREATE INDEX instance_path ON instance(path);
+CREATE TABLE derivation_output (
+    series_instance_uid TEXT NOT NULL,
+    derivation INTEGER NOT NULL REFERENCES derivation(id) ON DELETE CASCADE,
+    PRIMARY KEY (series_instance_uid, derivation)
+);
+INSERT INTO derivation_output (series_instance_uid, derivation)
+    SELECT DISTINCT json_each.value, derivation.id FROM derivation, json_each(derivation.outputs);
+"""
+
 
 def _run(database: Any, script: str) -> None:
     for statement in _statements(script):
@@ -177,3 +189,8 @@ def embeddings(database: Database) -> None:
     """Encoders and embeddings."""
     _run(database, _EMBEDDINGS)
 
+
+@migrations()
+def lookups(database: Database) -> None:
+    """Find an instance by its file, and a derivation by what it made."""
+    _run(database, _LOOKUPS)

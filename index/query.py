@@ -6,25 +6,29 @@ cannot disagree about what exists.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_has_tag, dictionary_is_retired, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
 
 from index.archive import Archive, StoredInstance
 from index.charset import choose_charset
 from index.errors import InvalidIdentifier
-from index.keys import KEYS, UNIQUE_KEYS, Level, Matching
+from index.header import encodings_of, text_of
+from index.keys import KEYS, UNIQUE_KEYS, Level
 from index.matching import Condition, condition, has_wild_card
 
 _CONTROL = {"QueryRetrieveLevel", "SpecificCharacterSet", "TimezoneOffsetFromUTC"}
 _ANSWERED_BY_EDGE = {"RetrieveAETitle", "InstanceAvailability"}
 """Keys that the service answers, since only it knows under which title it was asked."""
+
+_LARGEST_US = 0xFFFF
 
 _JOINS = (
     "{top} JOIN study ON study.patient = patient.id",
@@ -113,58 +117,60 @@ def parse_identifier(
         What the standard answers with A900.
     """
     level = level or parse_level(identifier, model)
-    required = [lvl for lvl in model.levels if lvl.depth < level.depth or (retrieve and lvl is level)]
-    conditions, keywords, empty = [], [], []
-    all_supported = True
-    for element in identifier:
+    charset = _charset(identifier)
+    encodings = encodings_of("\\".join(charset))
+    told: dict[str, list[str]] = {}
+    empty = []
+    for element in identifier.elements():
         keyword = keyword_for_tag(element.tag)
-        if keyword in _CONTROL or keyword in _ANSWERED_BY_EDGE or _is_stripped(element):
+        if keyword in _CONTROL or keyword in _ANSWERED_BY_EDGE or _is_stripped(element.tag):
             continue
         key = KEYS.get(keyword)
-        if key is None or key.level.depth > level.depth or isinstance(element.value, Dataset):
-            all_supported = False
+        values = text_of(element, encodings).split("\\") if key is not None else []
+        if retrieve and key is not None and keyword in UNIQUE_KEYS.values() and key.level.depth > level.depth:
+            _require_empty(keyword, values, level)
+        if key is None or key.level.depth > level.depth or element.VR == "SQ":
             empty.append(int(element.tag))
-            continue
-        keywords.append(keyword)
-        is_unique = keyword == UNIQUE_KEYS[key.level]
-        found = condition(key, _values(element)) if is_unique or not retrieve else None
-        if found is not None:
-            conditions.append(found)
-    if not relational or retrieve:
-        _require_unique_keys(identifier, required, relational=relational)
+        else:
+            told[keyword] = values
+    _require_unique_keys(told, model, level, retrieve=retrieve, relational=relational)
+    unique = [UNIQUE_KEYS[each] for each in model.levels if each.depth <= level.depth]
+    selecting = [*UNIQUE_KEYS.values()] if retrieve else list(told)
+    found = [condition(KEYS[keyword], values) for keyword, values in told.items() if keyword in selecting]
     return Query(
         level=level,
-        conditions=tuple(conditions),
-        keywords=tuple(keywords),
+        conditions=tuple(each for each in found if each is not None),
+        keywords=tuple(dict.fromkeys([*told, *unique])),
         empty=tuple(empty),
-        all_supported=all_supported,
-        charset=_charset(identifier),
+        all_supported=not empty,
+        charset=charset,
     )
 
 
-def _is_stripped(element: DataElement) -> bool:
-    """Group lengths, private elements and those that are no longer in the dictionary are not answered."""
-    return element.tag.element == 0 or element.tag.is_private or not dictionary_has_tag(element.tag)
+def _is_stripped(tag: BaseTag) -> bool:
+    """Group lengths, private and retired elements, and those that the dictionary does not know, are not answered."""
+    if tag.element == 0 or tag.is_private or not dictionary_has_tag(tag):
+        return True
+    return dictionary_is_retired(tag) and keyword_for_tag(tag) not in KEYS
 
 
-def _values(element: DataElement) -> list[str]:
-    value = element.value
-    if value is None:
-        return []
-    if isinstance(value, bytes):
-        value = value.decode("ascii", errors="replace")
-    if isinstance(value, str):
-        return value.split("\\")
-    return [str(part) for part in value] if isinstance(value, (list, tuple, MultiValue)) else [str(value)]
+def _require_empty(keyword: str, values: list[str], level: Level) -> None:
+    if any(value.strip(" \0") for value in values):
+        raise InvalidIdentifier(f"{keyword} is below the level {level.value}", element=keyword)
 
 
-def _require_unique_keys(identifier: Dataset, levels: list[Level], *, relational: bool) -> None:
-    for level in levels[-1:] if relational else levels:
-        keyword = UNIQUE_KEYS[level]
-        values = _values(identifier[keyword]) if keyword in identifier else []
-        if not any(value.strip() for value in values):
+def _require_unique_keys(
+    told: dict[str, list[str]], model: Model, level: Level, *, retrieve: bool, relational: bool
+) -> None:
+    """Require the unique key of each level above (PS3.4 C.4.1.2.1), and to retrieve that of the level (C.4.2.2.1)."""
+    above = [each for each in model.levels if each.depth < level.depth]
+    required = ([] if relational else above) + ([level] if retrieve else [])
+    for each in required:
+        keyword = UNIQUE_KEYS[each]
+        values = [value for value in told.get(keyword, []) if value.strip(" \0")]
+        if not values:
             raise InvalidIdentifier(f"{keyword} is required at this level", element=keyword)
-        if level is Level.PATIENT and any(has_wild_card(value) for value in values):
+        if each is Level.PATIENT and (len(values) > 1 or has_wild_card(values[0])):
             raise InvalidIdentifier(f"{keyword}: a single value is required here", element=keyword)
 
 
@@ -191,17 +197,16 @@ def find(archive: Archive, query: Query) -> Iterator[Dataset]:
     levels = [level for level in Level if level.depth <= query.level.depth]
     charsets = [f"{level.table}.specific_character_set" for level in levels]
     where, parameters = query.where()
-    cursor = archive.database.execute(
-        f"SELECT {', '.join([*columns, *charsets])} FROM {_tables(query.level)} WHERE {where}", parameters
-    )
-    for row in cursor:
-        yield _answer(query, row[: len(columns)], row[len(columns) :])
+    sql = f"SELECT {', '.join([*columns, *charsets])} FROM {_tables(query.level)} WHERE {where}"
+    with archive.snapshot() as database:
+        for row in database.execute(sql, parameters):
+            yield _answer(query, row[: len(columns)], row[len(columns) :])
 
 
 def _answer(query: Query, values: tuple[Any, ...], charsets: tuple[str, ...]) -> Dataset:
     answer = Dataset()
     for tag in query.empty:
-        answer.add_new(tag, dictionary_VR(tag), None)
+        answer.add_new(tag, dictionary_VR(tag).split(" or ")[0], None)
     for keyword, value in zip(query.keywords, values, strict=True):
         answer.add(_element(keyword, value))
     answer.QueryRetrieveLevel = query.level.value
@@ -214,14 +219,20 @@ def _answer(query: Query, values: tuple[Any, ...], charsets: tuple[str, ...]) ->
 
 
 def _element(keyword: str, value: Any) -> DataElement:
-    tag_vr = dictionary_VR(keyword)
-    text = str(value)
-    parts: list[Any] = text.split("\\") if text else []
-    if tag_vr in ("US", "UL", "SS", "SL"):
-        parts = [int(part) for part in parts]
-    multi = KEYS[keyword].matching is Matching.MODALITIES
-    content = parts if multi else (parts[0] if len(parts) == 1 else text if parts else None)
-    return DataElement(keyword, tag_vr, content)
+    """The value as it was sent, even where its VR does not allow it; the peer judges that as we did."""
+    vr = dictionary_VR(keyword)
+    parts = str(value).split("\\") if str(value) else []
+    if vr == "US":
+        numbers = [int(part) for part in parts if re.fullmatch(r"\d{1,5}", part, re.ASCII) and int(part) <= _LARGEST_US]
+        return DataElement(keyword, vr, _single(numbers))
+    try:
+        return DataElement(keyword, vr, _single(parts))
+    except (ValueError, TypeError, OverflowError):  # an IS or DS that is no number
+        return DataElement(keyword, vr, _single(parts), already_converted=True)
+
+
+def _single(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values or None
 
 
 def instances(archive: Archive, query: Query) -> list[StoredInstance]:
@@ -245,6 +256,3 @@ def count(archive: Archive, query: Query) -> int:
         f"SELECT count(*) FROM {_tables(query.level)} WHERE {where}", parameters
     ).fetchone()
     return int(row[0])
-
-
-__all__ = ["Model", "Query", "count", "find", "instances", "parse_identifier", "parse_level"]

@@ -47,10 +47,13 @@ def from_bytes(stored: bytes) -> Vectors:
 def cosines(vectors: Vectors, queries: Vectors) -> npt.NDArray[np.float64]:
     """Return the cosines, axes (n, m), of `vectors`, axes (n, d), with `queries`, axes (m, d).
 
-    Computed in double precision and rounded to 12 decimals: equal vectors have equal cosines, wherever they stand.
+    Computed in double precision and rounded to 12 decimals: equal vectors have equal cosines wherever they stand, and
+    1 with themselves.
     """
-    products = vectors.astype(np.float64) @ queries.astype(np.float64).T
-    return np.clip(np.round(products, 12), -1.0, 1.0)
+    rows, columns = (side.astype(np.float64) for side in (vectors, queries))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    columns /= np.linalg.norm(columns, axis=1, keepdims=True)
+    return np.asarray(np.clip(np.round(rows @ columns.T, 12), -1.0, 1.0))
 
 
 def score(cosine: float) -> float:

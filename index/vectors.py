@@ -1,15 +1,17 @@
 """The vector index: faiss over the embedding rows of one model, and the only place that knows faiss.
 
-It is a cache. It reads all rows when it is first asked, then follows `embedding_change` by sequence number, so that rows
-which other processes add or delete are seen by the next search. Exact: inner products of unit vectors with every row.
+It is a cache. It reads all rows when it is first asked, then follows `embedding_change` by sequence number, so that the
+next search sees rows which other processes added or deleted. Exact: inner products of unit vectors with every row.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import faiss
 import numpy as np
@@ -17,6 +19,9 @@ import numpy.typing as npt
 
 from index.archive import Archive
 from index.unit_vectors import Vectors, cosines, from_bytes
+
+_faiss: Any = faiss
+# Its type stubs describe the C++ signatures, not those of its Python wrappers.
 
 Ids = npt.NDArray[np.int64]
 """Rows of the table `embedding`, by their id."""
@@ -84,8 +89,8 @@ class VectorIndex:
         self._archive = archive
         self._model_id = model_id
         self._instance = "IS NULL" if grain is Grain.SERIES else "IS NOT NULL"
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
-        self._ids: set[int] = set()
+        self._index = _faiss.IndexIDMap2(_faiss.IndexFlatIP(dimension))
+        self._present = np.zeros(1, dtype=np.bool_)
         self._seq: int | None = None
         self._lock = threading.RLock()
 
@@ -94,59 +99,66 @@ class VectorIndex:
         """How many vectors it holds."""
         return int(self._index.ntotal)
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep the index as it is while the block runs."""
+        with self._lock:
+            yield
+
     def refresh(self) -> None:
         """Catch up with the rows: all of them at first, then what `embedding_change` tells."""
         with self._lock:
             database = self._archive.database
             last = database.execute("SELECT coalesce(max(seq), 0) FROM embedding_change").fetchone()[0]
             if self._seq is None:
-                self._add(database.execute(*self._rows("")))
+                self._add(self._rows())
             elif last > self._seq:
-                changed = (self._model_id, self._seq, last)
-                touched = database.execute(
-                    "SELECT DISTINCT embedding FROM embedding_change WHERE model_id = ? AND seq > ? AND seq <= ?", changed
+                changed = database.execute(
+                    "SELECT DISTINCT embedding FROM embedding_change WHERE model_id = ? AND seq > ? AND seq <= ?",
+                    (self._model_id, self._seq, last),
                 )
-                self._remove(row[0] for row in touched)
-                self._add(
-                    database.execute(
-                        *self._rows(
-                            "AND id IN (SELECT embedding FROM embedding_change WHERE model_id = ? AND seq > ? AND seq <= ?)",
-                            *changed,
-                        )
-                    )
-                )
+                ids = [row[0] for row in changed]
+                self._remove(ids)
+                self._add(self._rows("AND id IN (SELECT value FROM json_each(?))", str(ids)))
             self._seq = last
 
-    def _rows(self, condition: str, *parameters: str | int) -> tuple[str, tuple[str | int, ...]]:
+    def _rows(self, condition: str = "", *parameters: str) -> Iterator[tuple[int, bytes]]:
         sql = f"SELECT id, vector FROM embedding WHERE model_id = ? AND instance {self._instance} {condition}"
-        return sql, (self._model_id, *parameters)
+        yield from self._archive.database.execute(sql, (self._model_id, *parameters))
 
     def _add(self, rows: Iterable[tuple[int, bytes]]) -> None:
-        for block in _blocks((row for row in rows if row[0] not in self._ids), _BLOCK):
-            ids = [row[0] for row in block]
-            vectors = np.stack([from_bytes(row[1]) for row in block])
-            self._index.add_with_ids(vectors, np.asarray(ids, dtype=np.int64))
-            self._ids.update(ids)
+        for block in _blocks(rows, _BLOCK):
+            ids = np.array([row[0] for row in block], dtype=np.int64)
+            self._index.add_with_ids(np.stack([from_bytes(row[1]) for row in block]), ids)
+            if ids.max() >= len(self._present):
+                self._present = np.pad(self._present, (0, int(ids.max()) + 1 - len(self._present)))
+            self._present[ids] = True
 
     def _remove(self, ids: Iterable[int]) -> None:
-        known = [row for row in ids if row in self._ids]
-        if known:
-            self._index.remove_ids(np.asarray(known, dtype=np.int64))
-            self._ids.difference_update(known)
+        known = np.array([row for row in ids if row < len(self._present) and self._present[row]], dtype=np.int64)
+        if len(known):  # one pass over all vectors
+            self._index.remove_ids(known)
+            self._present[known] = False
 
     def competing(self, selection: Selection) -> Ids:
         """Return the ids, ascending, of the rows that `selection` leaves."""
         with self._lock:
-            known = np.fromiter(self._ids, dtype=np.int64, count=len(self._ids))
-        if selection.among is not None:
-            known = np.intersect1d(known, selection.among)
-        return np.setdiff1d(known, selection.without)
+            return np.flatnonzero(self._allowed(selection)).astype(np.int64)
 
     def count(self, selection: Selection) -> int:
         """Return how many rows `selection` leaves."""
-        if selection.among is None:
-            return self.ntotal - sum(1 for row in set(selection.without.tolist()) if row in self._ids)
-        return len(self.competing(selection))
+        with self._lock:
+            return int(np.count_nonzero(self._allowed(selection)))
+
+    def _allowed(self, selection: Selection) -> npt.NDArray[np.bool_]:
+        """Return for each id from 0 whether that row is held and left by `selection`."""
+        allowed = self._present.copy()
+        if selection.among is not None:
+            allowed[:] = False
+            among = selection.among[selection.among < len(allowed)]
+            allowed[among] = self._present[among]
+        allowed[selection.without[selection.without < len(allowed)]] = False
+        return allowed
 
     def vectors(self, ids: Ids) -> Vectors:
         """Return the vectors, axes (n, d), of rows that the index holds."""
@@ -159,10 +171,12 @@ class VectorIndex:
         Never fewer than `k` while `selection` leaves as many.
         """
         with self._lock:
-            count = self.count(selection)
+            allowed = self._allowed(selection)
+            count = int(np.count_nonzero(allowed))
             if count <= max(k, FEW * self.ntotal):
-                return self._best(query, self.competing(selection), k, complete=True)
-            parameters = self._parameters(selection)
+                return self._best(query, np.flatnonzero(allowed).astype(np.int64), k, complete=True)
+            parameters = _faiss.SearchParameters(sel=_faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
+            parameters = parameters if count < self.ntotal else None
             fetched = min(count, k + _EXTRA)
             while True:
                 products, ids = self._index.search(query[None, :], fetched, params=parameters)
@@ -180,16 +194,6 @@ class VectorIndex:
             complete = False
             order = order[: np.count_nonzero(found >= found[order[k - 1]])]
         return Hits(ids[order], found[order], complete=complete)
-
-    def _parameters(self, selection: Selection) -> faiss.SearchParameters | None:
-        if selection.among is None and not len(selection.without):
-            return None
-        allowed = np.ones(max(self._ids) + 1, dtype=np.bool_)
-        if selection.among is not None:
-            allowed[:] = False
-            allowed[selection.among[selection.among < len(allowed)]] = True
-        allowed[selection.without[selection.without < len(allowed)]] = False
-        return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
 
 
 def _blocks(rows: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:

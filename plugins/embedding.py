@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -12,6 +12,7 @@ import pydicom
 
 from config.settings import Settings
 from index import embeddings
+from index.archive import Archive
 from index.encoders.encoder import Encoder
 from index.encoders.pixels import NoPixels, canonical_frames, spread
 from index.encoders.texture import TextureEncoder
@@ -22,6 +23,7 @@ from reconstruct.projections.registry import recognise
 logger = logging.getLogger(__name__)
 
 KIND = "embed"
+ADOPT = "adopt_encoder"
 _NOT_PICTURES = {"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "ECG", "REG", "DOC"}
 
 
@@ -36,8 +38,16 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
 
 @hookimpl
 def job_functions() -> Mapping[str, JobFunction]:
-    """Offer the job `embed`."""
-    return {KIND: embed}
+    """Offer the jobs `embed` and `adopt_encoder`."""
+    return {KIND: embed, ADOPT: adopt}
+
+
+@hookimpl
+def worker_started(archive: Archive, settings: Settings) -> None:
+    """Queue the change of encoder when the vectors that queries use come from another one."""
+    active = embeddings.active_model(archive)
+    if settings.similarity.enabled and active is not None and active.model_id != encoder().model_id:
+        archive.jobs.push(ADOPT, encoder().model_id)
 
 
 @lru_cache(maxsize=1)
@@ -47,13 +57,33 @@ def encoder() -> Encoder:
 
 
 def embed(task: Task) -> None:
-    """Embed slices of the series, evenly spread over it, and the series as a whole."""
-    series = task.series()
+    """Embed slices of the task's series, evenly spread over it, and with them the series as a whole."""
+    _embed_series(task.archive, task.series(), task.settings.similarity.max_frames_per_series, task.progress)
+
+
+def adopt(task: Task) -> None:
+    """Embed with this node's encoder what another one has embedded so far, then answer with the new vectors.
+
+    Queries are answered with the old ones meanwhile. A run that was interrupted goes on where it stopped.
+    """
     model = encoder()
-    embeddings.register(task.archive, model.model_id, model.dimension, activate=True)
-    vectors = []
+    old = embeddings.active_model(task.archive)
+    if old is None or old.model_id == model.model_id:
+        return
+    left = embeddings.series_lacking(task.archive, model.model_id, old.model_id)
+    for done, uid in enumerate(left):
+        task.progress(done / len(left))
+        most = task.settings.similarity.max_frames_per_series
+        _embed_series(task.archive, Series(task.archive, uid), most, lambda _fraction: None)
+    embeddings.activate(task.archive, model.model_id)
+
+
+def _embed_series(archive: Archive, series: Series, most: int, progress: Callable[[float], None]) -> None:
+    model = encoder()
+    embeddings.register(archive, model.model_id, model.dimension)
+    vectors: list[embeddings.FrameVector] = []
     refused = ""
-    chosen = list(_chosen_frames(series, task.settings.similarity.max_frames_per_series))
+    chosen = list(_chosen_frames(series, most))
     for done, (instance, numbers) in enumerate(chosen, start=1):
         dataset = pydicom.dcmread(series.instances[instance].path)
         try:
@@ -62,14 +92,13 @@ def embed(task: Task) -> None:
             refused = str(error)
             continue
         uid = series.instances[instance].sop_instance_uid
-        for number, vector in zip(frames.numbers, model.encode(frames.images), strict=True):
-            vectors.append(embeddings.FrameVector(uid, number, vector))
-        task.progress(done / len(chosen))
+        vectors += [(uid, *pair) for pair in zip(frames.numbers, model.encode(frames.images), strict=True)]
+        progress(done / len(chosen))
     if not vectors:
         raise CannotProceed(refused or "the series has no image")
     if refused:
         logger.warning("series %s: some images were left out: %s", series.uid, refused)
-    embeddings.store(task.archive, model.model_id, series.uid, vectors)
+    embeddings.store(archive, model.model_id, series.uid, vectors)
 
 
 def _chosen_frames(series: Series, most: int) -> Iterator[tuple[int, list[int]]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import pluggy
 
 from config.settings import Settings
+from index.archive import Archive
 from plugins.node import Series, Task, Work
 
 PROJECT = "tharsis"
@@ -22,7 +23,7 @@ JobFunction = Callable[[Task], None]
 
 
 @hookspec
-def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
+def jobs_for_series(series: Series, settings: Settings) -> list[Work] | None:
     """Say what is to be done with `series`, which has just become stable.
 
     Asked once each time that a series becomes stable: after the settle time without new instances, or at once for a
@@ -39,13 +40,22 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
     Returns
     -------
     list of Work
-        Empty when the plug-in has nothing to do with it.
+        None or empty when the plug-in has nothing to do with it.
     """
 
 
 @hookspec
-def job_functions() -> Mapping[str, JobFunction]:
+def job_functions() -> Mapping[str, JobFunction] | None:
     """Name the kinds of job that this plug-in does, and the function for each.
 
     Asked once, when a worker starts. A kind belongs to one plug-in.
+    """
+
+
+@hookspec
+def worker_started(archive: Archive, settings: Settings) -> None:
+    """Look at the archive once, when a worker starts, before it takes its first job.
+
+    The place to queue work that a new version of a plug-in makes necessary. Several workers may ask; pushing a job that
+    is queued already does nothing.
     """

@@ -63,6 +63,7 @@ class Worker:
         freed = self._archive.jobs.free_claims_of(self._name, max_attempts=self._settings.jobs.max_attempts)
         if freed:
             logger.warning("%d job(s) of a worker that died go back to the queue", freed)
+        self._plugins.hook.worker_started(archive=self._archive, settings=self._settings)
         while not self._stop.is_set():
             if not self.run_one():
                 self._stop.wait(_POLL_S)

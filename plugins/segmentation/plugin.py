@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
@@ -74,12 +75,20 @@ def segment(task: Task) -> None:
 
 def read_volume(paths: Sequence[Path]) -> tuple[list[Dataset], Volume]:
     """Read an axial CT series: the slices from feet to head, and their volume in HU or 1/cm."""
-    slices = sorted((pydicom.dcmread(path) for path in paths), key=lambda ds: float(ds.ImagePositionPatient[2]))
+    read: list[Dataset] = [pydicom.dcmread(path) for path in paths]
+    slices = sorted(read, key=lambda ds: float(ds.ImagePositionPatient[2]))
     first = slices[0]
-    values = np.stack(
-        [ds.pixel_array.astype(np.float32) * float(ds.RescaleSlope) + float(ds.RescaleIntercept) for ds in slices]
-    )
+    is_hu = str(first.get("RescaleType", "HU")) == "HU"
+    values = np.stack([_values(dataset, is_hu=is_hu) for dataset in slices])
     z = abs(float(slices[1].ImagePositionPatient[2]) - float(first.ImagePositionPatient[2])) if len(slices) > 1 else 0
     row, column = (float(value) for value in first.PixelSpacing)
-    is_hu = str(first.get("RescaleType", "HU")) == "HU"
     return slices, Volume(values, (z or float(first.SliceThickness), row, column), is_hu)
+
+
+def _values(dataset: Dataset, *, is_hu: bool) -> NDArray[np.float32]:
+    """Return the slice in HU, else in the unit of its Real World Value Mapping, which for our own series is 1/cm."""
+    stored = dataset.pixel_array.astype(np.float32)
+    if is_hu:
+        return stored * np.float32(dataset.RescaleSlope) + np.float32(dataset.RescaleIntercept)
+    mapping = dataset.RealWorldValueMappingSequence[0]
+    return stored * np.float32(mapping.RealWorldValueSlope) + np.float32(mapping.RealWorldValueIntercept)

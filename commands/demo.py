@@ -1,0 +1,352 @@
+"""``tharsis demo``: the node's main job on this machine, from scan to similar case, over DICOM."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydicom.dataset import Dataset
+from rich.table import Table
+
+from commands.console import err, fail, out, progress_bar, settings_from
+from commands.demo_data import SCANS, Sample, real_images
+from commands.network import identifier_from, similarity_identifier
+from commands.supervisor import StartError, Supervisor
+from config import logs
+from config.settings import Settings
+from index.archive import Archive
+from index.keys import Level
+from scp import client
+from scp.client import Requestor
+from scp.contexts import SIMILARITY_FIND, STUDY_ROOT_FIND, STUDY_ROOT_MOVE
+from scp.errors import PeerError
+from scp.private_elements import CREATOR, ELEMENTS, GROUP
+from scp.requestor import Peer
+from scp.server import Server
+
+_TITLE = "DEMO"
+_RECEIVER = "VIEWER"
+_MARK = ".tharsis-demo"
+_NEIGHBOURS = 5
+_WORK_S = 1800.0
+"""Longest that the demo waits for the node's work, seconds."""
+
+
+@dataclass
+class Report:
+    """What happened, for the table and the pictures."""
+
+    scans: list[dict[str, Any]] = field(default_factory=list)
+    images: dict[str, Any] = field(default_factory=dict)
+    neighbours: list[dict[str, Any]] = field(default_factory=list)
+    same_through_both_doors: bool = False
+    moved: int = 0
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything goes; an earlier demo there is replaced.")] = Path(
+        "demo-output"
+    ),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the node running, for a viewer, until Ctrl-C.")] = False,
+    views: Annotated[int, typer.Option(min=12, help="Views of each simulated scan.")] = 180,
+    columns: Annotated[int, typer.Option(min=16, help="Detector columns of each simulated scan.")] = 144,
+) -> None:
+    """Show the whole loop on this machine: scan, store, reconstruct, segment, embed, ask, retrieve, look.
+
+    Starts a node on a free port with its own data, simulates spectral micro-CT scans of several phantoms (one of them
+    twice, with other noise) and sends them together with real CT and MR images; waits while the node works; then asks
+    it over DICOM for what it holds and for cases similar to the first scan, through both doors, and has them sent to a
+    receiver. Ends with a table and pictures. Takes two to five minutes.
+    """
+    _prepare(folder)
+    logs.configure("WARNING", "demo")
+    started = time.monotonic()
+    report = Report()
+    with _receiver(folder / "received") as receiver, _node(folder, receiver.port, keep=keep) as (settings, peer):
+        try:
+            samples = _scan_and_send(folder, peer, views, columns, report)
+            _send_images(peer, report)
+            _wait_for_work(Archive.from_settings(settings.archive), samples, report)
+            _ask(peer, samples[0], report)
+            _retrieve(peer, samples, report)
+        except PeerError as error:
+            fail(str(error))
+        pictures = _draw(folder, receiver.archive, samples, report)
+        _show(report, pictures, time.monotonic() - started)
+        if keep:
+            _leave_running(settings, peer, samples[0])
+
+
+def _prepare(folder: Path) -> None:
+    if folder.exists() and not (folder / _MARK).exists() and any(folder.iterdir()):
+        fail(f"{folder} holds something that is not an earlier demo; choose another --folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _MARK).touch()
+
+
+@dataclass(frozen=True)
+class _Receiver:
+    archive: Archive
+    port: int
+
+
+@contextmanager
+def _receiver(folder: Path) -> Iterator[_Receiver]:
+    """A C-STORE SCP that stands for a viewer: it stores what C-MOVE sends it."""
+    overrides = {"scp": {"aet": _RECEIVER, "host": "127.0.0.1", "port": 0}, "archive": {"data": folder}}
+    settings = _demo_settings(overrides)
+    archive = Archive.from_settings(settings.archive)
+    server = Server(archive, settings)
+    server.start()
+    try:
+        yield _Receiver(archive, server.port)
+    finally:
+        server.stop(2.0)
+
+
+def _demo_settings(overrides: dict[str, Any]) -> Settings:
+    from config.settings import load_settings
+
+    return load_settings(environment={}, overrides=overrides)
+
+
+@contextmanager
+def _node(folder: Path, receiver_port: int, *, keep: bool) -> Iterator[tuple[Settings, Peer]]:
+    """A node in processes of its own, as `tharsis serve` runs it, with the settings file that a user would write."""
+    config = folder / "tharsis.toml"
+    config.write_text(_SETTINGS.format(data=(folder / "data").resolve(), port=receiver_port), encoding="utf-8")
+    settings = settings_from(config)
+    supervisor = Supervisor(settings)
+    watcher = threading.Thread(target=supervisor.run, name="supervisor")
+    try:
+        supervisor.start()
+    except StartError as error:
+        fail(str(error))
+    for number in (signal.SIGTERM, *(() if keep else (signal.SIGINT,))):
+        signal.signal(number, _interrupt)
+    watcher.start()
+    err.print(f"Node {settings.scp.aet} runs on port {supervisor.port}, data in {settings.archive.data}")
+    try:
+        yield settings, Peer("127.0.0.1", supervisor.port, settings.scp.aet)
+    finally:
+        supervisor.request_stop()
+        watcher.join()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+_SETTINGS = """# The settings of the demo's node. `tharsis serve --config` starts it again on the same data.
+[scp]
+host = "127.0.0.1"
+port = 0
+
+[archive]
+data = "{data}"
+settle_time_s = 1.0
+
+[logs]
+level = "WARNING"
+
+[[application_entities]]           # who asks: allowed to see similar cases
+title = "DEMO"
+rights = ["store", "find", "move", "similar"]
+
+[[application_entities]]           # the scanner
+title = "MARS"
+rights = ["store"]
+
+[[application_entities]]           # a viewer: C-MOVE reaches it here
+title = "VIEWER"
+host = "127.0.0.1"
+port = {port}
+rights = ["find", "move", "similar"]
+"""
+
+
+def _scan_and_send(folder: Path, peer: Peer, views: int, columns: int, report: Report) -> list[Sample]:
+    from commands.demo_data import simulate_sample
+
+    samples = []
+    for sample_scan in SCANS:
+        row: dict[str, Any] = {"phantom": sample_scan.name}
+        started = time.monotonic()
+        with progress_bar(f"Scanning {sample_scan.name}") as bar:
+            sample = simulate_sample(sample_scan, folder / "scans", views, columns, bar.fraction)
+        row["simulated_s"] = time.monotonic() - started
+        row["instances"], row["megabytes"] = len(sample.files), sum(f.stat().st_size for f in sample.files) / 1e6
+        started = time.monotonic()
+        for sent in client.send(peer, sample.files, Requestor("MARS")):
+            if not sent.is_stored:
+                fail(f"the node did not store {sent.path}: {sent.error}")
+        row["sent_s"] = time.monotonic() - started
+        report.scans.append(row)
+        samples.append(sample)
+    return samples
+
+
+def _send_images(peer: Peer, report: Report) -> None:
+    files = real_images()
+    started = time.monotonic()
+    with progress_bar("Sending CT and MR images", len(files)) as bar:
+        stored = 0
+        for sent in client.send(peer, files, Requestor("MODALITY")):
+            stored += sent.is_stored
+            bar.advance()
+    report.images = {"sent": len(files), "stored": stored, "seconds": time.monotonic() - started}
+
+
+def _wait_for_work(archive: Archive, samples: list[Sample], report: Report) -> None:
+    """Wait until the node has nothing left to do: everything that follows from what it was sent is in its queue."""
+    deadline = time.monotonic() + _WORK_S
+    with progress_bar("The node reconstructs, segments and embeds") as bar:
+        while archive.jobs.pending():
+            if time.monotonic() > deadline:
+                fail(f"the node is still working after {_WORK_S:.0f} s; see `tharsis jobs list --data {archive.data}`")
+            jobs = archive.jobs.recent(limit=10_000)
+            bar.fraction(sum(1.0 if job.finished else job.progress for job in jobs) / max(1, len(jobs)))
+            time.sleep(0.2)
+        bar.fraction(1.0)
+    for failed in archive.jobs.recent(states=("failed",)):
+        err.print(f"{failed.kind} of {failed.subject}: {failed.error}", highlight=False)
+    for sample, row in zip(samples, report.scans, strict=True):
+        row.update(_outcome(archive, sample))
+
+
+def _outcome(archive: Archive, sample: Sample) -> dict[str, Any]:
+    """What came of a scan, read from the catalogue: derived series and the time until the SEG was stored."""
+    rows = archive.database.execute(
+        "SELECT series.modality, count(DISTINCT series.id), count(*), max(julianday(instance.received_at)) * 86400 "
+        "FROM instance JOIN series ON series.id = instance.series JOIN study ON study.id = series.study "
+        "WHERE study.study_instance_uid = ? GROUP BY series.modality",
+        (sample.study,),
+    )
+    by_modality = {modality: (series, instances, last) for modality, series, instances, last in rows}
+    if not {"XA", "CT", "SEG"} <= set(by_modality):
+        fail(f"the scan of {sample.scan.name} did not become CT and SEG; see `tharsis jobs list --data {archive.data}`")
+    return {
+        "ct": by_modality["CT"][:2],
+        "seg": by_modality["SEG"][1],
+        "to_seg_s": by_modality["SEG"][2] - by_modality["XA"][2],
+    }
+
+
+def _ask(peer: Peer, sample: Sample, report: Report) -> None:
+    """Ask for studies and series, then for cases similar to the first scan, through both doors."""
+    requestor = Requestor(_TITLE)
+    studies = list(client.find(peer, identifier_from([], Level.STUDY), STUDY_ROOT_FIND, requestor))
+    series_keys = [f"StudyInstanceUID={sample.study}"]
+    series = list(client.find(peer, identifier_from(series_keys, Level.SERIES), STUDY_ROOT_FIND, requestor))
+    out.print(f"\nC-FIND: {len(studies)} studies; {len(series)} series in the first scan's study:", highlight=False)
+    table = Table("Modality", "Number", "Description", "Instances")
+    for match in sorted(series, key=lambda match: int(match.SeriesNumber or 0)):
+        count = match.NumberOfSeriesRelatedInstances
+        table.add_row(match.Modality, str(match.SeriesNumber), match.SeriesDescription, str(count))
+    out.print(table)
+    keys = ["StudyDescription", "PatientName"]
+    asked = similarity_identifier(keys, Level.STUDY, QueryStudyInstanceUID=sample.study, MaximumResults=_NEIGHBOURS)
+    found = list(client.find(peer, asked, SIMILARITY_FIND, requestor))
+    report.neighbours = [_neighbour(rank, match) for rank, match in enumerate(found, start=1)]
+    second = Peer(peer.host, peer.port, f"{peer.title}_SIM")
+    reference = identifier_from([f"StudyID=~{sample.study}", "StudyDescription"], Level.STUDY)
+    by_reference = list(client.find(second, reference, STUDY_ROOT_FIND, requestor))[:_NEIGHBOURS]
+    for row, match in zip(report.neighbours, by_reference, strict=True):
+        row["decorated"] = str(match.StudyDescription)
+    uids = [row["study"] for row in report.neighbours]
+    report.same_through_both_doors = uids == [str(match.StudyInstanceUID) for match in by_reference]
+    if not report.same_through_both_doors:
+        fail("the two doors answered differently")
+
+
+def _neighbour(rank: int, match: Dataset) -> dict[str, Any]:
+    block = match.private_block(GROUP, CREATOR)
+    return {
+        "rank": rank,
+        "score": float(block[ELEMENTS["Score"].number].value),
+        "study": str(match.StudyInstanceUID),
+        "patient": str(match.get("PatientName") or ""),
+        "description": str(match.get("StudyDescription") or ""),
+    }
+
+
+def _retrieve(peer: Peer, samples: list[Sample], report: Report) -> None:
+    """Have the neighbours, and the derived series of every scan, sent to the receiver with C-MOVE."""
+    studies = dict.fromkeys([*(row["study"] for row in report.neighbours), *(sample.study for sample in samples)])
+    requestor = Requestor(_TITLE)
+    wanted = []
+    for study in studies:
+        keys = identifier_from([f"StudyInstanceUID={study}"], Level.SERIES)
+        found = client.find(peer, keys, STUDY_ROOT_FIND, requestor)
+        wanted += [(study, str(match.SeriesInstanceUID)) for match in found if match.Modality != "XA"]
+    with progress_bar(f"C-MOVE to {_RECEIVER}", len(wanted)) as bar:
+        for study, series in wanted:
+            keys = Dataset()
+            keys.QueryRetrieveLevel, keys.StudyInstanceUID, keys.SeriesInstanceUID = "SERIES", study, series
+            *_, final = client.move(peer, keys, _RECEIVER, STUDY_ROOT_MOVE, requestor)
+            if not final.status.is_success:
+                fail(f"C-MOVE of series {series} ended with status {final.status}")
+            report.moved += final.counts.completed if final.counts else 0
+            bar.advance()
+
+
+def _draw(folder: Path, received: Archive, samples: list[Sample], report: Report) -> list[Path]:
+    from commands import demo_pictures
+
+    with progress_bar("Drawing") as bar:
+        return demo_pictures.draw(folder / "pictures", received, samples, report.neighbours, bar.fraction)
+
+
+def _show(report: Report, pictures: list[Path], seconds: float) -> None:
+    table = Table(title="From scan to segmentation")
+    table.add_column("phantom")
+    for column in ("P1 objects", "MB", "simulated", "sent", "CT series", "CT images", "SEG", "last C-STORE → SEG"):
+        table.add_column(column, justify="right")
+    for row in report.scans:
+        table.add_row(
+            row["phantom"], str(row["instances"]), f"{row['megabytes']:.1f}", f"{row['simulated_s']:.1f} s",
+            f"{row['sent_s']:.1f} s", str(row["ct"][0]), str(row["ct"][1]), str(row["seg"]), f"{row['to_seg_s']:.1f} s",
+        )  # fmt: skip
+    out.print(table)
+    images = report.images
+    out.print(f"CT and MR images: {images['stored']} of {images['sent']} stored in {images['seconds']:.1f} s")
+    shown = "as a viewer sees it (second AE title)"
+    table = Table("rank", "score", "patient", shown, title="Cases similar to the first scan")
+    for row in report.neighbours:
+        table.add_row(str(row["rank"]), f"{row['score']:.3f}", row["patient"], row["decorated"])
+    out.print(table)
+    same = "the same neighbours in the same order" if report.same_through_both_doors else "different neighbours"
+    out.print(f"Both doors of the similarity query gave {same}. C-MOVE sent {report.moved} objects to {_RECEIVER}.")
+    out.print(f"\nDone in {seconds:.0f} s. Pictures to look at:")
+    for picture in pictures:
+        out.print(f"  {picture}", highlight=False, soft_wrap=True)
+
+
+def _leave_running(settings: Settings, peer: Peer, sample: Sample) -> None:
+    out.print(
+        f"""
+The node keeps running. Point a viewer (3D Slicer, Weasis, Horos, …) at it, calling it from AE title VIEWER or DEMO:
+  AE title {peer.title}, host {peer.host}, port {peer.port}
+  Similar cases: AE title {settings.scp.similarity_aet}, same host and port; search for Study ID  ~{sample.study}
+Or with DCMTK:
+  findscu -S -aet DEMO -aec {peer.title} {peer.host} {peer.port} -k QueryRetrieveLevel=STUDY \\
+          -k PatientName -k StudyInstanceUID
+  findscu -S -aet DEMO -aec {settings.scp.similarity_aet} {peer.host} {peer.port} -k QueryRetrieveLevel=STUDY \\
+          -k StudyID="~{sample.study}" -k StudyDescription -k PatientName -k StudyInstanceUID
+Ctrl-C stops it.""",
+        highlight=False,
+        soft_wrap=True,
+    )
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        out.print("Stopping.")

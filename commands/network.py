@@ -1,0 +1,208 @@
+"""Commands that talk DICOM to a node, this one or any other: send, find, similar."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from rich.markup import escape
+from rich.table import Table
+
+from commands.archive import find_files
+from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, progress_bar
+from index.keys import UNIQUE_KEYS, Level
+from index.neighbours import Exclude
+from scp import client
+from scp.client import Requestor, SentFile
+from scp.contexts import SIMILARITY_FIND, STUDY_ROOT_FIND
+from scp.errors import PeerError
+from scp.private_elements import CREATOR, ELEMENTS, GROUP, put_block
+from scp.requestor import Peer
+
+_PEER = re.compile(r"(?P<title>[^@]{1,16})@(?P<host>[^:]+):(?P<port>\d{1,5})")
+
+PeerOption = Annotated[
+    str, typer.Option("--peer", metavar="AET@HOST:PORT", help="Whom to call.", envvar="THARSIS_PEER")
+]
+TitleOption = Annotated[str, typer.Option("--aet", help="Our own AE title, as the peer knows it.")]
+DEFAULT_PEER = "THARSIS@127.0.0.1:11112"
+DEFAULT_TITLE = "THARSIS_CLI"
+
+_SHOWN = {
+    Level.PATIENT: ("PatientID", "PatientName", "PatientBirthDate", "NumberOfPatientRelatedStudies"),
+    Level.STUDY: ("StudyDate", "PatientID", "PatientName", "ModalitiesInStudy", "StudyDescription",
+                  "NumberOfStudyRelatedInstances", "StudyInstanceUID"),
+    Level.SERIES: ("Modality", "SeriesNumber", "SeriesDescription", "NumberOfSeriesRelatedInstances",
+                   "SeriesInstanceUID"),
+    Level.IMAGE: ("InstanceNumber", "SOPClassUID", "SOPInstanceUID"),
+}
+
+
+def peer_from(text: str) -> Peer:
+    """Return the peer that ``AET@HOST:PORT`` names; a mistake ends the command."""
+    match = _PEER.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        fail(f"expected AET@HOST:PORT, for example {DEFAULT_PEER}, got {text!r}", USAGE)
+    return Peer(match["host"], int(match["port"]), match["title"])
+
+
+def send(
+    paths: Annotated[list[Path], typer.Argument(help="Files, and folders to look through.", exists=True)],
+    peer: PeerOption = DEFAULT_PEER,
+    aet: TitleOption = DEFAULT_TITLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Send DICOM files with C-STORE, as they are.
+
+    A file that the peer refuses is named with its Status; the others go on, and the exit code is then 1.
+    """
+    target = peer_from(peer)
+    files = find_files(paths)
+    started = time.monotonic()
+    results: list[SentFile] = []
+    try:
+        with progress_bar(f"Sending to {target.title}", len(files), quiet=as_json) as bar:
+            for result in client.send(target, files, Requestor(aet)):
+                results.append(result)
+                bar.advance()
+    except PeerError as error:
+        fail(str(error), UNREACHABLE)
+    seconds = time.monotonic() - started
+    troubled = [result for result in results if result.error]
+    stored = sum(result.is_stored for result in results)
+    if as_json:
+        print_json({
+            "sent": stored,
+            "seconds": round(seconds, 3),
+            "refused": [{"file": str(item.path), "reason": item.error} for item in troubled],
+        })
+    else:
+        for item in troubled:
+            out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
+        out.print(f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s", highlight=False)
+    if stored < len(results):
+        raise typer.Exit(FAILED)
+
+
+def find(
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY[=VALUE]...", help="DICOM keywords to match, or only to return."),
+    ] = None,
+    level: Annotated[Level, typer.Option(case_sensitive=False, help="What to list.")] = Level.STUDY,
+    peer: PeerOption = DEFAULT_PEER,
+    aet: TitleOption = DEFAULT_TITLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a node what it holds (C-FIND, Study Root).
+
+    Examples:  tharsis find "PatientName=doe*"      tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
+    """
+    identifier = identifier_from(keys or [], level)
+    try:
+        matches = list(
+            client.find(peer_from(peer), identifier, STUDY_ROOT_FIND, Requestor(aet))
+        )
+    except client.RequestFailed as error:
+        fail(str(error))
+    except PeerError as error:
+        fail(str(error), UNREACHABLE)
+    print_answers(matches, [element.keyword for element in identifier if element.keyword], as_json=as_json)
+
+
+def identifier_from(keys: list[str], level: Level) -> Dataset:
+    """Return the Identifier that asks for `keys`, and for what one wants to see at `level` anyway."""
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = level.value
+    identifier.SpecificCharacterSet = "ISO_IR 192"
+    for keyword in (*_SHOWN[level], UNIQUE_KEYS[level]):
+        setattr(identifier, keyword, None)
+    for key in keys:
+        keyword, _, value = key.partition("=")
+        if tag_for_keyword(keyword) is None:
+            fail(f"{keyword!r} is no DICOM keyword", USAGE)
+        setattr(identifier, keyword, value.split("\\") if "\\" in value else value or None)
+    return identifier
+
+
+def print_answers(
+    answers: list[Dataset], keywords: list[str], *, as_json: bool, first: list[dict[str, Any]] | None = None
+) -> None:
+    """Print response Identifiers as a table, or as a list of objects by keyword, with the columns `first` in front."""
+    wanted = [keyword for keyword in keywords if keyword not in ("SpecificCharacterSet", "QueryRetrieveLevel")]
+    rows = [{keyword: _text(answer, keyword) for keyword in wanted} for answer in answers]
+    if first:
+        rows = [{**front, **row} for front, row in zip(first, rows, strict=True)]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(*(rows[0] if rows else wanted))
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    out.print(table)
+    out.print(f"{len(rows)} found", highlight=False)
+
+
+def _text(answer: Dataset, keyword: str) -> str:
+    value = answer.get(keyword)
+    if value is None:
+        return ""
+    return "\\".join(map(str, value)) if not isinstance(value, str) and hasattr(value, "append") else str(value)
+
+
+def similar(
+    study: Annotated[str | None, typer.Option(help="Study Instance UID to find similar cases to.")] = None,
+    series: Annotated[str | None, typer.Option(help="Series Instance UID to find similar cases to.")] = None,
+    image: Annotated[str | None, typer.Option(help="SOP Instance UID to find similar cases to.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", metavar="KEY[=VALUE]", help="Only among these, and show them.")
+    ] = None,
+    level: Annotated[Level, typer.Option(case_sensitive=False, help="What to list.")] = Level.SERIES,
+    k: Annotated[int, typer.Option("-k", min=1, max=500, help="How many.")] = 10,
+    exclude: Annotated[
+        Exclude, typer.Option(case_sensitive=False, help="What of the query's own surroundings to leave out.")
+    ] = Exclude.SAME_SERIES,
+    peer: PeerOption = DEFAULT_PEER,
+    aet: TitleOption = DEFAULT_TITLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a Tharsis node for similar cases (C-FIND with its private block).
+
+    The node's settings have to give our AE title the right "similar".
+
+    Example:  tharsis similar --series 1.2.3 -k 5 --exclude SAME_STUDY --key Modality=CT
+    """
+    asked = {"QueryStudyInstanceUID": study, "QuerySeriesInstanceUID": series, "QuerySOPInstanceUID": image}
+    given = {keyword: uid for keyword, uid in asked.items() if uid}
+    if len(given) != 1:
+        fail("give exactly one of --study, --series and --image", USAGE)
+    identifier = similarity_identifier(keys or [], level, **given, MaximumResults=k, Exclude=[exclude.value])
+    try:
+        answers = list(client.find(peer_from(peer), identifier, SIMILARITY_FIND, Requestor(aet)))
+    except client.RequestFailed as error:
+        fail(str(error))
+    except PeerError as error:
+        fail(str(error), UNREACHABLE)
+    keywords = [element.keyword for element in identifier if element.keyword and not element.tag.is_private]
+    print_answers(answers, keywords, as_json=as_json, first=[_ranking(answer) for answer in answers])
+
+
+def _ranking(answer: Dataset) -> dict[str, Any]:
+    block = answer.private_block(GROUP, CREATOR)
+    rank, score = (block[ELEMENTS[keyword].number].value for keyword in ("Rank", "Score"))
+    return {"Rank": str(rank), "Score": f"{score:.4f}"}
+
+
+def similarity_identifier(keys: list[str], level: Level, **block: Any) -> Dataset:
+    """Return the Identifier of a similarity query: ordinary keys as filters, and the private block."""
+    identifier = identifier_from(keys, level)
+    identifier.StudyInstanceUID = identifier.get("StudyInstanceUID")
+    if level.depth >= Level.SERIES.depth:
+        identifier.SeriesInstanceUID = identifier.get("SeriesInstanceUID")
+    put_block(identifier, block)
+    return identifier

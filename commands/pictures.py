@@ -1,0 +1,128 @@
+"""Pictures to look at: projections, slices with the segments over them, a query beside its neighbours.
+
+Arrays come in with the axes ``(z, y, x)`` or ``(view, row, column)``. The pictures show patients as radiologists do:
+axial slices from the feet, the patient's left on the right, z upwards in coronal and sagittal planes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+mpl.use("Agg")
+
+SEGMENT_COLOURS = ("#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#b5179e", "#43aa8b")
+_BACKGROUND = "#101418"
+_TEXT = "#e8eaed"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One image of a sheet.
+
+    Attributes
+    ----------
+    title, subtitle
+        Above and below it.
+    image
+        (row, column).
+    window
+        Lowest and highest value shown; None: the 1st and the 99.5th percentile.
+    labels
+        Segment numbers over the image, (row, column); 0 is shown as the image alone.
+    """
+
+    title: str
+    image: NDArray[np.floating]
+    subtitle: str = ""
+    window: tuple[float, float] | None = None
+    labels: NDArray[np.integer] | None = None
+
+
+def sheet(
+    rows: Sequence[Sequence[Picture]],
+    file: Path,
+    *,
+    title: str,
+    row_names: Sequence[str] = (),
+    legend: Sequence[str] = (),
+) -> None:
+    """Write a sheet of pictures as PNG.
+
+    Parameters
+    ----------
+    rows
+        The pictures, row by row; rows may differ in length.
+    row_names
+        Written at the left of each row.
+    legend
+        Names of the segments 1, 2, … in the order of their numbers.
+    """
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(2.6 * columns + 0.6, 2.9 * len(rows) + 0.9), dpi=110, facecolor=_BACKGROUND)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for number, row in enumerate(rows):
+        for column in range(columns):
+            axis = axes[number][column]
+            axis.set_axis_off()
+            if column < len(row):
+                _draw(axis, row[column])
+        if number < len(row_names):
+            axes[number][0].text(
+                -0.08, 0.5, row_names[number], rotation=90, color=_TEXT, fontsize=9,
+                transform=axes[number][0].transAxes, ha="right", va="center",
+            )
+    figure.suptitle(title, color=_TEXT, fontsize=12)
+    if legend:
+        handles = [Patch(color=SEGMENT_COLOURS[i % len(SEGMENT_COLOURS)], label=name) for i, name in enumerate(legend)]
+        figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8, frameon=False, labelcolor=_TEXT)
+    bottom = 0.03 + (0.06 * ((len(legend) + 1) // 2) / max(len(rows), 1) if legend else 0.0)
+    figure.subplots_adjust(left=0.05, right=0.99, top=1 - 0.75 / figure.get_figheight(), bottom=bottom, wspace=0.06)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, facecolor=_BACKGROUND)
+
+
+def _draw(axis: mpl.axes.Axes, picture: Picture) -> None:
+    low, high = picture.window or _percentiles(picture.image)
+    axis.imshow(picture.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    if picture.labels is not None and picture.labels.any():
+        highest = int(picture.labels.max())
+        colours = [SEGMENT_COLOURS[i % len(SEGMENT_COLOURS)] for i in range(highest)]
+        shown = np.ma.masked_equal(picture.labels, 0)
+        axis.imshow(
+            shown, cmap=ListedColormap(colours), vmin=0.5, vmax=highest + 0.5, alpha=0.45, interpolation="nearest"
+        )
+    axis.set_title(picture.title, color=_TEXT, fontsize=8)
+    if picture.subtitle:
+        where: dict[str, Any] = {"transform": axis.transAxes, "ha": "center", "va": "top"}
+        axis.text(0.5, -0.02, picture.subtitle, color=_TEXT, fontsize=7, **where)
+
+
+def _percentiles(image: NDArray[np.floating]) -> tuple[float, float]:
+    low, high = np.percentile(image, (1.0, 99.5))
+    return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
+
+
+def three_planes(
+    volume: NDArray[np.floating],
+    labels: NDArray[np.integer] | None = None,
+    *,
+    window: tuple[float, float] | None = None,
+    name: str = "",
+) -> list[Picture]:
+    """Return the axial, coronal and sagittal planes through the middle of the volume ``(z, y, x)``."""
+    z, y, x = (size // 2 for size in volume.shape)
+    cuts = (("axial", np.s_[z, :, :]), ("coronal", np.s_[::-1, y, :]), ("sagittal", np.s_[::-1, :, x]))
+    return [
+        Picture(f"{name} {plane}".strip(), volume[cut], window=window, labels=None if labels is None else labels[cut])
+        for plane, cut in cuts
+    ]

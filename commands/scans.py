@@ -1,0 +1,173 @@
+"""Commands about scans: simulate one, reconstruct one.
+
+Kernels and plug-ins are imported when a command runs, so that the others, `serve` among them, do without them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydicom.dataset import Dataset
+from rich.table import Table
+
+from commands.console import UNREACHABLE, USAGE, ConfigOption, DataOption, fail, out, progress_bar, settings_from
+from commands.network import TitleOption, peer_from
+from commands.supervisor import read_state
+from config.settings import Settings
+from index.archive import Archive
+from index.files import is_part10
+from scp import client
+from scp.client import Requestor
+from scp.errors import PeerError
+
+
+def simulate(
+    phantom: Annotated[str, typer.Option(help="What is scanned; --list names them all.")] = "mouse-thigh",
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Write the DICOM files there.")
+    ] = None,
+    peer: Annotated[
+        str | None, typer.Option("--peer", metavar="AET@HOST:PORT", help="Send them there with C-STORE.")
+    ] = None,
+    views: Annotated[int, typer.Option(min=3, help="Views of the full circle.")] = 180,
+    rows: Annotated[int, typer.Option(min=4, help="Detector rows.")] = 128,
+    columns: Annotated[int, typer.Option(min=4, help="Detector columns; a slice has as many.")] = 160,
+    photons: Annotated[float, typer.Option(help="Counts of a pixel in the open beam, lowest counter.")] = 20_000.0,
+    thresholds: Annotated[str, typer.Option(help="Of the cumulative counters, keV, ascending.")] = "18,30,45,60",
+    seed: Annotated[int, typer.Option(help="Of the noise, the gains and the dead pixels.")] = 0,
+    aet: TitleOption = "MARS_SIM",
+    listed: Annotated[bool, typer.Option("--list", help="Name the phantoms and stop.")] = False,
+) -> None:
+    """Simulate a spectral cone-beam scan, as a MARS-like photon-counting micro-CT makes it, in DICOM.
+
+    Photon counts of cumulative counters, flat fields, Poisson noise and a few dead pixels, as Enhanced XA
+    with the block THARSIS PROJECTION 1.0 (encoding P1).
+
+    Example:  tharsis simulate-scan --phantom plaque --peer THARSIS@127.0.0.1:11112
+    """
+    from reconstruct.simulate import simulate_scan
+    from reconstruct.spectral_phantoms import PHANTOMS
+
+    if listed:
+        out.print("\n".join(PHANTOMS))
+        return
+    if (out_folder is None) == (peer is None):
+        fail("say where the scan goes: either --out FOLDER or --peer AET@HOST:PORT", USAGE)
+    try:
+        kev = tuple(float(part) for part in thresholds.split(","))
+        with progress_bar(f"Scanning {phantom}") as bar:
+            instances = simulate_scan(
+                phantom, views=views, rows=rows, columns=columns, thresholds_kev=kev, photons_per_pixel=photons,
+                seed=seed, progress=bar.fraction,
+            )
+    except ValueError as error:
+        fail(str(error), USAGE)
+    if out_folder is not None:
+        files = write_objects(instances, out_folder)
+        size = sum(file.stat().st_size for file in files) / 1e6
+        out.print(f"{len(files)} files, {size:.1f} MB, in {out_folder}", highlight=False)
+        return
+    with tempfile.TemporaryDirectory(prefix="tharsis-scan-") as folder:
+        _send(write_objects(instances, Path(folder)), peer or "", aet)
+
+
+def write_objects(objects: Sequence[Dataset], folder: Path) -> list[Path]:
+    """Write objects to ``<SOP Instance UID>.dcm`` in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for dataset in objects:
+        files.append(folder / f"{dataset.SOPInstanceUID}.dcm")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    return files
+
+
+def _send(files: Sequence[Path], peer: str, aet: str) -> None:
+    target = peer_from(peer)
+    try:
+        with progress_bar(f"Sending to {target.title}", len(files)) as bar:
+            for sent in client.send(target, files, Requestor(aet)):
+                bar.advance()
+                if not sent.is_stored:
+                    fail(f"{target.title} did not store {sent.path.name}: {sent.error}")
+    except PeerError as error:
+        fail(str(error), UNREACHABLE)
+    out.print(f"{len(files)} instances stored by {target.title}", highlight=False)
+
+
+def reconstruct(
+    what: Annotated[str, typer.Argument(metavar="FOLDER|SERIES", help="A folder of projections, or a stored series.")],
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="For a folder: where the CT series go.")
+    ] = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+) -> None:
+    """Reconstruct a scan into one CT series for each energy bin.
+
+    A FOLDER is reconstructed here and now, without any node or archive: --out says where the CT files go.
+    A SERIES (its UID) is reconstructed within the archive: by the running node, or here when none runs.
+    What was reconstructed before in the same way is not done again.
+
+    Examples:  tharsis reconstruct scan/ --out ct/      tharsis reconstruct 1.2.3.4 --data ./tharsis-data
+    """
+    settings = settings_from(config, data=data)
+    if Path(what).is_dir():
+        if out_folder is None:
+            fail("say with --out FOLDER where the CT series go", USAGE)
+        _reconstruct_folder(Path(what), out_folder, settings)
+    else:
+        _reconstruct_series(what, settings)
+
+
+def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings) -> None:
+    from plugins.reconstruction import parameters_from
+    from reconstruct.geometry import GeometryError
+    from reconstruct.pipeline import reconstruct_scan
+    from reconstruct.projections.registry import read_scan
+    from reconstruct.projections.scan import ScanError
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and is_part10(file))
+    table = Table("energy bin", "slices", "folder")
+    started = time.monotonic()
+    try:
+        scan = read_scan(files)
+        with progress_bar("Reconstructing") as bar:
+            for series in reconstruct_scan(scan, parameters_from(settings.reconstruct), bar.fraction):
+                target = out_folder / f"bin{series.energy_bin.index}"
+                target.mkdir(parents=True, exist_ok=True)
+                for number, instance in enumerate(series.instances, start=1):
+                    instance.save_as(target / f"{number:04d}.dcm", enforce_file_format=True)
+                table.add_row(series.energy_bin.label, str(series.slices), str(target))
+    except (ScanError, GeometryError) as error:
+        fail(str(error))
+    for note in scan.notes:
+        out.print(note, highlight=False)
+    out.print(table)
+    out.print(f"{time.monotonic() - started:.1f} s", highlight=False)
+
+
+def _reconstruct_series(uid: str, settings: Settings) -> None:
+    if not (settings.archive.data / "catalogue.sqlite").exists():
+        fail(f"{uid} is no folder, and {settings.archive.data} is no data folder of a node")
+    archive = Archive.from_settings(settings.archive)
+    found = archive.database.execute("SELECT 1 FROM series WHERE series_instance_uid = ?", (uid,)).fetchone()
+    if found is None:
+        fail(f"{uid} is no folder, and the archive in {archive.data} has no such series")
+    archive.jobs.push("reconstruct", uid)
+    if read_state(archive.data) is not None:
+        out.print("queued: the running node does it (see `tharsis jobs list`)")
+        return
+    from plugins.worker import Worker
+
+    with progress_bar("Reconstructing"):
+        Worker(archive, settings, "command-line").run_until_idle()
+    failed = archive.jobs.recent(states=("failed",), limit=1)
+    if failed and failed[0].subject == uid:
+        fail(failed[0].error)
+    out.print("done", highlight=False)
+

@@ -1,0 +1,56 @@
+"""Which embeddings compete in a similarity query: chosen in SQL before the search, so that k are found while k exist."""
+
+from __future__ import annotations
+
+import numpy as np
+from sqlite_utils import Database
+
+from index.example import Example
+from index.keys import Level
+from index.neighbours import Exclude, SimilarityRequest
+from index.vectors import Grain, Ids, Selection
+
+_EVERYTHING = (
+    "patient JOIN study ON study.patient = patient.id JOIN series ON series.study = study.id "
+    "JOIN instance ON instance.series = series.id"
+)
+
+_EXCLUDED_SERIES = {
+    Exclude.SAME_SERIES: "SELECT value FROM json_each(?)",
+    Exclude.SAME_STUDY: (
+        "SELECT id FROM series WHERE study IN "
+        "(SELECT study FROM series WHERE id IN (SELECT value FROM json_each(?)))"
+    ),
+    Exclude.SAME_PATIENT: (
+        "SELECT series.id FROM series JOIN study ON study.id = series.study WHERE study.patient IN "
+        "(SELECT study.patient FROM study JOIN series ON series.study = study.id "
+        "WHERE series.id IN (SELECT value FROM json_each(?)))"
+    ),
+}
+
+
+def select(
+    database: Database, model_id: str, grain: Grain, request: SimilarityRequest, example: Example
+) -> Selection:
+    """Return which rows of `grain` under the model pass the filter of `request` and are not excluded."""
+    instance = "instance IS NULL" if grain is Grain.SERIES else "instance IS NOT NULL"
+    own = f"SELECT id FROM embedding WHERE model_id = ? AND {instance}"
+    among = None
+    if request.filter is not None and request.filter.conditions:
+        where, parameters = request.filter.where()
+        matched = "instance" if request.level is Level.IMAGE else "series"
+        among = _ids(
+            database,
+            f"{own} AND {matched} IN (SELECT {matched}.id FROM {_EVERYTHING} WHERE {where})",
+            [model_id, *parameters],
+        )
+    without = [
+        _ids(database, f"{own} AND series IN ({_EXCLUDED_SERIES[exclude]})", [model_id, str(list(example.series))])
+        for exclude in sorted(request.exclude)
+        if example.series
+    ]
+    return Selection(among, np.concatenate([np.empty(0, dtype=np.int64), *without]))
+
+
+def _ids(database: Database, sql: str, parameters: list[str | int | float]) -> Ids:
+    return np.fromiter((row[0] for row in database.execute(sql, parameters)), dtype=np.int64)

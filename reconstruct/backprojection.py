@@ -1,0 +1,208 @@
+"""The ways of adding filtered projections to a volume: for any geometry, and where rows step along the axis.
+
+All give the same volume. A back-projector says how much memory it takes, how it wants the filtered projections laid
+out, and adds views to slabs of slices.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.kernels import (
+    NEAREST_DEPTH,
+    PAD_HIGH,
+    PAD_LOW,
+    add_transposed,
+    backproject_along_axis,
+    backproject_any,
+    store_transposed,
+)
+from reconstruct.kernels_simd import ROW_PAD, STEEPEST, backproject_along_axis_simd, padded_rows
+from reconstruct.kernels_vectors import LANES
+
+_PADDING = PAD_LOW + PAD_HIGH
+
+Array = NDArray[np.float32]
+
+
+class BackProjector(Protocol):
+    """What FDK asks of a back-projection.
+
+    Attributes
+    ----------
+    view_bytes
+        Memory of one filtered view.
+    slice_bytes
+        Memory, besides the volume, of one slice being worked on.
+    """
+
+    view_bytes: int
+    slice_bytes: int
+
+    def allocate(self, views: int) -> Array:
+        """Return zeros for the filtered projections of that many views, padded and laid out as `add` reads them."""
+
+    def store(self, filtered: Array, buffer: Array, views: slice) -> None:
+        """Copy filtered projections (view, row, at least column) of the scan's `views` into their `buffer`."""
+
+    def begin(self, slab: Array) -> Array:
+        """Return what `add` adds to while it works on `slab` (z, y, x)."""
+
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
+        """Add the scan's `views`, held by `buffer`, to the slices from `first_slice` on."""
+
+    def finish(self, work: Array, slab: Array) -> None:
+        """Leave in `slab` what was there and what was added."""
+
+
+class AnyGeometry:
+    """Four pixels are read for every voxel and view: any detector, any trajectory."""
+
+    def __init__(self, geometry: ConeBeamGeometry, grid: VolumeGrid) -> None:
+        self._matrices = voxel_matrices(geometry, grid)
+        self._padded = (geometry.rows + _PADDING, geometry.columns + _PADDING)
+        self._columns = geometry.columns
+        self.view_bytes = 4 * self._padded[0] * self._padded[1]
+        self.slice_bytes = 0
+
+    def allocate(self, views: int) -> Array:
+        """Return zeros (view, padded row, padded column)."""
+        return np.zeros((views, *self._padded), dtype=np.float32)
+
+    def store(self, filtered: Array, buffer: Array, views: slice) -> None:
+        """Copy into the middle of the padding."""
+        del views
+        buffer[:, PAD_LOW:-PAD_HIGH, PAD_LOW:-PAD_HIGH] = filtered[:, :, : self._columns]
+
+    def begin(self, slab: Array) -> Array:
+        """Return the slab itself."""
+        return slab
+
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
+        """Add views to the slab (z, y, x)."""
+        backproject_any(buffer, _from_slice(self._matrices[views], first_slice), work)
+
+    def finish(self, work: Array, slab: Array) -> None:
+        """Nothing is left to do: the work was done in place."""
+
+
+class RowsAlongAxis:
+    """Columns of projections are blended, then interpolated along z: where rows step along the axis."""
+
+    def __init__(self, geometry: ConeBeamGeometry, grid: VolumeGrid) -> None:
+        if not geometry.rows_step_along_axis:
+            raise ValueError("expected row steps along the rotation axis, got row steps at an angle to it")
+        matrices = voxel_matrices(geometry, grid)
+        # Rows always run towards +z in the buffer. What is zero but for rounding is made zero.
+        self._reverse = geometry.row_steps[:, 2] < 0
+        last = geometry.rows - 1 + 2 * PAD_LOW
+        matrices[self._reverse, 1] = last * matrices[self._reverse, 2] - matrices[self._reverse, 1]
+        matrices[:, [0, 2], 2] = 0.0
+        self._matrices = matrices
+        self._padded = (geometry.columns + _PADDING, geometry.rows + _PADDING)
+        self._columns = geometry.columns
+        self.view_bytes = 4 * self._padded[0] * self._padded[1]
+        self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
+
+    def allocate(self, views: int) -> Array:
+        """Return zeros (view, padded column, padded row)."""
+        return np.zeros((views, *self._padded), dtype=np.float32)
+
+    def store(self, filtered: Array, buffer: Array, views: slice) -> None:
+        """Transpose into the middle of the padding."""
+        store_transposed(filtered, self._reverse[views], PAD_LOW, buffer)
+
+    def begin(self, slab: Array) -> Array:
+        """Return zeros (y, x, z)."""
+        slices, lines, columns = slab.shape
+        return np.zeros((lines, columns, slices), dtype=np.float32)
+
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
+        """Add views to the slab (y, x, z)."""
+        backproject_along_axis(buffer, _from_slice(self._matrices[views], first_slice), work)
+
+    def finish(self, work: Array, slab: Array) -> None:
+        """Add the transposed work to the slab (z, y, x)."""
+        add_transposed(work, slab)
+
+
+class RowsAlongAxisInVectors(RowsAlongAxis):
+    """The same with vector instructions, where the host has them and `applies`: several times as quick."""
+
+    def __init__(self, geometry: ConeBeamGeometry, grid: VolumeGrid) -> None:
+        super().__init__(geometry, grid)
+        if not self.applies(geometry, grid):
+            raise ValueError(f"expected a host with vectors and rows finer than {STEEPEST} to a voxel")
+        self._matrices[:, 1] -= PAD_LOW * self._matrices[:, 2]
+        self._rows = geometry.rows
+        self._padded = (geometry.columns + _PADDING, padded_rows(geometry.rows))
+        self.view_bytes = 4 * self._padded[0] * self._padded[1]
+        # Slices come in whole vectors; counted for each slice of a slab of one vector or more.
+        self.slice_bytes *= 2 if grid.shape_zyx[0] >= LANES else LANES
+
+    @staticmethod
+    def applies(geometry: ConeBeamGeometry, grid: VolumeGrid) -> bool:
+        """Whether the host has vectors, and in all of the grid a voxel is less than `STEEPEST` rows high."""
+        if not LANES or not geometry.rows_step_along_axis:
+            return False
+        matrices = voxel_matrices(geometry, grid)
+        _, lines, columns = grid.shape_zyx
+        corners = [(x, y, 0, 1) for x in (0, columns - 1) for y in (0, lines - 1)]
+        nearest = (matrices[:, 2] @ np.transpose(corners)).min(axis=1)
+        return bool((np.abs(matrices[:, 1, 2]) < STEEPEST * nearest).all() and nearest.min() > NEAREST_DEPTH)
+
+    def allocate(self, views: int) -> Array:
+        """Return zeros (view, padded column, padded row) that start on a cache line."""
+        return _aligned_zeros((views, *self._padded))
+
+    def store(self, filtered: Array, buffer: Array, views: slice) -> None:
+        """Transpose into the middle of the padding."""
+        store_transposed(filtered, self._reverse[views], ROW_PAD, buffer)
+
+    def begin(self, slab: Array) -> Array:
+        """Return zeros (y, x, z), z a whole number of vectors."""
+        slices, lines, columns = slab.shape
+        return _aligned_zeros((lines, columns, -(-slices // LANES) * LANES))
+
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
+        """Add views to the slab (y, x, z)."""
+        matrices = _from_slice(self._matrices[views], first_slice)
+        backproject_along_axis_simd(buffer, matrices, self._rows, work)
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> Array:
+    size = int(np.prod(shape))
+    raw = np.zeros(size + 16, dtype=np.float32)
+    start = -raw.ctypes.data // 4 % 16
+    return raw[start : start + size].reshape(shape)
+
+
+def voxel_matrices(geometry: ConeBeamGeometry, grid: VolumeGrid) -> NDArray[np.float64]:
+    """Return the matrices from voxel indices ``(x, y, z, 1)`` to ``t (padded column, padded row, 1)``, (view, 3, 4).
+
+    t is the depth of the voxel in units of the isocentre's.
+    """
+    to_mm = np.diag([*reversed(grid.voxel_mm_zyx), 1.0])
+    to_mm[:3, 3] = grid.origin_mm_xyz
+    matrices = geometry.projection_matrices() @ to_mm / geometry.isocentre_depths[:, None, None]
+    matrices[:, :2] += PAD_LOW * matrices[:, 2:3]
+    return matrices
+
+
+def back_projector(geometry: ConeBeamGeometry, grid: VolumeGrid) -> BackProjector:
+    """Return the quickest back-projector that the geometry allows."""
+    if RowsAlongAxisInVectors.applies(geometry, grid):
+        return RowsAlongAxisInVectors(geometry, grid)
+    # In plain loops the blended columns gain nothing over four reads a voxel on some processors, much on others.
+    return RowsAlongAxis(geometry, grid) if geometry.rows_step_along_axis else AnyGeometry(geometry, grid)
+
+
+def _from_slice(matrices: NDArray[np.float64], first_slice: int) -> NDArray[np.float64]:
+    """The same matrices for z indices counted from `first_slice`."""
+    shifted = matrices.copy()
+    shifted[:, :, 3] += first_slice * matrices[:, :, 2]
+    return shifted

@@ -1,0 +1,246 @@
+"""Feldkamp-Davis-Kress: a full circle of cone-beam projections to a volume, within a bound on memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from reconstruct.backprojection import BackProjector, back_projector
+from reconstruct.filters import filter_rows, frequency_response, padded_size
+from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.kernels import weigh
+from reconstruct.weights import view_factors
+
+_MIB = 1 << 20
+
+_UPDATES_A_PASS = 1 << 28
+"""Voxel updates between two calls of `progress`: a fraction of a second."""
+
+_FILTER_COST = 20
+"""Filtering a pixel takes about as long as this many voxel updates; only `progress` depends on it."""
+
+
+class Projections(Protocol):
+    """What `fdk` reads: an array, a memory map, or anything else with a shape and slices by view."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(view, row, column)."""
+
+    def __getitem__(self, views: slice, /) -> Any:
+        """Return the views as an array (view, row, column)."""
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """How the work is cut: views filtered at once, views held filtered, slices worked on at once."""
+
+    batch: int
+    views: int
+    slices: int
+
+
+def fdk(
+    projections: Projections,
+    geometry: ConeBeamGeometry,
+    grid: VolumeGrid,
+    *,
+    filter: str = "ram-lak",
+    cutoff: float = 1.0,
+    memory_mb: int = 2048,
+    threads: int = 0,
+    progress: Callable[[float], None] | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Reconstruct a full circular scan.
+
+    Projections are weighted, ramp filtered along their columns' direction and back-projected with bilinear
+    interpolation (Feldkamp, Davis & Kress 1984; Kak & Slaney 1988, 3.6). Views may be spaced unequally, turn either
+    way and repeat an angle; detectors may be shifted, tilted and mirrored. Beyond the outermost pixel centres a
+    projection falls to 0 within one pixel.
+
+    Parameters
+    ----------
+    projections
+        Line integrals of attenuation, no unit, (view, row, column); any real type.
+    geometry
+        Source and detector of every view.
+    grid
+        The voxels wanted.
+    filter, cutoff
+        Window of the ramp, one of `reconstruct.filters.FILTERS`, and where it ends as a fraction of the Nyquist
+        frequency.
+    memory_mb
+        Most that is allocated, MiB, besides `projections` and the result: views are filtered in blocks and slices
+        worked on in slabs that fit.
+    threads
+        Threads of the kernels; 0: all cores.
+    progress
+        Called now and then with the fraction done, last with 1.0. It may raise to stop the work.
+    out
+        Where to put the volume, (z, y, x) float32, C-contiguous: an array or a memory map. None: a new array.
+
+    Returns
+    -------
+    volume
+        Attenuation, 1/mm, (z, y, x) float32; `out` if given.
+
+    Raises
+    ------
+    GeometryError
+        Views that do not go all the way round, or another scan that FDK cannot reconstruct.
+    ValueError
+        Shapes that do not fit, an unknown filter, projections that are not finite, too little memory.
+    """
+    expected = (geometry.views, geometry.rows, geometry.columns)
+    if tuple(projections.shape) != expected:
+        raise ValueError(f"expected projections of shape {expected}, got {tuple(projections.shape)}")
+    response = frequency_response(geometry.columns, filter, cutoff)
+    factors = view_factors(geometry)
+    projector = back_projector(geometry, grid)
+    blocks = _blocks(geometry, grid, projector, memory_mb)
+    volume = _result(out, grid)
+    report = _Progress(progress, geometry, grid)
+    with _kernel_threads(threads) as workers:
+        for start in range(0, geometry.views, blocks.views):
+            views = slice(start, min(start + blocks.views, geometry.views))
+            buffer = projector.allocate(views.stop - views.start)
+            for batch in _pieces(views, blocks.batch):
+                # Not bound to a name, which would keep it while the next batch is filtered.
+                projector.store(
+                    _filtered(projections[batch], geometry, factors, response, batch, workers),
+                    _within(buffer, views, batch),
+                    batch,
+                )
+                report.filtered(batch)
+            for slices in _pieces(slice(0, grid.shape_zyx[0]), blocks.slices):
+                slab = volume[slices]
+                work = projector.begin(slab)
+                for part in _pieces(views, max(1, _UPDATES_A_PASS // slab.size)):
+                    projector.add(_within(buffer, views, part), part, work, slices.start)
+                    report.added(part, slab.size)
+                projector.finish(work, slab)
+                del work
+            del buffer
+    return volume if out is None else out
+
+
+def _filtered(
+    raw: Any,
+    geometry: ConeBeamGeometry,
+    factors: NDArray[np.float64],
+    response: NDArray[np.float32],
+    views: slice,
+    workers: int,
+) -> NDArray[np.float32]:
+    """Weighted and filtered projections, (view, row, padded_size); the result is in the first columns."""
+    pixels = np.ascontiguousarray(raw, dtype=np.float32)
+    padded = np.empty((*pixels.shape[:2], padded_size(geometry.columns)), dtype=np.float32)
+    weigh(
+        pixels,
+        factors[views],
+        geometry.sources[views],
+        geometry.first_pixels()[views],
+        geometry.column_steps[views],
+        geometry.row_steps[views],
+        padded,
+    )
+    finite = np.isfinite(padded.sum(axis=(1, 2)))
+    if not finite.all():
+        raise ValueError(f"expected finite line integrals, view {views.start + int(np.argmin(finite))} is not")
+    return filter_rows(padded, response, workers)
+
+
+def _blocks(
+    geometry: ConeBeamGeometry, grid: VolumeGrid, projector: BackProjector, memory_mb: int
+) -> _Blocks:
+    """Cut the work so that what is held at the same time fits into `memory_mb`.
+
+    While a batch is filtered: its pixels as read and as float32, its padded rows, their spectrum and the filtered
+    rows. While slices are worked on: theirs. All the while: the filtered views of the block.
+    """
+    size = padded_size(geometry.columns)
+    batch_bytes = geometry.rows * (2 * 4 * geometry.columns + 4 * size + 8 * (size // 2 + 1) + 4 * size)
+    budget = memory_mb * _MIB
+    least = projector.view_bytes + max(batch_bytes, projector.slice_bytes)
+    if least > budget:
+        raise ValueError(
+            f"expected memory for at least one view and one slice, {-(-least // _MIB)} MiB, got {memory_mb} MiB"
+        )
+    # A quarter for the work on slices and batches, more where one of them needs it; the views get the rest.
+    share = max(budget // 4, batch_bytes, projector.slice_bytes)
+    slices = grid.shape_zyx[0]
+    if projector.slice_bytes:
+        slices = min(slices, share // projector.slice_bytes)
+    batch = min(geometry.views, max(1, share // batch_bytes), 32)
+    working = max(batch * batch_bytes, slices * projector.slice_bytes)
+    views = min(geometry.views, (budget - working) // projector.view_bytes)
+    return _Blocks(min(batch, views), views, slices)
+
+
+def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.float32]:
+    """The volume to add to, all zeros, as a plain array."""
+    if out is None:
+        return np.zeros(grid.shape_zyx, dtype=np.float32)
+    if out.shape != grid.shape_zyx or out.dtype != np.float32 or not out.flags.c_contiguous:
+        order = "contiguous" if out.flags.c_contiguous else "not contiguous"
+        raise ValueError(
+            f"expected out of shape {grid.shape_zyx}, float32 and contiguous, got {out.shape}, {out.dtype} and {order}"
+        )
+    volume = np.asarray(out)
+    volume[...] = 0
+    return volume
+
+
+def _pieces(whole: slice, length: int) -> Iterator[slice]:
+    for start in range(whole.start, whole.stop, length):
+        yield slice(start, min(start + length, whole.stop))
+
+
+def _within(buffer: NDArray[np.float32], views: slice, part: slice) -> NDArray[np.float32]:
+    """The part of a block's buffer that holds the scan's views `part`."""
+    return buffer[part.start - views.start : part.stop - views.start]
+
+
+@contextmanager
+def _kernel_threads(threads: int) -> Iterator[int]:
+    """Run the kernels on that many threads (0: all), and leave numba's setting as it was."""
+    available = numba.config.NUMBA_NUM_THREADS
+    if threads < 0:
+        raise ValueError(f"expected a number of threads from 0 (all) to {available}, got {threads}")
+    before = numba.get_num_threads()
+    workers = min(threads or available, available)
+    numba.set_num_threads(workers)
+    try:
+        yield workers
+    finally:
+        numba.set_num_threads(before)
+
+
+class _Progress:
+    """Adds up what is done and tells it as a fraction."""
+
+    def __init__(
+        self, tell: Callable[[float], None] | None, geometry: ConeBeamGeometry, grid: VolumeGrid
+    ) -> None:
+        self._tell = tell
+        self._filter_cost = _FILTER_COST * geometry.rows * geometry.columns
+        self._done = 0
+        self._total = geometry.views * (self._filter_cost + int(np.prod(grid.shape_zyx, dtype=np.int64)))
+
+    def filtered(self, views: slice) -> None:
+        self._advance((views.stop - views.start) * self._filter_cost)
+
+    def added(self, views: slice, voxels: int) -> None:
+        self._advance((views.stop - views.start) * voxels)
+
+    def _advance(self, cost: int) -> None:
+        self._done += cost
+        if self._tell is not None:
+            self._tell(self._done / self._total)

@@ -1,0 +1,96 @@
+"""The ramp filter along detector columns and the windows that temper it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+FilterName = Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
+
+FILTERS: tuple[str, ...] = get_args(FilterName)
+"""Names of the windows."""
+
+
+def padded_size(columns: int) -> int:
+    """Return the length of the transform: at least twice the columns, so that the convolution does not wrap round."""
+    return int(scipy.fft.next_fast_len(2 * columns, real=True))
+
+
+def ramp_kernel(size: int) -> NDArray[np.float64]:
+    """Return the band-limited ramp, sampled at a pitch of 1, in the order of a transform, (size,).
+
+    Kak & Slaney, Principles of Computerized Tomographic Imaging (1988), equation 61 of chapter 3. Sampling it in
+    space keeps the mean of a reconstruction right, which sampling it in frequency does not.
+    """
+    offsets = np.arange(size)
+    offsets = np.minimum(offsets, size - offsets)
+    odd = offsets % 2 == 1
+    kernel = np.zeros(size)
+    kernel[odd] = -1.0 / (np.pi * offsets[odd]) ** 2
+    kernel[0] = 0.25
+    return kernel
+
+
+def window(name: str, cutoff: float, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what the window leaves of each frequency, 0 to 1, same shape as `frequencies`.
+
+    Parameters
+    ----------
+    name
+        One of `FILTERS`; "ram-lak" leaves all below the cut-off.
+    cutoff
+        Where the window ends, as a fraction of the Nyquist frequency, above 0 up to 1.
+    frequencies
+        As fractions of the Nyquist frequency, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        Another name or cut-off.
+    """
+    if not 0 < cutoff <= 1:
+        raise ValueError(f"expected a cut-off above 0 and up to 1, got {cutoff}")
+    f = frequencies / cutoff
+    match name:
+        case "ram-lak":
+            gain = np.ones_like(f)
+        case "shepp-logan":
+            gain = np.sinc(f / 2)
+        case "cosine":
+            gain = np.cos(np.pi / 2 * f)
+        case "hamming":
+            gain = 0.54 + 0.46 * np.cos(np.pi * f)
+        case "hann":
+            gain = 0.5 + 0.5 * np.cos(np.pi * f)
+        case _:
+            raise ValueError(f"expected a filter of {', '.join(FILTERS)}, got {name!r}")
+    return np.where(f <= 1 + 1e-12, gain, 0.0)
+
+
+def frequency_response(columns: int, name: str, cutoff: float) -> NDArray[np.float32]:
+    """Return the gain of the windowed ramp for rows of `columns` pixels of pitch 1, (padded_size // 2 + 1,)."""
+    size = padded_size(columns)
+    ramp = np.asarray(scipy.fft.rfft(ramp_kernel(size)).real, dtype=np.float64)
+    frequencies = np.arange(size // 2 + 1, dtype=np.float64) * (2.0 / size)
+    return np.asarray(ramp * window(name, cutoff, frequencies), dtype=np.float32)
+
+
+def filter_rows(padded: NDArray[np.float32], response: NDArray[np.float32], workers: int) -> NDArray[np.float32]:
+    """Return rows convolved with the filter, (…, padded_size) float32; the first `columns` of each are its result.
+
+    Parameters
+    ----------
+    padded
+        Rows filled up with zeros to `padded_size`, (…, padded_size) float32; may be overwritten.
+    response
+        Of `frequency_response`.
+    workers
+        Threads.
+    """
+    size = padded.shape[-1]
+    spectrum = scipy.fft.rfft(padded, axis=-1, overwrite_x=True, workers=workers)
+    spectrum *= response
+    return np.asarray(scipy.fft.irfft(spectrum, size, axis=-1, overwrite_x=True, workers=workers))

@@ -1,0 +1,172 @@
+"""Vectors of floats and ints in registers, for numba: the few operations that a gather-free interpolation needs.
+
+`LANES` numbers make a vector: 16 where numba compiles for AVX-512, 8 for AVX2, 0 where there is neither; then nothing
+else here may be used. Inside compiled functions only; vectors cannot be passed to a parallel loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import config, types
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+
+def _has(feature: str) -> bool:
+    """Whether numba compiles for processors with that feature: what it was told, else what the host has."""
+    if config.CPU_FEATURES is not None:
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
+    return bool(llvm.get_host_cpu_features().get(feature, False))
+
+
+LANES = 16 if _has("avx512f") else 8 if _has("avx2") and _has("fma") else 0
+"""Voxels along z that are worked on at once; 0: no such instructions on this host."""
+
+_float, _int = ir.FloatType(), ir.IntType(32)
+_floats, _ints = ir.VectorType(_float, max(LANES, 1)), ir.VectorType(_int, max(LANES, 1))
+
+
+class _Vector(types.Type):  # type: ignore[misc]
+    """`LANES` numbers in a register."""
+
+    def __init__(self, element: str) -> None:
+        super().__init__(name=f"{element}x{LANES}")
+
+
+class _Floats(_Vector):
+    pass
+
+
+class _Ints(_Vector):
+    pass
+
+
+FLOATS, INTS = _Floats("float32"), _Ints("int32")
+
+
+@register_model(_Floats)
+class _FloatsModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _floats)
+
+
+@register_model(_Ints)
+class _IntsModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _ints)
+
+
+def _call(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, arguments)
+
+
+def _operation(result: Any, operands: int, generate: Callable[..., Any]) -> Any:
+    """Make an intrinsic of one to three operands whose code is ``generate(builder, *operands)``."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        return generate(builder, *arguments)
+
+    if operands == 1:
+        return intrinsic(lambda typing, a: (result(a), code))
+    if operands == 2:
+        return intrinsic(lambda typing, a, b: (result(a, b), code))
+    return intrinsic(lambda typing, a, b, c: (result(a, b, c), code))
+
+
+def _permuted(builder: Any, low: Any, index: Any, high: Any) -> Any:
+    """Elements of the two vectors `low` and `high`, end to end, at `index`."""
+    if LANES == 16:
+        return _call(builder, "llvm.x86.avx512.vpermi2var.ps.512", _floats, [low, index, high])
+    name = "llvm.x86.avx2.permps"
+    from_low = _call(builder, name, _floats, [low, index])
+    from_high = _call(builder, name, _floats, [high, index])
+    is_high = builder.icmp_signed(">", index, ir.Constant(_ints, [LANES - 1] * LANES))
+    return builder.select(is_high, from_high, from_low)
+
+
+vector_add = _operation(FLOATS, 2, lambda b, x, y: b.fadd(x, y))
+vector_subtract = _operation(FLOATS, 2, lambda b, x, y: b.fsub(x, y))
+vector_multiply = _operation(FLOATS, 2, lambda b, x, y: b.fmul(x, y))
+multiply_add = _operation(FLOATS, 3, lambda b, x, y, z: _call(b, f"llvm.fma.v{LANES}f32", _floats, [x, y, z]))
+vector_floor = _operation(FLOATS, 1, lambda b, x: _call(b, f"llvm.floor.v{LANES}f32", _floats, [x]))
+smaller = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
+larger = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+to_ints = _operation(INTS, 1, lambda b, x: b.fptosi(x, _ints))
+to_floats = _operation(FLOATS, 1, lambda b, x: b.sitofp(x, _floats))
+vector_next = _operation(INTS, 1, lambda b, x: b.add(x, ir.Constant(_ints, [1] * LANES)))
+permute = _operation(FLOATS, 3, _permuted)
+
+
+def _splat(builder: Any, scalar: Any, kind: Any) -> Any:
+    empty = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(empty, scalar, ir.Constant(_int, 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(_ints, [0] * LANES))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def spread(typing: Any, scalar: Any) -> Any:
+    """A float in every lane."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _splat(builder, context.cast(builder, arguments[0], signature.args[0], types.float32), _floats)
+
+    return FLOATS(scalar), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def masked(typing: Any, ints: Any, mask: Any) -> Any:
+    """Each lane and `mask`."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = context.cast(builder, arguments[1], signature.args[1], types.int32)
+        return builder.and_(arguments[0], _splat(builder, bits, _ints))
+
+    return INTS(ints, mask), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lanes(typing: Any) -> Any:
+    """0, 1, 2, …"""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(_floats, [float(lane) for lane in range(LANES)])
+
+    return FLOATS(), code
+
+
+def _address(context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    index = context.cast(builder, arguments[1], signature.args[1], types.intp)
+    return builder.bitcast(builder.gep(array.data, [index]), kind.as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def vector_load(typing: Any, array: Any, index: Any) -> Any:
+    """The vector that starts at an index of a contiguous float32 array; nothing is checked."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = builder.load(_address(context, builder, signature, arguments, _floats))
+        vector.align = 4
+        return vector
+
+    return FLOATS(array, index), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def vector_store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Write a vector of floats or ints of 32 bits to a contiguous array from an index on; nothing is checked."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = _floats if signature.args[2] is FLOATS or signature.args[2] == FLOATS else _ints
+        store = builder.store(arguments[2], _address(context, builder, signature, arguments, kind))
+        store.align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, index, vector), code

@@ -1,0 +1,103 @@
+"""Which energy bins a scan has, and which frame belongs to which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from reconstruct.projections.frames import ScanError
+from reconstruct.projections.functional_groups import Attributes
+from reconstruct.projections.scan import CounterKind, EnergyBin
+
+T = TypeVar("T")
+
+
+def counter_kind(frames: Sequence[Attributes]) -> CounterKind:
+    """Return what the counters count; a single counter is its own bin.
+
+    Raises
+    ------
+    ScanError
+        Several counters that do not say it, or that say different things.
+    """
+    stated = {str(frame.get("CounterKind") or "") for frame in frames}
+    if stated == {""}:
+        if len({_key(frame) for frame in frames}) > 1:
+            raise ScanError("the scan has several energy bins and no Counter Kind (0071,xx25)")
+        return CounterKind.DIFFERENTIAL
+    if len(stated) > 1 or not stated <= set(CounterKind):
+        raise ScanError(
+            f"Counter Kind (0071,xx25) is {' and '.join(sorted(stated)) or 'empty'}, expected one of "
+            f"{', '.join(CounterKind)}"
+        )
+    return CounterKind(stated.pop())
+
+
+def energy_bins(frames: Sequence[Attributes], kind: CounterKind) -> tuple[EnergyBin, ...]:
+    """Return the energy bins of projection frames, ascending.
+
+    A cumulative counter's bin ends where the next counter begins, whatever its own upper threshold says.
+
+    Raises
+    ------
+    ScanError
+        A bin of Energy Bin Count (0071,xx21) is missing, or thresholds do not ascend.
+    """
+    first_of: dict[tuple[float, ...], Attributes] = {}
+    for frame in frames:
+        first_of.setdefault(_key(frame), frame)
+    keys = sorted(first_of)
+    expected = max(int(frame.get("EnergyBinCount") or 0) for frame in first_of.values())
+    if expected > len(keys):
+        raise ScanError(f"the scan has {len(keys)} of {expected} energy bins (0071,xx21)")
+    described = [first_of[key] for key in keys]
+    lows = [_number(frame, "EnergyThresholdLow", "NominalMinEnergy") for frame in described]
+    highs = [_number(frame, "EnergyThresholdHigh", "NominalMaxEnergy") for frame in described]
+    if kind is CounterKind.CUMULATIVE:
+        highs = [*lows[1:], highs[-1]]
+        known = [low for low in lows if low is not None]
+        if known != sorted(set(known)):
+            raise ScanError(f"the thresholds of the counters do not ascend: {known} keV (0071,xx22)")
+    return tuple(
+        EnergyBin(
+            index=number,
+            low_kev=low,
+            high_kev=high,
+            effective_kev=_number(frame, "EffectiveEnergy"),
+            water_per_cm=_number(frame, "WaterAttenuation"),
+        )
+        for number, (frame, low, high) in enumerate(zip(described, lows, highs, strict=True), start=1)
+    )
+
+
+def group_by_bin(
+    frames: Sequence[T], attributes_of: Callable[[T], Attributes], bins: Sequence[EnergyBin]
+) -> list[list[T]]:
+    """Return the frames of each bin, parallel to `bins`; frames that name no bin serve every one of them."""
+    groups: dict[tuple[float, ...], list[T]] = {}
+    for frame in frames:
+        groups.setdefault(_key(attributes_of(frame)), []).append(frame)
+    unnamed = groups.pop((), [])
+    named = [groups[key] for key in sorted(groups)]
+    if not named:
+        return [list(unnamed) for _ in bins]
+    if len(named) != len(bins):
+        raise ScanError(f"expected flat or dark frames of {len(bins)} energy bins, got {len(named)}")
+    return [[*group, *unnamed] for group in named]
+
+
+def _key(frame: Attributes) -> tuple[float, ...]:
+    """What tells bins apart and orders them: index, else thresholds; empty when neither is given."""
+    index = frame.get("EnergyBinIndex")
+    if index is not None:
+        return (float(index),)
+    energies = (
+        _number(frame, "EnergyThresholdLow", "NominalMinEnergy"),
+        _number(frame, "EnergyThresholdHigh", "NominalMaxEnergy"),
+    )
+    return tuple(energy for energy in energies if energy is not None)
+
+
+def _number(frame: Attributes, *keywords: str) -> float | None:
+    value: Any = next((frame[keyword] for keyword in keywords if frame.get(keyword) is not None), None)
+    return None if value is None else float(value)

@@ -1,0 +1,108 @@
+"""Where the pixels of each frame of a scan are, and reading them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import iter_pixels
+
+from reconstruct.preprocess import saturated_pixels, unroll
+
+
+class ScanError(Exception):
+    """Stored projections that cannot be reconstructed; the message is one sentence that names what is missing."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the pixels of one frame are, and how they become values.
+
+    Attributes
+    ----------
+    instance
+        Part 10 file or data set.
+    index
+        0-based within the instance.
+    slope, intercept
+        Rescale: value = slope × stored + intercept.
+    duration_ms
+        Frame Acquisition Duration (0018,9220); None when not given.
+    bits_stored
+        Bits Stored (0028,0101).
+    """
+
+    instance: Path | Dataset
+    index: int
+    slope: float = 1.0
+    intercept: float = 0.0
+    duration_ms: float | None = None
+    bits_stored: int = 16
+
+
+@dataclass(frozen=True)
+class Counter:
+    """The frames of one counter of the detector, views in order of acquisition.
+
+    `unattenuated` is I0, what a pixel holds without an object, per view; it serves where there are no flat fields.
+    """
+
+    views: tuple[Frame, ...]
+    flats: tuple[Frame, ...] = ()
+    darks: tuple[Frame, ...] = ()
+    unattenuated: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FrameImages:
+    """The same frame of each counter: rescaled values, (counter, row, column), and where the first one is full.
+
+    `rolled` is how many of its pixels had run over, see `preprocess.unroll`.
+    """
+
+    values: NDArray[np.float32]
+    full: NDArray[np.bool_]
+    rolled: int
+
+
+def read_frames(frames: Sequence[Frame]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Yield the rescaled values of each frame, (row, column) float32, and where its pixels are full.
+
+    Raises
+    ------
+    ScanError
+        An instance without pixels, or with pixels that cannot be decoded.
+    """
+    for _, run in groupby(frames, key=lambda frame: id(frame.instance)):
+        group = list(run)
+        instance = group[0].instance
+        images = iter_pixels(instance, indices=[frame.index for frame in group], raw=True)
+        try:
+            for frame in group:
+                stored = next(images)
+                full = saturated_pixels(stored, frame.bits_stored)
+                yield stored.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept), full
+        except (AttributeError, ValueError, NotImplementedError, RuntimeError, StopIteration) as error:
+            where = instance.name if isinstance(instance, Path) else instance.get("SOPInstanceUID", "a data set")
+            raise ScanError(f"the pixels of {where} cannot be decoded: {error}") from error
+
+
+def read_together(counters: Sequence[Counter]) -> Iterator[FrameImages]:
+    """Yield frame after frame of several counters that have equally many.
+
+    Raises
+    ------
+    ScanError
+        See `read_frames`.
+    """
+    first = counters[0].views[0]
+    full_scale = first.slope * (1 << first.bits_stored)
+    for frames in zip(*(read_frames(counter.views) for counter in counters), strict=True):
+        stored = np.stack([values for values, _ in frames])
+        values = unroll(stored, full_scale)
+        yield FrameImages(values, frames[0][1], int(np.count_nonzero(values[0] != stored[0])))

@@ -1,0 +1,52 @@
+"""What is known of each frame of an enhanced multi-frame object, gathered from its three levels (PS3.3 C.7.6.16)."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from reconstruct.projections import elements
+
+Attributes = Mapping[str, Any]
+"""Values by keyword; private ones by the keyword of `elements`."""
+
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+
+
+def frame_attributes(dataset: Dataset) -> list[Attributes]:
+    """Return the attributes of every frame: its own item first, then the shared item, then the top of the data set.
+
+    Attributes inside the single-item macro sequences are found by their own keyword. A data set without per-frame
+    items has as many equal frames as Number of Frames says.
+    """
+    top = {
+        element.keyword: element.value
+        for element in dataset
+        if element.VR != "SQ" and element.keyword and element.keyword != "PixelData" and not element.is_empty
+    } | elements.read(dataset)
+    shared_items = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    shared = _flat(shared_items[0])
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if not frames:
+        return [ChainMap(shared, top)] * int(dataset.get("NumberOfFrames") or 1)
+    return [ChainMap(_flat(item), shared, top) for item in frames]
+
+
+def has_macro(dataset: Dataset, keyword: str) -> bool:
+    """Whether a functional group macro, named by its sequence, stands in the shared or in any per-frame item."""
+    return any(keyword in item for group in _GROUPS for item in dataset.get(group) or [])
+
+
+def _flat(item: Dataset) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for element in item:
+        if element.VR == "SQ":
+            for macro in element.value[:1]:
+                values |= {e.keyword: e.value for e in macro if e.VR != "SQ" and e.keyword and not e.is_empty}
+                values |= elements.read(macro)
+        elif element.keyword and not element.is_empty:
+            values[element.keyword] = element.value
+    return values | elements.read(item)

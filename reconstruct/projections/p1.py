@@ -1,0 +1,248 @@
+"""P1: Enhanced XA Image Storage with the isocentre macro per frame, and the private block for the rest.
+
+One instance may hold every counter and role, or one counter, role or part of the views each. What is private is
+optional as long as standard attributes say the same (PS3.3 A.47, C.8.19).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import EnhancedXAImageStorage
+
+from reconstruct.patient_position import in_patient_axes, patient_position
+from reconstruct.projections import elements
+from reconstruct.projections.completeness import check_complete, distinct
+from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
+from reconstruct.projections.frames import Counter, Frame, ScanError
+from reconstruct.projections.functional_groups import Attributes, frame_attributes, has_macro
+from reconstruct.projections.scan import PixelMeaning, ReconstructionRequest, Scan, SourceInstance
+from reconstruct.projections.view_geometry import TakenGeometry, geometry_of
+
+_ROLES = ("PROJECTION", "FLAT", "DARK")
+
+
+@dataclass(frozen=True, eq=False)
+class RoledFrame:
+    """A frame with its attributes and its role, before frames are grouped."""
+
+    frame: Frame
+    attributes: Attributes
+    role: str
+
+
+def is_p1(dataset: Dataset) -> bool:
+    """Whether an instance is of this encoding: Enhanced XA with an Isocenter Reference System Sequence (0018,9462)."""
+    return dataset.get("SOPClassUID") == EnhancedXAImageStorage and has_macro(
+        dataset, "IsocenterReferenceSystemSequence"
+    )
+
+
+def read_p1(instances: Iterable[Path | Dataset]) -> Scan:
+    """Return the scan that the instances hold together; pixels stay where they are.
+
+    Parameters
+    ----------
+    instances
+        Part 10 files or data sets of one scan, in any order; the same instance twice counts once.
+
+    Raises
+    ------
+    ScanError
+        Something is missing or contradicts itself; the sentence names it.
+    """
+    headers = distinct((_header(instance), instance) for instance in instances)
+    frames_of = [_frames(header, instance) for header, instance in headers]
+    check_complete([frames[0].attributes for frames in frames_of], sum(len(frames) for frames in frames_of))
+    frames = [frame for frames in frames_of for frame in frames]
+    projections = [frame for frame in frames if frame.role == "PROJECTION"]
+    if not projections:
+        raise ScanError(f"the scan has {len(frames)} frames, none of them a projection: Frame Role (0071,xx10)")
+    meaning = _meaning(projections)
+    kind = counter_kind([frame.attributes for frame in projections])
+    bins = energy_bins([frame.attributes for frame in projections], kind)
+    by_bin = {
+        role: group_by_bin([f for f in frames if f.role == role], lambda f: f.attributes, bins) for role in _ROLES
+    }
+    views_of_bins = [_in_order(group) for group in by_bin["PROJECTION"]]
+    _check_equal_views(views_of_bins)
+    counters = tuple(
+        _counter(views, flats, darks)
+        for views, flats, darks in zip(views_of_bins, by_bin["FLAT"], by_bin["DARK"], strict=True)
+    )
+    header = headers[0][0]
+    taken, notes = _geometry(views_of_bins, header)
+    scan = Scan(
+        uid=str(projections[0].attributes.get("ScanSetUID") or header.SeriesInstanceUID),
+        geometry=taken.geometry,
+        geometry_from=taken.taken_from,
+        bins=bins,
+        counters=counters,
+        header=header,
+        sources=tuple(SourceInstance(str(h.SOPClassUID), str(h.SOPInstanceUID)) for h, _ in headers),
+        pixel_meaning=meaning,
+        counter_kind=kind,
+        counting_mode=str(projections[0].attributes.get("CountingMode") or ""),
+        corrections=frozenset(_values(projections[0].attributes.get("CorrectionsApplied"))),
+        request=_request(projections[0].attributes),
+        notes=notes,
+    )
+    _check_reference(scan)
+    return scan
+
+
+def _header(instance: Path | Dataset) -> Dataset:
+    if isinstance(instance, Dataset):
+        header = instance
+    else:
+        try:
+            header = dcmread(instance, stop_before_pixels=True)
+        except (InvalidDicomError, OSError) as error:
+            raise ScanError(f"{instance.name} cannot be read as a DICOM file: {error}") from error
+    if not is_p1(header):
+        raise ScanError(
+            f"instance {header.get('SOPInstanceUID', '?')} is no Enhanced XA Image with an Isocenter Reference System "
+            f"Sequence (0018,9462): its SOP Class UID is {header.get('SOPClassUID', 'missing')}"
+        )
+    return header
+
+
+def _frames(header: Dataset, instance: Path | Dataset) -> list[RoledFrame]:
+    attributes_of_frames = frame_attributes(header)
+    stated = int(header.get("NumberOfFrames") or 1)
+    if len(attributes_of_frames) != stated:
+        raise ScanError(
+            f"instance {header.SOPInstanceUID} has {stated} frames (0028,0008), but functional groups for "
+            f"{len(attributes_of_frames)}"
+        )
+    frames = []
+    for index, attributes in enumerate(attributes_of_frames):
+        duration = attributes.get("FrameAcquisitionDuration")
+        frame = Frame(
+            instance=instance,
+            index=index,
+            slope=float(attributes.get("RescaleSlope", 1.0)),
+            intercept=float(attributes.get("RescaleIntercept", 0.0)),
+            duration_ms=None if duration is None else float(duration),
+            bits_stored=int(header.BitsStored),
+        )
+        frames.append(RoledFrame(frame, attributes, _role(attributes)))
+    return frames
+
+
+def _role(attributes: Attributes) -> str:
+    role = str(attributes.get("FrameRole") or "")
+    if not role:
+        image_type = {*_values(attributes.get("FrameType")), *_values(attributes.get("ImageType"))}
+        role = next((name for name in ("FLAT", "DARK") if name in image_type), "PROJECTION")
+    if role not in _ROLES:
+        raise ScanError(f"Frame Role (0071,xx10) is {role!r}, expected one of {', '.join(_ROLES)}")
+    return role
+
+
+def _values(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (str(value),) if isinstance(value, str) else tuple(str(part) for part in value)
+
+
+def _meaning(projections: Sequence[RoledFrame]) -> PixelMeaning:
+    stated = {str(frame.attributes.get("PixelMeaning") or PixelMeaning.COUNTS) for frame in projections}
+    unknown = stated - set(PixelMeaning)
+    if unknown or len(stated) > 1:
+        raise ScanError(
+            f"Pixel Meaning (0071,xx07) is {' and '.join(sorted(stated))}, expected one of {', '.join(PixelMeaning)}"
+        )
+    return PixelMeaning(stated.pop())
+
+
+def _in_order(group: Sequence[RoledFrame]) -> list[RoledFrame]:
+    """Sort the views of a counter by Frame Acquisition Number (0020,9156), else by instance and frame."""
+    numbers = [frame.attributes.get("FrameAcquisitionNumber") for frame in group]
+    if None not in numbers and len(set(numbers)) == len(numbers):
+        return sorted(group, key=lambda frame: int(frame.attributes["FrameAcquisitionNumber"]))
+    return sorted(
+        group, key=lambda frame: (int(frame.attributes.get("InstanceNumber") or 0), frame.frame.index)
+    )
+
+
+def _check_equal_views(views_of_bins: Sequence[Sequence[RoledFrame]]) -> None:
+    for number, views in enumerate(views_of_bins, start=1):
+        if len(views) != len(views_of_bins[0]):
+            raise ScanError(
+                f"energy bin {number} has {len(views)} views, energy bin 1 has {len(views_of_bins[0])}"
+            )
+    sizes = {(int(v.attributes["Rows"]), int(v.attributes["Columns"])) for views in views_of_bins for v in views}
+    if len(sizes) > 1:
+        raise ScanError(f"the projections have several sizes: {' and '.join(f'{r} × {c}' for r, c in sorted(sizes))}")
+    for keyword, what in (("CameraPosition", "camera positions (0071,xx1A)"), ("TileOrigin", "tiles (0071,xx30)")):
+        values = {str(view.attributes.get(keyword)) for view in views_of_bins[0]}
+        if len(values) > 1:
+            raise ScanError(f"the scan was taken in {len(values)} {what}, and only one can be reconstructed")
+
+
+def _counter(views: Sequence[RoledFrame], flats: Sequence[RoledFrame], darks: Sequence[RoledFrame]) -> Counter:
+    for what, others in (("flat fields", flats), ("dark frames", darks)):
+        if others and (others[0].frame.duration_ms is None) != (views[0].frame.duration_ms is None):
+            raise ScanError(
+                f"Frame Acquisition Duration (0018,9220) is given for only one of the projections and the {what}"
+            )
+    unattenuated = [view.attributes.get("UnattenuatedValue") for view in views]
+    return Counter(
+        views=tuple(view.frame for view in views),
+        flats=tuple(flat.frame for flat in flats),
+        darks=tuple(dark.frame for dark in darks),
+        unattenuated=() if None in unattenuated else tuple(float(value) for value in unattenuated if value is not None),
+    )
+
+
+def _geometry(
+    views_of_bins: Sequence[Sequence[RoledFrame]], header: Dataset
+) -> tuple[TakenGeometry, tuple[str, ...]]:
+    taken = geometry_of([view.attributes for view in views_of_bins[0]])
+    notes = [f"geometry taken from {taken.taken_from}", *taken.disagreements]
+    if taken.taken_from == "angles and distances":
+        position = patient_position(header)
+        turned = in_patient_axes(taken.geometry, position)
+        notes.append(f"patient position {position or 'not given, taken as HFS'}")
+        taken = TakenGeometry(turned, taken.taken_from, taken.disagreements)
+    return taken, tuple(notes)
+
+
+def _request(attributes: Attributes) -> ReconstructionRequest:
+    voxel, matrix, centre = (
+        attributes.get(keyword) for keyword in ("RequestedVoxelSize", "RequestedMatrix", "RequestedCentre")
+    )
+    cutoff = attributes.get("RequestedCutoff")
+    return ReconstructionRequest(
+        voxel_mm_xyz=None if voxel is None else _triple(voxel),
+        matrix_xyz=None if matrix is None else (int(matrix[0]), int(matrix[1]), int(matrix[2])),
+        centre_mm_xyz=None if centre is None else _triple(centre),
+        filter=elements.from_code_string(str(attributes.get("RequestedFilter") or "")) or None,
+        cutoff=None if cutoff is None else float(cutoff),
+    )
+
+
+def _triple(value: Sequence[float]) -> tuple[float, float, float]:
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def _check_reference(scan: Scan) -> None:
+    """Refuse counts without anything to compare them with."""
+    if scan.pixel_meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL):
+        return
+    by_flats = any(counter.flats for counter in scan.counters)
+    for number, counter in enumerate(scan.counters, start=1):
+        if not (counter.flats if by_flats else counter.unattenuated):
+            raise ScanError(
+                f"energy bin {number} has neither flat fields (Frame Role (0071,xx10) FLAT) nor an unattenuated value "
+                "I0 (0071,xx09)"
+            )
+
+

@@ -1,0 +1,234 @@
+"""Writing projections as P1: Enhanced XA instances with the private block.
+
+One instance a counter and role, split where its pixels would not fit into one. What standard attributes can say is said
+twice: there for everybody, and in the private vectors exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import EnhancedXAImageStorage
+
+from config.identity import new_uid
+from reconstruct.dicom_items import item_of
+from reconstruct.geometry import ConeBeamGeometry
+from reconstruct.part10 import with_file_meta
+from reconstruct.projections import elements
+from reconstruct.projections.acquisition import Acquisition, CounterImages
+from reconstruct.projections.frames import ScanError
+from reconstruct.projections.positioner import PositionerAngles, positioner_angles
+from reconstruct.projections.scan import PixelMeaning
+from reconstruct.projections.xa_functional_groups import shared_item, view_item
+from reconstruct.projections.xa_modules import add_acquisition, add_image
+
+LARGEST_PIXEL_DATA = 0xFFFFFFFE
+"""Pixel Data (7FE0,0010) has a 32-bit even length that is not FFFFFFFF (PS3.5 7.1.1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The frames of one instance: stored pixels, and which view each frame is of (flats are taken at the first)."""
+
+    counter: CounterImages
+    role: str
+    pixels: NDArray[np.uint16]
+    first: int
+    slope: float
+    intercept: float
+
+
+def write_p1(
+    counters: Sequence[CounterImages],
+    geometry: ConeBeamGeometry,
+    header: Dataset,
+    acquisition: Acquisition,
+    *,
+    scan_uid: str = "",
+    largest_pixel_data: int = LARGEST_PIXEL_DATA,
+) -> list[Dataset]:
+    """Return the instances of a scan, complete with file meta information, Explicit VR Little Endian.
+
+    Counts are stored as they are, in 16 bits, the most that the SOP class allows (PS3.3 A.47); other values are stored
+    in 65,535 steps from the least to the largest, with a rescale.
+
+    Parameters
+    ----------
+    counters
+        What each counter measured, ascending with energy.
+    geometry
+        Source and detector of every view.
+    header
+        Patient, study, series and equipment attributes; every instance bears them. Series Instance UID and dates are
+        made up where they are missing from it.
+    acquisition
+        How the scan was taken.
+    scan_uid
+        UID of the scan set; new when empty.
+    largest_pixel_data
+        Bytes of Pixel Data in one instance.
+
+    Raises
+    ------
+    ScanError
+        Shapes that do not agree, counts over 65,535 or not whole, a frame larger than an instance may be.
+    """
+    _check(counters, geometry, acquisition)
+    parts = [part for counter in counters for part in _parts(counter, acquisition, largest_pixel_data)]
+    angles = positioner_angles(geometry)
+    series = _series(header, scan_uid or new_uid(), acquisition, counters, parts)
+    return [
+        _instance(number, part, series, geometry, angles, acquisition) for number, part in enumerate(parts, start=1)
+    ]
+
+
+def _check(counters: Sequence[CounterImages], geometry: ConeBeamGeometry, acquisition: Acquisition) -> None:
+    if not counters:
+        raise ScanError("a scan needs at least one counter")
+    if (acquisition.exposure.view_ms is None) != (acquisition.exposure.flat_ms is None):
+        raise ScanError("the exposures of views and of flat fields are given together or not at all")
+    expected = (geometry.views, geometry.rows, geometry.columns)
+    for counter in counters:
+        if counter.views.shape != expected:
+            raise ScanError(f"expected projections of shape {expected}, got {counter.views.shape}")
+        for frames in (counter.flats, counter.darks):
+            if frames is not None and (frames.ndim != 3 or frames.shape[1:] != expected[1:]):
+                raise ScanError(f"expected flat and dark frames of shape (frame, {expected[1]}, {expected[2]}), "
+                                f"got {frames.shape}")
+
+
+def _parts(counter: CounterImages, acquisition: Acquisition, largest: int) -> Iterator[_Part]:
+    roles = (("PROJECTION", counter.views), ("FLAT", counter.flats), ("DARK", counter.darks))
+    for role, images in roles:
+        if images is None:
+            continue
+        per_instance = largest // (2 * images.shape[1] * images.shape[2])
+        if per_instance == 0:
+            raise ScanError(f"a frame of {images.shape[1]} × {images.shape[2]} exceeds {largest} bytes of Pixel Data")
+        slope, intercept = _rescale(images, acquisition)
+        for first in range(0, len(images), per_instance):
+            stored = np.rint((images[first : first + per_instance].astype(np.float64) - intercept) / slope)
+            yield _Part(counter, role, stored.astype("<u2"), first, slope, intercept)
+
+
+def _rescale(images: NDArray[np.generic], acquisition: Acquisition) -> tuple[float, float]:
+    """Return slope and intercept: 1 and 0 for counts, the range in as many steps as there are bits for the rest."""
+    low, high = float(np.min(images)), float(np.max(images))
+    most = (1 << acquisition.bits_stored) - 1
+    if acquisition.pixel_meaning is not PixelMeaning.COUNTS:
+        return (high - low) / most or 1.0, low
+    if low < 0 or high > most:
+        raise ScanError(
+            f"counts from {low:g} to {high:g} do not fit into {acquisition.bits_stored} bits; "
+            "an Enhanced XA pixel has at most 16"
+        )
+    if not np.issubdtype(images.dtype, np.integer) and not np.array_equal(images, np.rint(images.astype(np.float64))):
+        raise ScanError(f"counts are whole numbers, got {images.dtype} with fractions")
+    return 1.0, 0.0
+
+
+def _series(
+    header: Dataset,
+    scan_uid: str,
+    acquisition: Acquisition,
+    counters: Sequence[CounterImages],
+    parts: Sequence[_Part],
+) -> Dataset:
+    """Return what all instances of the scan share."""
+    dataset = copy.deepcopy(header)
+    dataset.SOPClassUID = EnhancedXAImageStorage
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        if keyword not in dataset:
+            setattr(dataset, keyword, new_uid())
+    add_acquisition(dataset, acquisition.exposure, len(counters[0].views))
+    asked = acquisition.request
+    elements.put(
+        dataset,
+        ScanSetUID=scan_uid,
+        ExpectedFrames=sum(len(part.pixels) for part in parts),
+        ExpectedInstances=len(parts),
+        PixelMeaning=str(acquisition.pixel_meaning),
+        EnergyBinCount=len(counters),
+        CountingMode=acquisition.counting_mode or None,
+        CounterKind=str(acquisition.counter_kind),
+        RequestedVoxelSize=None if asked.voxel_mm_xyz is None else list(asked.voxel_mm_xyz),
+        RequestedMatrix=None if asked.matrix_xyz is None else list(asked.matrix_xyz),
+        RequestedCentre=None if asked.centre_mm_xyz is None else list(asked.centre_mm_xyz),
+        RequestedFilter=None if asked.filter is None else elements.as_code_string(asked.filter),
+        RequestedCutoff=asked.cutoff,
+    )
+    elements.declare(dataset)
+    return dataset
+
+
+def _instance(
+    number: int,
+    part: _Part,
+    series: Dataset,
+    geometry: ConeBeamGeometry,
+    angles: PositionerAngles,
+    acquisition: Acquisition,
+) -> Dataset:
+    dataset = copy.deepcopy(series)
+    dataset.SOPInstanceUID = new_uid()
+    dataset.InstanceNumber = number
+    energy = part.counter.bin
+    elements.put(
+        dataset,
+        UnattenuatedValue=part.counter.unattenuated,
+        FrameRole=part.role,
+        EnergyBinIndex=energy.index,
+        EnergyThresholdLow=energy.low_kev,
+        EnergyThresholdHigh=energy.high_kev,
+        EffectiveEnergy=energy.effective_kev,
+        WaterAttenuation=energy.water_per_cm,
+    )
+    add_image(dataset, part.pixels, acquisition.bits_stored)
+    dataset.SharedFunctionalGroupsSequence = [shared_item(dataset, geometry, angles, part.slope, part.intercept)]
+    exposure = acquisition.exposure
+    duration = exposure.view_ms if part.role == "PROJECTION" else exposure.flat_ms
+    matrices = geometry.projection_matrices() if acquisition.with_matrices else None
+    dataset.PerFrameFunctionalGroupsSequence = [
+        _frame_item(dataset, part, index, geometry, angles, matrices, duration) for index in range(len(part.pixels))
+    ]
+    dataset.PixelData = part.pixels.tobytes()
+    dataset["PixelData"].VR = "OW"
+    return with_file_meta(dataset)
+
+
+def _frame_item(
+    dataset: Dataset,
+    part: _Part,
+    index: int,
+    geometry: ConeBeamGeometry,
+    angles: PositionerAngles,
+    matrices: NDArray[np.float64] | None,
+    duration_ms: float | None,
+) -> Dataset:
+    view = part.first + index if part.role == "PROJECTION" else 0
+    item = view_item(geometry, angles, view)
+    number = part.first + index + 1
+    content = item_of(
+        FrameAcquisitionNumber=number,
+        FrameReferenceDateTime=dataset.AcquisitionDateTime,
+        FrameAcquisitionDateTime=dataset.AcquisitionDateTime,
+        DimensionIndexValues=[number],
+    )
+    # The standard wants a duration of an original frame; 0 would be a lie, so an unknown one is left out.
+    if duration_ms is not None:
+        content.FrameAcquisitionDuration = duration_ms
+    item.FrameContentSequence = [content]
+    elements.put(
+        item,
+        SourcePosition=geometry.sources[view].tolist(),
+        DetectorCentre=geometry.detector_centres[view].tolist(),
+        ColumnStep=geometry.column_steps[view].tolist(),
+        RowStep=geometry.row_steps[view].tolist(),
+        ProjectionMatrix=None if matrices is None else matrices[view].reshape(-1).tolist(),
+    )
+    return item

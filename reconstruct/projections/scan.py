@@ -1,0 +1,237 @@
+"""A scan: everything that FDK needs, whatever the encoding it came in.
+
+Pixels stay in their files. `Scan.line_integrals` reads the frames of one energy bin one by one and keeps nothing but
+its result, so that a scan of many counters needs the memory of one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from reconstruct import preprocess
+from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.projections.frames import Counter, Frame, ScanError, read_together
+from reconstruct.projections.open_field import OpenField
+
+__all__ = [
+    "Counter",
+    "CounterKind",
+    "EnergyBin",
+    "Frame",
+    "PixelMeaning",
+    "ReconstructionRequest",
+    "Scan",
+    "ScanError",
+    "SourceInstance",
+]
+
+_log = logging.getLogger(__name__)
+
+class PixelMeaning(StrEnum):
+    """What a pixel holds, after its rescale."""
+
+    COUNTS = "COUNTS"
+    INTENSITY = "INTENSITY"
+    TRANSMISSION = "TRANSMISSION"
+    LINE_INTEGRAL = "LINE_INTEGRAL"
+
+
+class CounterKind(StrEnum):
+    """Whether a counter counts everything above its threshold, or what lies between two."""
+
+    CUMULATIVE = "CUMULATIVE"
+    DIFFERENTIAL = "DIFFERENTIAL"
+
+
+@dataclass(frozen=True)
+class EnergyBin:
+    """An energy window of the detector.
+
+    Attributes
+    ----------
+    index
+        1-based, ascending with energy.
+    low_kev, high_kev
+        Thresholds, keV; None where not known (no threshold, an open top).
+    effective_kev
+        Energy of a monochromatic beam that would attenuate alike, keV.
+    water_per_cm
+        Attenuation of water in this bin, 1/cm; None: no Hounsfield units can be given.
+    """
+
+    index: int
+    low_kev: float | None = None
+    high_kev: float | None = None
+    effective_kev: float | None = None
+    water_per_cm: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The window as text, for example ``25-38 keV`` or ``52+ keV``; empty when not known."""
+        if self.low_kev is None:
+            return "" if self.high_kev is None else f"<{self.high_kev:g} keV"
+        return f"{self.low_kev:g}+ keV" if self.high_kev is None else f"{self.low_kev:g}-{self.high_kev:g} keV"
+
+
+@dataclass(frozen=True)
+class ReconstructionRequest:
+    """What the operator asked for, as far as given; (x, y, z)."""
+
+    voxel_mm_xyz: tuple[float, float, float] | None = None
+    matrix_xyz: tuple[int, int, int] | None = None
+    centre_mm_xyz: tuple[float, float, float] | None = None
+    filter: str | None = None
+    cutoff: float | None = None
+
+
+@dataclass(frozen=True)
+class SourceInstance:
+    """A stored instance that pixels of the scan came from."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A cone-beam scan.
+
+    Attributes
+    ----------
+    uid
+        Scan Set UID (0071,xx01), else the Series Instance UID.
+    geometry
+        Source and detector of every view, in order of acquisition.
+    geometry_from
+        What the geometry was taken from: matrices, vectors, standard attributes, ….
+    bins
+        Energy bins, ascending, ``bins[k].index == k + 1``.
+    counters
+        Frames of the counter that each bin starts at, parallel to `bins`.
+    pixel_meaning, counter_kind, counting_mode
+        What the pixels hold; the mode is SPM or CSM, or empty when not given.
+    corrections
+        Corrections already applied (0071,xx08).
+    header
+        One instance without its pixels: patient, study, equipment.
+    sources
+        All instances, for provenance.
+    request
+        What the operator asked for.
+    notes
+        Sentences for the user: which geometry was taken, what disagrees.
+    """
+
+    uid: str
+    geometry: ConeBeamGeometry
+    geometry_from: str
+    bins: tuple[EnergyBin, ...]
+    counters: tuple[Counter, ...]
+    header: Dataset
+    sources: tuple[SourceInstance, ...]
+    pixel_meaning: PixelMeaning = PixelMeaning.COUNTS
+    counter_kind: CounterKind = CounterKind.DIFFERENTIAL
+    counting_mode: str = ""
+    corrections: frozenset[str] = frozenset()
+    request: ReconstructionRequest = field(default_factory=ReconstructionRequest)
+    notes: tuple[str, ...] = ()
+
+    def grid(self, voxel_mm: float = 0.0) -> VolumeGrid:
+        """Return the grid that was requested, completed by the one fitted to the field of view.
+
+        Parameters
+        ----------
+        voxel_mm
+            Edge of the voxels where the request does not say; 0: the detector's pitch, scaled to the isocentre.
+        """
+        asked = self.request
+        edges = asked.voxel_mm_xyz
+        fitted = self.geometry.fitted_grid(min(edges) if edges else voxel_mm)
+        edges = edges or _three(reversed(fitted.voxel_mm_zyx))
+        extent = [n * e for n, e in zip(reversed(fitted.shape_zyx), reversed(fitted.voxel_mm_zyx), strict=True)]
+        # A tolerance, so that an extent of a whole number of voxels does not lose one to rounding.
+        matrix = asked.matrix_xyz or [max(1, int(size / e + 1e-6)) for size, e in zip(extent, edges, strict=True)]
+        x, y, z = (int(n) for n in matrix)
+        return VolumeGrid(
+            (z, y, x), (edges[2], edges[1], edges[0]), asked.centre_mm_xyz or fitted.centre_mm_xyz
+        )
+
+    def line_integrals(
+        self, bin_number: int, progress: Callable[[float], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the line integrals of an energy bin, no unit, (view, row, column) float32.
+
+        Counts → difference of counters → flat field → ``-log`` → dead pixels replaced by their neighbours. Memory: the
+        result and a few frames.
+
+        Parameters
+        ----------
+        bin_number
+            1-based index of the bin.
+        progress
+            Called with the fraction done; may raise to stop the work.
+
+        Raises
+        ------
+        ScanError
+            No such bin, flat fields that are overexposed, too many dead pixels, pixels that cannot be decoded.
+        """
+        if not 1 <= bin_number <= len(self.bins):
+            raise ScanError(f"the scan has energy bins 1 to {len(self.bins)}, and no bin {bin_number}")
+        counters = self._counters_of(bin_number)
+        geometry = self.geometry
+        out = np.empty((geometry.views, geometry.rows, geometry.columns), dtype=np.float32)
+        open_field = self._open_field(counters)
+        full = 0
+        for view, images in enumerate(read_together(counters)):
+            full += int(np.count_nonzero(images.full))
+            if open_field is not None:
+                out[view] = preprocess.line_integrals(open_field.transmission(images.values, view, counters))
+            elif self.pixel_meaning is PixelMeaning.TRANSMISSION:
+                least = counters[0].views[view].slope * preprocess.COUNT_FLOOR
+                out[view] = preprocess.line_integrals(np.maximum(images.values[0], least))
+            else:
+                out[view] = images.values[0]
+            if progress is not None:
+                progress((view + 1) / geometry.views)
+        if open_field is None:
+            return out
+        if full:
+            _log.warning("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
+        return _without_dead(out, open_field.dead)
+
+    def _open_field(self, counters: tuple[Counter, ...]) -> OpenField | None:
+        if self._is_relative():
+            return None
+        return OpenField.of(
+            counters,
+            counting=self.pixel_meaning is PixelMeaning.COUNTS,
+            keep_dead="DEAD_PIXEL" in self.corrections,
+        )
+
+    def _is_relative(self) -> bool:
+        return self.pixel_meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
+
+    def _counters_of(self, bin_number: int) -> tuple[Counter, ...]:
+        """Return the counter of a bin and, where counters are cumulative, the one above it."""
+        cumulative = self.counter_kind is CounterKind.CUMULATIVE and not self._is_relative()
+        return self.counters[bin_number - 1 : bin_number + 1 if cumulative else bin_number]
+
+
+def _without_dead(integrals: NDArray[np.float32], dead: NDArray[np.bool_]) -> NDArray[np.float32]:
+    try:
+        return preprocess.interpolate_pixels(integrals, dead)
+    except ValueError as error:
+        raise ScanError(str(error)) from error
+
+
+def _three(values: Iterator[float]) -> tuple[float, float, float]:
+    x, y, z = values
+    return x, y, z

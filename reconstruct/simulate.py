@@ -1,0 +1,267 @@
+"""A simulated MARS scanner: spectral cone-beam scans of known objects, as the DICOM instances that a scanner sends.
+
+Exact line integrals of each material, a polychromatic sum per energy bin, pixels that differ in gain, Poisson noise,
+cumulative counters, dead pixels, flat fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from config.identity import new_uid
+from reconstruct.geometry import ConeBeamGeometry
+from reconstruct.materials import WATER
+from reconstruct.phantoms import line_integrals
+from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
+from reconstruct.projections.p1_writer import write_p1
+from reconstruct.projections.scan import CounterKind, EnergyBin
+from reconstruct.spectral_phantoms import SpectralPhantom, spectral_phantom
+from reconstruct.spectrum import BinSpectrum, bin_spectra
+
+DEFAULT_THRESHOLDS_KEV = (18.0, 30.0, 45.0, 60.0)
+REFERENCE_PATH_MM = 15.0
+"""Water path at which the attenuation of water in a bin is told: about what a ray through a mouse crosses."""
+
+_VIEWS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """The simulated scanner.
+
+    Attributes
+    ----------
+    source_to_isocenter_mm, source_to_detector_mm, detector_width_mm
+        Its geometry; the field of view is 37 mm across, and square pixels fill the detector's width.
+    kvp, filtration_mm_al, tube_current_ma, view_ms
+        Its beam.
+    gain_spread, threshold_spread
+        Standard deviation of the pixels' gain, and of each bin's on top, as fractions.
+    dead_pixels
+        How many there are: blind, stuck and noisy ones in turn.
+    flat_frames
+        Frames without an object per counter, exposed like a view.
+    counter_bits
+        Depth of the counters; a full one stays full.
+    """
+
+    source_to_isocenter_mm: float = 210.0
+    source_to_detector_mm: float = 310.0
+    detector_width_mm: float = 56.32
+    kvp: float = 118.0
+    filtration_mm_al: float = 2.0
+    tube_current_ma: float = 0.05
+    view_ms: float = 300.0
+    gain_spread: float = 0.04
+    threshold_spread: float = 0.01
+    dead_pixels: int = 12
+    flat_frames: int = 10
+    counter_bits: int = 16
+
+    def geometry(self, views: int, rows: int, columns: int) -> ConeBeamGeometry:
+        """Return the geometry of a full circle."""
+        pitch = self.detector_width_mm / columns
+        return ConeBeamGeometry.circular(
+            source_to_isocenter_mm=self.source_to_isocenter_mm,
+            source_to_detector_mm=self.source_to_detector_mm,
+            view_angles_rad=2 * np.pi * np.arange(views) / views,
+            rows=rows,
+            columns=columns,
+            row_pitch_mm=pitch,
+            column_pitch_mm=pitch,
+        )
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Who was scanned, when; what is empty is made from the phantom's name, UIDs are new.
+
+    `started` is local time; the defaults are obviously simulated.
+    """
+
+    patient_name: str = ""
+    patient_id: str = ""
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    study_description: str = ""
+    study_id: str = "1"
+    accession_number: str = ""
+    series_number: int = 1
+    started: datetime = datetime(2025, 6, 2, 9, 30)
+
+
+def simulate_scan(
+    phantom: str,
+    *,
+    views: int = 180,
+    rows: int = 96,
+    columns: int = 128,
+    thresholds_kev: Sequence[float] = DEFAULT_THRESHOLDS_KEV,
+    photons_per_pixel: float = 20_000.0,
+    seed: int = 0,
+    identification: Identification | None = None,
+    scanner: Scanner | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> list[Dataset]:
+    """Return the instances of a scan, ready to be sent: one a counter with its views, one a counter with its flats.
+
+    Parameters
+    ----------
+    phantom
+        Name of one of `spectral_phantoms.PHANTOMS`.
+    views, rows, columns
+        Size of the scan; pixels are as wide as the detector allows.
+    thresholds_kev
+        Of the cumulative counters, ascending.
+    photons_per_pixel
+        Counts of the lowest counter without an object.
+    seed
+        Of noise, gains and dead pixels: the same seed gives the same counts.
+    identification
+        Patient and study.
+    scanner
+        The scanner.
+    progress
+        Called with the fraction done; may raise to stop the work.
+
+    Raises
+    ------
+    ValueError
+        An unknown phantom, or parameters out of range.
+    """
+    scanner = scanner or Scanner()
+    spectral = spectral_phantom(phantom)
+    if photons_per_pixel <= 0 or min(views, rows, columns) < 1:
+        raise ValueError(
+            f"expected views, rows, columns and photons above 0, got {views}, {rows}, {columns}, {photons_per_pixel:g}"
+        )
+    spectra = bin_spectra(thresholds_kev, scanner.kvp, scanner.filtration_mm_al)
+    geometry = scanner.geometry(views, rows, columns)
+    detector = _Detector(scanner, (len(spectra), rows, columns), photons_per_pixel, np.random.default_rng(seed))
+    counts = _scan(spectral, spectra, geometry, detector, progress)
+    open_beam = np.array([spectrum.weights.sum() for spectrum in spectra])[:, None, None]
+    flats = np.stack([detector.measure(open_beam) for _ in range(scanner.flat_frames)], axis=1)
+    counters = [
+        CounterImages(energy_bin, counts[index], flats[index])
+        for index, energy_bin in enumerate(energy_bins(thresholds_kev, spectra, scanner))
+    ]
+    acquisition = Acquisition(
+        counter_kind=CounterKind.CUMULATIVE,
+        counting_mode="SPM",
+        exposure=Exposure(scanner.kvp, scanner.tube_current_ma, scanner.view_ms, scanner.view_ms),
+        bits_stored=scanner.counter_bits,
+    )
+    return write_p1(counters, geometry, _header(spectral, identification or Identification()), acquisition)
+
+
+def energy_bins(
+    thresholds_kev: Sequence[float], spectra: Sequence[BinSpectrum], scanner: Scanner
+) -> tuple[EnergyBin, ...]:
+    """Return the energy bins of a simulated scan; the last one ends at the tube voltage."""
+    edges = [*thresholds_kev, scanner.kvp]
+    return tuple(
+        EnergyBin(
+            index=number + 1,
+            low_kev=edges[number],
+            high_kev=edges[number + 1],
+            effective_kev=round(spectrum.effective_kev(REFERENCE_PATH_MM), 2),
+            water_per_cm=10 * spectrum.effective_per_mm(WATER, REFERENCE_PATH_MM),
+        )
+        for number, spectrum in enumerate(spectra)
+    )
+
+
+class _Detector:
+    """A photon-counting detector with its gains and defects; every exposure draws new noise."""
+
+    def __init__(
+        self, scanner: Scanner, shape: tuple[int, int, int], photons: float, random: np.random.Generator
+    ) -> None:
+        bins, rows, columns = shape
+        gain = 1 + scanner.gain_spread * random.standard_normal((rows, columns))
+        thresholds = 1 + scanner.threshold_spread * random.standard_normal(shape)
+        self._expected = photons * np.clip(gain * thresholds, 0.1, None)
+        self._full = (1 << scanner.counter_bits) - 1
+        self._random = random
+        where = random.choice(rows * columns, size=min(scanner.dead_pixels, rows * columns), replace=False)
+        pixels = np.unravel_index(where, (rows, columns))
+        self._blind, self._stuck, self._noisy = ((pixels[0][kind::3], pixels[1][kind::3]) for kind in range(3))
+        self._stuck_at = random.integers(200, 4000, size=(bins, len(self._stuck[0])))
+
+    def measure(self, transmitted: NDArray[np.float64]) -> NDArray[np.uint16]:
+        """Return the counts of the cumulative counters, (counter, …, row, column).
+
+        Parameters
+        ----------
+        transmitted
+            Photons of each bin that reach a pixel, as a share of all in the open beam, (bin, row, column).
+        """
+        differential = self._random.poisson(self._expected * transmitted)
+        counters = np.cumsum(differential[::-1], axis=0)[::-1]
+        counters[:, *self._blind] = 0
+        counters[:, *self._stuck] = self._stuck_at
+        counters[:, *self._noisy] = self._random.integers(0, self._full + 1, size=counters[:, *self._noisy].shape)
+        return np.minimum(counters, self._full).astype(np.uint16)
+
+
+def _scan(
+    phantom: SpectralPhantom,
+    spectra: Sequence[BinSpectrum],
+    geometry: ConeBeamGeometry,
+    detector: _Detector,
+    progress: Callable[[float], None] | None,
+) -> NDArray[np.uint16]:
+    """Return the counts of all views, (counter, view, row, column)."""
+    counts = np.empty((len(spectra), geometry.views, geometry.rows, geometry.columns), dtype=np.uint16)
+    per_mm = [np.stack([spectrum.per_mm(m) for m in phantom.materials], axis=1) for spectrum in spectra]
+    presences = [phantom.presence(material) for material in phantom.materials]
+    for start in range(0, geometry.views, _VIEWS_AT_ONCE):
+        block = geometry.select(slice(start, start + _VIEWS_AT_ONCE))
+        paths_mm = np.stack([line_integrals(presence, block) for presence in presences], axis=1)
+        for view, paths in enumerate(paths_mm, start=start):
+            flat_paths = paths.reshape(len(presences), -1)
+            transmitted = [
+                spectrum.weights @ np.exp(-(coefficients.astype(np.float32) @ flat_paths))
+                for spectrum, coefficients in zip(spectra, per_mm, strict=True)
+            ]
+            shape = (len(spectra), geometry.rows, geometry.columns)
+            counts[:, view] = detector.measure(np.reshape(transmitted, shape))
+        if progress is not None:
+            progress(min(1.0, (start + _VIEWS_AT_ONCE) / geometry.views))
+    return counts
+
+
+def _header(phantom: SpectralPhantom, who: Identification) -> Dataset:
+    """Return the patient, study and equipment attributes of a simulated scan."""
+    words = phantom.name.replace("-", " ")
+    begun = who.started + timedelta(minutes=2)
+    header = Dataset()
+    header.SpecificCharacterSet = "ISO_IR 192"
+    header.PatientName = who.patient_name or f"Phantom^{words.title().replace(' ', '')}"
+    header.PatientID = who.patient_id or f"SIM-{phantom.name.upper()}"
+    header.PatientBirthDate = None
+    header.PatientSex = "O"
+    header.QualityControlSubject = "YES"
+    header.PatientComments = "Simulated: no such patient exists"
+    header.StudyInstanceUID = who.study_instance_uid or new_uid()
+    header.StudyDate, header.StudyTime = f"{who.started:%Y%m%d}", f"{who.started:%H%M%S}"
+    header.StudyID, header.AccessionNumber = who.study_id, who.accession_number or None
+    header.StudyDescription = who.study_description or f"Simulated spectral micro-CT, {words}"
+    header.ReferringPhysicianName = None
+    header.SeriesInstanceUID = who.series_instance_uid or new_uid()
+    header.SeriesNumber = who.series_number
+    header.SeriesDescription = f"Projections, {words}"
+    header.AcquisitionDateTime = f"{begun:%Y%m%d%H%M%S}"
+    header.Manufacturer = "Tharsis simulator"
+    header.ManufacturerModelName = "MARS-like spectral micro-CT"
+    header.DeviceSerialNumber = "SIM-1"
+    header.ProtocolName = header.AcquisitionProtocolName = "Spectral cone-beam, full circle"
+    if phantom.body_part:
+        header.BodyPartExamined = phantom.body_part
+    return header

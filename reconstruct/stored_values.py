@@ -1,0 +1,79 @@
+"""How attenuation becomes 16-bit pixels of a CT image: Hounsfield units where water is known, attenuation where not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LOWEST, _HIGHEST = -32768, 32767
+_FINEST_STEP_PER_CM = 1e-4
+"""Attenuation is stored in steps of this, doubled until the densest voxel fits; water has some 2,000 to 8,000 steps."""
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """A linear map between pixels and what they mean.
+
+    Attributes
+    ----------
+    rescale_type
+        HU or US (PS3.3 C.11.1.1.2).
+    slope, intercept
+        Modality value = slope × stored + intercept.
+    per_cm_slope, per_cm_intercept
+        Attenuation in 1/cm from stored values, for the Real World Value Mapping.
+    window_center, window_width
+        What to show at first, in modality values.
+    """
+
+    rescale_type: str
+    slope: float
+    intercept: float
+    per_cm_slope: float
+    per_cm_intercept: float
+    window_center: float
+    window_width: float
+
+    def pixels(self, mu_per_mm: NDArray[np.float32]) -> NDArray[np.int16]:
+        """Return attenuation in 1/mm as stored values, rounded; what exceeds 16 bits becomes their limit."""
+        stored = (mu_per_mm.astype(np.float64) * 10.0 - self.per_cm_intercept) / self.per_cm_slope
+        return np.clip(np.rint(stored), _LOWEST, _HIGHEST).astype(np.int16)
+
+
+def hounsfield(water_per_cm: float) -> StoredValues:
+    """Return Hounsfield units: ``1000 (mu - mu_water) / mu_water``, one a step (air is -1000).
+
+    Parameters
+    ----------
+    water_per_cm
+        Attenuation of water in the energy bin, 1/cm.
+
+    Raises
+    ------
+    ValueError
+        An attenuation that is not above 0.
+    """
+    if not 0 < water_per_cm < math.inf:
+        raise ValueError(f"expected an attenuation of water above 0 1/cm, got {water_per_cm}")
+    return StoredValues("HU", 1.0, 0.0, water_per_cm / 1000, water_per_cm, window_center=300, window_width=2000)
+
+
+def attenuation(volume: NDArray[np.float32]) -> StoredValues:
+    """Return attenuation in 1/cm, without claiming Hounsfield units, in steps that fit the densest voxel of `volume`.
+
+    Parameters
+    ----------
+    volume
+        Attenuation, 1/mm, (z, y, x).
+    """
+    # Slice by slice: the volume may be a memory map larger than memory.
+    densest = max((float(np.abs(part).max()) for part in volume), default=0.0) * 10.0
+    if not math.isfinite(densest):
+        raise ValueError("the volume has voxels that are not finite")
+    doublings = max(0, math.ceil(math.log2(max(densest, 1e-12) / (_HIGHEST * _FINEST_STEP_PER_CM))))
+    step = _FINEST_STEP_PER_CM * 2.0**doublings
+    shown = max(densest, step)
+    return StoredValues("US", step, 0.0, step, 0.0, window_center=shown / 2, window_width=shown)

@@ -1,0 +1,219 @@
+"""The node as SCU: what the command line asks of any peer, ours or another.
+
+Every function opens its own association, and closes it when its generator is closed.
+
+Raises
+------
+PeerUnreachable, PeerRejected, AssociationLost
+    From every function here: one sentence that names the peer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import StoragePresentationContexts, evt
+
+from index.files import is_valid_uid
+from scp import transport
+from scp.contexts import MOST_CONTEXTS, VERIFICATION, Proposal, storage_proposals
+from scp.errors import AssociationLost, PeerError
+from scp.link import Link, status_of_response
+from scp.messages import Answer, SubOperations
+from scp.part10 import EncodedObject, NotDicomError, read_object
+from scp.reception import Reception
+from scp.requestor import Peer, Timeouts, connect
+from scp.status import SUCCESS, Status, status_of
+
+_QUERY_SYNTAXES = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+
+
+class RequestFailed(PeerError):
+    """The peer answered with a Status that is a failure."""
+
+    def __init__(self, what: str, status: Status) -> None:
+        super().__init__(f"{what} failed with status {status}")
+        self.status = status
+
+
+@dataclass(frozen=True)
+class SentFile:
+    """What became of one file.
+
+    Attributes
+    ----------
+    status
+        The peer's answer; None when the file was never sent.
+    error
+        Why it was not sent, or what the peer said; empty when all is well.
+    """
+
+    path: Path
+    status: Status | None
+    error: str = ""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the peer answered Success or a warning."""
+        return self.status is not None and (self.status.is_success or self.status.is_warning)
+
+
+@dataclass(frozen=True)
+class Requestor:
+    """Who we are to a peer: our AE title and our patience."""
+
+    title: str = "THARSIS"
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+def echo(peer: Peer, requestor: Requestor) -> float:
+    """Send a C-ECHO; return the seconds from the request to its answer."""
+    with _open(peer, [Proposal(VERIFICATION, (str(ImplicitVRLittleEndian),))], requestor) as link:
+        started = time.monotonic()
+        status = link.assoc.send_c_echo()
+        _require_answer(status, peer)
+        if status.Status != 0:
+            raise RequestFailed(f"C-ECHO to {peer}", status_of_response(status))
+        return time.monotonic() - started
+
+
+def send(peer: Peer, files: Iterable[Path], requestor: Requestor) -> Iterator[SentFile]:
+    """Send files with C-STORE, their data sets as they stand, and yield what became of each.
+
+    Files whose presentation contexts do not fit into one association go over several, one after the other; so they may
+    come out in another order than they went in.
+    """
+    objects: list[EncodedObject] = []
+    for path in files:
+        try:
+            objects.append(read_object(path))
+        except (NotDicomError, OSError) as error:
+            yield SentFile(path, None, str(error))
+    kinds = [(item.sop_class_uid, item.transfer_syntax_uid) for item in objects]
+    for proposals in storage_proposals(kinds, convertible=False):
+        classes = {proposal.sop_class_uid for proposal in proposals}
+        part = [item for item in objects if item.sop_class_uid in classes]
+        yield from _send_part(peer, proposals, part, requestor)
+
+
+def _send_part(
+    peer: Peer, proposals: Sequence[Proposal], objects: Sequence[EncodedObject], requestor: Requestor
+) -> Iterator[SentFile]:
+    with _open(peer, proposals, requestor) as link:
+        for item in objects:
+            if item.transfer_syntax_uid not in link.accepted(item.sop_class_uid):
+                kind = f"{UID(item.sop_class_uid).name} in {UID(item.transfer_syntax_uid).name}"
+                yield SentFile(item.path, None, f"{peer.title} takes no {kind}")
+                continue
+            identity = (item.sop_class_uid, item.sop_instance_uid)
+            status = link.store(identity, item.transfer_syntax_uid, (item.path, item.offset))
+            yield SentFile(item.path, status, "" if status.is_success else str(status))
+
+
+def find(peer: Peer, identifier: Dataset, sop_class_uid: str, requestor: Requestor) -> Iterator[Dataset]:
+    """Send a C-FIND and yield the Identifier of each match; a final failure raises `RequestFailed`."""
+    with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES)], requestor) as link:
+        for status, match in link.assoc.send_c_find(identifier, sop_class_uid):
+            _require_answer(status, peer)
+            answer = status_of_response(status)
+            if answer.is_pending and match is not None:
+                yield match
+            elif answer.is_failure:
+                raise RequestFailed(f"C-FIND at {peer}", answer)
+
+
+def move(
+    peer: Peer, identifier: Dataset, destination: str, sop_class_uid: str, requestor: Requestor
+) -> Iterator[Answer]:
+    """Send a C-MOVE to the AE title `destination` and yield every response; the last one is final."""
+    with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES)], requestor) as link:
+        yield from _answers(link.assoc.send_c_move(identifier, destination, sop_class_uid), peer)
+
+
+def get(
+    peer: Peer,
+    identifier: Dataset,
+    folder: Path,
+    sop_class_uid: str,
+    requestor: Requestor,
+    *,
+    objects: Iterable[tuple[str, str]] | None = None,
+) -> Iterator[Answer]:
+    """Send a C-GET, write what comes to ``<SOP Instance UID>.dcm`` in `folder`, and yield every response.
+
+    Parameters
+    ----------
+    objects
+        (SOP Class UID, Transfer Syntax UID) of what is expected, so that it comes as it is stored; when None the
+        common storage classes are asked for, in Explicit or Implicit VR Little Endian.
+    """
+    proposals = [Proposal(sop_class_uid, _QUERY_SYNTAXES), *_wanted(objects)]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def new_file() -> Path:
+        return folder / f".{hashlib.sha256(str(time.monotonic_ns()).encode()).hexdigest()[:16]}.part"
+
+    def keep(event: evt.Event) -> int:
+        received = transport.received_file(event.request)
+        if received is None or received.path is None or received.error is not None:
+            error = received.error if received is not None else None
+            return (status_of(error) if error is not None else Status(0xC000)).code
+        uid = str(getattr(event.request, "AffectedSOPInstanceUID", ""))
+        received.path.replace(folder / f"{_file_name(uid)}.dcm")
+        return SUCCESS.code
+
+    def reception() -> Reception:
+        return Reception(new_file, peer.title)
+
+    with _open(peer, proposals, requestor, reception=reception, on_store=keep) as link:
+        yield from _answers(link.assoc.send_c_get(identifier, sop_class_uid), peer)
+
+
+def _wanted(objects: Iterable[tuple[str, str]] | None) -> list[Proposal]:
+    if objects is not None:
+        kinds = dict.fromkeys(objects)
+        return [Proposal(uid, (syntax,), peer_sends=True) for uid, syntax in islice(kinds, MOST_CONTEXTS - 1)]
+    common = StoragePresentationContexts[: MOST_CONTEXTS - 1]
+    return [Proposal(str(context.abstract_syntax), _QUERY_SYNTAXES, peer_sends=True) for context in common]
+
+
+def _file_name(uid: str) -> str:
+    return uid if is_valid_uid(uid) else hashlib.sha256(uid.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _open(peer: Peer, proposals: Sequence[Proposal], requestor: Requestor, **receiving: Any) -> Iterator[Link]:
+    link = connect(peer, proposals, calling=requestor.title, timeouts=requestor.timeouts, **receiving)
+    try:
+        yield link
+    except GeneratorExit:  # the caller wants no more: what is still under way is not waited for
+        link.abort()
+        raise
+    finally:
+        link.release()
+
+
+def _answers(responses: Iterator[tuple[Dataset, Dataset | None]], peer: Peer) -> Iterator[Answer]:
+    for status, identifier in responses:
+        _require_answer(status, peer)
+        counts = SubOperations(
+            remaining=int(status.get("NumberOfRemainingSuboperations") or 0),
+            completed=int(status.get("NumberOfCompletedSuboperations") or 0),
+            failed=int(status.get("NumberOfFailedSuboperations") or 0),
+            warning=int(status.get("NumberOfWarningSuboperations") or 0),
+        )
+        yield Answer(status_of_response(status), identifier, counts)
+
+
+def _require_answer(status: Dataset, peer: Peer) -> None:
+    if "Status" not in status:
+        raise AssociationLost(f"{peer} aborted the association, or fell silent, before it answered")

@@ -1,0 +1,186 @@
+"""SOP classes and transfer syntaxes that this node speaks, as data (PS3.4, PS3.6 Annex A)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydicom._uid_dict import UID_dictionary
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom import AllStoragePresentationContexts
+
+from config.identity import UID_ROOT
+from index.query import Model
+
+MOST_CONTEXTS = 128
+"""Presentation contexts of one association: odd IDs from 1 to 255 (PS3.8 9.3.2.2)."""
+
+VERIFICATION = "1.2.840.10008.1.1"
+SIMILARITY_FIND = f"{UID_ROOT}.1.1"
+SIMILARITY_MOVE = f"{UID_ROOT}.1.2"
+SIMILARITY_GET = f"{UID_ROOT}.1.3"
+PATIENT_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.1.1"
+PATIENT_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.1.2"
+PATIENT_ROOT_GET = "1.2.840.10008.5.1.4.1.2.1.3"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
+
+_STORAGE_PREFIX = "1.2.840.10008.5.1.4.1.1."
+
+
+class Operation(StrEnum):
+    """DIMSE-C operations that this node serves."""
+
+    ECHO = "C-ECHO"
+    STORE = "C-STORE"
+    FIND = "C-FIND"
+    MOVE = "C-MOVE"
+    GET = "C-GET"
+
+
+@dataclass(frozen=True)
+class QueryRetrieveClass:
+    """A SOP class of Query/Retrieve, or of the similarity model.
+
+    Attributes
+    ----------
+    model
+        Information model of its ordinary keys; the similarity model has the keys of Study Root.
+    similarity
+        Whether the class asks for similar cases.
+    """
+
+    operation: Operation
+    model: Model
+    similarity: bool = False
+
+
+QUERY_RETRIEVE: dict[str, QueryRetrieveClass] = {
+    PATIENT_ROOT_FIND: QueryRetrieveClass(Operation.FIND, Model.PATIENT_ROOT),
+    PATIENT_ROOT_MOVE: QueryRetrieveClass(Operation.MOVE, Model.PATIENT_ROOT),
+    PATIENT_ROOT_GET: QueryRetrieveClass(Operation.GET, Model.PATIENT_ROOT),
+    STUDY_ROOT_FIND: QueryRetrieveClass(Operation.FIND, Model.STUDY_ROOT),
+    STUDY_ROOT_MOVE: QueryRetrieveClass(Operation.MOVE, Model.STUDY_ROOT),
+    STUDY_ROOT_GET: QueryRetrieveClass(Operation.GET, Model.STUDY_ROOT),
+    SIMILARITY_FIND: QueryRetrieveClass(Operation.FIND, Model.STUDY_ROOT, similarity=True),
+    SIMILARITY_MOVE: QueryRetrieveClass(Operation.MOVE, Model.STUDY_ROOT, similarity=True),
+    SIMILARITY_GET: QueryRetrieveClass(Operation.GET, Model.STUDY_ROOT, similarity=True),
+}
+
+STORAGE: frozenset[str] = frozenset(
+    {
+        uid
+        for uid, (name, kind, *_) in UID_dictionary.items()
+        if kind == "SOP Class" and "Storage" in name and "Storage Commitment" not in name
+    }
+    | {
+        uid  # retired without a name
+        for uid, (name, kind, *_) in UID_dictionary.items()
+        if kind == "SOP Class" and not name and uid.startswith(_STORAGE_PREFIX)
+    }
+    | {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
+)
+"""Every Storage SOP class with a name in pydicom's or pynetdicom's dictionary, retired ones too."""
+
+TRANSFER_SYNTAXES: tuple[str, ...] = tuple(
+    uid for uid, (_, kind, *_) in UID_dictionary.items() if kind == "Transfer Syntax"
+)
+"""Every transfer syntax that pydicom names: deflated, big endian, encapsulated and retired ones included."""
+
+UNCOMPRESSED: tuple[str, ...] = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+)
+"""The transfer syntaxes with native pixel data, the preferred one first. In Explicit VR private elements keep their
+VR; in Implicit VR they arrive as UN."""
+
+
+def is_storage(uid: str) -> bool:
+    """Whether `uid` is a Storage SOP class: one with a name, or a standard one younger than the dictionaries."""
+    return uid in STORAGE or (uid.startswith(_STORAGE_PREFIX) and uid not in UID_dictionary)
+
+
+def operation_of(uid: str) -> Operation | None:
+    """The operation that a SOP class is served with, None when it is not served."""
+    if uid in QUERY_RETRIEVE:
+        return QUERY_RETRIEVE[uid].operation
+    if uid == VERIFICATION:
+        return Operation.ECHO
+    return Operation.STORE if is_storage(uid) else None
+
+
+def acceptable(uid: str, proposed: Sequence[str], *, to_send: bool) -> list[str]:
+    """Transfer syntaxes of `proposed` that this node takes for the SOP class `uid`, the preferred one first.
+
+    A C-STORE SCU lists what it would rather send first, so its order stands, but for Explicit before Implicit VR.
+    Where this node sends (`to_send`: C-GET), an uncompressed one comes first: everything can be sent in it.
+    """
+    operation = operation_of(uid)
+    if operation is Operation.STORE:
+        known = [syntax for syntax in proposed if syntax in TRANSFER_SYNTAXES]
+        if to_send:
+            return sorted(known, key=_uncompressed_first)
+        _put_explicit_before_implicit(known)
+        return known
+    return [syntax for syntax in UNCOMPRESSED if syntax in proposed] if operation is not None else []
+
+
+def _put_explicit_before_implicit(syntaxes: list[str]) -> None:
+    if ExplicitVRLittleEndian in syntaxes and ImplicitVRLittleEndian in syntaxes:
+        implicit = syntaxes.index(ImplicitVRLittleEndian)
+        if syntaxes.index(ExplicitVRLittleEndian) > implicit:
+            syntaxes.remove(ExplicitVRLittleEndian)
+            syntaxes.insert(implicit, ExplicitVRLittleEndian)
+
+
+def _uncompressed_first(syntax: str) -> int:
+    return UNCOMPRESSED.index(UID(syntax)) if syntax in UNCOMPRESSED else len(UNCOMPRESSED)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A presentation context to propose: SOP class, transfer syntaxes, and whether the peer is asked to send."""
+
+    sop_class_uid: str
+    transfer_syntaxes: tuple[str, ...]
+    peer_sends: bool = False
+
+
+def storage_proposals(objects: Iterable[tuple[str, str]], *, convertible: bool) -> list[list[Proposal]]:
+    """Presentation contexts for sending `objects`, in as many associations as they need.
+
+    Parameters
+    ----------
+    objects
+        (SOP Class UID, Transfer Syntax UID) of each object.
+    convertible
+        Propose Explicit and Implicit VR Little Endian too, for a peer that does not take an object as it is.
+
+    Returns
+    -------
+    list of list of Proposal
+        One list for each association; all contexts of a SOP class are in the same one.
+    """
+    syntaxes: dict[str, dict[str, None]] = {}
+    for sop_class_uid, transfer_syntax_uid in objects:
+        syntaxes.setdefault(sop_class_uid, {})[transfer_syntax_uid] = None
+    associations: list[list[Proposal]] = []
+    for sop_class_uid, stored in syntaxes.items():
+        block = [Proposal(sop_class_uid, (syntax,)) for syntax in stored]
+        if convertible and set(stored) != {ImplicitVRLittleEndian}:
+            fallback = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+            block.append(Proposal(sop_class_uid, fallback))
+        if not associations or len(associations[-1]) + len(block) > MOST_CONTEXTS:
+            associations.append([])
+        associations[-1].extend(block)
+    return associations

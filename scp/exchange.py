@@ -1,0 +1,138 @@
+"""One DIMSE request on an association, and the responses to it (PS3.7 9.3)."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_ECHO
+from pynetdicom.dsutils import decode, encode
+from pynetdicom.presentation import PresentationContext
+
+from index.errors import InvalidIdentifier, InvalidInstance
+from scp import transport
+from scp.contexts import Operation, operation_of
+from scp.errors import NotOffered, UnrecognizedOperation
+from scp.link import Link
+from scp.messages import Answer, FindRequest, Priority, RetrieveRequest, StoreRequest, SubOperations
+from scp.private_elements import GROUP
+from scp.status import Status
+
+
+class Exchange:
+    """One request on an association, and the responses to it."""
+
+    def __init__(self, assoc: Association, request: Any, context: PresentationContext) -> None:
+        self.assoc = assoc
+        self._request = request
+        self._context_id = int(context.context_id or 0)
+        self._syntax = context.transfer_syntax[0]
+        self._context_class = str(context.abstract_syntax)
+
+    @property
+    def name(self) -> str:
+        """``C-FIND`` and so on, as the log shows it."""
+        return type(self._request).__name__.replace("_", "-")
+
+    @property
+    def sop_class_uid(self) -> str:
+        """Affected SOP Class UID of the request."""
+        return str(getattr(self._request, "AffectedSOPClassUID", None) or "")
+
+    @property
+    def operation(self) -> Operation:
+        """The operation asked for.
+
+        Raises
+        ------
+        NotOffered
+            The SOP class is not the one that was negotiated for this context.
+        UnrecognizedOperation
+            The SOP class is not served with this operation.
+        """
+        if self.sop_class_uid != self._context_class:
+            raise NotOffered("the SOP class is not the one of its presentation context", element="AffectedSOPClassUID")
+        operation = operation_of(self.sop_class_uid)
+        if operation is None or operation != self.name:
+            raise UnrecognizedOperation(f"{self.name} is not an operation of this SOP class")
+        return operation
+
+    def link(self) -> Link:
+        """The association as one to send objects on (C-GET)."""
+        return Link(self.assoc, busy_message_id=int(self._request.MessageID))
+
+    def store_request(self) -> StoreRequest:
+        """The C-STORE-RQ with the file that its data set was written to."""
+        received = transport.received_file(self._request)
+        if received is None or received.path is None or received.error is not None:
+            error = received.error if received is not None else None
+            raise error or InvalidInstance("the C-STORE came without a data set")
+        return StoreRequest(self.sop_class_uid, str(self._request.AffectedSOPInstanceUID), received.path)
+
+    def find_request(self) -> FindRequest:
+        """The C-FIND-RQ with its Identifier decoded."""
+        return FindRequest(self.sop_class_uid, self._identifier(), self._cancelled)
+
+    def retrieve_request(self) -> RetrieveRequest:
+        """The C-MOVE-RQ or C-GET-RQ with its Identifier decoded."""
+        return RetrieveRequest(
+            sop_class_uid=self.sop_class_uid,
+            identifier=self._identifier(),
+            cancelled=self._cancelled,
+            priority=Priority(self._request.Priority),
+            message_id=int(self._request.MessageID),
+            destination=str(getattr(self._request, "MoveDestination", None) or "").strip(),
+        )
+
+    def _cancelled(self) -> bool:
+        return transport.is_cancelled(self.assoc, int(self._request.MessageID))
+
+    def _identifier(self) -> Dataset:
+        syntax = self._syntax
+        try:
+            identifier = decode(
+                self._request.Identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated
+            )
+            for tag in list(identifier.keys()):
+                if not tag.is_private:
+                    _ = identifier[tag].value  # decoded now: a malformed value is a malformed request
+                elif tag.group != GROUP:  # private keys of others are not answered (PS3.4 C.2.2.1.1)
+                    del identifier[tag]
+        except Exception as error:  # pydicom raises whatever a malformed data set makes it stumble over
+            raise InvalidIdentifier(f"the Identifier cannot be decoded: {error}") from error
+        return identifier
+
+    def respond(self, answer: Answer) -> None:
+        """Send one response."""
+        response: Any = type(self._request)()
+        response.MessageIDBeingRespondedTo = self._request.MessageID
+        for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID"):
+            if getattr(self._request, keyword, None) is not None:
+                setattr(response, keyword, getattr(self._request, keyword))
+        response.Status = answer.status.code
+        if not isinstance(response, C_ECHO):
+            response.ErrorComment = answer.status.comment or None
+            response.OffendingElement = list(answer.status.offending) or None
+        if answer.counts is not None:
+            _set_counts(response, answer.counts, answer.status)
+        if answer.identifier is not None:
+            response.Identifier = BytesIO(self._encoded(answer.identifier))
+        self.assoc.dimse.send_msg(response, self._context_id)
+
+    def _encoded(self, identifier: Dataset) -> bytes:
+        syntax = self._syntax
+        encoded = encode(identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+        if encoded is None:
+            raise ValueError("an Identifier cannot be encoded")
+        return encoded
+
+
+def _set_counts(response: Any, counts: SubOperations, status: Status) -> None:
+    clamped = counts.clamped
+    response.NumberOfCompletedSuboperations = clamped.completed
+    response.NumberOfFailedSuboperations = clamped.failed
+    response.NumberOfWarningSuboperations = clamped.warning
+    if status.is_pending or status.is_cancel:  # in any other response it shall not be there (PS3.4 C.4.2.1.6)
+        response.NumberOfRemainingSuboperations = clamped.remaining

@@ -1,0 +1,95 @@
+"""DIMSE requests and responses as values: what a transport hands to a service, and what it gets back (PS3.7 9.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from scp.status import Status
+
+_LARGEST_COUNT = 0xFFFF
+"""Counts of sub-operations are US."""
+
+
+class Priority(IntEnum):
+    """Priority (0000,0700)."""
+
+    MEDIUM = 0
+    HIGH = 1
+    LOW = 2
+
+
+@dataclass(frozen=True)
+class Originator:
+    """Who asked for the C-MOVE that a C-STORE belongs to."""
+
+    title: str
+    message_id: int
+
+
+@dataclass(frozen=True)
+class StoreRequest:
+    """A C-STORE-RQ whose data set lies in a Part 10 file, as received."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class FindRequest:
+    """A C-FIND-RQ."""
+
+    sop_class_uid: str
+    identifier: Dataset
+    cancelled: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class RetrieveRequest:
+    """A C-MOVE-RQ or, without `destination`, a C-GET-RQ."""
+
+    sop_class_uid: str
+    identifier: Dataset
+    cancelled: Callable[[], bool]
+    priority: Priority
+    message_id: int
+    destination: str = ""
+
+
+@dataclass(frozen=True)
+class SubOperations:
+    """Counts of the C-STORE sub-operations of a retrieve (PS3.4 C.4.2.1.6 to C.4.2.1.9)."""
+
+    remaining: int
+    completed: int = 0
+    failed: int = 0
+    warning: int = 0
+
+    def after(self, status: Status) -> SubOperations:
+        """Counts after one more sub-operation ended with `status`."""
+        return SubOperations(
+            remaining=self.remaining - 1,
+            completed=self.completed + status.is_success,
+            warning=self.warning + status.is_warning,
+            failed=self.failed + (not status.is_success and not status.is_warning),
+        )
+
+    @property
+    def clamped(self) -> SubOperations:
+        """The counts as far as an unsigned short can tell them."""
+        counts = (self.remaining, self.completed, self.failed, self.warning)
+        return SubOperations(*(min(count, _LARGEST_COUNT) for count in counts))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One response: Status, Identifier and counts of sub-operations, where the service has them."""
+
+    status: Status
+    identifier: Dataset | None = None
+    counts: SubOperations | None = None

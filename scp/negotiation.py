@@ -1,0 +1,40 @@
+"""Presentation contexts as pynetdicom wants them (PS3.8 7.1.1, Annex D of PS3.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydicom.uid import UID
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+
+from scp.contexts import Operation, acceptable, operation_of
+
+
+def supported_contexts(assoc: Association) -> list[PresentationContext]:
+    """The contexts that this node accepts of those proposed: made for each association, since few are ever asked."""
+    roles = assoc.requestor.role_selection
+    proposed: dict[str, list[str]] = {}
+    request = assoc.requestor.primitive
+    for context in request.presentation_context_definition_list if request is not None else []:
+        syntaxes = proposed.setdefault(str(context.abstract_syntax), [])
+        syntaxes.extend(str(syntax) for syntax in context.transfer_syntax if syntax not in syntaxes)
+    supported = []
+    for uid, syntaxes in proposed.items():
+        role = roles.get(UID(uid))
+        is_storage = operation_of(uid) is Operation.STORE
+        accepted = acceptable(uid, syntaxes, to_send=is_storage and role is not None and bool(role.scp_role))
+        if accepted:
+            supported.append(presentation_context(uid, accepted, both_roles=is_storage))
+    return supported
+
+
+def presentation_context(uid: str, syntaxes: Sequence[str], *, both_roles: bool = False) -> PresentationContext:
+    """Make a presentation context; with `both_roles` the requestor may ask to be its SCP (C-GET, PS3.7 D.3.3.4)."""
+    context = PresentationContext()
+    context.abstract_syntax = UID(uid)
+    context.transfer_syntax = list(syntaxes)
+    if both_roles:
+        context.scu_role = True
+        context.scp_role = True
+    return context

@@ -1,0 +1,101 @@
+"""Part 10 files as they are sent: where the data set begins, how it is encoded, which object it is (PS3.10 7.1).
+
+Strict about nothing: files without a preamble or without File Meta Information are found in every archive, and their
+data set can be sent as it stands.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+_PREAMBLE = 128
+_LONG_VR = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN", b"SV", b"UV"}
+_IDENTITY = ["SOPClassUID", "SOPInstanceUID"]
+
+
+class NotDicomError(ValueError):
+    """The file holds no DICOM object that could be sent."""
+
+
+@dataclass(frozen=True)
+class EncodedObject:
+    """A DICOM object in a file, with the place of its encoded data set.
+
+    Attributes
+    ----------
+    offset
+        Of the first byte of the data set in the file.
+    """
+
+    path: Path
+    offset: int
+    transfer_syntax_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+def data_set_offset(path: Path) -> int:
+    """Return where the data set begins in the file at `path`: behind the preamble and the group 0002, if there."""
+    with path.open("rb") as file:
+        return _skip_meta(file)
+
+
+def _skip_meta(file: BinaryIO) -> int:
+    start = file.read(_PREAMBLE + 4)
+    offset = _PREAMBLE + 4 if start[_PREAMBLE:] == b"DICM" else 0
+    while True:
+        file.seek(offset)
+        header = file.read(12)
+        if len(header) < 8 or header[:2] != b"\x02\x00":
+            return offset
+        if header[4:6] in _LONG_VR:
+            offset += 12 + struct.unpack("<I", header[8:12])[0]
+        elif header[4:6].isalpha():
+            offset += 8 + struct.unpack("<H", header[6:8])[0]
+        else:  # a group 0002 in Implicit VR, as some old writers left it
+            offset += 8 + struct.unpack("<I", header[4:8])[0]
+
+
+def read_object(path: Path) -> EncodedObject:
+    """Find out what the file at `path` holds.
+
+    Raises
+    ------
+    NotDicomError
+        No DICOM object, or one without SOP Class and SOP Instance UID.
+    OSError
+        The file cannot be read.
+    """
+    offset = data_set_offset(path)
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_IDENTITY)
+        meta = dataset.file_meta
+        sop_class = _value(dataset, "SOPClassUID") or _value(meta, "MediaStorageSOPClassUID")
+        sop_instance = _value(dataset, "SOPInstanceUID") or _value(meta, "MediaStorageSOPInstanceUID")
+        transfer_syntax = _value(meta, "TransferSyntaxUID") or _guessed_syntax(dataset)
+    except OSError:
+        raise
+    except Exception as error:  # pydicom raises whatever a malformed file makes it stumble over
+        raise NotDicomError(f"{path.name}: unreadable as DICOM ({type(error).__name__}: {error})") from error
+    if not sop_class or not sop_instance:
+        raise NotDicomError(f"{path.name}: no DICOM object with a SOP Class and a SOP Instance UID")
+    return EncodedObject(path, offset, transfer_syntax, sop_class, sop_instance)
+
+
+def _value(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip(" \0")
+
+
+def _guessed_syntax(dataset: Dataset) -> str:
+    """The transfer syntax that pydicom found the data set of a file without File Meta Information to be in."""
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return str(ImplicitVRLittleEndian)
+    return str(ExplicitVRLittleEndian if little else ExplicitVRBigEndian)

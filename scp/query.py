@@ -1,0 +1,46 @@
+"""C-FIND: one row an entity, straight from the cursor (PS3.4 C.4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydicom.dataset import Dataset
+
+from config.application_entities import Right
+from index import query as catalogue_query
+from index.archive import Archive
+from scp.caller import Caller
+from scp.contexts import QUERY_RETRIEVE
+from scp.messages import Answer, FindRequest
+from scp.status import CANCELLED, PENDING, PENDING_WARNING, SUCCESS
+
+
+def find(archive: Archive, caller: Caller, request: FindRequest) -> Iterator[Answer]:
+    """Yield a Pending answer for each match, then the final one.
+
+    FF01 says that a requested key is not supported, FF00 that all are.
+
+    Raises
+    ------
+    NotAuthorized
+        The caller may not query (0124).
+    InvalidIdentifier
+        The information model does not allow this Identifier (A900).
+    """
+    caller.require(Right.FIND)
+    query = catalogue_query.parse_identifier(request.identifier, QUERY_RETRIEVE[request.sop_class_uid].model)
+    pending = PENDING if query.all_supported else PENDING_WARNING
+    rows = catalogue_query.find(archive, query)
+    for identifier in rows:
+        if request.cancelled():
+            yield Answer(CANCELLED)
+            return
+        yield Answer(pending, complete(identifier, caller))
+    yield Answer(SUCCESS)
+
+
+def complete(identifier: Dataset, caller: Caller) -> Dataset:
+    """Add what only the edge knows: the AE to retrieve from, which is the one that was asked, and that it is online."""
+    identifier.RetrieveAETitle = caller.called
+    identifier.InstanceAvailability = "ONLINE"
+    return identifier

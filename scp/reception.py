@@ -1,0 +1,89 @@
+"""Files that received data sets are written to, fragment by fragment, as Part 10 (PS3.10 7.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reception:
+    """Where received data sets go.
+
+    Attributes
+    ----------
+    new_file
+        Makes the empty file for one data set; what it raises is the answer to that C-STORE.
+    source_aet
+        AE title of the sender, for the File Meta Information.
+    """
+
+    new_file: Callable[[], Path]
+    source_aet: str
+
+
+class ReceivedFile:
+    """The Part 10 file that one C-STORE-RQ is written to while it is received.
+
+    A failure (a full disk) is kept until the request is answered; the rest of the data set is read and dropped, since
+    the association can only go on after it.
+    """
+
+    def __init__(self, reception: Reception, meta: bytes) -> None:
+        self.error: Exception | None = None
+        self.path: Path | None = None
+        self._stream: BinaryIO | None = None
+        try:
+            self.path = reception.new_file()
+            self._stream = self.path.open("wb")
+            self._stream.write(bytes(128) + b"DICM" + meta)
+        except Exception as error:  # noqa: BLE001  (it answers this C-STORE; the upper layer's thread goes on)
+            self.fail(error)
+
+    @property
+    def file(self) -> ReceivedFile:
+        """Itself: pynetdicom flushes the file of the file after every fragment."""
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append a fragment of the data set."""
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(data)
+        except OSError as error:
+            self.fail(error)
+
+    def flush(self) -> None:
+        """Do nothing: the archive flushes whole files."""
+
+    def close(self) -> None:
+        """End the file; what cannot be written any more is an error of this reception."""
+        if self._stream is None:
+            return
+        stream, self._stream = self._stream, None
+        try:
+            stream.close()
+        except OSError as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Drop what was received, because of `error`."""
+        self.error = self.error or error
+        self.discard()
+
+    def discard(self) -> None:
+        """Close and delete the file."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            try:
+                stream.close()
+            except OSError:
+                _LOG.debug("closing a discarded file failed", exc_info=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""Associations that this node opens with a peer (PS3.8 7.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydicom.uid import UID
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+
+from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from scp import transport
+from scp.contexts import Proposal
+from scp.errors import PeerRejected, PeerUnreachable
+from scp.link import Link
+from scp.negotiation import presentation_context
+from scp.reception import Reception
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a peer listens, and its AE title."""
+
+    host: str
+    port: int
+    title: str
+
+    def __str__(self) -> str:
+        return f"{self.title} at {self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long to wait for a peer, seconds.
+
+    Attributes
+    ----------
+    connect
+        For the TCP connection.
+    acse
+        For the answer to an association or release request.
+    dimse
+        For the response to a DIMSE request.
+    network
+        Without any traffic.
+    """
+
+    connect: float = 15.0
+    acse: float = 30.0
+    dimse: float = 60.0
+    network: float = 120.0
+
+
+def connect(
+    peer: Peer,
+    proposals: Sequence[Proposal],
+    *,
+    calling: str,
+    timeouts: Timeouts,
+    max_pdu_bytes: int = 131072,
+    reception: Callable[[], Reception] | None = None,
+    on_store: Callable[[evt.Event], Any] | None = None,
+) -> Link:
+    """Open an association.
+
+    Parameters
+    ----------
+    proposals
+        At most 128 presentation contexts.
+    calling
+        Our AE title.
+    reception, on_store
+        Where objects go that the peer sends during a C-GET, and what answers them.
+
+    Raises
+    ------
+    PeerUnreachable
+        No TCP connection.
+    PeerRejected
+        The peer rejected or aborted it, or accepted no context.
+    """
+    opened: list[bool] = []
+
+    def connected(event: evt.Event) -> None:
+        opened.append(True)
+        transport.prepare(event.assoc, reception, network_timeout_s=timeouts.network)
+
+    handlers: list[Any] = [(evt.EVT_CONN_OPEN, connected), (evt.EVT_CONN_CLOSE, transport.connection_closed)]
+    if on_store is not None:
+        handlers.append((evt.EVT_C_STORE, on_store))
+    try:
+        assoc = _entity(calling, timeouts).associate(
+            peer.host,
+            peer.port,
+            contexts=[
+                presentation_context(proposal.sop_class_uid, proposal.transfer_syntaxes) for proposal in proposals
+            ],
+            ae_title=peer.title,
+            max_pdu=max_pdu_bytes,
+            ext_neg=_roles(proposals),
+            evt_handlers=handlers,
+        )
+    except OSError as error:  # the name does not resolve
+        raise PeerUnreachable(f"cannot reach {peer}: {error.strerror or error}") from error
+    if not assoc.is_established:
+        raise _refusal(assoc, peer, opened=bool(opened))
+    return Link(assoc)
+
+
+def _refusal(assoc: Association, peer: Peer, *, opened: bool) -> PeerUnreachable | PeerRejected:
+    if not opened:
+        return PeerUnreachable(f"cannot reach {peer}: no TCP connection")
+    answer = assoc.acceptor.primitive
+    if assoc.is_rejected and answer is not None:
+        return PeerRejected(f"{peer} rejected the association: {answer.reason_str.lower()}")
+    if answer is not None and answer.result == 0:
+        return PeerRejected(f"{peer} accepted none of the presentation contexts")
+    return PeerRejected(f"{peer} aborted, or did not answer, the association request")
+
+
+def _entity(calling: str, timeouts: Timeouts) -> AE:
+    entity = AE(calling)
+    entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    entity.implementation_version_name = implementation_version_name()
+    entity.connection_timeout = timeouts.connect
+    entity.acse_timeout = timeouts.acse
+    entity.dimse_timeout = timeouts.dimse
+    entity.network_timeout = timeouts.network
+    return entity
+
+
+def _roles(proposals: Sequence[Proposal]) -> list[Any]:
+    items = []
+    for uid in dict.fromkeys(proposal.sop_class_uid for proposal in proposals if proposal.peer_sends):
+        item = SCP_SCU_RoleSelectionNegotiation()
+        item.sop_class_uid = UID(uid)
+        item.scu_role = False
+        item.scp_role = True
+        items.append(item)
+    return items

@@ -1,0 +1,38 @@
+"""C-STORE: bytes as they came, Status after the commit (PS3.4 Annex B)."""
+
+from __future__ import annotations
+
+from config.application_entities import Right
+from index.archive import Archive
+from scp.caller import Caller
+from scp.errors import NotOffered
+from scp.messages import Answer, StoreRequest
+from scp.status import SUCCESS
+
+
+def store(archive: Archive, caller: Caller, request: StoreRequest) -> Answer:
+    """Bring the received file into the archive.
+
+    Success means that its bytes and its catalogue rows are on disk. The same object again is a Success too.
+
+    Raises
+    ------
+    NotAuthorized
+        The caller may not store (0124).
+    NotOffered
+        It called the similarity AE, which archives nothing (0122).
+    InvalidInstance, InstanceConflict, OutOfSpace
+        See `index.archive.Archive.ingest` (A900 or C000, B006, A700).
+    """
+    try:
+        if caller.asks_similarity:
+            raise NotOffered(f"{caller.called} archives nothing: store to the node's own AE title")
+        caller.require(Right.STORE)
+        archive.ingest(
+            request.file,
+            source_aet=caller.title,
+            expected=(request.sop_class_uid, request.sop_instance_uid),
+        )
+    finally:
+        request.file.unlink(missing_ok=True)
+    return Answer(SUCCESS)

@@ -1,0 +1,291 @@
+"""Fixtures for every part: where the shared test data lies, a node on a free port, DCMTK as its peer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+
+from config.settings import Settings, load_settings
+from index.archive import Archive
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real test data: ``THARSIS_TEST_DATA``, else ``../shared/data`` beside the checkout."""
+    told = os.environ.get("THARSIS_TEST_DATA")
+    folder = Path(told) if told else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set THARSIS_TEST_DATA")
+    return folder
+
+
+@dataclass
+class Node:
+    """A running node: its archive, its server, and how to reach it."""
+
+    archive: Archive
+    settings: Settings
+    server: Any
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+
+@pytest.fixture
+def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Start nodes on 127.0.0.1 and free ports; keyword ``scp`` overrides settings, ``entities`` names peers."""
+    from scp.server import Server
+
+    nodes: list[Node] = []
+
+    def start(
+        *, entities: list[dict[str, Any]] | None = None, similarity: Any = None, overwrite: str = "never",
+        data: Path | None = None, **scp: Any,
+    ) -> Node:
+        folder = data or tmp_path / f"node{len(nodes)}"
+        overrides: dict[str, Any] = {
+            "scp": {"host": "127.0.0.1", "port": 0, **scp},
+            "archive": {"data": str(folder), "overwrite": overwrite, "reserve_mb": 0},
+            "application_entities": entities or [],
+        }
+        settings = load_settings(environment={}, overrides=overrides)
+        archive = Archive.from_settings(settings.archive)
+        server = Server(archive, settings, similarity(archive) if similarity else None)
+        server.start()
+        nodes.append(Node(archive, settings, server))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.server.stop(1.0)
+
+
+@pytest.fixture
+def make_dataset() -> Callable[..., Dataset]:
+    """Make a small CT image; keywords set attributes, None deletes one."""
+
+    def make(number: int = 1, *, transfer_syntax: str = ExplicitVRLittleEndian, **values: Any) -> Dataset:
+        dataset = Dataset()
+        dataset.SOPClassUID = CTImageStorage
+        dataset.SOPInstanceUID = f"1.2.826.0.1.3680043.9.7133.9.{number}"
+        dataset.StudyInstanceUID = "1.2.826.0.1.3680043.9.7133.1"
+        dataset.SeriesInstanceUID = "1.2.826.0.1.3680043.9.7133.2"
+        dataset.PatientID, dataset.PatientName = "P1", "Doe^Jane"
+        dataset.StudyDate, dataset.StudyTime, dataset.Modality = "20240102", "101500", "CT"
+        dataset.AccessionNumber, dataset.StudyID, dataset.StudyDescription = "A1", "S1", "Head"
+        dataset.SeriesNumber, dataset.InstanceNumber = 1, number
+        dataset.Rows = dataset.Columns = 8
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.PixelData = np.full((8, 8), number, np.uint16).tobytes()
+        for keyword, value in values.items():
+            if value is None:
+                del dataset[keyword]
+            else:
+                setattr(dataset, keyword, value)
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax)
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", CTImageStorage)
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID", "1.2.3")
+        return dataset
+
+    return make
+
+
+@pytest.fixture
+def make_file(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> Callable[..., Path]:
+    """Write what `make_dataset` makes as a Part 10 file and return its path."""
+
+    def make(number: int = 1, **values: Any) -> Path:
+        path = tmp_path / f"object{number}-{len(list(tmp_path.glob('object*')))}.dcm"
+        make_dataset(number, **values).save_as(path, enforce_file_format=True)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dcmtk() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a DCMTK tool. Its absence is a failure: these peers are what the tests are about."""
+
+    def run(tool: str, *arguments: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+        path = shutil.which(tool)
+        assert path is not None, f"DCMTK's {tool} is not installed (apt-get install dcmtk)"
+        result = subprocess.run(
+            [path, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=120, check=False
+        )
+        result.stdout += result.stderr
+        if check:
+            assert result.returncode == 0, result.stdout
+        return result
+
+    return run
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Wait until a condition holds; fail when it does not within `timeout` seconds."""
+
+    def wait(condition: Callable[[], Any], timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()
+        while not condition():
+            assert time.monotonic() < deadline, f"did not happen within {timeout:.0f} s"
+            pause.wait(0.05)
+
+    return wait
+
+
+@pytest.fixture
+def tharsis() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line and return what it printed."""
+
+    def run(*arguments: Any, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "tharsis", *map(str, arguments)]
+        environment = {**os.environ, "COLUMNS": "250", "NO_COLOR": "1"}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, env=environment
+        )
+
+    return run
+
+
+class ServedNode:
+    """A node in processes of its own, started by `tharsis serve`."""
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.data = folder / "data"
+        self.config = folder / "tharsis.toml"
+        self._log = folder / "log.txt"
+        self.config.write_text(settings.replace("DATA", str(self.data)), encoding="utf-8")
+        self.port = 0
+        self._popen: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-P", "-m", "tharsis", "serve", "--config", str(self.config)]
+        if self.port:
+            command += ["--port", str(self.port)]
+        with self._log.open("a", encoding="utf-8") as log:
+            self._popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self._popen.stdout is not None
+        line = self._popen.stdout.readline()
+        told = re.search(r"listens on \S+:(\d+)", line)
+        assert told, f"the node did not start: {line}{self.log()}"
+        self.port = int(told[1])
+
+    @property
+    def peer(self) -> Any:
+        from scp.requestor import Peer
+
+        return Peer("127.0.0.1", self.port, "THARSIS")
+
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def processes(self) -> dict[str, int]:
+        """Name → PID of everything that the node consists of."""
+        state = json.loads((self.data / "node.json").read_text(encoding="utf-8"))
+        return {"supervisor": state["pid"], **state["processes"]}
+
+    @staticmethod
+    def alive(pids: Iterable[int]) -> list[int]:
+        """Those of `pids` that run (a zombie does not)."""
+        running = []
+        for pid in pids:
+            try:
+                state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state != "Z":
+                running.append(pid)
+        return running
+
+    def jobs(self) -> dict[str, int]:
+        """Number of jobs by state."""
+        archive = Archive(self.data)
+        return dict(archive.database.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall())
+
+    def kill(self) -> None:
+        """Kill every process of the node at once, as a power cut would."""
+        for pid in self.processes().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> int:
+        assert self._popen is not None
+        return self._popen.wait(90)
+
+    def end(self) -> None:
+        """Stop the node if it runs."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.terminate()
+            try:
+                self._popen.wait(60)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
+        if self._popen is not None and self._popen.stdout is not None:
+            self._popen.stdout.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., ServedNode]]:
+    """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test."""
+    nodes: list[ServedNode] = []
+
+    def start(
+        *, settle_time_s: float = 0.5, accept_unknown: bool = True, more: str = ""
+    ) -> ServedNode:
+        settings = (
+            f'[scp]\nhost = "127.0.0.1"\nport = 0\naccept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n'
+            f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
+        )
+        nodes.append(ServedNode(tmp_path / f"served{len(nodes)}", settings))
+        nodes[-1].start()
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.end()
+
+
+@pytest.fixture
+def make_instance(make_dataset: Callable[..., Dataset]) -> Callable[..., bytes]:
+    """Make what `make_dataset` makes as the bytes of a Part 10 file; ``meta`` sets File Meta Information."""
+
+    def make(number: int = 1, *, meta: dict[str, Any] | None = None, **values: Any) -> bytes:
+        dataset = make_dataset(number, **values)
+        for keyword, value in (meta or {}).items():
+            setattr(dataset.file_meta, keyword, value)
+        buffer = BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    """An empty archive whose series are stable at once."""
+    return Archive(tmp_path / "archive", settle_time_s=0.0)

@@ -1,0 +1,119 @@
+"""The node as its users run it: `tharsis serve`, signals, deaths and restarts. Real processes, real DCMTK."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from pydicom.dataset import Dataset
+
+from scp import client
+from scp.client import Requestor
+from scp.contexts import STUDY_ROOT_FIND
+
+
+def test_it_answers_stores_and_finds(serve, dcmtk, make_file):
+    node = serve()
+    dcmtk("echoscu", "-aec", "THARSIS", "127.0.0.1", node.port)
+    dcmtk("storescu", "-aec", "THARSIS", "127.0.0.1", node.port, make_file(1), make_file(2))
+    found = dcmtk(
+        "findscu", "-S", "-aec", "THARSIS", "127.0.0.1", node.port,
+        "-k", "QueryRetrieveLevel=STUDY", "-k", "PatientName=doe*", "-k", "NumberOfStudyRelatedInstances",
+    ).stdout
+    assert "Doe^Jane" in found
+    assert "[2 ]" in found or "[2]" in found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_it_stops_cleanly_and_leaves_no_process(serve, number):
+    node = serve()
+    processes = node.processes()
+    assert set(processes) == {"supervisor", "network", "worker-1"}
+    os.kill(processes["supervisor"], number)
+    assert node.wait() == 0
+    assert not node.alive(processes.values())
+    assert not (node.data / "node.json").exists()
+
+
+@pytest.mark.parametrize("name", ["network", "worker-1"])
+def test_a_process_that_dies_is_restarted_and_said_so(serve, wait_until, dcmtk, name):
+    node = serve()
+    dead = node.processes()[name]
+    os.kill(dead, signal.SIGKILL)
+    wait_until(lambda: node.processes()[name] != dead)
+    assert f"{name} (process {dead}) died of SIGKILL" in node.log()
+    assert f"{name} restarted as process {node.processes()[name]}" in node.log()
+    if name == "network":
+        wait_until(lambda: dcmtk("echoscu", "-aec", "THARSIS", "127.0.0.1", node.port, check=False).returncode == 0)
+
+
+def test_its_processes_end_when_the_supervisor_is_killed(serve, wait_until):
+    node = serve()
+    processes = node.processes()
+    os.kill(processes["supervisor"], signal.SIGKILL)
+    wait_until(lambda: not node.alive(processes.values()))
+
+
+def test_a_second_node_on_the_same_data_is_refused_in_one_sentence(serve, tharsis):
+    node = serve()
+    second = tharsis("serve", "--config", node.config, "--port", "0")
+    assert second.returncode == 1
+    assert "another node is using the data folder" in second.stderr
+
+
+def test_a_port_in_use_is_said_and_nothing_stays_behind(serve, tharsis, tmp_path):
+    node = serve()
+    second = tharsis("serve", "--data", tmp_path / "other", "--port", str(node.port))
+    assert second.returncode == 1
+    assert str(node.port) in second.stderr
+    assert "Traceback" not in second.stderr
+    assert not (tmp_path / "other" / "node.json").exists()
+
+
+def test_the_network_process_loads_no_kernel_and_no_plug_in(serve):
+    node = serve()
+    with open(f"/proc/{node.processes()['network']}/maps", encoding="utf-8") as maps:
+        mapped = maps.read()
+    assert "faiss" in mapped, "the similarity query runs in this process"
+    for library in ("llvmlite", "numba", "torch", "skimage"):
+        assert f"/{library}/" not in mapped, library
+
+
+def test_status_and_jobs_tell_what_the_node_does(serve, tharsis, wait_until, make_file, dcmtk):
+    node = serve(settle_time_s=0.2)
+    dcmtk("storescu", "-aec", "THARSIS", "127.0.0.1", node.port, make_file(1))
+    wait_until(lambda: node.jobs().get("done", 0) >= 2)
+    told = json.loads(tharsis("status", "--data", node.data, "--json").stdout)
+    assert told["instances"] == 1
+    assert told["node"]["port"] == node.port
+    assert told["encoders"][0]["embeddings"] == 2
+    kinds = {job["kind"] for job in json.loads(tharsis("jobs", "list", "--data", node.data, "--json").stdout)}
+    assert kinds == {"series_stable", "embed"}
+
+
+def test_an_unknown_caller_is_refused_when_the_settings_say_so(serve, dcmtk):
+    node = serve(accept_unknown=False)
+    refused = dcmtk("echoscu", "-aet", "NOBODY", "-aec", "THARSIS", "127.0.0.1", node.port, check=False)
+    assert refused.returncode != 0
+    assert "Calling AE Title Not Recognized" in refused.stdout
+
+
+def found_instances(node) -> set[str]:
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "STUDY"
+    identifier.StudyInstanceUID = None
+    studies = [str(match.StudyInstanceUID) for match in client.find(node.peer, identifier, STUDY_ROOT_FIND, Requestor())]
+    found: set[str] = set()
+    for study in studies:
+        series = Dataset()
+        series.QueryRetrieveLevel, series.StudyInstanceUID, series.SeriesInstanceUID = "SERIES", study, None
+        for match in list(client.find(node.peer, series, STUDY_ROOT_FIND, Requestor())):
+            images = Dataset()
+            images.QueryRetrieveLevel, images.StudyInstanceUID = "IMAGE", study
+            images.SeriesInstanceUID, images.SOPInstanceUID = match.SeriesInstanceUID, None
+            listed = [str(image.SOPInstanceUID) for image in client.find(node.peer, images, STUDY_ROOT_FIND, Requestor())]
+            assert len(listed) == len(set(listed)), "listed twice"
+            found |= set(listed)
+    return found
