@@ -21,7 +21,7 @@ from scp import client
 from scp.client import Requestor, SentFile
 from scp.contexts import SIMILARITY_FIND, STUDY_ROOT_FIND
 from scp.errors import PeerError
-from scp.private_elements import CREATOR, ELEMENTS, GROUP, put_block
+from scp.private_elements import CREATOR, ELEMENTS, GROUP, dcmtk_dictionary, put_block
 from scp.requestor import Peer
 
 _PEER = re.compile(r"(?P<title>[^@]{1,16})@(?P<host>[^:]+):(?P<port>\d{1,5})")
@@ -169,6 +169,9 @@ def similar(
     ] = Exclude.SAME_SERIES,
     peer: PeerOption = DEFAULT_PEER,
     aet: TitleOption = DEFAULT_TITLE,
+    dictionary: Annotated[
+        bool, typer.Option("--dcmtk-dictionary", help="Print the private block as a dictionary for DCMTK and stop.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a Tharsis node for similar cases (C-FIND with its private block).
@@ -177,6 +180,9 @@ def similar(
 
     Example:  tharsis similar --series 1.2.3 -k 5 --exclude SAME_STUDY --key Modality=CT
     """
+    if dictionary:
+        typer.echo(dcmtk_dictionary(), nl=False)
+        return
     asked = {"QueryStudyInstanceUID": study, "QuerySeriesInstanceUID": series, "QuerySOPInstanceUID": image}
     given = {keyword: uid for keyword, uid in asked.items() if uid}
     if len(given) != 1:

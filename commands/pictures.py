@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -68,30 +68,41 @@ def sheet(
         Names of the segments 1, 2, … in the order of their numbers.
     """
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(2.6 * columns + 0.6, 2.9 * len(rows) + 0.9), dpi=110, facecolor=_BACKGROUND)
+    height = 2.3 * max(picture.image.shape[0] / picture.image.shape[1] for row in rows for picture in row)
+    figure = Figure(
+        figsize=(2.3 * columns + 0.4, (height + 0.35) * len(rows) + 0.5 + 0.25 * ((len(legend) + 1) // 2)),
+        dpi=110,
+        facecolor=_BACKGROUND,
+        layout="constrained",
+    )
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for number, row in enumerate(rows):
         for column in range(columns):
             axis = axes[number][column]
-            axis.set_axis_off()
+            _bare(axis)
             if column < len(row):
                 _draw(axis, row[column])
         if number < len(row_names):
-            axes[number][0].text(
-                -0.08, 0.5, row_names[number], rotation=90, color=_TEXT, fontsize=9,
-                transform=axes[number][0].transAxes, ha="right", va="center",
-            )
+            axes[number][0].set_ylabel(row_names[number], color=_TEXT, fontsize=9)
     figure.suptitle(title, color=_TEXT, fontsize=12)
     if legend:
         handles = [Patch(color=SEGMENT_COLOURS[i % len(SEGMENT_COLOURS)], label=name) for i, name in enumerate(legend)]
-        figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8, frameon=False, labelcolor=_TEXT)
-    bottom = 0.03 + (0.06 * ((len(legend) + 1) // 2) / max(len(rows), 1) if legend else 0.0)
-    figure.subplots_adjust(left=0.05, right=0.99, top=1 - 0.75 / figure.get_figheight(), bottom=bottom, wspace=0.06)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False, labelcolor=_TEXT
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, facecolor=_BACKGROUND)
 
 
-def _draw(axis: mpl.axes.Axes, picture: Picture) -> None:
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_facecolor(_BACKGROUND)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _draw(axis: Axes, picture: Picture) -> None:
     low, high = picture.window or _percentiles(picture.image)
     axis.imshow(picture.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     if picture.labels is not None and picture.labels.any():
@@ -103,8 +114,7 @@ def _draw(axis: mpl.axes.Axes, picture: Picture) -> None:
         )
     axis.set_title(picture.title, color=_TEXT, fontsize=8)
     if picture.subtitle:
-        where: dict[str, Any] = {"transform": axis.transAxes, "ha": "center", "va": "top"}
-        axis.text(0.5, -0.02, picture.subtitle, color=_TEXT, fontsize=7, **where)
+        axis.set_xlabel(picture.subtitle, color=_TEXT, fontsize=7)
 
 
 def _percentiles(image: NDArray[np.floating]) -> tuple[float, float]:

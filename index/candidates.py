@@ -1,4 +1,4 @@
-"""Which embeddings compete in a similarity query: chosen in SQL before the search, so that k are found while k exist."""
+"""Which embeddings compete in a similarity query: chosen by SQL before the search, so that k appear while k exist."""
 
 from __future__ import annotations
 

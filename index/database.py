@@ -22,6 +22,17 @@ BUSY_TIMEOUT_S = 60.0
 """How long a writer waits for another process to finish its transaction."""
 
 
+class _OwnConnection:
+    """A connection that is closed as soon as nobody holds it: a `Database` alone would wait for the collector."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database(_connect(path))
+
+    def __del__(self) -> None:
+        if hasattr(self, "database"):  # it could be opened
+            self.database.conn.close()
+
+
 class Connections:
     """The catalogue's database file and this process's connections to it.
 
@@ -39,18 +50,15 @@ class Connections:
             _add_missing_columns(database)
 
     def get(self) -> Database:
-        """Return this thread's connection, opened on first use."""
-        database: Database | None = getattr(self._local, "database", None)
-        if database is None:
-            database = self._local.database = Database(_connect(self._path))
-        return database
+        """Return this thread's connection, opened on first use, closed when the thread ends."""
+        own: _OwnConnection | None = getattr(self._local, "own", None)
+        if own is None:
+            own = self._local.own = _OwnConnection(self._path)
+        return own.database
 
     def close(self) -> None:
         """Close this thread's connection; it opens again when it is needed."""
-        database: Database | None = getattr(self._local, "database", None)
-        if database is not None:
-            database.conn.close()
-            self._local.database = None
+        self._local.own = None
 
     @property
     def in_transaction(self) -> bool:

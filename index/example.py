@@ -81,7 +81,7 @@ def find_example(database: Database, model: EmbeddingModel, request: SimilarityR
     place, series = _place(request), locate(database, request)
     if request.frame_number is not None:
         _require_frame(database, place.uid, request.frame_number)
-    parts = _stored(database, model.model_id, place, request.frame_number)
+    parts = _stored(database, model.model_id, series, place, request.frame_number)
     if not parts:
         what = f"frame {request.frame_number} of " if request.frame_number is not None else ""
         raise NotEmbedded(f"{what}{place.table} {place.uid[:64]} has no embedding (yet)", element=place.keyword)
@@ -119,7 +119,9 @@ def _require_frame(database: Database, sop_instance_uid: str, frame_number: int)
         )
 
 
-def _stored(database: Database, model_id: str, place: _Place, frame_number: int | None) -> list[Vectors]:
+def _stored(
+    database: Database, model_id: str, series: tuple[int, ...], place: _Place, frame_number: int | None
+) -> list[Vectors]:
     """Return the frames' vectors, series by series."""
     frame, frames = "1", []
     if frame_number is not None:  # a single-frame instance keeps its one frame as 0
@@ -127,7 +129,8 @@ def _stored(database: Database, model_id: str, place: _Place, frame_number: int 
     rows = database.execute(
         "SELECT embedding.series, embedding.vector FROM embedding JOIN instance ON instance.id = embedding.instance "
         "JOIN series ON series.id = embedding.series JOIN study ON study.id = series.study "
-        f"WHERE embedding.model_id = ? AND {place.column} = ? AND {frame} ORDER BY embedding.series, embedding.id",
-        (model_id, place.uid, *frames),
+        "WHERE embedding.model_id = ? AND embedding.series IN (SELECT value FROM json_each(?)) "
+        f"AND {place.column} = ? AND {frame} ORDER BY embedding.series, embedding.id",
+        (model_id, str(list(series)), place.uid, *frames),
     )
     return [np.stack([from_bytes(row[1]) for row in group]) for _, group in groupby(rows, key=lambda row: row[0])]

@@ -76,16 +76,10 @@ def read_header(path: Path) -> Header:
     InvalidInstance
         Not a Part 10 file, cut off or unreadable, or without SOP Instance, Series or Study Instance UID.
     """
-    meta, charset, values = _read(path)
-    for keyword, from_meta in (
-        ("SOPClassUID", meta.get("MediaStorageSOPClassUID", "")),
-        ("SOPInstanceUID", meta.get("MediaStorageSOPInstanceUID", "")),
-    ):
-        values[keyword] = values[keyword] or normalise(str(from_meta))
+    transfer_syntax, charset, values = _read(path)
     for keyword in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not values[keyword]:
             raise InvalidInstance(f"{keyword} is missing or empty", element=keyword)
-    transfer_syntax = normalise(str(meta.get("TransferSyntaxUID", "")))
     if not transfer_syntax:
         raise InvalidInstance("the file has no Transfer Syntax UID", element="TransferSyntaxUID")
     return Header(
@@ -99,21 +93,29 @@ def read_header(path: Path) -> Header:
     )
 
 
-def _read(path: Path) -> tuple[FileMetaDataset, str, dict[str, str]]:
+def _read(path: Path) -> tuple[str, str, dict[str, str]]:
+    """Return Transfer Syntax UID, Specific Character Set and the key values."""
     try:
         meta = read_file_meta_info(path)
-        is_deflated = meta.get("TransferSyntaxUID", "") == DeflatedExplicitVRLittleEndian
-        dataset = _read_deflated(path) if is_deflated else _read_plain(path)
-        elements = {element.tag: element for element in dataset.elements()}
+        transfer_syntax = _uid(meta, "TransferSyntaxUID")
+        dataset = _read_deflated(path) if transfer_syntax == DeflatedExplicitVRLittleEndian else _read_plain(path)
+        elements = dict(dataset.items())  # as they are: elements() would read what is longer than the limit after all
         charset = _value(elements, "SpecificCharacterSet", [])
         encodings = encodings_of(charset)
-        return meta, charset, {keyword: _value(elements, keyword, encodings) for keyword in indexed_keywords()}
+        values = {keyword: _value(elements, keyword, encodings) for keyword in indexed_keywords()}
+        for keyword in ("SOPClassUID", "SOPInstanceUID"):
+            values[keyword] = values[keyword] or _uid(meta, f"MediaStorage{keyword}")
     except InvalidDicomError as error:
         raise InvalidInstance("not a DICOM Part 10 file") from error
     except OSError:
         raise
     except Exception as error:  # a parser fed with hostile bytes raises anything; the file is at fault, not the node
         raise InvalidInstance(f"unreadable data set: {type(error).__name__}: {error}"[:200]) from error
+    return transfer_syntax, charset, values
+
+
+def _uid(meta: FileMetaDataset, keyword: str) -> str:
+    return normalise(str(meta.get(keyword, "")))
 
 
 def _read_plain(path: Path) -> Dataset:

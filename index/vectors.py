@@ -176,7 +176,6 @@ class VectorIndex:
             if count <= max(k, FEW * self.ntotal):
                 return self._best(query, np.flatnonzero(allowed).astype(np.int64), k, complete=True)
             parameters = _faiss.SearchParameters(sel=_faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
-            parameters = parameters if count < self.ntotal else None
             fetched = min(count, k + _EXTRA)
             while True:
                 products, ids = self._index.search(query[None, :], fetched, params=parameters)

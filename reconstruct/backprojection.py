@@ -38,10 +38,13 @@ class BackProjector(Protocol):
         Memory of one filtered view.
     slice_bytes
         Memory, besides the volume, of one slice being worked on.
+    slices_together
+        Slices are worked on in multiples of this many; the memory of the last ones is taken even if there are fewer.
     """
 
     view_bytes: int
     slice_bytes: int
+    slices_together: int
 
     def allocate(self, views: int) -> Array:
         """Return zeros for the filtered projections of that many views, padded and laid out as `add` reads them."""
@@ -68,6 +71,7 @@ class AnyGeometry:
         self._columns = geometry.columns
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
         self.slice_bytes = 0
+        self.slices_together = 1
 
     def allocate(self, views: int) -> Array:
         """Return zeros (view, padded row, padded column)."""
@@ -107,6 +111,7 @@ class RowsAlongAxis:
         self._columns = geometry.columns
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
         self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
+        self.slices_together = 1
 
     def allocate(self, views: int) -> Array:
         """Return zeros (view, padded column, padded row)."""
@@ -141,8 +146,7 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
         self._rows = geometry.rows
         self._padded = (geometry.columns + _PADDING, padded_rows(geometry.rows))
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
-        # Slices come in whole vectors; counted for each slice of a slab of one vector or more.
-        self.slice_bytes *= 2 if grid.shape_zyx[0] >= LANES else LANES
+        self.slices_together = LANES
 
     @staticmethod
     def applies(geometry: ConeBeamGeometry, grid: VolumeGrid) -> bool:
@@ -197,7 +201,6 @@ def back_projector(geometry: ConeBeamGeometry, grid: VolumeGrid) -> BackProjecto
     """Return the quickest back-projector that the geometry allows."""
     if RowsAlongAxisInVectors.applies(geometry, grid):
         return RowsAlongAxisInVectors(geometry, grid)
-    # In plain loops the blended columns gain nothing over four reads a voxel on some processors, much on others.
     return RowsAlongAxis(geometry, grid) if geometry.rows_step_along_axis else AnyGeometry(geometry, grid)
 
 

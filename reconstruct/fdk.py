@@ -167,17 +167,19 @@ def _blocks(
     """
     size = padded_size(geometry.columns)
     batch_bytes = geometry.rows * (2 * 4 * geometry.columns + 4 * size + 8 * (size // 2 + 1) + 4 * size)
+    together = projector.slices_together
     budget = memory_mb * _MIB
-    least = projector.view_bytes + max(batch_bytes, projector.slice_bytes)
+    least = projector.view_bytes + max(batch_bytes, together * projector.slice_bytes)
     if least > budget:
         raise ValueError(
-            f"expected memory for at least one view and one slice, {-(-least // _MIB)} MiB, got {memory_mb} MiB"
+            f"expected memory for at least one view and {together} slices, {-(-least // _MIB)} MiB, "
+            f"got {memory_mb} MiB"
         )
     # A quarter for the work on slices and batches, more where one of them needs it; the views get the rest.
-    share = max(budget // 4, batch_bytes, projector.slice_bytes)
-    slices = grid.shape_zyx[0]
+    share = max(budget // 4, batch_bytes, together * projector.slice_bytes)
+    slices = -(-grid.shape_zyx[0] // together) * together
     if projector.slice_bytes:
-        slices = min(slices, share // projector.slice_bytes)
+        slices = min(slices, share // (together * projector.slice_bytes) * together)
     batch = min(geometry.views, max(1, share // batch_bytes), 32)
     working = max(batch * batch_bytes, slices * projector.slice_bytes)
     views = min(geometry.views, (budget - working) // projector.view_bytes)

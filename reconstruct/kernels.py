@@ -119,43 +119,39 @@ def backproject_any(
         y0 = (tile - tile // tiles_y * tiles_y) * _TILE
         index = np.empty(voxels, np.int32)
         weight, across, along = np.empty(voxels, _F), np.empty(voxels, _F), np.empty(voxels, _F)
-        rows_of_tile = (min(z0 + _SLICES, slices) - z0) * _TILE
-        for task in range(views * rows_of_tile):
-            view = task // rows_of_tile
-            z = z0 + (task - view * rows_of_tile) // _TILE
-            y = y0 + task % _TILE
-            if y >= lines:
-                continue
-            sums = volume[z, y]
+        for view in range(views):
             m = matrices[view]
-            column0 = _F(m[0, 1] * y + m[0, 2] * z + m[0, 3])
-            row0 = _F(m[1, 1] * y + m[1, 2] * z + m[1, 3])
-            depth0 = _F(m[2, 1] * y + m[2, 2] * z + m[2, 3])
-            column_step, row_step, depth_step = _F(m[0, 0]), _F(m[1, 0]), _F(m[2, 0])
-            # Two loops: the arithmetic is vectorised, the reading of pixels is quicker when it is not.
-            for x in range(voxels):
-                depth = depth0 + _F(x) * depth_step
-                inverse = _F(1.0) / depth if depth > _F(NEAREST_DEPTH) else _F(0.0)
-                column = (column0 + _F(x) * column_step) * inverse
-                row = (row0 + _F(x) * row_step) * inverse
-                column = column if column > _F(0.0) else _F(0.0)
-                column = column if column < last_column else last_column
-                row = row if row > _F(0.0) else _F(0.0)
-                row = row if row < last_row else last_row
-                i = np.int32(column)
-                j = np.int32(row)
-                across[x] = column - _F(i)
-                along[x] = row - _F(j)
-                weight[x] = inverse * inverse
-                index[x] = j * np.int32(width) + i
             pixels = projections[view].reshape(-1)
-            for x in range(voxels):
-                # Unsigned: numba would test an index that may be negative for wrapping round.
-                k = np.uint64(index[x])
-                below = k + np.uint64(width)
-                near = pixels[k] + across[x] * (pixels[k + np.uint64(1)] - pixels[k])
-                far = pixels[below] + across[x] * (pixels[below + np.uint64(1)] - pixels[below])
-                sums[x] += weight[x] * (near + along[x] * (far - near))
+            for z in range(z0, min(z0 + _SLICES, slices)):
+                for y in range(y0, min(y0 + _TILE, lines)):
+                    sums = volume[z, y]
+                    column0 = _F(m[0, 1] * y + m[0, 2] * z + m[0, 3])
+                    row0 = _F(m[1, 1] * y + m[1, 2] * z + m[1, 3])
+                    depth0 = _F(m[2, 1] * y + m[2, 2] * z + m[2, 3])
+                    column_step, row_step, depth_step = _F(m[0, 0]), _F(m[1, 0]), _F(m[2, 0])
+                    # Two loops: the arithmetic is vectorised, the reading of pixels is quicker when it is not.
+                    for x in range(voxels):
+                        depth = depth0 + _F(x) * depth_step
+                        inverse = _F(1.0) / depth if depth > _F(NEAREST_DEPTH) else _F(0.0)
+                        column = (column0 + _F(x) * column_step) * inverse
+                        row = (row0 + _F(x) * row_step) * inverse
+                        column = column if column > _F(0.0) else _F(0.0)
+                        column = column if column < last_column else last_column
+                        row = row if row > _F(0.0) else _F(0.0)
+                        row = row if row < last_row else last_row
+                        i = np.int32(column)
+                        j = np.int32(row)
+                        across[x] = column - _F(i)
+                        along[x] = row - _F(j)
+                        weight[x] = inverse * inverse
+                        index[x] = j * np.int32(width) + i
+                    for x in range(voxels):
+                        # Unsigned: numba would test an index that may be negative for wrapping round.
+                        k = np.uint64(index[x])
+                        below = k + np.uint64(width)
+                        near = pixels[k] + across[x] * (pixels[k + np.uint64(1)] - pixels[k])
+                        far = pixels[below] + across[x] * (pixels[below + np.uint64(1)] - pixels[below])
+                        sums[x] += weight[x] * (near + along[x] * (far - near))
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]

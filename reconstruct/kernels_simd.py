@@ -87,11 +87,11 @@ def _added(total: Any, pixels: Any, window: Any, height: int, left: Any, right: 
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
-def _place(m: Any, y: int, x0: int, x1: int, shape: Any, base: int, seen: bool, out: Any, offsets: Any) -> bool:
+def _place(m: Any, y: int, x0: int, x1: int, shape: Any, base: int, live: Any, out: Any, offsets: Any) -> bool:
     """Note for the voxel columns (y, x0 to x1) where one view sees them; tell whether it sees any.
 
     `out` (4, x) takes the weights of the left and the right column, the row of slice 0 and the row step; `offsets`
-    (x,) where the left column starts. What is not seen gets weights of 0.
+    (x,) where the left column starts. What is not seen gets weights of 0, and so does a view that is not `live`.
     """
     width, height = shape
     last = float(width - PAD_HIGH)
@@ -101,7 +101,7 @@ def _place(m: Any, y: int, x0: int, x1: int, shape: Any, base: int, seen: bool, 
         depth = m[2, 0] * x + m[2, 1] * y + m[2, 3]
         inverse = 1.0 / depth if depth > NEAREST_DEPTH else 0.0
         column = (m[0, 0] * x + m[0, 1] * y + m[0, 3]) * inverse
-        inside = seen and column > 0.0 and column < last
+        inside = live and column > 0.0 and column < last
         column = column if inside else 0.0
         inverse = inverse if inside else 0.0
         whole = np.int64(column)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from llvmlite import ir
 from numba import config, types
 from numba.core.datamodel import models
@@ -74,10 +74,10 @@ def _operation(result: Any, operands: int, generate: Callable[..., Any]) -> Any:
         return generate(builder, *arguments)
 
     if operands == 1:
-        return intrinsic(lambda typing, a: (result(a), code))
+        return intrinsic(lambda _typing, a: (result(a), code))
     if operands == 2:
-        return intrinsic(lambda typing, a, b: (result(a, b), code))
-    return intrinsic(lambda typing, a, b, c: (result(a, b, c), code))
+        return intrinsic(lambda _typing, a, b: (result(a, b), code))
+    return intrinsic(lambda _typing, a, b, c: (result(a, b, c), code))
 
 
 def _permuted(builder: Any, low: Any, index: Any, high: Any) -> Any:
@@ -111,7 +111,7 @@ def _splat(builder: Any, scalar: Any, kind: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def spread(typing: Any, scalar: Any) -> Any:
+def spread(_typing: Any, scalar: Any) -> Any:
     """A float in every lane."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -121,7 +121,7 @@ def spread(typing: Any, scalar: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def masked(typing: Any, ints: Any, mask: Any) -> Any:
+def masked(_typing: Any, ints: Any, mask: Any) -> Any:
     """Each lane and `mask`."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -132,10 +132,10 @@ def masked(typing: Any, ints: Any, mask: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def lanes(typing: Any) -> Any:
-    """0, 1, 2, …"""
+def lanes(_typing: Any) -> Any:
+    """0, 1, 2 and so on."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(*_: Any) -> Any:
         return ir.Constant(_floats, [float(lane) for lane in range(LANES)])
 
     return FLOATS(), code
@@ -148,7 +148,7 @@ def _address(context: Any, builder: Any, signature: Any, arguments: Any, kind: A
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def vector_load(typing: Any, array: Any, index: Any) -> Any:
+def vector_load(_typing: Any, array: Any, index: Any) -> Any:
     """The vector that starts at an index of a contiguous float32 array; nothing is checked."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -160,11 +160,11 @@ def vector_load(typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def vector_store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+def vector_store(_typing: Any, array: Any, index: Any, vector: Any) -> Any:
     """Write a vector of floats or ints of 32 bits to a contiguous array from an index on; nothing is checked."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = _floats if signature.args[2] is FLOATS or signature.args[2] == FLOATS else _ints
+        kind = _floats if signature.args[2] == FLOATS else _ints
         store = builder.store(arguments[2], _address(context, builder, signature, arguments, kind))
         store.align = 4
         return context.get_dummy_value()

@@ -34,6 +34,12 @@ _OPTIONAL = (
 )  # fmt: skip
 """Type 3 of the Patient, General Study, Patient Study and Clinical Trial modules, copied where present."""
 
+_ANIMAL = (
+    "PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence", "ResponsiblePerson",
+    "ResponsibleOrganization", "PatientSexNeutered",
+)  # fmt: skip
+"""Type 2C: required of an animal, empty where not known (PS3.3 C.7.1.1, C.7.2.2)."""
+
 _EQUIPMENT = ("InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions")
 
 _LONGEST_DESCRIPTION = 1024
@@ -50,6 +56,10 @@ def copy_patient_and_study(source: Dataset, target: Dataset) -> None:
             target[keyword] = copy.deepcopy(source[keyword])
         else:
             setattr(target, keyword, None)
+    if "PatientSpeciesDescription" in target or "PatientSpeciesCodeSequence" in target:
+        for keyword in _ANIMAL:
+            if keyword not in target:
+                setattr(target, keyword, [] if keyword.endswith("Sequence") else None)
 
 
 def add_sources(target: Dataset, sources: Iterable[SourceInstance], description: str) -> None:

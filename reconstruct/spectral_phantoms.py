@@ -155,10 +155,10 @@ _THORAX = (
     Part("right lung", LUNG, (-6.0, -0.5, 0.5), (4.8, 6.8, 8.5), 8.0, "chest"),
     Part("left lung", LUNG, (6.4, 0.3, 0.0), (3.9, 5.9, 7.5), -8.0, "chest"),
     Part("right main bronchus", AIR, (-3.4, 0.0, 2.0), (0.6, 0.6, 2.5), 0.0, "right lung"),
-    Part("heart", IODINE_9, (0.4, -3.4, -1.5), (1.5, 2.8, 3.4), 10.0, "chest"),
+    Part("heart", IODINE_9, (0.9, -3.4, -1.5), (1.4, 2.8, 3.4), 5.0, "chest"),
     Part("aorta", IODINE_9, (1.0, 3.8, 0.0), (0.7, 0.7, 9.0), 0.0, "chest"),
-    Part("spine", BONE, (0.0, 8.0, 0.0), (2.0, 1.6, 9.0), 0.0, "chest"),
-    Part("spinal canal", SOFT_TISSUE, (0.0, 8.2, 0.0), (0.8, 0.7, 8.5), 0.0, "spine"),
+    Part("spine", BONE, (0.0, 8.0, 0.0), (2.0, 1.6, 7.5), 0.0, "chest"),
+    Part("spinal canal", SOFT_TISSUE, (0.0, 8.2, 0.0), (0.8, 0.7, 7.0), 0.0, "spine"),
     Part("sternum", BONE, (0.3, -9.0, 1.0), (1.5, 0.6, 4.5), 0.0, "chest"),
     *(
         Part(f"{side} rib {number}", BONE, (sign * 12.0, 0.6, -4.0 + 2.6 * number), (0.5, 2.6, 0.5), 0.0, "chest")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,12 +97,13 @@ def bin_spectra(thresholds_kev: Sequence[float], kvp: float, filtration_mm_al: f
         Thresholds that do not ascend within that range.
     """
     edges = [*thresholds_kev, kvp]
-    if len(edges) < 2 or edges[0] < 10 or any(b - a < _STEP_KEV for a, b in zip(edges, edges[1:], strict=False)):
-        raise ValueError(f"expected thresholds that ascend from 10 keV to below {kvp:g} keV, got {list(thresholds_kev)}")
+    if len(edges) < 2 or edges[0] < 10 or any(b - a < _STEP_KEV for a, b in pairwise(edges)):
+        told = ", ".join(f"{threshold:g}" for threshold in thresholds_kev) or "none"
+        raise ValueError(f"expected thresholds that ascend from 10 keV to below {kvp:g} keV, got {told}")
     energies, photons = tungsten(kvp, filtration_mm_al)
     total = photons[energies >= edges[0]].sum()
     bins = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = np.flatnonzero((energies >= low) & (energies < high))
         groups = np.array_split(inside, min(_GROUPS_PER_BIN, len(inside)))
         weights = np.array([photons[group].sum() for group in groups])

@@ -17,7 +17,7 @@ class Caller:
     title
         Calling AE title.
     called
-        Called AE title.
+        The title of this node that it called; the first one where any is accepted.
     address
         Where the connection comes from.
     rights

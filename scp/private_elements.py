@@ -22,7 +22,8 @@ CREATOR = "THARSIS SIMILARITY 1.0"
 GROUP = 0x0073
 
 _FORMATS = {"US": "H", "UL": "I", "FD": "d", "OF": "f"}
-_NUMBER = re.compile(rb"[0-9.eE+\-\\ ]+\0?")
+_NUMBER = re.compile(rb"[0-9.eE+\-\\ ]+")
+"""Numbers as text. The two bytes of a US that look like this mean 8224 or more: no value that any element takes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ add_private_dict_entries(
 def dcmtk_dictionary() -> str:
     """Return the block as a data dictionary of DCMTK (for DCMDICTPATH), so that its tools know the VRs."""
     return "".join(
-        f"({GROUP:04x},10{element.number:02x})\t{element.vr}\t{element.keyword}\t{element.vm}\tPrivateTag\n"
+        f'({GROUP:04x},"{CREATOR}",{element.number:02x})'
+        f"\t{element.vr}\t{element.keyword}\t{element.vm}\tPrivateTag\n"
         for element in _TABLE
     )
 
@@ -128,7 +130,7 @@ def _value(known: PrivateElement, element: Any) -> Any:
     if not isinstance(element, RawDataElement) and not isinstance(element.value, bytes):
         return element.value
     little = element.is_little_endian if isinstance(element, RawDataElement) else True
-    numbers = _numbers(known, _bytes(element), "<" if little else ">")
+    numbers = _numbers(known, _bytes(element), "<" if little else ">", may_be_text=known.vr != element.VR)
     if known.vr == "OF":
         return np.asarray(numbers, dtype=np.float32)
     if not numbers:
@@ -136,11 +138,11 @@ def _value(known: PrivateElement, element: Any) -> Any:
     return tuple(numbers) if known.vm != "1" else numbers[0]
 
 
-def _numbers(known: PrivateElement, raw: bytes, order: str) -> list[Any]:
+def _numbers(known: PrivateElement, raw: bytes, order: str, *, may_be_text: bool) -> list[Any]:
     """Numbers in binary; or as text, which is how a client without a dictionary may write them."""
     kind = _FORMATS[known.vr]
     size = struct.calcsize(kind)
-    if known.vr != "OF" and raw and _NUMBER.fullmatch(raw):
+    if may_be_text and known.vr != "OF" and _NUMBER.fullmatch(raw):
         convert: Callable[[bytes], Any] = float if known.vr == "FD" else int
         try:
             return [convert(part.strip(b" \0")) for part in raw.split(b"\\")]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from config.application_entities import ApplicationEntity, Right
-from config.settings import SIMILARITY_SUFFIX, Settings
+from config.settings import Settings
 from index import query as catalogue_query
 from index.archive import Archive, StoredInstance
 from index.similarity import Similarity
@@ -51,8 +51,9 @@ class NodeServices:
         entity = self._entities.caller(calling)
         if entity is None:
             return None
-        asks_similarity = called == self._settings.scp.aet + SIMILARITY_SUFFIX
-        return Caller(entity.title, called, address, entity.rights, asks_similarity)
+        own = self._settings.scp
+        title = called if called in (own.aet, own.similarity_aet) else own.aet
+        return Caller(entity.title, title, address, entity.rights, title == own.similarity_aet)
 
     def new_file(self) -> Path:
         """Make the empty file for a data set to be received; raises `OutOfSpace` before anything is written."""

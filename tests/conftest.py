@@ -289,3 +289,42 @@ def make_instance(make_dataset: Callable[..., Dataset]) -> Callable[..., bytes]:
 def archive(tmp_path: Path) -> Archive:
     """An empty archive whose series are stable at once."""
     return Archive(tmp_path / "archive", settle_time_s=0.0)
+
+
+@pytest.fixture(scope="session")
+def torso_objects(shared_data: Path) -> Callable[..., list[Dataset]]:
+    """Make the P1 objects of ``torso_full``: a real CT, projected and counted by another projector."""
+
+    def make(**acquisition: Any) -> list[Dataset]:
+        from reconstruct.geometry import ConeBeamGeometry
+        from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
+        from reconstruct.projections.p1_writer import write_p1
+        from reconstruct.projections.scan import EnergyBin
+
+        folder = shared_data / "projections" / "torso_full"
+        told = json.loads((folder / "geometry.json").read_text(encoding="utf-8"))
+        measured, views = np.load(folder / "scan.npz"), np.load(folder / "views.npz")
+        rows, columns = measured["counts"].shape[2:]
+        geometry = ConeBeamGeometry.from_matrices(
+            views["projection_matrix"],
+            rows=rows,
+            columns=columns,
+            source_to_detector_mm=told["source_to_detector_mm"],
+        )
+        np.testing.assert_allclose(geometry.sources, views["source_mm"], atol=1e-6)
+        edges = [*told["thresholds_kev"], None]
+        counters = [
+            CounterImages(
+                EnergyBin(k + 1, edges[k], edges[k + 1], told["effective_kev"][k], 10 * told["mu_water_per_mm"][k]),
+                measured["counts"][k],
+                measured["flat"][k][None],
+            )
+            for k in range(3)
+        ]
+        header = Dataset()
+        header.PatientName, header.PatientID = "Torso^Full", "TORSO"
+        # The flats hold eight times the counts of an open view.
+        exposure = Exposure(kvp=120.0, view_ms=10.0, flat_ms=80.0)
+        return write_p1(counters, geometry, header, Acquisition(exposure=exposure, **acquisition))
+
+    return make

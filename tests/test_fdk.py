@@ -1,16 +1,30 @@
 import json
+import os
+import platform
+import subprocess
+import sys
+import textwrap
 import tracemalloc
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+from llvmlite.binding import get_host_cpu_features as host_features
 from scipy import ndimage
 
 from reconstruct import fdk as fdk_module
 from reconstruct import kernels, quality
-from reconstruct.backprojection import AnyGeometry, RowsAlongAxis, back_projector, voxel_matrices
+from reconstruct.backprojection import (
+    AnyGeometry,
+    RowsAlongAxis,
+    RowsAlongAxisInVectors,
+    back_projector,
+    voxel_matrices,
+)
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, GeometryError, VolumeGrid
+from reconstruct.kernels_vectors import LANES
 from reconstruct.phantoms import asymmetric, line_integrals, shepp_logan, voxelise
 
 HALF_WIDTH = 50.0
@@ -210,6 +224,8 @@ SMALL = {
     "source inside": (circle(ANGLES[::10]), VolumeGrid((5, 41, 43), (25.0, 25.0, 25.0))),
     "one row": (circle(ANGLES[::10], rows=1), VolumeGrid((3, 20, 20), (1.0, 4.0, 4.0))),
     "coarse rows": (circle(ANGLES[::10], rows=300, row_pitch_mm=0.5), VolumeGrid((21, 18, 18), (6.0, 4.0, 4.0))),
+    "steep rows": (circle(ANGLES[::10], row_pitch_mm=0.9), VolumeGrid((40, 18, 18), (1.1, 4.0, 4.0))),
+    "oblique rows": (circle(ANGLES[::9], row_pitch_mm=1.3), VolumeGrid((70, 18, 35), (1.1, 4.0, 4.0))),
     "mirrored": (
         circle(ANGLES[::10], row_pitch_mm=-2.8, column_pitch_mm=-2.8),
         VolumeGrid((17, 20, 20), (4.0, 4.0, 4.0)),
@@ -226,10 +242,56 @@ def test_every_back_projection_is_the_plain_one(geometry, grid):
     expected = reference(filtered, geometry, grid)
     scale = np.abs(expected).max()
     kinds = [AnyGeometry, RowsAlongAxis] if geometry.rows_step_along_axis else [AnyGeometry]
+    if RowsAlongAxisInVectors.applies(geometry, grid):
+        kinds.append(RowsAlongAxisInVectors)
     for kind in kinds:
         for pieces in (1, 3):
             volume = added(kind(geometry, grid), filtered, grid, geometry.views, pieces)
             np.testing.assert_allclose(volume, expected, atol=1e-4 * scale, err_msg=f"{kind.__name__}, {pieces}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processor", "features", "lanes"),
+    [("haswell", "+avx,+avx2,+fma,+sse4.1,+sse4.2,+popcnt,+bmi,+bmi2", 8), ("x86-64", "", 0)],
+)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these processors cannot be imitated here")
+def test_lesser_processors_compute_the_same(processor, features, lanes):
+    if not set(features.replace("+", "").split(",")) - {""} <= {n for n, has in host_features().items() if has}:
+        pytest.skip(f"this host has not all of {features}")
+    program = textwrap.dedent("""
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import numpy as np
+        from reconstruct.backprojection import AnyGeometry, back_projector
+        from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+        from reconstruct.kernels_vectors import LANES
+        geometry = ConeBeamGeometry.circular(
+            source_to_isocenter_mm=400.0, source_to_detector_mm=600.0, view_angles_rad=np.arange(6), rows=40,
+            columns=30, row_pitch_mm=2.0, column_pitch_mm=4.0,
+        )
+        volumes = []
+        for edge in (1.1, 1.6, 2.2):
+            grid = VolumeGrid((37, 20, 21), (edge, 3.0, 3.0))
+            filtered = np.random.default_rng(0).standard_normal((6, 40, 30), np.float32)
+            for projector in (AnyGeometry(geometry, grid), back_projector(geometry, grid)):
+                buffer = projector.allocate(6)
+                projector.store(filtered, buffer, slice(0, 6))
+                volumes.append(np.zeros(grid.shape_zyx, np.float32))
+                work = projector.begin(volumes[-1])
+                projector.add(buffer, slice(0, 6), work, 0)
+                projector.finish(work, volumes[-1])
+            assert np.abs(volumes[-1]).max() > 1
+            assert np.abs(volumes[-1] - volumes[-2]).max() < 1e-3, edge
+        print(LANES, type(projector).__name__)
+    """)
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(Path(__file__).resolve().parents[1])],
+        env=os.environ | {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features},
+        capture_output=True, text=True, check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(lanes), "RowsAlongAxisInVectors" if lanes else "RowsAlongAxis"]
 
 
 def test_the_loops_are_right_without_the_compiler():
@@ -244,7 +306,7 @@ def test_the_loops_are_right_without_the_compiler():
     np.testing.assert_allclose(general, expected, atol=1e-5)
 
     columns = np.zeros((3, 8, 9), np.float32)
-    kernels.store_transposed.py_func(filtered, np.zeros(3, bool), columns)
+    kernels.store_transposed.py_func(filtered, np.zeros(3, bool), kernels.PAD_LOW, columns)
     work = np.zeros((4, 5, 3), np.float32)
     kernels.backproject_along_axis.py_func(columns, matrices, work)
     along = np.zeros(grid.shape_zyx, np.float32)
@@ -304,7 +366,7 @@ def test_memory_stays_below_what_is_allowed(scan, geometry, memory_mb):
 
 def test_too_little_memory_is_refused_with_what_is_needed():
     geometry = circle(rows=1200, columns=1000, row_pitch_mm=0.15, column_pitch_mm=0.2)
-    with pytest.raises(ValueError, match=r"one view and one slice, 4\d MiB, got 10 MiB"):
+    with pytest.raises(ValueError, match=r"one view and \d+ slices, 4\d MiB, got 10 MiB"):
         fdk(np.broadcast_to(np.float32(0), (90, 1200, 1000)), geometry, GRID, memory_mb=10)
 
 
@@ -330,7 +392,10 @@ def test_projections_may_be_read_view_by_view_and_in_other_types(scan, volume):
 
 
 def test_the_back_projector_is_the_quick_one_where_it_applies(scan, volume, monkeypatch):
-    assert isinstance(back_projector(circle(), GRID), RowsAlongAxis)
+    assert type(back_projector(circle(), GRID)) is (RowsAlongAxisInVectors if LANES else RowsAlongAxis)
+    # More than two rows from a voxel to the next, and voxels beside the source.
+    assert type(back_projector(circle(row_pitch_mm=0.5), GRID)) is RowsAlongAxis
+    assert type(back_projector(circle(), VolumeGrid((5, 41, 43), (25.0, 25.0, 25.0)))) is RowsAlongAxis
     assert isinstance(back_projector(leaning(pitch=0.01), GRID), AnyGeometry)
     monkeypatch.setattr(fdk_module, "back_projector", AnyGeometry)
     np.testing.assert_allclose(fdk(*scan, GRID), volume, atol=3e-7)

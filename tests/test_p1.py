@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_standard_angles_follow_the_isocentre_system_of_the_standard() -> None:
             isocentre = item.IsocenterReferenceSystemSequence[0]
             isocentre.PositionerIsocenterPrimaryAngle = 90.0 * (frame % 4)
             isocentre.PositionerIsocenterDetectorRotationAngle = 0.0
-    scan = read_p1(datasets[:1] + [as_flat(datasets[1])])
+    scan = read_p1([datasets[0], as_flat(datasets[1])])
     left, posterior, head = np.eye(3)
     expected = [(posterior, left), (-left, posterior), (-posterior, -left), (left, -posterior)]
     for view, (source, column) in enumerate(expected):
@@ -200,6 +201,55 @@ def as_flat(dataset: Dataset) -> Dataset:
     for item in dataset.SharedFunctionalGroupsSequence:
         item.FramePixelDataPropertiesSequence[0].FrameType = dataset.ImageType
     return dataset
+
+
+def test_angulated_and_turned_detectors_are_described_by_the_three_angles() -> None:
+    """Caudal and cranial sources, a detector turned by 12°: what is written as angles is read as the same rays."""
+    primary = 0.4 + 2 * np.pi * np.arange(VIEWS) / VIEWS
+    secondary = np.deg2rad(np.linspace(-20, 25, VIEWS))
+    towards = np.stack(
+        [-np.sin(primary) * np.cos(secondary), np.cos(primary) * np.cos(secondary), -np.sin(secondary)], axis=1
+    )
+    right = np.stack([np.cos(primary), np.sin(primary), 0 * primary], axis=1)
+    up = np.cross(right, towards)
+    turn = np.deg2rad(12.0)
+    columns, rows = np.cos(turn) * right - np.sin(turn) * up, -np.sin(turn) * right - np.cos(turn) * up
+    original = ConeBeamGeometry.from_vectors(
+        200 * towards, -120 * towards, 1.1 * columns, 0.9 * rows, rows=ROWS, columns=COLUMNS
+    )
+    datasets = written(geometry=original)
+    isocentre = datasets[0].PerFrameFunctionalGroupsSequence[0].IsocenterReferenceSystemSequence[0]
+    assert isocentre.PositionerIsocenterSecondaryAngle == pytest.approx(-20)
+    assert isocentre.PositionerIsocenterDetectorRotationAngle == pytest.approx(12)
+    for dataset in datasets:
+        without_vectors(dataset)
+    assert same_rays(read_p1(datasets).geometry, original, 1e-3)
+
+
+def test_private_scalars_stand_in_for_standard_attributes() -> None:
+    datasets = written()
+    angles = []
+    for dataset in datasets:
+        without_vectors(dataset)
+        elements.put(dataset, PrincipalPoint=[5.25, 5.75], DetectorTilt=[0.0, 0.0, 180.0])
+        del dataset.PositionOfIsocenterProjection
+        for item in dataset.PerFrameFunctionalGroupsSequence:
+            isocentre = item.IsocenterReferenceSystemSequence[0]
+            angles.append(isocentre.PositionerIsocenterPrimaryAngle)
+            elements.put(item, ViewAngle=angles[-1])
+            del isocentre.PositionerIsocenterPrimaryAngle
+            del isocentre.PositionerIsocenterDetectorRotationAngle
+    assert same_rays(read_p1(datasets).geometry, geometry(), 1e-3)
+
+
+def test_a_sample_that_travels_sees_the_source_travel_the_other_way() -> None:
+    datasets = written()
+    for dataset in datasets:
+        without_vectors(dataset)
+        for frame, item in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            item.IsocenterReferenceSystemSequence[0].TableZPositionToIsocenter = 500.0 + 2.0 * frame
+    scan = read_p1(datasets)
+    np.testing.assert_allclose(scan.geometry.sources[:, 2], -2.0 * np.arange(VIEWS), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -479,6 +529,16 @@ def test_counts_without_any_reference_are_refused() -> None:
         read_p1(datasets)
 
 
+def test_flats_of_another_size_are_refused() -> None:
+    datasets = written()
+    other = written(geometry=geometry(rows=5), counters=[
+        replace(c, views=c.views[:, :5], flats=c.flats[:, :5]) for c in counters()
+    ])  # fmt: skip
+    elements.put(other[1], ScanSetUID=elements.read(datasets[0])["ScanSetUID"])
+    with pytest.raises(ScanError, match="5 × 14 and 10 × 14"):
+        read_p1([datasets[0], other[1], *datasets[2:]])
+
+
 def test_two_scans_are_not_mixed() -> None:
     with pytest.raises(ScanError, match="2 scans"):
         read_p1([*written(), *written()])
@@ -551,7 +611,7 @@ KNOWN_FALSE_POSITIVES = (
 
 
 def test_dciodvfy_finds_no_error_in_what_is_written(tmp_path: Path) -> None:
-    dciodvfy = shutil.which("dciodvfy") or shutil.which("dciodvfy", path=str(Path(shutil.which("python") or "").parent))
+    dciodvfy = shutil.which("dciodvfy") or shutil.which("dciodvfy", path=str(Path(sys.executable).parent))
     if dciodvfy is None:
         pytest.skip("dciodvfy is not installed")
     acquisition = Acquisition(exposure=Exposure(120.0, 0.05, 100.0, 100.0), with_matrices=True)

@@ -7,11 +7,6 @@ import os
 import signal
 
 import pytest
-from pydicom.dataset import Dataset
-
-from scp import client
-from scp.client import Requestor
-from scp.contexts import STUDY_ROOT_FIND
 
 
 def test_it_answers_stores_and_finds(serve, dcmtk, make_file):
@@ -98,22 +93,3 @@ def test_an_unknown_caller_is_refused_when_the_settings_say_so(serve, dcmtk):
     refused = dcmtk("echoscu", "-aet", "NOBODY", "-aec", "THARSIS", "127.0.0.1", node.port, check=False)
     assert refused.returncode != 0
     assert "Calling AE Title Not Recognized" in refused.stdout
-
-
-def found_instances(node) -> set[str]:
-    identifier = Dataset()
-    identifier.QueryRetrieveLevel = "STUDY"
-    identifier.StudyInstanceUID = None
-    studies = [str(match.StudyInstanceUID) for match in client.find(node.peer, identifier, STUDY_ROOT_FIND, Requestor())]
-    found: set[str] = set()
-    for study in studies:
-        series = Dataset()
-        series.QueryRetrieveLevel, series.StudyInstanceUID, series.SeriesInstanceUID = "SERIES", study, None
-        for match in list(client.find(node.peer, series, STUDY_ROOT_FIND, Requestor())):
-            images = Dataset()
-            images.QueryRetrieveLevel, images.StudyInstanceUID = "IMAGE", study
-            images.SeriesInstanceUID, images.SOPInstanceUID = match.SeriesInstanceUID, None
-            listed = [str(image.SOPInstanceUID) for image in client.find(node.peer, images, STUDY_ROOT_FIND, Requestor())]
-            assert len(listed) == len(set(listed)), "listed twice"
-            found |= set(listed)
-    return found

@@ -84,9 +84,9 @@ def test_a_mistake_in_the_file_is_one_sentence_that_names_it(text, words, tmp_pa
 
 
 def test_an_unknown_variable_and_an_unknown_override_are_errors():
-    with pytest.raises(SettingsError, match="THARSIS_SCP_PRT.*THARSIS_SCP_PORT"):
+    with pytest.raises(SettingsError, match=r"THARSIS_SCP_PRT.*THARSIS_SCP_PORT"):
         load(environment={"THARSIS_SCP_PRT": "1"})
-    with pytest.raises(SettingsError, match="'prot'.*'port'"):
+    with pytest.raises(SettingsError, match=r"'prot'.*'port'"):
         load(overrides={"scp": {"prot": 1}})
 
 

@@ -87,3 +87,18 @@ def test_the_algorithm_is_not_called_artificial_intelligence(mouse):
     assert algorithm.family.value == "123105"
     assert "threshold" in algorithm.name.lower()
     assert algorithm.parameters["thresholds_hu"] == "-500,-60,300"
+
+
+def test_fat_is_told_from_soft_tissue_by_the_energy():
+    assert thresholds.fat_to_soft_hu(25.0) == pytest.approx(-200, abs=30)
+    assert thresholds.fat_to_soft_hu(62.0) == pytest.approx(-60, abs=20)
+    assert thresholds.fat_to_soft_hu(None) == -60
+
+
+def test_islands_of_noise_take_the_label_of_soft_tissue(mouse):
+    values = mouse.values.copy()
+    values[12:14, 30:32, 24:26] = -300
+    result = thresholds.segment(
+        Volume(values, mouse.spacing_mm_zyx, is_hu=True), smoothing_voxels=0.0, min_volume_mm3=5.0
+    )
+    assert labelled(result, "87784001")[12:14, 30:32, 24:26].all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydicom.uid import CTImageStorage
 
 from config.settings import Settings
 from index import derivations, jobs
+from index.archive import Archive
 from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Series, Task, Work
@@ -20,6 +22,7 @@ from plugins.publish import is_made, publish
 from plugins.segmentation import thresholds
 from plugins.segmentation.seg_object import seg_object
 from plugins.segmentation.segmenter import Volume
+from reconstruct.projections.registry import read_scan
 
 KIND = "segment"
 
@@ -57,6 +60,7 @@ def segment(task: Task) -> None:
     if is_made(task.archive, series.uid, recipe, digest):
         return
     slices, volume = read_volume(series.paths)
+    volume = replace(volume, effective_kev=_effective_kev(task.archive, series))
     task.progress(0.2)
     result = thresholds.segment(
         volume, smoothing_voxels=settings.smoothing_voxels, min_volume_mm3=settings.min_volume_mm3
@@ -71,6 +75,14 @@ def segment(task: Task) -> None:
         derivations.record(database, series.uid, recipe, digest, outputs)
         for uid in outputs:
             jobs.push(database, jobs.SERIES_STABLE, uid)
+
+
+def _effective_kev(archive: Archive, series: Series) -> float | None:
+    """Return the effective energy of the bin that the series shows, as the scan tells it."""
+    if series.made_by is None:
+        return None
+    scan = read_scan(Series(archive, series.made_by.source).paths)
+    return scan.bins[series.made_by.outputs.index(series.uid)].effective_kev
 
 
 def read_volume(paths: Sequence[Path]) -> tuple[list[Dataset], Volume]:

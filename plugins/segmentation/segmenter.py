@@ -20,11 +20,14 @@ class Volume:
         ``(z, y, x)`` float32, HU when `is_hu`, else attenuation in 1/cm.
     spacing_mm_zyx
         Distance of voxel centres, mm.
+    effective_kev
+        Energy of a monochromatic beam that would attenuate alike, keV; None when not known.
     """
 
     values: NDArray[np.float32]
     spacing_mm_zyx: tuple[float, float, float]
     is_hu: bool
+    effective_kev: float | None = None
 
     @property
     def voxel_mm3(self) -> float:

@@ -16,21 +16,18 @@ from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
 from plugins.segmentation.segmenter import Algorithm, Segment, Segmentation, Volume
+from reconstruct.materials import LIPID, WATER
 
 VERSION = "1"
 
 _SAMPLE_HU = -500.0
-_FAT_TO_SOFT_HU = -60.0
+_CLINICAL_FAT_TO_SOFT_HU = -60.0
 _SOFT_TO_DENSE_HU = 300.0
 _OTSU_CLASSES = 4  # surroundings and three classes within the sample
 _OTSU_SAMPLES = 200_000
 
 _TISSUE = Code("85756007", "SCT", "Tissue")
-_GAS = Segment("Gas in the sample (below -500 HU)", Code("91720002", "SCT", "Body substance"),
-               Code("74947009", "SCT", "Gas"))
-_FAT = Segment("Fat (-500 to -60 HU)", _TISSUE, Code("55603005", "SCT", "Adipose tissue"))
-_SOFT = Segment("Soft tissue (-60 to 300 HU)", _TISSUE, Code("87784001", "SCT", "Soft tissue"))
-_DENSE = Segment("Bone or as dense as bone (above 300 HU)", _TISSUE, Code("3138006", "SCT", "Bone"))
+_GAS, _FAT, _SOFT, _DENSE = 1, 2, 3, 4
 
 
 def segment(volume: Volume, *, smoothing_voxels: float, min_volume_mm3: float) -> Segmentation:
@@ -43,7 +40,7 @@ def segment(volume: Volume, *, smoothing_voxels: float, min_volume_mm3: float) -
     smoothing_voxels
         Sigma of the Gaussian applied first, voxels.
     min_volume_mm3
-        A segment with less volume than this is left out.
+        Islands smaller than this take the label of soft tissue, and a segment with less volume is left out.
 
     Returns
     -------
@@ -51,29 +48,68 @@ def segment(volume: Volume, *, smoothing_voxels: float, min_volume_mm3: float) -
         Without segments when the volume holds nothing denser than its surroundings.
     """
     smooth = ndimage.gaussian_filter(volume.values, smoothing_voxels) if smoothing_voxels else volume.values
+    least = min_volume_mm3 / volume.voxel_mm3
     if volume.is_hu:
-        labels, segments, name = _by_hu(smooth)
-        parameters = {"thresholds_hu": f"{_SAMPLE_HU:g},{_FAT_TO_SOFT_HU:g},{_SOFT_TO_DENSE_HU:g}"}
+        cuts: tuple[float, ...] = (_SAMPLE_HU, fat_to_soft_hu(volume.effective_kev), _SOFT_TO_DENSE_HU)
+        labels, segments, unit = _by_hu(smooth, cuts[1], least), _hu_segments(cuts[1]), "hu"
+        name = "Thresholds on Hounsfield units"
     else:
         labels, segments, cuts = _by_otsu(smooth)
-        name = "Multi-Otsu thresholds on attenuation"
-        parameters = {"thresholds_per_cm": ",".join(f"{cut:.4g}" for cut in cuts)}
-    labels, segments = _drop_small(labels, segments, min_volume_mm3 / volume.voxel_mm3)
-    parameters |= {"smoothing_voxels": f"{smoothing_voxels:g}", "min_volume_mm3": f"{min_volume_mm3:g}"}
+        unit, name = "per_cm", "Multi-Otsu thresholds on attenuation"
+    labels, segments = _drop_small(labels, segments, least)
+    parameters = {
+        f"thresholds_{unit}": ",".join(f"{cut:.4g}" for cut in cuts),
+        "smoothing_voxels": f"{smoothing_voxels:g}",
+        "min_volume_mm3": f"{min_volume_mm3:g}",
+    }
     family = Code("123105", "DCM", "Histogram Analysis")
     return Segmentation(labels, segments, Algorithm(name, VERSION, family, parameters))
 
 
-def _by_hu(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], tuple[Segment, ...], str]:
+def fat_to_soft_hu(effective_kev: float | None) -> float:
+    """Return the threshold between fat and soft tissue, HU: half-way from water to lipid at that energy.
+
+    Fat lies at -100 HU in clinical CT, but near -400 HU at the 25 keV of a micro-CT's lowest energy bin.
+    """
+    if effective_kev is None:
+        return _CLINICAL_FAT_TO_SOFT_HU
+    lipid, water = (float(material.per_mm(effective_kev)) for material in (LIPID, WATER))
+    return round(500 * (lipid / water - 1))
+
+
+def _hu_segments(fat_to_soft: float) -> tuple[Segment, ...]:
+    dense = f"{_SOFT_TO_DENSE_HU:g} HU"
+    return (
+        Segment(
+            f"Gas in the sample (below {_SAMPLE_HU:g} HU)",
+            Code("91720002", "SCT", "Body substance"),
+            Code("74947009", "SCT", "Gas"),
+        ),
+        Segment(f"Fat ({_SAMPLE_HU:g} to {fat_to_soft:g} HU)", _TISSUE, Code("55603005", "SCT", "Adipose tissue")),
+        Segment(f"Soft tissue ({fat_to_soft:g} to {dense})", _TISSUE, Code("87784001", "SCT", "Soft tissue")),
+        Segment(f"Bone or as dense as bone (above {dense})", _TISSUE, Code("3138006", "SCT", "Bone")),
+    )
+
+
+def _by_hu(values: NDArray[np.float32], fat_to_soft: float, least_voxels: float) -> NDArray[np.uint8]:
     sample = _sample(values > _SAMPLE_HU)
-    labels = np.zeros(values.shape, np.uint8)
-    labels[sample & (values <= _SAMPLE_HU)] = 1
+    labels = np.where(sample, np.uint8(_SOFT), np.uint8(0))
     # Opening takes away the shell, one voxel thick, where the border of the sample passes through fat's range.
-    fat = ndimage.binary_opening(sample & (values > _SAMPLE_HU) & (values <= _FAT_TO_SOFT_HU))
-    labels[fat] = 2
-    labels[sample & (values > _FAT_TO_SOFT_HU) & (values <= _SOFT_TO_DENSE_HU)] = 3
-    labels[sample & (values > _SOFT_TO_DENSE_HU)] = 4
-    return labels, (_GAS, _FAT, _SOFT, _DENSE), "Fixed thresholds on Hounsfield units"
+    fat = ndimage.binary_opening(sample & (values > _SAMPLE_HU) & (values <= fat_to_soft))
+    for number, found in (
+        (_FAT, fat),
+        (_GAS, sample & (values <= _SAMPLE_HU)),
+        (_DENSE, sample & (values > _SOFT_TO_DENSE_HU)),
+    ):
+        labels[_without_islands(found, least_voxels)] = number
+    return labels
+
+
+def _without_islands(found: NDArray[np.bool_], least_voxels: float) -> NDArray[np.bool_]:
+    parts, _ = ndimage.label(found)
+    large = np.bincount(parts.ravel()) >= least_voxels
+    large[0] = False
+    return np.asarray(large[parts])
 
 
 def _by_otsu(

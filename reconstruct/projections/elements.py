@@ -130,10 +130,8 @@ def read(item: Dataset) -> dict[str, Any]:
 
 def _block(item: Dataset) -> int | None:
     """Return the block, 10 to FF, that the creator reserved in `item` (PS3.5 7.8.1), None when it did not."""
-    return next(
-        (block for block in range(0x10, 0x100) if _creator(item, block) == CREATOR),
-        None,
-    )
+    reserved = (tag.element for tag in item.keys() if tag.group == GROUP and 0x10 <= tag.element <= 0xFF)  # noqa: SIM118
+    return next((block for block in reserved if _creator(item, block) == CREATOR), None)
 
 
 def _reserve(item: Dataset) -> int:
@@ -143,7 +141,7 @@ def _reserve(item: Dataset) -> int:
 
 
 def _creator(item: Dataset, block: int) -> str:
-    value = item[GROUP, block].value if (GROUP, block) in item else ""
+    value = item[GROUP, block].value
     return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip(" \0")
 
 
@@ -157,16 +155,6 @@ def _decode(value: bytes, vr: str) -> Any:
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else parts
-
-
-def as_code_string(word: str) -> str:
-    """Return a word of the settings, such as ``ram-lak``, as a CS: upper case, no hyphen (PS3.5 table 6.2-1)."""
-    return word.upper().replace("-", "_")
-
-
-def from_code_string(value: str) -> str:
-    """Return the word that `as_code_string` was given."""
-    return value.lower().replace("_", "-")
 
 
 def declare(dataset: Dataset) -> None:

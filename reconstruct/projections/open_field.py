@@ -17,6 +17,9 @@ _log = logging.getLogger(__name__)
 _SATURATED_FLATS = 0.01
 """Largest fraction of the flat fields' pixels that may be full: dead pixels are few, an overexposed field is not."""
 
+_FEW = 0.001
+"""Fraction of pixels below which a counter that seems to have run over is a noisy pixel, and not worth a warning."""
+
 
 @dataclass(frozen=True, eq=False)
 class OpenField:
@@ -45,7 +48,7 @@ class OpenField:
         overexposed = float(np.mean(full))
         if overexposed > _SATURATED_FLATS:
             raise ScanError(f"the flat fields are overexposed: {overexposed:.0%} of their pixels are saturated")
-        if rolled:
+        if rolled > _FEW * np.size(full):
             _log.warning("%d pixels of the flat fields had run over their counter and were repaired", rolled)
         flats = np.stack(frames)
         dead = preprocess.dead_pixels(flats) | np.all(full, axis=0)

@@ -17,12 +17,12 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import EnhancedXAImageStorage
 
 from reconstruct.patient_position import in_patient_axes, patient_position
-from reconstruct.projections import elements
 from reconstruct.projections.completeness import check_complete, distinct
 from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
 from reconstruct.projections.frames import Counter, Frame, ScanError
 from reconstruct.projections.functional_groups import Attributes, frame_attributes, has_macro
-from reconstruct.projections.scan import PixelMeaning, ReconstructionRequest, Scan, SourceInstance
+from reconstruct.projections.request import read_request
+from reconstruct.projections.scan import PixelMeaning, Scan, SourceInstance
 from reconstruct.projections.view_geometry import TakenGeometry, geometry_of
 
 _ROLES = ("PROJECTION", "FLAT", "DARK")
@@ -64,6 +64,7 @@ def read_p1(instances: Iterable[Path | Dataset]) -> Scan:
     projections = [frame for frame in frames if frame.role == "PROJECTION"]
     if not projections:
         raise ScanError(f"the scan has {len(frames)} frames, none of them a projection: Frame Role (0071,xx10)")
+    _check_equal_sizes(frames)
     meaning = _meaning(projections)
     kind = counter_kind([frame.attributes for frame in projections])
     bins = energy_bins([frame.attributes for frame in projections], kind)
@@ -90,7 +91,7 @@ def read_p1(instances: Iterable[Path | Dataset]) -> Scan:
         counter_kind=kind,
         counting_mode=str(projections[0].attributes.get("CountingMode") or ""),
         corrections=frozenset(_values(projections[0].attributes.get("CorrectionsApplied"))),
-        request=_request(projections[0].attributes),
+        request=read_request(projections[0].attributes),
         notes=notes,
     )
     _check_reference(scan)
@@ -172,15 +173,19 @@ def _in_order(group: Sequence[RoledFrame]) -> list[RoledFrame]:
     )
 
 
+def _check_equal_sizes(frames: Sequence[RoledFrame]) -> None:
+    sizes = {(int(frame.attributes["Rows"]), int(frame.attributes["Columns"])) for frame in frames}
+    if len(sizes) > 1:
+        told = " and ".join(f"{rows} × {columns}" for rows, columns in sorted(sizes))
+        raise ScanError(f"the frames have several sizes, rows × columns: {told}")
+
+
 def _check_equal_views(views_of_bins: Sequence[Sequence[RoledFrame]]) -> None:
     for number, views in enumerate(views_of_bins, start=1):
         if len(views) != len(views_of_bins[0]):
             raise ScanError(
                 f"energy bin {number} has {len(views)} views, energy bin 1 has {len(views_of_bins[0])}"
             )
-    sizes = {(int(v.attributes["Rows"]), int(v.attributes["Columns"])) for views in views_of_bins for v in views}
-    if len(sizes) > 1:
-        raise ScanError(f"the projections have several sizes: {' and '.join(f'{r} × {c}' for r, c in sorted(sizes))}")
     for keyword, what in (("CameraPosition", "camera positions (0071,xx1A)"), ("TileOrigin", "tiles (0071,xx30)")):
         values = {str(view.attributes.get(keyword)) for view in views_of_bins[0]}
         if len(values) > 1:
@@ -213,24 +218,6 @@ def _geometry(
         notes.append(f"patient position {position or 'not given, taken as HFS'}")
         taken = TakenGeometry(turned, taken.taken_from, taken.disagreements)
     return taken, tuple(notes)
-
-
-def _request(attributes: Attributes) -> ReconstructionRequest:
-    voxel, matrix, centre = (
-        attributes.get(keyword) for keyword in ("RequestedVoxelSize", "RequestedMatrix", "RequestedCentre")
-    )
-    cutoff = attributes.get("RequestedCutoff")
-    return ReconstructionRequest(
-        voxel_mm_xyz=None if voxel is None else _triple(voxel),
-        matrix_xyz=None if matrix is None else (int(matrix[0]), int(matrix[1]), int(matrix[2])),
-        centre_mm_xyz=None if centre is None else _triple(centre),
-        filter=elements.from_code_string(str(attributes.get("RequestedFilter") or "")) or None,
-        cutoff=None if cutoff is None else float(cutoff),
-    )
-
-
-def _triple(value: Sequence[float]) -> tuple[float, float, float]:
-    return float(value[0]), float(value[1]), float(value[2])
 
 
 def _check_reference(scan: Scan) -> None:

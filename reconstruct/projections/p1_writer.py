@@ -23,6 +23,7 @@ from reconstruct.projections import elements
 from reconstruct.projections.acquisition import Acquisition, CounterImages
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.positioner import PositionerAngles, positioner_angles
+from reconstruct.projections.request import request_elements
 from reconstruct.projections.scan import PixelMeaning
 from reconstruct.projections.xa_functional_groups import shared_item, view_item
 from reconstruct.projections.xa_modules import add_acquisition, add_image
@@ -146,7 +147,6 @@ def _series(
         if keyword not in dataset:
             setattr(dataset, keyword, new_uid())
     add_acquisition(dataset, acquisition.exposure, len(counters[0].views))
-    asked = acquisition.request
     elements.put(
         dataset,
         ScanSetUID=scan_uid,
@@ -156,11 +156,7 @@ def _series(
         EnergyBinCount=len(counters),
         CountingMode=acquisition.counting_mode or None,
         CounterKind=str(acquisition.counter_kind),
-        RequestedVoxelSize=None if asked.voxel_mm_xyz is None else list(asked.voxel_mm_xyz),
-        RequestedMatrix=None if asked.matrix_xyz is None else list(asked.matrix_xyz),
-        RequestedCentre=None if asked.centre_mm_xyz is None else list(asked.centre_mm_xyz),
-        RequestedFilter=None if asked.filter is None else elements.as_code_string(asked.filter),
-        RequestedCutoff=asked.cutoff,
+        **request_elements(acquisition.request),
     )
     elements.declare(dataset)
     return dataset

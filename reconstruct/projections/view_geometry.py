@@ -193,7 +193,10 @@ def _principal_point(views: Sequence[Attributes], rows: int, columns: int) -> Ve
     for attributes in views:
         flip = attributes.get("FieldOfViewHorizontalFlip") == "YES"
         if int(attributes.get("FieldOfViewRotation") or 0) % 360:
-            raise _Missing(f"a Field of View Rotation (0018,7032) of {attributes['FieldOfViewRotation']} is not known")
+            raise _Missing(
+                f"images turned by a Field of View Rotation (0018,7032) of {attributes['FieldOfViewRotation']} degrees "
+                "need projection matrices or vectors (0071,xx12) to (0071,xx15)"
+            )
         if attributes.get("PositionOfIsocenterProjection") is not None:
             point = np.asarray(attributes["PositionOfIsocenterProjection"], dtype=np.float64)
             origin = np.asarray(attributes.get("FieldOfViewOrigin") or (0.0, 0.0), dtype=np.float64)

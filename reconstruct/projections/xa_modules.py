@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from config.identity import MANUFACTURER, MODEL_NAME, new_uid, version
+from config.identity import new_uid
 from reconstruct.dicom_items import code, decimal, item_of
 from reconstruct.projections.acquisition import Exposure
+
+_UNKNOWN = "UNKNOWN"
+"""For type 1 elements of the scanner that nobody told."""
 
 IMAGE_TYPE = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
 
@@ -43,10 +46,10 @@ def add_acquisition(dataset: Dataset, exposure: Exposure, views: int) -> None:
         "ContentTime": started[8:],
         "AcquisitionDateTime": started,
         "AcquisitionNumber": 1,
-        "Manufacturer": MANUFACTURER,
-        "ManufacturerModelName": MODEL_NAME,
-        "DeviceSerialNumber": "0",
-        "SoftwareVersions": version(),
+        "Manufacturer": _UNKNOWN,
+        "ManufacturerModelName": _UNKNOWN,
+        "DeviceSerialNumber": _UNKNOWN,
+        "SoftwareVersions": _UNKNOWN,
         "AcquisitionProtocolName": "Cone-beam scan",
         "CArmPositionerTabletopRelationship": "YES",
         "PlanesInAcquisition": "MONOPLANE",

@@ -1,0 +1,360 @@
+"""Similar cases over DICOM, through both doors, with real peers; the vectors are given, so the answers are known."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, build_role, evt
+
+from index import embeddings
+from index.similarity import Similarity
+from scp.contexts import (
+    PATIENT_ROOT_FIND,
+    SIMILARITY_FIND,
+    SIMILARITY_GET,
+    SIMILARITY_MOVE,
+    STUDY_ROOT_FIND,
+    STUDY_ROOT_GET,
+)
+from scp.private_elements import CREATOR, ELEMENTS, dcmtk_dictionary, put_block
+
+ROOT = "1.2.826.0.1.3680043.9.7133"
+MODEL = "given-1-000000000000"
+CASES = 5
+ENTITIES = [
+    {"title": "DOCTOR", "rights": ["store", "find", "move", "similar"]},
+    {"title": "STUDENT", "rights": ["find", "move"]},
+    {"title": "FINDSCU", "rights": ["find", "similar"]},
+]
+
+
+def _study(case):
+    return f"{ROOT}.1.{case}"
+
+
+def _series(case):
+    return f"{ROOT}.2.{case}"
+
+
+@pytest.fixture
+def target(start_node):
+    """A second node, which a C-MOVE can send to."""
+    return start_node(aet="TARGET")
+
+
+@pytest.fixture
+def node(start_node, make_file, target):
+    """Five cases of one image each; case n lies n·10° away from case 0, case 4 has no vector yet."""
+    destination = {"title": "TARGET", "host": "127.0.0.1", "port": target.port}
+    node = start_node(entities=[*ENTITIES, destination], similarity=Similarity)
+    archive = node.archive
+    embeddings.register(archive, MODEL, 2)
+    for case in range(CASES):
+        archive.ingest(
+            make_file(
+                case + 1, StudyInstanceUID=_study(case), SeriesInstanceUID=_series(case), PatientID=f"P{case}",
+                PatientName=f"Name^{case}", AccessionNumber=f"A{case}", StudyDescription=f"Head {case}",
+                Modality="MR" if case == 2 else "CT", StudyID=f"S{case}",
+            )
+        )  # fmt: skip
+        if case < 4:
+            angle = np.deg2rad(10.0 * case)
+            vector = np.array([np.cos(angle), np.sin(angle)], np.float32)
+            embeddings.store(archive, MODEL, _series(case), [(f"{ROOT}.9.{case + 1}", 0, vector)])
+    return node
+
+
+def _identifier(level="SERIES", block=None, **keys):
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = level
+    for keyword, value in keys.items():
+        setattr(identifier, keyword, value)
+    if block is not None:
+        put_block(identifier, block)
+    return identifier
+
+
+def _find(node, identifier, model=SIMILARITY_FIND, *, called="THARSIS", calling="DOCTOR",
+          syntax=ExplicitVRLittleEndian):  # fmt: skip
+    entity = AE(calling)
+    entity.add_requested_context(model, syntax)
+    assoc = entity.associate("127.0.0.1", node.port, ae_title=called)
+    assert assoc.is_established
+    answers = list(assoc.send_c_find(identifier, model))
+    assoc.release()
+    return answers
+
+
+def _private(identifier, keyword):
+    return identifier.private_block(0x0073, CREATOR)[ELEMENTS[keyword].number].value
+
+
+def _cases(answers):
+    return [int(match.StudyInstanceUID.rsplit(".", 1)[1]) for _, match in answers[:-1]]
+
+
+@pytest.mark.parametrize("model", [SIMILARITY_FIND, STUDY_ROOT_FIND])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("level", ["STUDY", "SERIES", "IMAGE"])
+def test_neighbours_come_in_rank_order(node, model, syntax, level):
+    identifier = _identifier(level, {"QuerySeriesInstanceUID": _series(0)}, PatientName="", StudyInstanceUID="")
+    answers = _find(node, identifier, model, syntax=syntax)
+    assert [status.Status for status, _ in answers] == [0xFF00] * 3 + [0x0000]
+    assert _cases(answers) == [1, 2, 3]
+    for rank, (_, match) in enumerate(answers[:-1], start=1):
+        cosine = np.cos(np.deg2rad(10.0 * rank))
+        assert _private(match, "Rank") == rank
+        assert _private(match, "Score") == pytest.approx((1 + cosine) / 2, abs=1e-6)
+        assert _private(match, "Distance") == pytest.approx(np.sqrt(2 - 2 * cosine), abs=1e-3)
+        assert _private(match, "MatchedModelID") == MODEL
+        assert _private(match, "IndexSize") == 3
+        assert _private(match, "UsedSearchMode") == "EXACT"
+        assert _private(match, "EstimatedRecall") == 1.0
+        assert str(match.PatientName) == f"Name^{rank}"
+        assert match.RetrieveAETitle == "THARSIS"
+        assert match.InstanceAvailability == "ONLINE"
+        if level == "IMAGE":
+            assert _private(match, "MatchedSOPInstanceUID") == f"{ROOT}.9.{rank + 1}"
+
+
+@pytest.mark.parametrize(
+    ("block", "keys", "cases"),
+    [
+        ({"QuerySOPInstanceUID": f"{ROOT}.9.1", "MaximumResults": 2}, {}, [1, 2]),
+        ({"QueryStudyInstanceUID": _study(3), "MaximumResults": 1}, {}, [2]),
+        ({"QueryVector": np.array([0.0, 1.0], np.float32).tobytes()}, {}, [3, 2, 1, 0]),
+        ({"QuerySeriesInstanceUID": _series(0), "MinimumScore": 0.975}, {}, [1]),
+        ({"QuerySeriesInstanceUID": _series(0), "ModelID": MODEL}, {}, [1, 2, 3]),
+        ({"QuerySeriesInstanceUID": _series(0), "MaximumResults": 1}, {"Modality": "MR"}, [2]),
+        ({"QuerySeriesInstanceUID": _series(0)}, {"PatientID": "P3"}, [3]),
+        ({"QuerySeriesInstanceUID": _series(0), "Exclude": ["SAME_SERIES", "SAME_PATIENT"]}, {}, [1, 2, 3]),
+    ],
+)
+def test_what_is_asked_shapes_the_answer(node, block, keys, cases):
+    identifier = _identifier("SERIES", block, **{"StudyInstanceUID": "", **keys})
+    assert _cases(_find(node, identifier)) == cases
+
+
+@pytest.mark.parametrize(
+    ("block", "level", "code"),
+    [
+        ({}, "SERIES", 0xA900),
+        (None, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "QueryStudyInstanceUID": _study(0)}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "MaximumResults": 501}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "Aggregation": "SOMEHOW"}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0)}, "PATIENT", 0xA900),
+        ({"QuerySeriesInstanceUID": "1.2.3"}, "SERIES", 0xC001),
+        ({"QuerySeriesInstanceUID": _series(4)}, "SERIES", 0xC002),
+        ({"QuerySeriesInstanceUID": _series(0), "ModelID": "other"}, "SERIES", 0xC003),
+        ({"QueryVector": np.ones(3, np.float32).tobytes()}, "SERIES", 0xC004),
+    ],
+)
+def test_what_cannot_be_answered_has_its_status(node, block, level, code):
+    [(status, match)] = _find(node, _identifier(level, block))
+    assert status.Status == code
+    assert 0 < len(status.ErrorComment) <= 64
+    assert match is None
+
+
+@pytest.mark.parametrize(
+    ("called", "identifier"),
+    [
+        ("THARSIS", _identifier("SERIES", {"QuerySeriesInstanceUID": _series(0)})),
+        ("THARSIS_SIM", _identifier("STUDY", PatientID="~A0", StudyInstanceUID="")),
+    ],
+)
+def test_the_right_to_ask_is_required_and_every_query_is_in_the_audit_log(node, called, identifier, caplog):
+    with caplog.at_level(logging.INFO, "tharsis.audit"):
+        [(status, _)] = _find(node, identifier, STUDY_ROOT_FIND, called=called, calling="STUDENT")
+        assert status.Status == 0x0124
+        assert _find(node, identifier, STUDY_ROOT_FIND, called=called)[-1][0].Status == 0x0000
+    lines = [record.getMessage() for record in caplog.records if record.name == "tharsis.audit"]
+    assert len(lines) == 2
+    assert "STUDENT@127.0.0.1" in lines[0]
+    assert "refused" in lines[0]
+    assert "DOCTOR@127.0.0.1" in lines[1]
+    assert "3 neighbours" in lines[1]
+
+
+def test_a_switched_off_similarity_says_so(start_node):
+    node = start_node(entities=ENTITIES)
+    [(status, _)] = _find(node, _identifier("SERIES", {"QuerySeriesInstanceUID": _series(0)}))
+    assert status.Status == 0x0122
+    assert status.ErrorComment
+
+
+# Plain findscu. Without a dictionary DCMTK takes the value of an unknown tag as hexadecimal bytes.
+
+
+def _hexadecimal(text):
+    return "\\".join(f"{byte:02x}" for byte in text.encode())
+
+
+@pytest.mark.parametrize("implicit", [[], ["-xi"]])
+def test_plain_findscu_without_a_dictionary(node, dcmtk, implicit):
+    arguments = [
+        "-k", "QueryRetrieveLevel=SERIES", "-k", "StudyInstanceUID", "-k", f"(0073,0010)={CREATOR}",
+        "-k", f"(0073,1002)={_hexadecimal(_series(0))}", "-k", "(0073,1006)=2",
+    ]  # fmt: skip
+    output = dcmtk("findscu", "-v", *implicit, "-S", "-aec", "THARSIS", *arguments, "127.0.0.1", node.port).stdout
+    answers = output.split("Find Response: ")[1:]
+    assert [int(re.search(rf"\[{re.escape(ROOT)}\.1\.(\d)", answer)[1]) for answer in answers] == [1, 2]
+    assert "Final Find Response (Success)" in output
+
+
+def test_findscu_with_the_dictionary(node, dcmtk, tmp_path, monkeypatch):
+    dictionary = tmp_path / "tharsis.dic"
+    dictionary.write_text(dcmtk_dictionary())
+    standard = next(Path("/usr/share").glob("libdcmtk*/dicom.dic"))
+    monkeypatch.setenv("DCMDICTPATH", f"{standard}:{dictionary}")
+    output = dcmtk(
+        "findscu", "-v", "-S", "-aec", "THARSIS", "-k", "QueryRetrieveLevel=SERIES", "-k", "StudyInstanceUID",
+        "-k", f"(0073,0010)={CREATOR}", "-k", f"(0073,1002)={_series(0)}", "-k", "(0073,1006)=10",
+        "127.0.0.1", node.port,
+    ).stdout  # fmt: skip
+    answers = output.split("Find Response: ")[1:]
+    assert [int(re.search(rf"\[{re.escape(ROOT)}\.1\.(\d)", answer)[1]) for answer in answers] == [1, 2, 3]
+    assert re.search(r"\(0073,1020\) US 3 ", output)
+
+
+def test_a_value_that_lost_its_vr_is_refused_and_not_guessed(node, dcmtk):
+    output = dcmtk(
+        "findscu", "-d", "-S", "-aec", "THARSIS", "-k", "QueryRetrieveLevel=SERIES",
+        "-k", f"(0073,0010)={CREATOR}", "-k", f"(0073,1002)={_series(0)}", "127.0.0.1", node.port,
+    ).stdout  # fmt: skip
+    assert "0xa900" in output
+
+
+# Retrieve with request keys
+
+
+def _get(node, identifier, model, *, calling="DOCTOR"):
+    got = []
+    entity = AE(calling)
+    entity.add_requested_context(model, ExplicitVRLittleEndian)
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+
+    def keep(event):
+        got.append(event.request.AffectedSOPInstanceUID)
+        return 0
+
+    assoc = entity.associate(
+        "127.0.0.1", node.port, ae_title="THARSIS", ext_neg=[build_role(CTImageStorage, scp_role=True)],
+        evt_handlers=[(evt.EVT_C_STORE, keep)],
+    )  # fmt: skip
+    answers = list(assoc.send_c_get(identifier, model))
+    assoc.release()
+    return answers, got
+
+
+@pytest.mark.parametrize("model", [SIMILARITY_GET, STUDY_ROOT_GET])
+def test_get_sends_the_top_k(node, model):
+    block = {"QuerySeriesInstanceUID": _series(0), "MaximumResults": 2}
+    answers, got = _get(node, _identifier("SERIES", block), model)
+    assert answers[-1][0].Status == 0x0000
+    assert got == [f"{ROOT}.9.2", f"{ROOT}.9.3"]
+
+
+def test_get_of_more_than_fifty_is_refused(node):
+    block = {"QuerySeriesInstanceUID": _series(0), "MaximumResults": 51}
+    [(status, _)], got = _get(node, _identifier("SERIES", block), SIMILARITY_GET)
+    assert status.Status == 0xA900
+    assert not got
+
+
+def test_get_needs_the_right_too(node):
+    block = {"QuerySeriesInstanceUID": _series(0)}
+    [(status, _)], got = _get(node, _identifier("SERIES", block), SIMILARITY_GET, calling="STUDENT")
+    assert status.Status == 0x0124
+    assert not got
+
+
+def test_move_sends_the_top_k(node, target):
+    entity = AE("DOCTOR")
+    entity.add_requested_context(SIMILARITY_MOVE, ExplicitVRLittleEndian)
+    assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+    identifier = _identifier("STUDY", {"QueryStudyInstanceUID": _study(0), "MaximumResults": 2})
+    answers = list(assoc.send_c_move(identifier, "TARGET", SIMILARITY_MOVE))
+    assoc.release()
+    assert answers[-1][0].Status == 0x0000
+    stored = target.archive.database.execute("SELECT study_instance_uid FROM study ORDER BY 1").fetchall()
+    assert [row[0] for row in stored] == [_study(1), _study(2)]
+
+
+# Door 2: the second AE title
+
+
+def _ask(node, level="STUDY", model=STUDY_ROOT_FIND, **keys):
+    wanted = {"StudyInstanceUID": "", "StudyDescription": "", "StudyID": "", "PatientID": "", **keys}
+    return _find(node, _identifier(level, **wanted), model, called="THARSIS_SIM")
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "AccessionNumber", "StudyID", "StudyDescription"])
+@pytest.mark.parametrize("text", ["~A0", "*~a0*", "sim:p0"])
+@pytest.mark.parametrize("model", [STUDY_ROOT_FIND, PATIENT_ROOT_FIND])
+def test_a_reference_in_an_ordinary_key_asks(node, keyword, text, model):
+    answers = _ask(node, model=model, **{keyword: text})
+    assert _cases(answers) == [1, 2, 3]
+    for rank, (status, match) in enumerate(answers[:-1], start=1):
+        assert status.Status == 0xFF00
+        score = (1 + np.cos(np.deg2rad(10.0 * rank))) / 2
+        assert match.StudyDescription == f"#{rank:02d} {score:.3f} | Head {rank}"
+        assert match.StudyID == f"SIM-{rank:02d}"
+        assert match.PatientID == f"P{rank}"
+        assert match.RetrieveAETitle == "THARSIS_SIM"
+        assert not any(element.tag.is_private for element in match)
+
+
+@pytest.mark.parametrize("uid", [_study(0), _series(0), f"{ROOT}.9.1"])
+def test_a_reference_may_be_a_uid(node, uid):
+    assert _cases(_ask(node, PatientID=f"~{uid}")) == [1, 2, 3]
+
+
+def test_the_reference_says_how_many(node):
+    assert _cases(_ask(node, PatientID="SIM:A0:k=2")) == [1, 2]
+
+
+def test_a_reference_at_series_level(node):
+    answers = _ask(node, "SERIES", PatientID="~A0", SeriesInstanceUID="")
+    assert [match.SeriesInstanceUID for _, match in answers[:-1]] == [_series(1), _series(2), _series(3)]
+
+
+@pytest.mark.parametrize(("text", "code"), [("~NOBODY", 0xC001), ("~A4", 0xC002), ("~A0:x=3", 0xA900), ("~", 0xA900)])
+def test_a_reference_that_cannot_be_answered(node, text, code):
+    [(status, _)] = _ask(node, PatientID=text)
+    assert status.Status == code
+    assert status.ErrorComment
+
+
+def test_both_doors_agree(node):
+    block = {"QueryStudyInstanceUID": _study(1)}
+    first = _cases(_find(node, _identifier("STUDY", block, StudyInstanceUID="")))
+    assert first == _cases(_ask(node, PatientID=f"~{_study(1)}"))
+    assert len(first) == 3
+
+
+def test_everything_else_there_is_an_ordinary_archive(node):
+    answers = _ask(node, PatientID="P1")
+    assert _cases(answers) == [1]
+    assert answers[0][1].StudyDescription == "Head 1"
+
+
+def test_on_the_first_title_a_reference_is_just_text(node):
+    identifier = _identifier("STUDY", PatientID="~A0", StudyInstanceUID="")
+    assert [status.Status for status, _ in _find(node, identifier, STUDY_ROOT_FIND)] == [0x0000]
+
+
+def test_decoration_can_be_turned_off(node, monkeypatch):
+    services = node.server._acceptor._services
+    plain = node.settings.similarity.model_copy(update={"decorate": False})
+    monkeypatch.setattr(services, "_settings", node.settings.model_copy(update={"similarity": plain}))
+    answers = _ask(node, PatientID="~A0")
+    assert answers[0][1].StudyDescription == "Head 1"
+    assert answers[0][1].StudyID == "S1"

@@ -1,0 +1,184 @@
+"""The seams into pynetdicom, and what hangs on them. A failure here after an upgrade: look at scp/transport.py."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import inspect
+import socket
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pynetdicom.association
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import P_DATA
+
+import scp
+from scp import client, transport
+from scp.client import Requestor
+from scp.contexts import STUDY_ROOT_GET
+from scp.errors import AssociationLost
+from scp.part10 import data_set_offset, read_object
+from scp.requestor import Peer
+from scp.upper_layer import BoundedQueue
+
+ME = Requestor("ME")
+
+
+def test_pynetdicom_still_has_the_seams():
+    source = inspect.getsource(Association._serve_request)
+    assert "uid_to_service_class(class_uid)(self)" in source
+    assert pynetdicom.association.uid_to_service_class is transport._service_class
+    assert {"_reactor_checkpoint", "_is_paused", "_accepted_cx"} <= set(vars(Association(AE(), "requestor")))
+    assert {"_data_set_file", "_data_set_path"} <= set(vars(DIMSEMessage()))
+    assert hasattr(C_STORE(), "_dataset_path")
+    assert hasattr(C_STORE(), "_dataset_file")
+    for name in ("receive_primitive", "get_msg", "maximum_pdu_size"):
+        assert hasattr(DIMSEServiceProvider, name)
+    assert "self._data_set_file.file.flush()" in inspect.getsource(DIMSEMessage.decode_msg)
+
+
+def test_private_parts_of_pynetdicom_are_used_in_one_module_only():
+    private = {
+        "_accepted_cx", "_reactor_checkpoint", "_is_paused", "_dataset_path", "_dataset_file", "_data_set_file",
+        "_serve_request", "_servers", "_context_id_of",
+    }  # fmt: skip
+    for path in Path(scp.__path__[0]).glob("*.py"):
+        if path.name == "transport.py":
+            continue
+        used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert not used & private, path.name
+
+
+def test_another_entity_of_the_process_keeps_its_own_services(make_file):
+    """A stock pynetdicom SCP beside the node is not taken over."""
+    got = []
+    entity = AE("STOCK")
+    entity.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+
+    def keep(event):
+        got.append(event.dataset.PatientID)
+        return 0
+
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    [result] = client.send(Peer("127.0.0.1", server.server_address[1], "STOCK"), [make_file(1)], ME)
+    server.shutdown()
+    assert result.is_stored
+    assert got == ["P1"]
+
+
+class _Layer:
+    """What a queue needs to know of the upper layer."""
+
+    def __init__(self, state):
+        self.state_machine = type("machine", (), {"current_state": state})
+        self.alive = True
+
+    def is_alive(self):
+        return self.alive
+
+
+def test_data_waits_for_room_and_is_refused_when_the_association_is_gone():
+    layer = _Layer("Sta6")
+    waiting = BoundedQueue(layer)
+    for _ in range(4):
+        waiting.put(P_DATA())
+    raised = []
+
+    def one_more():
+        try:
+            waiting.put(P_DATA())
+        except AssociationLost as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=one_more)
+    thread.start()
+    waiting.put("abort")  # not data: does not wait
+    assert waiting.qsize() == 5
+    layer.state_machine.current_state = "Sta1"
+    thread.join(5)
+    assert not thread.is_alive()
+    assert raised
+    assert waiting.qsize() == 5
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_object(start_node, make_file, tmp_path):
+    """64 MB in and out again: both ends are in this process, and hold a few PDUs of it at most."""
+    node, path = start_node(), make_file(1)
+    size = 64 << 20
+    dataset = Dataset()
+    content = path.read_bytes()
+    with path.open("wb") as file:  # the same CT with a large private element before its pixels
+        offset = content.index(b"\xe0\x7f\x10\x00")
+        creator, large = b"\x09\x70\x10\x00LO\x04\x00TEST", b"\x09\x70\x01\x10OB\0\0"
+        file.write(content[:offset] + creator + large + size.to_bytes(4, "little"))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+        file.write(content[offset:])
+    del content
+    peer = Peer("127.0.0.1", node.port, "THARSIS")
+    gc.collect()
+    tracemalloc.start()
+    [result] = client.send(peer, [path], ME)
+    assert result.is_stored, result
+    dataset.QueryRetrieveLevel, dataset.StudyInstanceUID = "STUDY", "1.2.826.0.1.3680043.9.7133.1"
+    *_, last = client.get(peer, dataset, tmp_path / "got", STUDY_ROOT_GET, ME)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert last.status.is_success
+    assert peak < size / 4
+    [got] = (tmp_path / "got").glob("*.dcm")
+    sent = path.read_bytes()[data_set_offset(path):]
+    assert got.read_bytes()[data_set_offset(got):] == sent
+    assert read_object(got).sop_instance_uid == read_object(path).sop_instance_uid
+
+
+def test_stop_lets_an_association_finish_and_then_aborts(start_node, make_file):
+    node = start_node()
+    entity = AE("SLOW")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+    assert assoc.send_c_echo().Status == 0
+    node.server.stop(0.1)
+    assoc.join(10)
+    assert assoc.is_aborted
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", _closed_port(assoc)), timeout=5)
+
+
+def _closed_port(assoc):
+    return assoc.acceptor.port
+
+
+def test_an_association_that_ends_in_time_is_not_aborted(start_node):
+    node = start_node()
+    entity = AE("QUICK")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+    stopping = threading.Thread(target=node.server.stop, args=(10.0,))
+    stopping.start()
+    assert assoc.send_c_echo().Status == 0
+    assoc.release()
+    stopping.join(10)
+    assert assoc.is_released
+    assert not assoc.is_aborted
+
+
+def test_one_association_too_many_is_rejected_for_now(start_node):
+    node = start_node(max_associations=1)
+    entity = AE("MANY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    first = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+    second = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+    assert second.is_rejected
+    assert second.acceptor.primitive.result == 2
+    first.release()
