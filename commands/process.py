@@ -56,6 +56,7 @@ def _network(archive: Archive, settings: Settings, _name: str) -> None:
 def _worker(archive: Archive, settings: Settings, name: str) -> None:
     from plugins.worker import Worker  # numba, highdicom: never in the network process
 
+    os.nice(settings.jobs.nice)
     worker = Worker(archive, settings, name)
     _on_stop(worker.stop)
     _tell({"ready": True})

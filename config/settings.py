@@ -95,6 +95,7 @@ class JobSettings(_Section):
     retry_delay_s: NotNegative
     claim_s: Positive
     stop_grace_s: NotNegative
+    nice: Annotated[int, Field(ge=0, le=19)]
 
 
 class ReconstructSettings(_Section):

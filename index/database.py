@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,17 +21,6 @@ from index.migrations import migrations
 
 BUSY_TIMEOUT_S = 60.0
 """How long a writer waits for another process to finish its transaction."""
-
-
-class _OwnConnection:
-    """A connection that is closed as soon as nobody holds it: a `Database` alone would wait for the collector."""
-
-    def __init__(self, path: Path) -> None:
-        self.database = Database(_connect(path))
-
-    def __del__(self) -> None:
-        if hasattr(self, "database"):  # it could be opened
-            self.database.conn.close()
 
 
 class Connections:
@@ -51,14 +41,16 @@ class Connections:
 
     def get(self) -> Database:
         """Return this thread's connection, opened on first use, closed when the thread ends."""
-        own: _OwnConnection | None = getattr(self._local, "own", None)
-        if own is None:
-            own = self._local.own = _OwnConnection(self._path)
-        return own.database
+        database: Database | None = getattr(self._local, "database", None)
+        if database is None:
+            connection = _connect(self._path)
+            database = self._local.database = Database(connection)
+            weakref.finalize(database, connection.close)  # on its own it would stay open until a garbage collection
+        return database
 
     def close(self) -> None:
         """Close this thread's connection; it opens again when it is needed."""
-        self._local.own = None
+        self._local.database = None
 
     @property
     def in_transaction(self) -> bool:

@@ -49,7 +49,7 @@ class OpenField:
         if overexposed > _SATURATED_FLATS:
             raise ScanError(f"the flat fields are overexposed: {overexposed:.0%} of their pixels are saturated")
         if rolled > _FEW * np.size(full):
-            _log.warning("%d pixels of the flat fields had run over their counter and were repaired", rolled)
+            _log.info("%d pixels of the flat fields had run over their counter and were repaired", rolled)
         flats = np.stack(frames)
         dead = preprocess.dead_pixels(flats) | np.all(full, axis=0)
         if keep_dead:

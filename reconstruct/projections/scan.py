@@ -204,7 +204,7 @@ class Scan:
         if open_field is None:
             return out
         if full:
-            _log.warning("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
+            _log.info("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
         return _without_dead(out, open_field.dead)
 
     def _open_field(self, counters: tuple[Counter, ...]) -> OpenField | None:
