@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +17,12 @@ from pydicom.dataset import Dataset
 from rich.table import Table
 
 from commands.console import err, fail, out, progress_bar, settings_from
-from commands.demo_data import SCANS, Sample, real_images
+from commands.demo_data import SCANS, Sample, real_images, simulate_sample
+from commands.demo_report import Report, show
 from commands.network import identifier_from, similarity_identifier
 from commands.supervisor import StartError, Supervisor
 from config import logs
-from config.settings import Settings
+from config.settings import Settings, load_settings
 from index.archive import Archive
 from index.keys import Level
 from scp import client
@@ -38,17 +39,6 @@ _MARK = ".tharsis-demo"
 _NEIGHBOURS = 5
 _WORK_S = 1800.0
 """Longest that the demo waits for the node's work, seconds."""
-
-
-@dataclass
-class Report:
-    """What happened, for the table and the pictures."""
-
-    scans: list[dict[str, Any]] = field(default_factory=list)
-    images: dict[str, Any] = field(default_factory=dict)
-    neighbours: list[dict[str, Any]] = field(default_factory=list)
-    same_through_both_doors: bool = False
-    moved: int = 0
 
 
 def demo(
@@ -70,7 +60,7 @@ def demo(
     logs.configure("WARNING", "demo")
     started = time.monotonic()
     report = Report()
-    with _receiver(folder / "received") as receiver, _node(folder, receiver.port, keep=keep) as (settings, peer):
+    with _receiver(folder / "received") as receiver, _node(folder, receiver.port) as (settings, peer):
         try:
             samples = _scan_and_send(folder, peer, views, columns, report)
             _send_images(peer, report)
@@ -80,7 +70,7 @@ def demo(
         except PeerError as error:
             fail(str(error))
         pictures = _draw(folder, receiver.archive, samples, report)
-        _show(report, pictures, time.monotonic() - started)
+        show(report, pictures, time.monotonic() - started)
         if keep:
             _leave_running(settings, peer, samples[0])
 
@@ -102,8 +92,11 @@ class _Receiver:
 @contextmanager
 def _receiver(folder: Path) -> Iterator[_Receiver]:
     """A C-STORE SCP that stands for a viewer: it stores what C-MOVE sends it."""
-    overrides = {"scp": {"aet": _RECEIVER, "host": "127.0.0.1", "port": 0}, "archive": {"data": folder}}
-    settings = _demo_settings(overrides)
+    overrides: dict[str, dict[str, Any]] = {
+        "scp": {"aet": _RECEIVER, "host": "127.0.0.1", "port": 0},
+        "archive": {"data": folder},
+    }
+    settings = load_settings(environment={}, overrides=overrides)
     archive = Archive.from_settings(settings.archive)
     server = Server(archive, settings)
     server.start()
@@ -113,14 +106,8 @@ def _receiver(folder: Path) -> Iterator[_Receiver]:
         server.stop(2.0)
 
 
-def _demo_settings(overrides: dict[str, Any]) -> Settings:
-    from config.settings import load_settings
-
-    return load_settings(environment={}, overrides=overrides)
-
-
 @contextmanager
-def _node(folder: Path, receiver_port: int, *, keep: bool) -> Iterator[tuple[Settings, Peer]]:
+def _node(folder: Path, receiver_port: int) -> Iterator[tuple[Settings, Peer]]:
     """A node in processes of its own, as `tharsis serve` runs it, with the settings file that a user would write."""
     config = folder / "tharsis.toml"
     config.write_text(_SETTINGS.format(data=(folder / "data").resolve(), port=receiver_port), encoding="utf-8")
@@ -131,8 +118,7 @@ def _node(folder: Path, receiver_port: int, *, keep: bool) -> Iterator[tuple[Set
         supervisor.start()
     except StartError as error:
         fail(str(error))
-    for number in (signal.SIGTERM, *(() if keep else (signal.SIGINT,))):
-        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     watcher.start()
     err.print(f"Node {settings.scp.aet} runs on port {supervisor.port}, data in {settings.archive.data}")
     try:
@@ -175,8 +161,6 @@ rights = ["find", "move", "similar"]
 
 
 def _scan_and_send(folder: Path, peer: Peer, views: int, columns: int, report: Report) -> list[Sample]:
-    from commands.demo_data import simulate_sample
-
     samples = []
     for sample_scan in SCANS:
         row: dict[str, Any] = {"phantom": sample_scan.name}
@@ -288,6 +272,7 @@ def _retrieve(peer: Peer, samples: list[Sample], report: Report) -> None:
         keys = identifier_from([f"StudyInstanceUID={study}"], Level.SERIES)
         found = client.find(peer, keys, STUDY_ROOT_FIND, requestor)
         wanted += [(study, str(match.SeriesInstanceUID)) for match in found if match.Modality != "XA"]
+    started = time.monotonic()
     with progress_bar(f"C-MOVE to {_RECEIVER}", len(wanted)) as bar:
         for study, series in wanted:
             keys = Dataset()
@@ -297,6 +282,7 @@ def _retrieve(peer: Peer, samples: list[Sample], report: Report) -> None:
                 fail(f"C-MOVE of series {series} ended with status {final.status}")
             report.moved += final.counts.completed if final.counts else 0
             bar.advance()
+    report.moved_s = time.monotonic() - started
 
 
 def _draw(folder: Path, received: Archive, samples: list[Sample], report: Report) -> list[Path]:
@@ -304,31 +290,6 @@ def _draw(folder: Path, received: Archive, samples: list[Sample], report: Report
 
     with progress_bar("Drawing") as bar:
         return demo_pictures.draw(folder / "pictures", received, samples, report.neighbours, bar.fraction)
-
-
-def _show(report: Report, pictures: list[Path], seconds: float) -> None:
-    table = Table(title="From scan to segmentation")
-    table.add_column("phantom")
-    for column in ("P1 objects", "MB", "simulated", "sent", "CT series", "CT images", "SEG", "last C-STORE → SEG"):
-        table.add_column(column, justify="right")
-    for row in report.scans:
-        table.add_row(
-            row["phantom"], str(row["instances"]), f"{row['megabytes']:.1f}", f"{row['simulated_s']:.1f} s",
-            f"{row['sent_s']:.1f} s", str(row["ct"][0]), str(row["ct"][1]), str(row["seg"]), f"{row['to_seg_s']:.1f} s",
-        )  # fmt: skip
-    out.print(table)
-    images = report.images
-    out.print(f"CT and MR images: {images['stored']} of {images['sent']} stored in {images['seconds']:.1f} s")
-    shown = "as a viewer sees it (second AE title)"
-    table = Table("rank", "score", "patient", shown, title="Cases similar to the first scan")
-    for row in report.neighbours:
-        table.add_row(str(row["rank"]), f"{row['score']:.3f}", row["patient"], row["decorated"])
-    out.print(table)
-    same = "the same neighbours in the same order" if report.same_through_both_doors else "different neighbours"
-    out.print(f"Both doors of the similarity query gave {same}. C-MOVE sent {report.moved} objects to {_RECEIVER}.")
-    out.print(f"\nDone in {seconds:.0f} s. Pictures to look at:")
-    for picture in pictures:
-        out.print(f"  {picture}", highlight=False, soft_wrap=True)
 
 
 def _leave_running(settings: Settings, peer: Peer, sample: Sample) -> None:

@@ -20,7 +20,7 @@ from reconstruct.materials import WATER
 from reconstruct.phantoms import line_integrals
 from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
 from reconstruct.projections.p1_writer import write_p1
-from reconstruct.projections.scan import CounterKind, EnergyBin
+from reconstruct.projections.scan import CounterKind, EnergyBin, ReconstructionRequest
 from reconstruct.simulated_scanner import Detector, Scanner
 from reconstruct.spectral_phantoms import SpectralPhantom, spectral_phantom
 from reconstruct.spectrum import BinSpectrum, bin_spectra
@@ -61,6 +61,7 @@ def simulate_scan(
     seed: int = 0,
     identification: Identification | None = None,
     scanner: Scanner | None = None,
+    request: ReconstructionRequest | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Dataset]:
     """Return the instances of a scan, ready to be sent: one a counter with its views, one a counter with its flats.
@@ -81,6 +82,8 @@ def simulate_scan(
         Patient and study.
     scanner
         The scanner.
+    request
+        The reconstruction that the operator asks for; None: what fits the field of view.
     progress
         Called with the fraction done; may raise to stop the work.
 
@@ -110,6 +113,7 @@ def simulate_scan(
         counting_mode="SPM",
         exposure=Exposure(scanner.kvp, scanner.tube_current_ma, scanner.view_ms, scanner.view_ms),
         bits_stored=scanner.counter_bits,
+        request=request or ReconstructionRequest(),
     )
     return write_p1(counters, geometry, _header(spectral, identification or Identification()), acquisition)
 
