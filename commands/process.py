@@ -39,7 +39,6 @@ def _network(archive: Archive, settings: Settings, _name: str) -> None:
     from index.similarity import Similarity
     from scp.server import Server
 
-    archive.clear_incoming()
     server = Server(archive, settings, Similarity(archive) if settings.similarity.enabled else None)
     try:
         server.start()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from config.settings import Settings
+from index.archive import Archive
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Supervisor:
         """
         self._take_lock()
         try:
+            self._tidy_after_crash()
             for process in self._processes:
                 self._launch(process)
                 self._await_ready(process)
@@ -148,6 +150,17 @@ class Supervisor:
                 time.sleep(_LOOK_S)
             else:
                 return
+
+    def _tidy_after_crash(self) -> None:
+        """Remove what a run that was killed left half-done: nothing of it was ever acknowledged or found."""
+        if not (self._data / STATE_FILE).exists():
+            return
+        archive = Archive.from_settings(self._settings.archive)
+        received, unknown = archive.clear_incoming(), archive.remove_orphans()
+        archive.close()
+        logger.warning(
+            "the last run did not stop cleanly: %d half-received and %d unfinished files removed", received, unknown
+        )
 
     def _launch(self, process: _Process) -> None:
         process.ready.clear()

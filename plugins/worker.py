@@ -97,7 +97,7 @@ class Worker:
             return lambda: queue.release(job)
         except Cancelled:
             logger.info("job %d was cancelled", job.id)
-            return lambda: None
+            return lambda: queue.release(job)
         except (CannotProceed, NotFound) as error:
             return self._failure(job, str(error), permanent=True)
         except Exception as error:  # whatever a plug-in raises is its job's failure, not the worker's

@@ -584,6 +584,36 @@ def test_processes_that_open_a_new_archive_at_once_share_it(make_instance, tmp_p
     check_consistent(Archive(tmp_path / "archive"))
 
 
+OPEN = """
+import sys
+from pathlib import Path
+from index.archive import Archive
+
+print("ready", flush=True)
+for line in sys.stdin:
+    Archive(Path(line.strip())).jobs.pending()
+    print("opened", flush=True)
+"""
+
+
+def test_processes_that_make_one_archive_at_the_same_moment_all_succeed(tmp_path):
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", OPEN]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    try:
+        assert {process.stdout.readline() for process in processes} == {"ready\n"}
+        for turn in range(40):
+            for process in processes:
+                process.stdin.write(f"{tmp_path / str(turn)}\n")
+                process.stdin.flush()
+            assert {process.stdout.readline() for process in processes} == {"opened\n"}
+    finally:
+        for process in processes:
+            process.stdin.close()
+            process.stdout.close()
+            process.wait(60)
+
+
 def test_a_reader_in_the_middle_of_an_answer_hinders_no_writer(archive, make_instance):
     for number in range(3):
         archive.ingest(make_instance(number))

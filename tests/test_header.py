@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import tracemalloc
 import zlib
 from io import BytesIO
 
@@ -186,8 +187,17 @@ def test_a_deflated_file_that_inflates_without_end_is_read_no_further_than_neede
     stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     bomb = stream.compress(data_set + encoded(0x7FDF0010, b"OB", b"\0" * (1 << 26))) + stream.flush()
     assert len(bomb) < 1 << 18
+    tracemalloc.start()
     found = read(meta[:start] + bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert found.values["PatientName"] == "Doe^Jane"
+    assert peak < 1 << 23
+
+
+def test_a_file_that_cannot_be_read_is_not_the_senders_fault(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_header(tmp_path / "absent.dcm")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -34,7 +34,7 @@ def listed_instances(node, study: str, series: str) -> list[str]:
 def test_what_was_answered_with_success_survives_kills_at_random_moments(serve, make_file):
     dice = random.Random(20261120)
     node = serve(settle_time_s=0.1)
-    files = [make_file(number, ImageComments="x" * 20_000) for number in range(1, 301)]
+    files = [make_file(number, ImageComments="x" * 10_000) for number in range(1, 301)]
     answered: list[Path] = []
     for round_number in range(ROUNDS):
         batch = files[round_number * 60 : (round_number + 1) * 60]

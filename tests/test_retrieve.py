@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 import time
 from io import BytesIO
 from pathlib import Path
@@ -248,6 +249,23 @@ def test_more_contexts_than_an_association_has(start_node, make_file, receive):
     status, _ = _move(node, _identifier())[-1]
     assert (status.Status, _counts(status)) == (0x0000, (None, 140, 0, 0))
     assert receiver.associations > 1
+
+
+def test_pending_goes_out_during_a_long_sub_operation(start_node, make_file, receive):
+    told_again = threading.Event()
+    pending = []
+
+    def tell(_assoc):
+        pending.append(1)
+        if len(pending) > 1:
+            told_again.set()
+
+    receiver = receive(answer=lambda _event: 0x0000 if told_again.wait(30) else 0xA700)
+    node = _node_for(start_node, receiver.port)
+    node.archive.ingest(make_file(1))
+    answers = _move(node, _identifier(), on_pending=tell)
+    assert answers[-1][0].Status == 0x0000
+    assert {_counts(status) for status, _ in answers[:-1]} == {(1, 0, 0, 0)}
 
 
 def test_move_can_be_cancelled(start_node, make_file, receive):

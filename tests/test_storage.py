@@ -228,8 +228,19 @@ def test_probes_and_garbage_cost_nothing(start_node, garbage):
     for _ in range(6):  # more than there may be associations
         with socket.create_connection(("127.0.0.1", node.port)) as connection:
             connection.sendall(garbage)
+            connection.shutdown(socket.SHUT_WR)
+            _read_until_closed(connection)
     _wait_until_idle(node)
     assert client.echo(Peer("127.0.0.1", node.port, "THARSIS"), Requestor("M")) >= 0
+
+
+def _read_until_closed(connection):
+    connection.settimeout(10)
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
 
 
 def _wait_until_idle(node):
