@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -69,8 +70,7 @@ def test_a_port_in_use_is_said_and_nothing_stays_behind(serve, tharsis, tmp_path
 
 def test_the_network_process_loads_no_kernel_and_no_plug_in(serve):
     node = serve()
-    with open(f"/proc/{node.processes()['network']}/maps", encoding="utf-8") as maps:
-        mapped = maps.read()
+    mapped = Path(f"/proc/{node.processes()['network']}/maps").read_text(encoding="utf-8")
     assert "faiss" in mapped, "the similarity query runs in this process"
     for library in ("llvmlite", "numba", "torch", "skimage"):
         assert f"/{library}/" not in mapped, library
