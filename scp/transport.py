@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pynetdicom.association as pynetdicom_association
 from pydicom.uid import UID
@@ -231,7 +231,7 @@ def connection_closed(event: evt.Event) -> None:
     if isinstance(assoc.dimse, _FileReceivingProvider):
         assoc.dimse.discard()
     if assoc.is_acceptor and assoc.requestor.primitive is None:
-        assoc.dul.to_user_queue.put(None)  # type: ignore[arg-type]
+        assoc.dul.to_user_queue.put(cast(Any, None))
 
 
 def received_file(request: DIMSEPrimitive) -> ReceivedFile | None:
