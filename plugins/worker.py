@@ -41,14 +41,18 @@ class Worker:
         Of the node.
     name
         Unique among the node's workers; a new worker of the same name takes back what its predecessor had claimed.
+    plugins
+        Who is asked what is to be done; None: the built-in plug-ins and those that are installed.
     """
 
-    def __init__(self, archive: Archive, settings: Settings, name: str) -> None:
+    def __init__(
+        self, archive: Archive, settings: Settings, name: str, plugins: pluggy.PluginManager | None = None
+    ) -> None:
         self._archive = archive
         self._settings = settings
         self._name = name
         self._stop = threading.Event()
-        self._plugins: pluggy.PluginManager = load_plugins()
+        self._plugins = plugins or load_plugins()
         self._functions: dict[str, JobFunction] = {
             jobs.SERIES_STABLE: self._series_stable,
             **job_functions(self._plugins),

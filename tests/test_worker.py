@@ -1,0 +1,209 @@
+"""The worker: what plug-ins ask for is done once, and a plug-in that fails harms nobody else."""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType, SimpleNamespace
+
+import pluggy
+import pytest
+
+from config.settings import load_settings
+from index import jobs
+from index.archive import Archive
+from index.changes import ChangeKind, since
+from plugins import hookspecs, manager
+from plugins.hookspecs import hookimpl
+from plugins.node import CannotProceed, Work
+from plugins.worker import Worker
+
+
+@pytest.fixture
+def archive(tmp_path, make_dataset):
+    return Archive(tmp_path / "data", settle_time_s=0.0)
+
+
+@pytest.fixture
+def stored(archive, make_file):
+    return archive.ingest(make_file(1))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    overrides = {"archive": {"data": tmp_path / "data"}, "jobs": {"max_attempts": 2, "retry_delay_s": 0.0}}
+    return load_settings(environment={}, overrides=overrides)
+
+
+def plugin(kind: str, function, *, wanted: bool = True) -> ModuleType:
+    """A plug-in that does `kind` with `function`, for every series when `wanted`."""
+
+    @hookimpl
+    def jobs_for_series(series, settings):
+        return [Work(kind, series.uid)] if wanted else None
+
+    @hookimpl
+    def job_functions():
+        return {kind: function}
+
+    module = ModuleType(kind)
+    module.jobs_for_series, module.job_functions = jobs_for_series, job_functions
+    return module
+
+
+def managed(*modules: ModuleType) -> pluggy.PluginManager:
+    plugins = pluggy.PluginManager(hookspecs.PROJECT)
+    plugins.add_hookspecs(hookspecs)
+    for number, module in enumerate(modules):
+        plugins.register(module, f"plug-in {number}")
+    plugins.check_pending()
+    return plugins
+
+
+def states(archive) -> dict[str, str]:
+    return {job.kind: job.state for job in archive.jobs.recent()}
+
+
+def test_each_answer_of_a_plug_in_becomes_a_job_that_is_done_once(archive, stored, settings):
+    done = []
+    plugins = managed(plugin("count", lambda task: done.append(task.job.subject)), plugin("never", None, wanted=False))
+    Worker(archive, settings, "w", plugins).run_until_idle()
+    assert done == [stored.series_instance_uid]
+    assert states(archive) == {jobs.SERIES_STABLE: "done", "count": "done"}
+    assert [change.kind for change in since(archive.database)] == [ChangeKind.STORED, ChangeKind.STABLE]
+
+
+def test_a_plug_in_that_raises_fails_its_own_job_and_the_others_go_on(archive, stored, settings):
+    done = []
+
+    def broken(task):
+        raise ZeroDivisionError("oops")
+
+    plugins = managed(plugin("broken", broken), plugin("count", lambda task: done.append(1)))
+    Worker(archive, settings, "w", plugins).run_until_idle()
+    assert done == [1]
+    (failed,) = archive.jobs.recent(states=("failed",))
+    assert failed.attempts == settings.jobs.max_attempts
+    assert failed.error == "broken: ZeroDivisionError: oops"
+
+
+def test_what_cannot_proceed_is_not_tried_again(archive, stored, settings):
+    def hopeless(task):
+        raise CannotProceed("2 of 5 instances are here")
+
+    Worker(archive, settings, "w", managed(plugin("hopeless", hopeless))).run_until_idle()
+    (failed,) = archive.jobs.recent(states=("failed",))
+    assert (failed.attempts, failed.error) == (1, "2 of 5 instances are here")
+
+
+def test_a_job_of_a_kind_that_nobody_does_says_so(archive, settings):
+    archive.jobs.push("unheard-of", "1.2.3")
+    Worker(archive, settings, "w", managed()).run_until_idle()
+    (failed,) = archive.jobs.recent(states=("failed",))
+    assert "unheard-of" in failed.error
+
+
+def test_a_worker_that_is_told_to_stop_gives_its_job_back_untried(archive, stored, settings, wait_until):
+    entered = threading.Event()
+
+    def endless(task):
+        entered.set()
+        while True:
+            task.progress(0.5)
+
+    worker = Worker(archive, settings, "w", managed(plugin("endless", endless)))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    assert entered.wait(30)
+    worker.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+    (job,) = [job for job in archive.jobs.recent() if job.kind == "endless"]
+    assert (job.state, job.attempts) == ("queued", 0)
+
+
+def test_a_running_job_that_is_cancelled_stops_and_frees_its_series(archive, stored, settings, wait_until):
+    entered, calls = threading.Event(), []
+
+    def endless(task):
+        calls.append(1)
+        if len(calls) > 1:
+            return
+        entered.set()
+        while True:
+            task.progress(0.5)
+
+    worker = Worker(archive, settings, "w", managed(plugin("endless", endless)))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        assert entered.wait(30)
+        (job,) = archive.jobs.recent(states=("running",))
+        archive.jobs.cancel(job.id)
+        archive.jobs.push("endless", stored.series_instance_uid, {"again": True})
+        wait_until(lambda: len(calls) == 2)
+    finally:
+        worker.stop()
+        thread.join(30)
+    assert archive.jobs.get(job.id).state == "cancelled"
+
+
+def test_a_new_worker_of_the_same_name_takes_back_what_a_dead_one_had_claimed(archive, settings):
+    archive.jobs.push("count", "1.2.3")
+    assert archive.jobs.claim("w", claim_s=3600, max_attempts=2) is not None
+    done = []
+    worker = Worker(archive, settings, "w", managed(plugin("count", lambda task: done.append(task.job.attempts))))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    while not done and thread.is_alive():
+        thread.join(0.05)
+    worker.stop()
+    thread.join(30)
+    assert done == [2]
+
+
+def test_a_series_that_was_deleted_meanwhile_fails_in_one_sentence(archive, stored, settings):
+    from index.keys import Level
+
+    archive.delete(Level.SERIES, stored.series_instance_uid)
+    Worker(archive, settings, "w", managed()).run_until_idle()
+    (failed,) = archive.jobs.recent(states=("failed",))
+    assert failed.error == f"no series {stored.series_instance_uid}"
+
+
+def test_two_plug_ins_cannot_do_the_same_kind():
+    plugins = managed(plugin("count", print), plugin("count", print))
+    with pytest.raises(ValueError, match="two plug-ins offer the job kind 'count'"):
+        manager.job_functions(plugins)
+
+
+def test_the_built_in_plug_ins_use_the_same_hooks():
+    plugins = manager.load_plugins()
+    assert {name for name, _ in plugins.list_name_plugin()} >= set(manager.BUILT_IN)
+    assert set(manager.job_functions(plugins)) == {"reconstruct", "segment", "embed", "adopt_encoder"}
+
+
+def test_every_hook_is_documented():
+    hooks = [getattr(hookspecs, name) for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), "tharsis_spec")]
+    assert len(hooks) == 3
+    for hook in hooks:
+        assert hook.__doc__, hook.__name__
+        assert hook.__doc__.strip().count("\n") >= 2, f"{hook.__name__}: say when it is asked and what it may answer"
+
+
+def test_a_new_encoder_is_adopted_and_the_old_one_answers_meanwhile(archive, stored, settings, monkeypatch):
+    from index import embeddings
+    from plugins import embedding
+
+    Worker(archive, settings, "w", managed(embedding)).run_until_idle()
+    first = embeddings.active_model(archive)
+    real = embedding.encoder()
+    newer = SimpleNamespace(model_id="texture-2-000000000000", dimension=real.dimension, encode=real.encode)
+    monkeypatch.setattr(embedding, "encoder", lambda: newer)
+    embedding.worker_started(archive, settings)
+    assert embeddings.active_model(archive) == first
+    Worker(archive, settings, "w", managed(embedding)).run_until_idle()
+    active = embeddings.active_model(archive)
+    assert active is not None
+    assert active.model_id == newer.model_id
+    counted = archive.database.execute("SELECT model_id, count(*) FROM embedding GROUP BY 1").fetchall()
+    assert dict(counted) == {first.model_id: 2, newer.model_id: 2}
