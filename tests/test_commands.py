@@ -1,0 +1,175 @@
+"""The command line: what scripts rely on — exit codes, JSON, one sentence for each mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+NOBODY = "NOBODY@127.0.0.1:1"  # port 1: nobody listens there
+
+
+def one_sentence(text: str) -> bool:
+    """Whether an error is told in one line, which a progress bar that did not get anywhere may precede."""
+    lines = [line for line in text.strip().splitlines() if not re.search(r"\d:\d\d:\d\d$", line)]
+    return len(lines) == 1 and lines[0].startswith("tharsis: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["status", "--data", "nowhere"], FAILED, "no data folder of a node"),
+        (["jobs", "list", "--data", "nowhere"], FAILED, "no data folder of a node"),
+        (["send", __file__, "--peer", "not a peer"], USAGE, "AET@HOST:PORT"),
+        (["send", __file__, "--peer", "A@b:99999"], USAGE, "AET@HOST:PORT"),
+        (["find", "--peer", NOBODY], UNREACHABLE, "cannot reach NOBODY"),
+        (["find", "NoKeyword=1", "--peer", NOBODY], USAGE, "'NoKeyword' is no DICOM keyword"),
+        (["similar", "--peer", NOBODY], USAGE, "exactly one of"),
+        (["similar", "--series", "1.2", "--peer", NOBODY], UNREACHABLE, "cannot reach NOBODY"),
+        (["simulate-scan"], USAGE, "where the scan goes"),
+        (["simulate-scan", "--phantom", "unicorn", "--out", "x"], USAGE, "there is no phantom 'unicorn'"),
+        (["simulate-scan", "--thresholds", "30,20", "--out", "x"], USAGE, "thresholds that ascend"),
+        (["reconstruct", "1.2.3", "--data", "nowhere"], FAILED, "1.2.3 is no folder"),
+        (["reconstruct", "."], USAGE, "--out"),
+        (["reconstruct", ".", "--out", "x"], FAILED, "no instances"),
+        (["serve", "--config", "absent.toml"], USAGE, "cannot read the settings file absent.toml"),
+        (["serve", "--aet", "FAR_TOO_LONG_A_TITLE"], USAGE, "16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_told_in_one_sentence(tharsis, tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    told = tharsis(*arguments)
+    assert told.returncode == code, told.stderr
+    assert said in told.stderr
+    assert one_sentence(told.stderr), told.stderr
+
+
+def test_every_command_teaches(tharsis):
+    listed = re.findall(r"^│ ([a-z-]+) ", tharsis("--help").stdout, re.MULTILINE)
+    asking = ["send", "find", "similar"]
+    expected = ["serve", "demo", "simulate-scan", "import", "reconstruct", "jobs", "status", "check", *asking]
+    assert set(expected) <= set(listed)
+    for command in expected:
+        shown = tharsis(command, "--help")
+        assert shown.returncode == DONE
+        assert len(shown.stdout.splitlines()) > 6, command
+
+
+def test_check_finds_everything_in_place_and_prints_the_manual(tharsis, tmp_path):
+    findings = json.loads(tharsis("check", "--data", tmp_path / "data", "--json").stdout)
+    assert {"package index", "package scp", "package commands"} <= {finding["what"] for finding in findings}
+    bad = [finding for finding in findings if not finding["good"]]
+    assert all(finding["what"].startswith("port") for finding in bad), bad
+    manual = tmp_path / "my.toml"
+    manual.write_text(tharsis("check", "--defaults").stdout, encoding="utf-8")
+    assert tharsis("check", "--config", manual, "--data", tmp_path / "data", "--json").returncode in (DONE, FAILED)
+
+
+def test_a_package_that_shadows_ours_is_found(tharsis, tmp_path, monkeypatch):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(tharsis("check", "--json").stdout)[1]["good"], "the working folder is not on the path"
+
+
+def test_import_takes_folders_and_says_what_it_could_not_take(tharsis, make_file, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in (1, 2):
+        make_file(number).rename(folder / f"{number}.dcm")
+    make_file(3, StudyInstanceUID=None).rename(folder / "3.dcm")
+    (folder / "notes.txt").write_text("not DICOM")
+    (folder / "empty.dcm").touch()
+    told = tharsis("import", folder, "--data", tmp_path / "data", "--json")
+    assert told.returncode == FAILED
+    result = json.loads(told.stdout)
+    assert result["outcomes"] == {"stored": 2, "refused": 1, "not DICOM": 2}
+    assert result["refused"][0]["reason"] == "StudyInstanceUID is missing or empty"
+    again = tharsis("import", folder / "1.dcm", folder / "2.dcm", "--data", tmp_path / "data", "--json")
+    assert again.returncode == DONE
+    assert json.loads(again.stdout)["outcomes"] == {"duplicate": 2}
+    assert json.loads(tharsis("status", "--data", tmp_path / "data", "--json").stdout)["instances"] == 2
+
+
+def test_send_and_find_over_the_network(tharsis, serve, make_file):
+    node = serve()
+    peer = f"THARSIS@127.0.0.1:{node.port}"
+    sent = tharsis("send", make_file(1), make_file(2), make_file(3, StudyInstanceUID=None), "--peer", peer, "--json")
+    assert sent.returncode == FAILED
+    assert json.loads(sent.stdout)["sent"] == 2
+    (refused,) = json.loads(sent.stdout)["refused"]
+    assert "A900" in refused["reason"]
+    found = tharsis("find", "PatientName=DOE*", "--peer", peer, "--json")
+    assert json.loads(found.stdout)[0]["PatientName"] == "Doe^Jane"
+    assert "0 found" in tharsis("find", "PatientName=roe*", "--peer", peer).stdout
+
+
+def test_similar_needs_the_right_and_then_ranks(tharsis, serve, wait_until, make_file, make_dataset):
+    node = serve(settle_time_s=0.1, more='[[application_entities]]\ntitle = "ASKER"\nrights = ["similar"]\n')
+    peer = f"THARSIS@127.0.0.1:{node.port}"
+    noise = np.random.default_rng(5)
+    files = []
+    for series in (1, 2, 3):
+        image = noise.integers(0, 1000, (8, 8), dtype=np.uint16).tobytes()
+        files.append(make_file(series, SeriesInstanceUID=f"1.2.3.{series}", PixelData=image))
+    assert tharsis("send", *files, "--peer", peer).returncode == DONE
+    wait_until(lambda: node.jobs() == {"done": 6})
+    refused = tharsis("similar", "--series", "1.2.3.1", "--peer", peer)
+    assert refused.returncode == FAILED
+    assert "0124" in refused.stderr
+    answers = json.loads(tharsis("similar", "--series", "1.2.3.1", "--peer", peer, "--aet", "ASKER", "--json").stdout)
+    assert [answer["Rank"] for answer in answers] == ["1", "2"]
+    assert {answer["SeriesInstanceUID"] for answer in answers} == {"1.2.3.2", "1.2.3.3"}
+
+
+@pytest.mark.slow
+def test_a_scan_is_reconstructed_offline_from_a_folder_and_from_an_archive(tharsis, tmp_path):
+    scan, out, data = tmp_path / "scan", tmp_path / "ct", tmp_path / "data"
+    size = ["--views", 24, "--rows", 20, "--columns", 24]
+    assert tharsis("simulate-scan", "--phantom", "plaque", *size, "--out", scan).returncode == DONE
+    done = tharsis("reconstruct", scan, "--out", out)
+    assert done.returncode == DONE, done.stderr
+    assert sorted(folder.name for folder in out.iterdir()) == ["bin1", "bin2", "bin3", "bin4"]
+    first = pydicom.dcmread(next((out / "bin1").iterdir()))
+    assert first.Modality == "CT"
+    assert tharsis("import", scan, "--data", data).returncode == DONE
+    uid = str(pydicom.dcmread(next(scan.iterdir()), stop_before_pixels=True).SeriesInstanceUID)
+    done = tharsis("reconstruct", uid, "--data", data)
+    assert done.returncode == DONE, done.stderr
+    told = json.loads(tharsis("status", "--data", data, "--json").stdout)
+    assert told["series"] == 6, "projections, four energy bins, a segmentation"
+    (next(iter(sorted(scan.iterdir())))).unlink()
+    missing = tharsis("reconstruct", scan, "--out", out)
+    assert missing.returncode == FAILED
+    assert "7 of 8" in missing.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_runs_whole_and_draws(tharsis, tmp_path):
+    done = tharsis("demo", "--folder", tmp_path / "demo", "--views", 36, "--columns", 40, timeout=600)
+    assert done.returncode == DONE, done.stderr
+    assert "the same neighbours in the same order" in done.stdout
+    ranks = re.findall(r"│\s+1 │ (\d\.\d{3}) │ (\S+)", done.stdout)
+    assert ranks[0][1] == "Phantom^MouseThighAgain"
+    pictures = sorted((tmp_path / "demo" / "pictures").glob("*.png"))
+    assert [picture.stem for picture in pictures] == ["neighbours", "projections", "reconstructions", "segments"]
+    for picture in pictures:
+        assert np.asarray(Image.open(picture).convert("L")).std() > 10, f"{picture.name} shows nothing"
+    assert not (tmp_path / "demo" / "data" / "node.json").exists(), "the node was left running"
+
+
+def test_the_demo_touches_no_folder_that_is_not_its_own(tharsis, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    told = tharsis("demo", "--folder", mine)
+    assert told.returncode == FAILED
+    assert one_sentence(told.stderr)
+    assert Path(mine / "thesis.txt").read_text() == "years of work"
