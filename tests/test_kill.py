@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from scp.errors import PeerError
 from scp.part10 import read_object
 
 ROUNDS = 5
+BATCH = 240
 
 
 def data_set_bytes(path: Path) -> bytes:
@@ -34,23 +36,25 @@ def listed_instances(node, study: str, series: str) -> list[str]:
 def test_what_was_answered_with_success_survives_kills_at_random_moments(serve, make_file):
     dice = random.Random(20261120)
     node = serve(settle_time_s=0.1)
-    files = [make_file(number, ImageComments="x" * 10_000) for number in range(1, 301)]
+    files = [make_file(number, ImageComments="x" * 10_000) for number in range(1, ROUNDS * BATCH + 1)]
     answered: list[Path] = []
     for round_number in range(ROUNDS):
-        batch = files[round_number * 60 : (round_number + 1) * 60]
-        stop_after = dice.randrange(1, len(batch) - 1)
+        batch = files[round_number * BATCH : (round_number + 1) * BATCH]
+        killer = threading.Timer(dice.uniform(0.05, 0.6), node.kill)
         sending = client.send(node.peer, batch, Requestor())
         try:
-            for number, sent in enumerate(sending, start=1):
+            for number, sent in enumerate(sending):
                 assert sent.status is not None
                 assert sent.status.is_success, sent.error
                 answered.append(sent.path)
-                if number == stop_after:
-                    node.kill()
+                if number == 0:
+                    killer.start()
         except PeerError:
             pass  # the node died under this association, as intended
         else:
-            pytest.fail("the node outlived the round")
+            pytest.fail("the node outlived the round: send more")
+        finally:
+            killer.join()
         node.start()
         first = dcmread(batch[0], stop_before_pixels=True)
         listed = listed_instances(node, first.StudyInstanceUID, first.SeriesInstanceUID)

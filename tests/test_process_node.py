@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from index.archive import Archive
+
 
 def test_it_answers_stores_and_finds(serve, dcmtk, make_file):
     node = serve()
@@ -31,6 +33,21 @@ def test_it_stops_cleanly_and_leaves_no_process(serve, number):
     assert node.wait() == 0
     assert not node.alive(processes.values())
     assert not (node.data / "node.json").exists()
+
+
+@pytest.mark.slow
+def test_a_job_that_is_running_at_sigterm_goes_back_to_the_queue(serve, tharsis, wait_until, tmp_path):
+    node = serve(settle_time_s=0.1)
+    size = ["--views", 120, "--rows", 72, "--columns", 96]
+    sent = tharsis("simulate-scan", "--phantom", "plaque", *size, "--peer", f"THARSIS@127.0.0.1:{node.port}")
+    assert sent.returncode == 0, sent.stderr
+    archive = Archive(node.data)
+    wait_until(lambda: any(job.kind == "reconstruct" for job in archive.jobs.recent(states=("running",))))
+    os.kill(node.processes()["supervisor"], signal.SIGTERM)
+    assert node.wait() == 0
+    assert not archive.jobs.recent(states=("running",))
+    (job,) = [job for job in archive.jobs.recent(states=("queued",)) if job.kind == "reconstruct"]
+    assert job.attempts == 0, "being stopped is no failed attempt"
 
 
 @pytest.mark.parametrize("name", ["network", "worker-1"])
