@@ -79,6 +79,7 @@ def echo(peer: Peer, requestor: Requestor) -> float:
     """Send a C-ECHO; return the seconds from the request to its answer."""
     with _open(peer, [Proposal(VERIFICATION, (str(ImplicitVRLittleEndian),))], requestor) as link:
         started = time.monotonic()
+        transport.hold(link.assoc)
         status = link.assoc.send_c_echo()
         _require_answer(status, peer)
         if status.Status != 0:
@@ -122,6 +123,7 @@ def _send_part(
 def find(peer: Peer, identifier: Dataset, sop_class_uid: str, requestor: Requestor) -> Iterator[Dataset]:
     """Send a C-FIND and yield the Identifier of each match; a final failure raises `RequestFailed`."""
     with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES)], requestor) as link:
+        transport.hold(link.assoc)
         for status, match in link.assoc.send_c_find(identifier, sop_class_uid):
             _require_answer(status, peer)
             answer = status_of_response(status)
@@ -136,6 +138,7 @@ def move(
 ) -> Iterator[Answer]:
     """Send a C-MOVE to the AE title `destination` and yield every response; the last one is final."""
     with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES)], requestor) as link:
+        transport.hold(link.assoc)
         yield from _answers(link.assoc.send_c_move(identifier, destination, sop_class_uid), peer)
 
 
@@ -175,6 +178,7 @@ def get(
         return Reception(new_file, peer.title)
 
     with _open(peer, proposals, requestor, reception=reception, on_store=keep) as link:
+        transport.hold(link.assoc)
         yield from _answers(link.assoc.send_c_get(identifier, sop_class_uid), peer)
 
 

@@ -90,6 +90,7 @@ class Link:
     def release(self) -> None:
         """End the association in order; nothing happens when it is gone already."""
         if self.is_open:
+            transport.hold(self.assoc)
             self.assoc.release()
 
     def abort(self) -> None:

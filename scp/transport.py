@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from pynetdicom.service_class import ServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from scp.checkpoint import Checkpoint
 from scp.errors import AssociationLost
 from scp.messages import Originator, Priority
 from scp.reception import ReceivedFile, Reception
@@ -214,6 +216,7 @@ def prepare(
     """
     assoc.dimse = _FileReceivingProvider(assoc, reception, refuse)
     assoc.dul.to_provider_queue = BoundedQueue(assoc.dul)
+    assoc._reactor_checkpoint = Checkpoint()  # type: ignore[assignment]
     wrapped = assoc.dul.socket
     if wrapped is not None and wrapped.socket is not None:
         wrapped.socket.settimeout(network_timeout_s)
@@ -299,7 +302,7 @@ def send_store(assoc: Association, command: StoreCommand, data: bytes | tuple[Pa
         request.DataSet = BytesIO(data)
     else:
         request._dataset_path = data
-    _pause_reactor(assoc)
+    hold(assoc)
     try:
         assoc.dimse.send_msg(request, command.context_id)
         _, response = assoc.dimse.get_msg(block=True)
@@ -312,8 +315,12 @@ def send_store(assoc: Association, command: StoreCommand, data: bytes | tuple[Pa
     return response
 
 
-def _pause_reactor(assoc: Association) -> None:
-    """Keep the association's own loop from taking the response off the queue."""
-    assoc._reactor_checkpoint.clear()
-    while not assoc._is_paused and assoc.is_alive():
-        time.sleep(0.0001)
+def hold(assoc: Association) -> None:
+    """Keep the association's own loop from taking responses off the queue, until its checkpoint is set again.
+
+    pynetdicom's ``send_*`` methods set it when they are done; call this before them. Within that loop, where a C-GET
+    sends its sub-operations, there is nothing to stop.
+    """
+    checkpoint: object = assoc._reactor_checkpoint
+    if isinstance(checkpoint, Checkpoint) and threading.current_thread() is not assoc:
+        checkpoint.stop_the_loop(assoc.is_alive)
