@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from commands.console import FAILED, ConfigOption, DataOption, JsonOption, fail,
 from commands.console import settings_from as _settings_from
 from commands.supervisor import read_state
 from index.archive import Archive
-from index.errors import ArchiveError, InstanceConflict, NotFound
+from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
 from index.files import is_part10
 
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
@@ -37,7 +38,7 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
         return
     node = facts["node"]
     running = f"{node['aet']} on {node['host']}:{node['port']} (process {node['pid']})" if node else "not running"
-    table = Table(title=f"Archive in {archive.data}", show_header=False)
+    table = Table(title=escape(f"Archive in {archive.data}"), show_header=False)
     table.add_row("node", running)
     for name in ("patients", "studies", "series", "instances"):
         table.add_row(name, f"{facts[name]:,}")
@@ -95,21 +96,21 @@ def list_jobs(
 @jobs_app.command("retry")
 def retry(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
     """Run a job that has ended once more."""
-    _on_job(_open(config, data), "retry", number)
+    _told(_open(config, data).jobs.retry, number, "is queued again")
 
 
 @jobs_app.command("cancel")
 def cancel(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
     """Cancel a job that is queued or running."""
-    _on_job(_open(config, data), "cancel", number)
+    _told(_open(config, data).jobs.cancel, number, "is cancelled")
 
 
-def _on_job(archive: Archive, action: str, number: int) -> None:
+def _told(action: Callable[[int], None], number: int, done: str) -> None:
     try:
-        getattr(archive.jobs, action)(number)
-    except NotFound as error:
+        action(number)
+    except (NotFound, WrongState) as error:
         fail(str(error))
-    out.print(f"job {number}: {action} noted")
+    out.print(f"job {number} {done}", highlight=False)
 
 
 def import_files(

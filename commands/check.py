@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from commands.console import FAILED, ConfigOption, DataOption, JsonOption, out, print_json, settings_from
@@ -55,7 +56,8 @@ def check(
     else:
         table = Table("", "check", "found")
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.good else "[bold red]no[/]", finding.what, finding.detail)
+            mark = "[green]ok[/]" if finding.good else "[bold red]no[/]"
+            table.add_row(mark, escape(finding.what), escape(finding.detail))
         out.print(table)
     if not all(finding.good for finding in findings):
         raise typer.Exit(FAILED)
@@ -64,11 +66,14 @@ def check(
 def _names() -> Iterator[Finding]:
     """The packages have plain names: another package of one of these names would be imported in their place."""
     home = Path(__file__).resolve().parent.parent
+    distributions = metadata.packages_distributions()
     for name in TOP_LEVEL_NAMES:
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        good = origin is not None and origin.is_relative_to(home)
-        yield Finding(f"package {name}", good, str(origin) if good else f"shadowed by {origin}")
+        others = set(distributions.get(name, [])) - {"tharsis"}
+        good = origin is not None and origin.is_relative_to(home) and not others
+        shadow = f"also in {', '.join(sorted(others))}" if others else f"shadowed by {origin}"
+        yield Finding(f"package {name}", good, str(origin) if good else shadow)
 
 
 def _port(settings: Settings) -> Finding:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from config.settings import Settings, SettingsError, load_settings
@@ -33,7 +34,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 def fail(sentence: str, code: int = FAILED) -> NoReturn:
     """Print one sentence on standard error and end the command."""
-    err.print(f"[bold red]tharsis:[/] {sentence}", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]tharsis:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from config import logs
 from config.settings import Settings
@@ -22,20 +23,34 @@ from index.archive import Archive
 logger = logging.getLogger(__name__)
 
 
+_ORPHAN_GRACE_S = 5.0
+"""A process whose supervisor is gone ends after this at the latest, seconds: the next start waits for it."""
+
+
 def main(role: str, name: str) -> None:
     """Run as `role` (``network`` or ``worker``) until told to stop."""
     settings = Settings.model_validate_json(sys.stdin.readline())
+    supervisor = _take_standard_output()
     logs.configure(settings.logs.level, name)
     archive = Archive.from_settings(settings.archive)
     run = _network if role == "network" else _worker
-    run(archive, settings, name)
+    run(archive, settings, name, supervisor)
     # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
     logging.shutdown()
-    sys.stdout.flush()
     os._exit(0)
 
 
-def _network(archive: Archive, settings: Settings, _name: str) -> None:
+def _take_standard_output() -> TextIO:
+    """Keep standard output for the supervisor, and let whatever else prints write to standard error.
+
+    The supervisor reads one line. A plug-in that prints more than the pipe holds would wait for it for ever.
+    """
+    supervisor = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return supervisor
+
+
+def _network(archive: Archive, settings: Settings, _name: str, supervisor: TextIO) -> None:
     from index.similarity import Similarity
     from scp.server import Server
 
@@ -43,22 +58,22 @@ def _network(archive: Archive, settings: Settings, _name: str) -> None:
     try:
         server.start()
     except OSError as error:
-        _tell({"error": f"cannot listen on {settings.scp.host}:{settings.scp.port}: {error.strerror}"})
+        _tell(supervisor, {"error": f"cannot listen on {settings.scp.host}:{settings.scp.port}: {error.strerror}"})
         sys.exit(1)
     stop = threading.Event()
     _on_stop(stop.set)
-    _tell({"ready": True, "port": server.port})
+    _tell(supervisor, {"ready": True, "port": server.port})
     stop.wait()
     server.stop(settings.scp.stop_grace_s)
 
 
-def _worker(archive: Archive, settings: Settings, name: str) -> None:
+def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
     from plugins.worker import Worker  # numba, highdicom: never in the network process
 
     os.nice(settings.jobs.nice)
     worker = Worker(archive, settings, name)
     _on_stop(worker.stop)
-    _tell({"ready": True})
+    _tell(supervisor, {"ready": True})
     worker.run()
 
 
@@ -71,14 +86,16 @@ def _on_stop(stop: Callable[[], None]) -> None:
         sys.stdin.read()
         logger.info("the supervisor is gone: stopping")
         stop()
+        time.sleep(_ORPHAN_GRACE_S)
+        os._exit(1)
 
     threading.Thread(target=wait_for_supervisor, name="lifeline", daemon=True).start()
 
 
-def _tell(facts: dict[str, Any]) -> None:
+def _tell(supervisor: TextIO, facts: dict[str, Any]) -> None:
     """Tell the supervisor that this process is ready, or why it cannot be."""
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
+    supervisor.write(json.dumps(facts) + "\n")
+    supervisor.flush()
 
 
 if __name__ == "__main__":

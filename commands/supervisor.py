@@ -30,7 +30,9 @@ _LOCK_FILE = "node.lock"
 _START_S = 60.0
 """A process that is not ready by then has failed to start, seconds."""
 
-_LOCK_WAIT_S = 10.0
+_LOCK_WAIT_S = 15.0
+"""Longer than the processes of a node that was killed take to end."""
+
 _RESTART_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Wait before each restart of a process that keeps dying; one that ran a minute starts at the front again."""
 
@@ -87,7 +89,7 @@ class Supervisor:
         """
         self._take_lock()
         try:
-            self._tidy_after_crash()
+            self._tidy()
             for process in self._processes:
                 self._launch(process)
                 self._await_ready(process)
@@ -151,16 +153,16 @@ class Supervisor:
             else:
                 return
 
-    def _tidy_after_crash(self) -> None:
-        """Remove what a run that was killed left half-done: nothing of it was ever acknowledged or found."""
-        if not (self._data / STATE_FILE).exists():
-            return
+    def _tidy(self) -> None:
+        """Remove what the last run left half-done: nothing of it was ever acknowledged or found."""
         archive = Archive.from_settings(self._settings.archive)
-        received, unknown = archive.clear_incoming(), archive.remove_orphans()
+        received = archive.clear_incoming()
+        if (self._data / STATE_FILE).exists():
+            unknown = archive.remove_orphans()
+            logger.warning(
+                "the last run did not stop cleanly: %d half-received and %d unfinished files removed", received, unknown
+            )
         archive.close()
-        logger.warning(
-            "the last run did not stop cleanly: %d half-received and %d unfinished files removed", received, unknown
-        )
 
     def _launch(self, process: _Process) -> None:
         process.ready.clear()
@@ -244,10 +246,15 @@ def _how_it_ended(status: int) -> str:
 
 def read_state(data: Path) -> dict[str, object] | None:
     """Return what a running node says of itself, or None when no node runs on the data folder."""
-    path = data / STATE_FILE
     try:
-        state: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-        os.kill(int(str(state["pid"])), 0)
-    except (OSError, ValueError, KeyError):
+        with (data / _LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:  # a node holds it
+        try:
+            state: dict[str, object] = json.loads((data / STATE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # it is just starting or stopping
+            return None
+        return state
+    except OSError:  # there has never been one
         return None
-    return state
+    return None

@@ -8,6 +8,7 @@
     ├── OutOfSpace             less than the reserve is free; nothing was written
     ├── InvalidIdentifier      a query that the information model does not allow
     ├── NotFound               no such patient, study, series, instance, job
+    ├── WrongState             a job that cannot be retried or cancelled in the state that it is in
     └── SimilarityError
         ├── UnknownQuery       the query's image or series is not in the archive
         ├── NotEmbedded        it is in the archive, but has no embedding yet
@@ -46,6 +47,10 @@ class InvalidIdentifier(ArchiveError):
 
 class NotFound(ArchiveError):
     """What was named does not exist."""
+
+
+class WrongState(ArchiveError):
+    """A job is not in a state in which what was asked can be done."""
 
 
 class SimilarityError(ArchiveError):

@@ -18,7 +18,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from index.database import Connections
-from index.errors import NotFound
+from index.errors import NotFound, WrongState
 
 SERIES_STABLE = "series_stable"
 _LONGEST_DELAY_S = 3600.0
@@ -59,8 +59,8 @@ def push(
     parameters: Mapping[str, Any] | None = None,
     *,
     not_before: float | None = None,
-) -> None:
-    """Queue a job inside the caller's transaction; one that is queued already gets the new date.
+) -> int:
+    """Queue a job inside the caller's transaction and return its number; one that is queued already gets the new date.
 
     Parameters
     ----------
@@ -68,12 +68,13 @@ def push(
         Seconds since the epoch before which no worker takes it; now when None.
     """
     now = time.time()
-    database.execute(
+    rows = database.execute(
         "INSERT INTO job (kind, subject, parameters, not_before, created) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (kind, subject, parameters) WHERE state = 'queued' "
-        "DO UPDATE SET not_before = excluded.not_before, attempts = 0, error = ''",
+        "DO UPDATE SET not_before = excluded.not_before, attempts = 0, error = '' RETURNING id",
         (kind, subject, json.dumps(parameters or {}, sort_keys=True), now if not_before is None else not_before, now),
     )
+    return int(rows.fetchone()[0])
 
 
 class JobQueue:
@@ -96,10 +97,10 @@ class JobQueue:
         parameters: Mapping[str, Any] | None = None,
         *,
         not_before: float | None = None,
-    ) -> None:
+    ) -> int:
         """Queue a job in a transaction of its own; see `push`."""
         with self._transaction() as database:
-            push(database, kind, subject, parameters, not_before=not_before)
+            return push(database, kind, subject, parameters, not_before=not_before)
 
     def claim(self, worker: str, *, claim_s: float, max_attempts: int) -> Job | None:
         """Take the job that has been due longest, or None when nothing is due.
@@ -213,7 +214,7 @@ class JobQueue:
         """Queue a failed, cancelled or finished job again, now, with a fresh count of attempts."""
         job = self.get(number)
         if job.state in ("queued", "running"):
-            raise NotFound(f"job {number} is {job.state}: only a job that has ended can be retried")
+            raise WrongState(f"job {number} is {job.state}: only a job that has ended can be retried")
         self.push(job.kind, job.subject, job.parameters)
 
     def cancel(self, number: int) -> None:
@@ -224,7 +225,7 @@ class JobQueue:
         """
         job = self.get(number)
         if job.state not in ("queued", "running"):
-            raise NotFound(f"job {number} is {job.state}: only a queued or running job can be cancelled")
+            raise WrongState(f"job {number} is {job.state}: only a queued or running job can be cancelled")
         with self._transaction() as database:
             _finish(database, number, "cancelled", "cancelled by the user", keep_claim=True)
 

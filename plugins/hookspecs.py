@@ -1,7 +1,7 @@
 """The hooks: what a plug-in is asked, and when. The built-in plug-ins use exactly these.
 
-Both hooks run in a worker process, never in a network process. A plug-in that raises fails its own job, with its name
-in the message; the others go on.
+The hooks run in a worker process, never in a network process. A plug-in that raises is told by its name, in the job's
+error or in the log; the others are asked all the same.
 """
 
 from __future__ import annotations

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
 from plugins import embedding, hookspecs, reconstruction
 from plugins.hookspecs import JobFunction
 from plugins.segmentation import plugin as segmentation
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "tharsis.plugins"
 """Installed packages register their plug-in modules under this entry point group."""
@@ -27,9 +32,29 @@ def load_plugins() -> pluggy.PluginManager:
     manager.add_hookspecs(hookspecs)
     for name, module in BUILT_IN.items():
         manager.register(module, name)
-    manager.load_setuptools_entrypoints(ENTRY_POINT_GROUP)
-    manager.check_pending()
+    for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            manager.register(entry_point.load(), entry_point.name)
+            manager.check_pending()
+        except Exception:  # somebody else's package: whatever is wrong with it, the node goes on without it
+            logger.exception("plug-in %s cannot be used", entry_point.name)
+            manager.unregister(name=entry_point.name)
     return manager
+
+
+def ask_each(manager: pluggy.PluginManager, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
+    """Ask one plug-in after the other and yield (its name, its answer or the exception that it raised).
+
+    Unlike a plain hook call, one that raises does not keep the others from being asked.
+    """
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        try:
+            answer = implementation.function(**{name: arguments[name] for name in implementation.argnames})
+        except Exception as error:  # its own fault, to be told with its name
+            logger.exception("plug-in %s: %s failed", implementation.plugin_name, hook)
+            yield implementation.plugin_name, error
+        else:
+            yield implementation.plugin_name, answer
 
 
 def job_functions(manager: pluggy.PluginManager) -> dict[str, JobFunction]:

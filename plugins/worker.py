@@ -7,6 +7,7 @@ gives its job back; a worker that dies loses its claim when it is started again,
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -21,8 +22,8 @@ from index.errors import NotFound
 from index.jobs import Job
 from index.keys import Level
 from plugins.hookspecs import JobFunction
-from plugins.manager import job_functions, load_plugins
-from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task
+from plugins.manager import ask_each, job_functions, load_plugins
+from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,9 @@ class Worker:
         freed = self._archive.jobs.free_claims_of(self._name, max_attempts=self._settings.jobs.max_attempts)
         if freed:
             logger.warning("%d job(s) of a worker that died go back to the queue", freed)
-        self._plugins.hook.worker_started(archive=self._archive, settings=self._settings)
+        for _ in ask_each(self._plugins, "worker_started", archive=self._archive, settings=self._settings):
+            if self._stop.is_set():
+                return
         while not self._stop.is_set():
             if not self.run_one():
                 self._stop.wait(_POLL_S)
@@ -129,12 +132,19 @@ class Worker:
     def _series_stable(self, task: Task) -> None:
         """Ask every plug-in what is to be done with the series, and queue it."""
         series = Series(task.archive, task.job.subject)
-        answers = self._plugins.hook.jobs_for_series(series=series, settings=self._settings)
-        wanted = [work for answer in answers for work in answer]
+        wanted: list[Work] = []
+        failures: list[str] = []
+        for name, answer in ask_each(self._plugins, "jobs_for_series", series=series, settings=self._settings):
+            if isinstance(answer, Exception):
+                failures.append(f"plug-in {name}: {type(answer).__name__}: {answer}")
+            else:
+                wanted += answer or []
         with task.archive.transaction() as database:
             changes.append(database, ChangeKind.STABLE, Level.SERIES, series.uid)
             for work in wanted:
                 jobs.push(database, work.kind, work.subject, work.parameters)
+        if failures:  # the others' jobs are queued all the same
+            raise CannotProceed("; ".join(failures))
 
 
 class _Claim:
@@ -166,8 +176,15 @@ class _Claim:
             raise Interrupted
 
     def _beat(self) -> None:
+        expires = time.monotonic() + self._claim_s
         while not self._over.wait(min(1.0, self._claim_s / 4)):
-            if not self._archive.jobs.renew(self._job, claim_s=self._claim_s, progress=self._fraction):
+            try:
+                held = self._archive.jobs.renew(self._job, claim_s=self._claim_s, progress=self._fraction)
+                expires = time.monotonic() + self._claim_s
+            except sqlite3.Error:  # a full disk or a long lock: the claim holds until it expires
+                logger.exception("the claim on job %d could not be renewed", self._job.id)
+                held = time.monotonic() < expires
+            if not held:
                 self._lost.set()
                 break
         self._archive.close()

@@ -205,6 +205,7 @@ class ServedNode:
         self.config.write_text(settings.replace("DATA", str(self.data)), encoding="utf-8")
         self.port = 0
         self._popen: subprocess.Popen[str] | None = None
+        self._archive: Archive | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-P", "-m", "tharsis", "serve", "--config", str(self.config)]
@@ -247,8 +248,8 @@ class ServedNode:
 
     def jobs(self) -> dict[str, int]:
         """Number of jobs by state."""
-        archive = Archive(self.data)
-        return dict(archive.database.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall())
+        self._archive = self._archive or Archive(self.data)
+        return dict(self._archive.database.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall())
 
     def kill(self) -> None:
         """Kill every process of the node at once, as a power cut would."""

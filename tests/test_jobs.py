@@ -14,7 +14,7 @@ import pytest
 
 from index import jobs
 from index.archive import Archive
-from index.errors import NotFound
+from index.errors import NotFound, WrongState
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIM = {"claim_s": 60.0, "max_attempts": 3}
@@ -231,7 +231,7 @@ def test_cancelling_a_queued_job(queue):
     (job,) = queue.recent()
     queue.cancel(job.id)
     assert queue.claim("w", **CLAIM) is None
-    with pytest.raises(NotFound, match="cancelled"):
+    with pytest.raises(WrongState, match="cancelled"):
         queue.cancel(job.id)
 
 
@@ -256,7 +256,7 @@ def test_cancelling_a_running_job_stops_it_before_anything_else_starts(worker_sa
 def test_only_a_job_that_has_ended_can_be_retried(queue):
     queue.push("a", "1", {"x": 1})
     running = queue.claim("w", **CLAIM)
-    with pytest.raises(NotFound, match="running"):
+    with pytest.raises(WrongState, match="running"):
         queue.retry(running.id)
     queue.fail(running, "no", **FAIL, permanent=True)
     queue.retry(running.id)

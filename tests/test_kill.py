@@ -73,7 +73,7 @@ def test_what_was_answered_with_success_survives_kills_at_random_moments(serve, 
 def test_a_scan_that_was_being_processed_is_finished_after_the_kill(serve, tharsis, wait_until, tmp_path, killed_in):
     node = serve(settle_time_s=0.2)
     scan = tmp_path / "scan"
-    made = tharsis("simulate-scan", "--phantom", "plaque", "--views", 48, "--rows", 40, "--columns", 48, "--out", scan)
+    made = tharsis("simulate-scan", "--phantom", "plaque", "--views", 48, "--rows", 72, "--columns", 96, "--out", scan)
     assert made.returncode == 0, made.stderr
     assert all(sent.is_stored for sent in client.send(node.peer, sorted(scan.iterdir()), Requestor()))
     archive = Archive(node.data)

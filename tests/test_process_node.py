@@ -69,6 +69,29 @@ def test_its_processes_end_when_the_supervisor_is_killed(serve, wait_until):
     wait_until(lambda: not node.alive(processes.values()))
 
 
+def test_a_worker_that_prints_a_lot_goes_on(serve, wait_until, tmp_path, monkeypatch):
+    """Nobody reads a process's standard output after its first line; 64 KiB would fill the pipe."""
+    chatty = tmp_path / "chatty"
+    chatty.mkdir()
+    (chatty / "chatty.py").write_text(
+        "from plugins.hookspecs import hookimpl\n"
+        "@hookimpl\n"
+        "def worker_started(archive, settings):\n"
+        "    print('x' * 1_000_000, flush=True)\n"
+        "    archive.jobs.push('chat', '1.2.3')\n"
+        "@hookimpl\n"
+        "def job_functions():\n"
+        "    return {'chat': lambda task: print('y' * 1_000_000, flush=True)}\n"
+    )
+    facts = chatty / "chatty-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: chatty\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text("[tharsis.plugins]\nchatty = chatty\n")
+    monkeypatch.setenv("PYTHONPATH", str(chatty))
+    node = serve()
+    wait_until(lambda: node.jobs() == {"done": 1})
+
+
 def test_a_second_node_on_the_same_data_is_refused_in_one_sentence(serve, tharsis):
     node = serve()
     second = tharsis("serve", "--config", node.config, "--port", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from types import ModuleType, SimpleNamespace
 
@@ -84,6 +85,36 @@ def test_a_plug_in_that_raises_fails_its_own_job_and_the_others_go_on(archive, s
     (failed,) = archive.jobs.recent(states=("failed",))
     assert failed.attempts == settings.jobs.max_attempts
     assert failed.error == "broken: ZeroDivisionError: oops"
+
+
+def test_a_plug_in_that_raises_when_asked_is_named_and_the_others_are_asked(archive, stored, settings):
+    done, rude = [], plugin("rude", print)
+
+    @hookimpl
+    def jobs_for_series(series, settings):
+        raise RuntimeError("no")
+
+    rude.jobs_for_series = jobs_for_series
+    Worker(archive, settings, "w", managed(rude, plugin("count", lambda task: done.append(1)))).run_until_idle()
+    assert done == [1]
+    (failed,) = archive.jobs.recent(states=("failed",))
+    assert failed.error == "plug-in plug-in 0: RuntimeError: no"
+
+
+def test_a_heartbeat_that_cannot_write_for_a_while_keeps_the_claim(archive, stored, settings, monkeypatch, wait_until):
+    tried = []
+
+    def full(*_arguments, **_keywords):
+        tried.append(1)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def patient(task):
+        monkeypatch.setattr(archive.jobs, "renew", full)
+        wait_until(lambda: len(tried) > 1)
+        task.progress(1.0)
+
+    Worker(archive, settings, "w", managed(plugin("patient", patient))).run_until_idle()
+    assert states(archive)["patient"] == "done"
 
 
 def test_what_cannot_proceed_is_not_tried_again(archive, stored, settings):
