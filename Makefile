@@ -8,7 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo serve test check peers clean
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check peers clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
 
 demo: $(VENV)/installed
 	$(BIN)/tharsis demo $(if $(KEEP),--keep)

@@ -6,12 +6,16 @@ The composition root: it puts the command line together. Each command imports wh
 
 from __future__ import annotations
 
-from typing import Annotated
+import sqlite3
+import sys
+import warnings
+from typing import Annotated, NoReturn
 
 import typer
 
 from commands.archive import import_files, jobs_app, status
 from commands.check import check
+from commands.console import FAILED
 from commands.demo import demo
 from commands.network import find, send, similar
 from commands.scans import reconstruct, simulate
@@ -67,8 +71,19 @@ app.command("similar", rich_help_panel="Asking a node, this one or any other")(s
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; what the system refuses (a file, a disk, a broken catalogue) is told in one sentence."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
+    try:
+        app()
+    except OSError as error:
+        _end(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except sqlite3.Error as error:
+        _end(f"the catalogue cannot be used: {error}")
+
+
+def _end(sentence: str) -> NoReturn:
+    sys.stderr.write(f"tharsis: {sentence}\n")
+    sys.exit(FAILED)
 
 
 if __name__ == "__main__":

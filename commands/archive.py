@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from commands.console import FAILED, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
+from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
 from commands.console import settings_from as _settings_from
 from commands.supervisor import read_state
 from index.archive import Archive
 from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
 from index.files import is_part10
+from index.jobs import STATES
 
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
 
@@ -76,17 +77,20 @@ def list_jobs(
     state: Annotated[
         list[str] | None, typer.Option(help="Only jobs in this state: queued, running, done, failed, cancelled.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="At most so many, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 50,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first."""
+    unknown = sorted(set(state or ()) - set(STATES))
+    if unknown:
+        fail(f"no job is ever {unknown[0]!r}; the states are {', '.join(STATES)}", USAGE)
     jobs = _open(config, data).jobs.recent(states=tuple(state or ()), limit=limit)
     if as_json:
         print_json([vars(job) for job in jobs])
         return
-    table = Table("job", "kind", "subject", "state", "progress", "attempts", "error")
+    table = Table("job", "kind", Column("subject", overflow="fold"), "state", "progress", "attempts", "error")
     for job in jobs:
         row = (str(job.id), job.kind, job.subject, job.state, f"{job.progress:.0%}", str(job.attempts), job.error)
         table.add_row(*(escape(cell) for cell in row))
@@ -105,12 +109,12 @@ def cancel(number: int, config: ConfigOption = None, data: DataOption = None) ->
     _told(_open(config, data).jobs.cancel, number, "is cancelled")
 
 
-def _told(action: Callable[[int], None], number: int, done: str) -> None:
+def _told(action: Callable[[int], int | None], number: int, done: str) -> None:
     try:
-        action(number)
+        new = action(number)
     except (NotFound, WrongState) as error:
         fail(str(error))
-    out.print(f"job {number} {done}", highlight=False)
+    out.print(f"job {number} {done}" + (f" as job {new}" if new else ""), highlight=False)
 
 
 def import_files(
@@ -132,17 +136,13 @@ def import_files(
     with progress_bar("Importing", len(files), quiet=as_json) as bar:
         for file in files:
             bar.advance()
-            if not is_part10(file):
-                outcomes["not DICOM"] += 1
-                continue
             try:
-                outcomes[archive.ingest(file).outcome.value] += 1
-            except InstanceConflict as error:
-                outcomes["conflict"] += 1
-                refused.append({"file": str(file), "reason": str(error)})
-            except ArchiveError as error:
-                outcomes["refused"] += 1
-                refused.append({"file": str(file), "reason": str(error)})
+                outcome = archive.ingest(file).outcome.value if is_part10(file) else "not DICOM"
+            except (ArchiveError, OSError) as error:
+                outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
+                reason = str(error.strerror) if isinstance(error, OSError) else str(error)
+                refused.append({"file": str(file), "reason": reason})
+            outcomes[outcome] += 1
     seconds = time.monotonic() - started
     if as_json:
         print_json({"outcomes": outcomes, "refused": refused, "seconds": round(seconds, 3)})

@@ -20,7 +20,7 @@ from commands.console import err, fail, out, progress_bar, settings_from
 from commands.demo_data import SCANS, Sample, real_images, simulate_sample
 from commands.demo_report import Report, show
 from commands.network import identifier_from, similarity_identifier
-from commands.supervisor import StartError, Supervisor
+from commands.supervisor import StartError, Supervisor, read_state
 from config import logs
 from config.settings import Settings, load_settings
 from index.archive import Archive
@@ -34,7 +34,8 @@ from scp.requestor import Peer
 from scp.server import Server
 
 _TITLE = "DEMO"
-_RECEIVER = "VIEWER"
+_RECEIVER = "DEMO_STORE"
+_VIEWER_PORT = 11113
 _MARK = ".tharsis-demo"
 _NEIGHBOURS = 5
 _WORK_S = 1800.0
@@ -76,6 +77,10 @@ def demo(
 
 
 def _prepare(folder: Path) -> None:
+    if read_state(folder / "data") is not None:
+        fail(f"the node of an earlier demo is still running in {folder}; stop it first, or choose another --folder")
+    if folder.is_file():
+        fail(f"{folder} is a file; choose another --folder")
     if folder.exists() and not (folder / _MARK).exists() and any(folder.iterdir()):
         fail(f"{folder} holds something that is not an earlier demo; choose another --folder")
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,7 +125,7 @@ def _node(folder: Path, receiver_port: int) -> Iterator[tuple[Settings, Peer]]:
         fail(str(error))
     signal.signal(signal.SIGTERM, _interrupt)
     watcher.start()
-    err.print(f"Node {settings.scp.aet} runs on port {supervisor.port}, data in {settings.archive.data}")
+    err.print(f"Node {settings.scp.aet} runs on port {supervisor.port}, data in {settings.archive.data}", markup=False)
     try:
         yield settings, Peer("127.0.0.1", supervisor.port, settings.scp.aet)
     finally:
@@ -152,11 +157,16 @@ rights = ["store", "find", "move", "similar"]
 title = "MARS"
 rights = ["store"]
 
-[[application_entities]]           # a viewer: C-MOVE reaches it here
-title = "VIEWER"
+[[application_entities]]           # the demo's own receiver
+title = "DEMO_STORE"
 host = "127.0.0.1"
 port = {port}
-rights = ["find", "move", "similar"]
+
+[[application_entities]]           # your viewer: C-MOVE reaches it here
+title = "VIEWER"
+host = "127.0.0.1"
+port = 11113
+rights = ["store", "find", "move", "similar"]
 """
 
 
@@ -295,17 +305,19 @@ def _draw(folder: Path, received: Archive, samples: list[Sample], report: Report
 def _leave_running(settings: Settings, peer: Peer, sample: Sample) -> None:
     out.print(
         f"""
-The node keeps running. Point a viewer (3D Slicer, Weasis, Horos, …) at it, calling it from AE title VIEWER or DEMO:
+The node keeps running. Point a viewer (3D Slicer, Weasis, Horos, …) at it. For C-MOVE give the viewer the AE title
+VIEWER and let it listen on port {_VIEWER_PORT}; for C-GET any port will do.
   AE title {peer.title}, host {peer.host}, port {peer.port}
   Similar cases: AE title {settings.scp.similarity_aet}, same host and port; search for Study ID  ~{sample.study}
 Or with DCMTK:
-  findscu -S -aet DEMO -aec {peer.title} {peer.host} {peer.port} -k QueryRetrieveLevel=STUDY \\
+  findscu -S -aet VIEWER -aec {peer.title} {peer.host} {peer.port} -k QueryRetrieveLevel=STUDY \\
           -k PatientName -k StudyInstanceUID
-  findscu -S -aet DEMO -aec {settings.scp.similarity_aet} {peer.host} {peer.port} -k QueryRetrieveLevel=STUDY \\
+  findscu -S -aet VIEWER -aec {settings.scp.similarity_aet} {peer.host} {peer.port} -k QueryRetrieveLevel=STUDY \\
           -k StudyID="~{sample.study}" -k StudyDescription -k PatientName -k StudyInstanceUID
 Ctrl-C stops it.""",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     try:
         threading.Event().wait()

@@ -34,7 +34,7 @@ def show(report: Report, pictures: list[Path], seconds: float) -> None:
     out.print(f"C-MOVE sent {report.moved} objects to the receiver in {report.moved_s:.0f} s.", highlight=False)
     out.print(f"\nDone in {seconds:.0f} s. Pictures to look at:", highlight=False)
     for picture in pictures:
-        out.print(f"  {picture}", highlight=False, soft_wrap=True)
+        out.print(f"  {picture}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _scans(report: Report) -> Table:
@@ -62,5 +62,5 @@ def _neighbours(report: Report) -> Table:
     table.add_column("Patient's Name", no_wrap=True)
     table.add_column("Study Description (second AE title)")
     for row in report.neighbours:
-        table.add_row(str(row["rank"]), f"{row['score']:.3f}", row["patient"], row["decorated"])
+        table.add_row(str(row["rank"]), f"{row['score']:.4f}", row["patient"], row["decorated"])
     return table

@@ -11,15 +11,16 @@ import typer
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from commands.archive import find_files
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, progress_bar
+from config.settings import ae_title
 from index.keys import UNIQUE_KEYS, Level
 from index.neighbours import Exclude
 from scp import client
 from scp.client import Requestor, SentFile
-from scp.contexts import SIMILARITY_FIND, STUDY_ROOT_FIND
+from scp.contexts import PATIENT_ROOT_FIND, SIMILARITY_FIND, STUDY_ROOT_FIND
 from scp.errors import PeerError
 from scp.private_elements import CREATOR, ELEMENTS, GROUP, dcmtk_dictionary, put_block
 from scp.requestor import Peer
@@ -29,7 +30,16 @@ _PEER = re.compile(r"(?P<title>[^@]{1,16})@(?P<host>[^:]+):(?P<port>\d{1,5})")
 PeerOption = Annotated[
     str, typer.Option("--peer", metavar="AET@HOST:PORT", help="Whom to call.", envvar="THARSIS_PEER")
 ]
-TitleOption = Annotated[str, typer.Option("--aet", help="Our own AE title, as the peer knows it.")]
+def _checked_title(title: str) -> str:
+    try:
+        return ae_title(title)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+TitleOption = Annotated[
+    str, typer.Option("--aet", callback=_checked_title, help="Our own AE title, as the peer knows it.")
+]
 DEFAULT_PEER = "THARSIS@127.0.0.1:11112"
 DEFAULT_TITLE = "THARSIS_CLI"
 
@@ -59,7 +69,8 @@ def send(
 ) -> None:
     """Send DICOM files with C-STORE, as they are.
 
-    A file that the peer refuses is named with its Status; the others go on, and the exit code is then 1.
+    A file that the peer refuses, or answers with a warning, is named with its Status; the others go on, and the exit
+    code is then 1.
     """
     target = peer_from(peer)
     files = find_files(paths)
@@ -74,7 +85,7 @@ def send(
         fail(str(error), UNREACHABLE)
     seconds = time.monotonic() - started
     troubled = [result for result in results if result.error]
-    stored = sum(result.is_stored for result in results)
+    stored = sum(result.status is not None and result.status.is_success for result in results)
     if as_json:
         print_json({
             "sent": stored,
@@ -85,7 +96,7 @@ def send(
         for item in troubled:
             out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
         out.print(f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s", highlight=False)
-    if stored < len(results):
+    if troubled:
         raise typer.Exit(FAILED)
 
 
@@ -99,20 +110,24 @@ def find(
     aet: TitleOption = DEFAULT_TITLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a node what it holds (C-FIND, Study Root).
+    """Ask a node what it holds (C-FIND, Study Root; Patient Root for patients).
 
     Examples:  tharsis find "PatientName=doe*"      tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
     """
     identifier = identifier_from(keys or [], level)
     try:
         matches = list(
-            client.find(peer_from(peer), identifier, STUDY_ROOT_FIND, Requestor(aet))
+            client.find(peer_from(peer), identifier, _find_model(level), Requestor(aet))
         )
     except client.RequestFailed as error:
         fail(str(error))
     except PeerError as error:
         fail(str(error), UNREACHABLE)
     print_answers(matches, [element.keyword for element in identifier if element.keyword], as_json=as_json)
+
+
+def _find_model(level: Level) -> str:
+    return PATIENT_ROOT_FIND if level is Level.PATIENT else STUDY_ROOT_FIND
 
 
 def identifier_from(keys: list[str], level: Level) -> Dataset:
@@ -141,7 +156,7 @@ def print_answers(
     if as_json:
         print_json(rows)
         return
-    table = Table(*(rows[0] if rows else wanted))
+    table = Table(*(Column(name, overflow="fold") for name in (rows[0] if rows else wanted)))
     for row in rows:
         table.add_row(*map(escape, row.values()))
     out.print(table)

@@ -86,7 +86,8 @@ def sheet(
             axes[number][0].set_ylabel(row_names[number], color=_TEXT, fontsize=9)
     figure.suptitle(title, color=_TEXT, fontsize=12)
     if legend:
-        handles = [Patch(color=SEGMENT_COLOURS[i % len(SEGMENT_COLOURS)], label=name) for i, name in enumerate(legend)]
+        colours = [SEGMENT_COLOURS[number % len(SEGMENT_COLOURS)] for number in range(len(legend))]
+        handles = [Patch(color=colour, label=name, alpha=0.8) for colour, name in zip(colours, legend, strict=True)]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False, labelcolor=_TEXT
         )
@@ -110,7 +111,7 @@ def _draw(axis: Axes, picture: Picture) -> None:
         colours = [SEGMENT_COLOURS[i % len(SEGMENT_COLOURS)] for i in range(highest)]
         shown = np.ma.masked_equal(picture.labels, 0)
         axis.imshow(
-            shown, cmap=ListedColormap(colours), vmin=0.5, vmax=highest + 0.5, alpha=0.45, interpolation="nearest"
+            shown, cmap=ListedColormap(colours), vmin=0.5, vmax=highest + 0.5, alpha=0.6, interpolation="nearest"
         )
     axis.set_title(picture.title, color=_TEXT, fontsize=8)
     if picture.subtitle:

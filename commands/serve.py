@@ -42,6 +42,7 @@ def serve(
         f"data in {Path(settings.archive.data).resolve()}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
     supervisor.run()
     out.print(f"{scp.aet} has stopped.")

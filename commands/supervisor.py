@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -155,7 +156,10 @@ class Supervisor:
 
     def _tidy(self) -> None:
         """Remove what the last run left half-done: nothing of it was ever acknowledged or found."""
-        archive = Archive.from_settings(self._settings.archive)
+        try:
+            archive = Archive.from_settings(self._settings.archive)
+        except sqlite3.Error as error:
+            raise StartError(f"the catalogue in {self._data} cannot be used: {error}") from error
         received = archive.clear_incoming()
         if (self._data / STATE_FILE).exists():
             unknown = archive.remove_orphans()

@@ -31,7 +31,8 @@ class SettingsError(ValueError):
     """The settings cannot be used; the message is one sentence for the person who wrote them."""
 
 
-def _ae_title(value: str) -> str:
+def ae_title(value: str) -> str:
+    """Return `value` without padding when it can be an AE title (PS3.5 table 6.2-1); else raises `ValueError`."""
     title = value.strip()
     if not _AE_TITLE.fullmatch(title):
         raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, got {value!r}")
@@ -39,14 +40,14 @@ def _ae_title(value: str) -> str:
 
 
 def _short_ae_title(value: str) -> str:
-    title = _ae_title(value)
+    title = ae_title(value)
     longest = 16 - len(SIMILARITY_SUFFIX)
     if len(title) > longest:
         raise ValueError(f"at most {longest} characters, so that {SIMILARITY_SUFFIX} fits behind, got {value!r}")
     return title
 
 
-AETitle = Annotated[str, AfterValidator(_ae_title)]
+AETitle = Annotated[str, AfterValidator(ae_title)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -291,8 +292,28 @@ def _split_if_list(section: str, key: str, value: str) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if is_set else value
 
 
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "frozen_set_type": "a list",
+    "tuple_type": "[[application_entities]], in double brackets",
+}
+
+
 def _one_sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+    sentences = []
+    for mistake in error.errors():
+        where = ".".join(str(part) for part in mistake["loc"])
+        expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
+        message = mistake["msg"].removeprefix("Value error, ")
+        if expected:
+            message = f"expected {expected}, got {mistake['input']!r}"
+        sentences.append(f"{where}: {message}" if where else message)
+    return "; ".join(sentences)

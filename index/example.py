@@ -58,7 +58,7 @@ def locate(database: Database, request: SimilarityRequest) -> tuple[int, ...]:
         (place.uid,),
     ).fetchall()
     if not rows:
-        raise UnknownQuery(f"no {place.table} {place.uid[:64]} here", element=place.keyword)
+        raise UnknownQuery(f"no such {place.table} here: {place.uid[:64]}", element=place.keyword)
     return tuple(row[0] for row in rows)
 
 
@@ -84,7 +84,7 @@ def find_example(database: Database, model: EmbeddingModel, request: SimilarityR
     parts = _stored(database, model.model_id, series, place, request.frame_number)
     if not parts:
         what = f"frame {request.frame_number} of " if request.frame_number is not None else ""
-        raise NotEmbedded(f"{what}{place.table} {place.uid[:64]} has no embedding (yet)", element=place.keyword)
+        raise NotEmbedded(f"not embedded (yet): {what}{place.table} {place.uid[:64]}", element=place.keyword)
     return Example(tuple(parts), series)
 
 

@@ -107,8 +107,10 @@ def _read(path: Path) -> tuple[str, str, dict[str, str]]:
             values[keyword] = values[keyword] or _uid(meta, f"MediaStorage{keyword}")
     except InvalidDicomError as error:
         raise InvalidInstance("not a DICOM Part 10 file") from error
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno is not None:  # the disk is at fault; without a number it is pydicom that came to the end
+            raise
+        raise InvalidInstance(f"unreadable data set: {error}"[:200]) from error
     except Exception as error:  # a parser fed with hostile bytes raises anything; the file is at fault, not the node
         raise InvalidInstance(f"unreadable data set: {type(error).__name__}: {error}"[:200]) from error
     return transfer_syntax, charset, values

@@ -21,6 +21,7 @@ from index.database import Connections
 from index.errors import NotFound, WrongState
 
 SERIES_STABLE = "series_stable"
+STATES = ("queued", "running", "done", "failed", "cancelled")
 _LONGEST_DELAY_S = 3600.0
 _MOST_DOUBLINGS = 20
 _COLUMNS = (
@@ -153,10 +154,16 @@ class JobQueue:
             return bool(updated.rowcount)
 
     def done(self, job: Job) -> None:
-        """Record success."""
+        """Record success; earlier failures of the same work are no longer anything to look after."""
         with self._transaction() as database:
-            if _hand_back(database, job):
-                _finish(database, job.id, "done", "")
+            if not _hand_back(database, job):
+                return
+            _finish(database, job.id, "done", "")
+            database.execute(
+                "UPDATE job SET state = 'cancelled', error = error || ' (done since by job ' || ? || ')' "
+                "WHERE state = 'failed' AND kind = ? AND subject = ? AND parameters = ?",
+                (job.id, job.kind, job.subject, json.dumps(dict(job.parameters), sort_keys=True)),
+            )
 
     def fail(
         self, job: Job, sentence: str, *, max_attempts: int, retry_delay_s: float, permanent: bool = False
@@ -210,12 +217,12 @@ class JobQueue:
         rows = self._database().execute("SELECT count(*) FROM job WHERE state IN ('queued', 'running')")
         return int(rows.fetchone()[0])
 
-    def retry(self, number: int) -> None:
-        """Queue a failed, cancelled or finished job again, now, with a fresh count of attempts."""
+    def retry(self, number: int) -> int:
+        """Queue a job that has ended again, now, with a fresh count of attempts; return the new job's number."""
         job = self.get(number)
         if job.state in ("queued", "running"):
             raise WrongState(f"job {number} is {job.state}: only a job that has ended can be retried")
-        self.push(job.kind, job.subject, job.parameters)
+        return self.push(job.kind, job.subject, job.parameters)
 
     def cancel(self, number: int) -> None:
         """Cancel a queued job, or ask the worker of a running one to stop.

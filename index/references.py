@@ -61,7 +61,7 @@ def resolve_reference(archive: Archive, value: str) -> Reference:
         raise InvalidIdentifier("the reference names nothing: an accession number, a patient ID or a UID is expected")
     found = _find(archive.database, name)
     if found is None:
-        raise UnknownQuery(f"{name[:64]!r} is no accession number, patient ID or UID here")
+        raise UnknownQuery(f"names nothing in this archive: {name[:64]!r}")
     return Reference(**found, k=k)
 
 

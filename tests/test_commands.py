@@ -40,6 +40,9 @@ def one_sentence(text: str) -> bool:
         (["reconstruct", ".", "--out", "x"], FAILED, "no instances"),
         (["serve", "--config", "absent.toml"], USAGE, "cannot read the settings file absent.toml"),
         (["serve", "--aet", "FAR_TOO_LONG_A_TITLE"], USAGE, "16"),
+        (["jobs", "list", "--state", "foo", "--data", "nowhere"], USAGE, "no job is ever 'foo'"),
+        (["demo", "--folder", __file__], FAILED, "is a file"),
+        (["simulate-scan", "--views", "3", "--rows", "4", "--columns", "4", "--out", "/proc/x"], FAILED, "/proc/x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -96,6 +99,54 @@ def test_import_takes_folders_and_says_what_it_could_not_take(tharsis, make_file
     assert again.returncode == DONE
     assert json.loads(again.stdout)["outcomes"] == {"duplicate": 2}
     assert json.loads(tharsis("status", "--data", tmp_path / "data", "--json").stdout)["instances"] == 2
+
+
+def test_a_warning_is_no_success(tharsis, serve, make_file):
+    peer = f"THARSIS@127.0.0.1:{serve().port}"
+    assert tharsis("send", make_file(1), "--peer", peer).returncode == DONE
+    other = tharsis("send", make_file(1, PatientComments="changed"), "--peer", peer)
+    assert other.returncode == FAILED
+    assert "0 of 1 files stored" in other.stdout
+    assert "B006" in other.stdout
+
+
+def test_a_truncated_or_unreadable_file_does_not_stop_the_import(tharsis, make_file, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    make_file(1).rename(folder / "b.dcm")
+    whole = (folder / "b.dcm").read_bytes()
+    cuts = range(140, 520, 7)
+    for cut in cuts:
+        (folder / f"a{cut}.dcm").write_bytes(whole[:cut])
+    told = tharsis("import", folder, "--data", tmp_path / "data", "--json")
+    assert json.loads(told.stdout)["outcomes"] == {"stored": 1, "refused": len(cuts)}
+    assert all(item["reason"] for item in json.loads(told.stdout)["refused"])
+
+
+def test_square_brackets_survive_in_messages(tharsis, tmp_path):
+    settings = tmp_path / "my.toml"
+    settings.write_text("[scp]\nprot = 104\n")
+    told = tharsis("check", "--config", settings)
+    assert "unknown key 'prot' in [scp]; the nearest is 'port'" in told.stderr
+    settings.write_text("[scp]\nport = 'x'\n[jobs]\nworkers = 'y'\n")
+    told = tharsis("check", "--config", settings)
+    assert "scp.port: expected a whole number, got 'x'; jobs.workers: expected a whole number, got 'y'" in told.stderr
+
+
+def test_a_broken_catalogue_is_told_in_one_sentence(tharsis, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "catalogue.sqlite").write_bytes(b"no database, but long enough to be taken for one" * 20)
+    for command in (["status"], ["serve", "--port", "0"]):
+        told = tharsis(*command, "--data", tmp_path / "data")
+        assert told.returncode == FAILED
+        assert one_sentence(told.stderr), told.stderr
+
+
+def test_patients_can_be_listed(tharsis, serve, make_file):
+    peer = f"THARSIS@127.0.0.1:{serve().port}"
+    tharsis("send", make_file(1), "--peer", peer)
+    (patient,) = json.loads(tharsis("find", "--level", "patient", "--peer", peer, "--json").stdout)
+    assert (patient["PatientID"], patient["NumberOfPatientRelatedStudies"]) == ("P1", "1")
 
 
 def test_send_and_find_over_the_network(tharsis, serve, make_file):
@@ -156,7 +207,7 @@ def test_the_demo_runs_whole_and_draws(tharsis, tmp_path):
     done = tharsis("demo", "--folder", tmp_path / "demo", "--views", 36, "--columns", 40, timeout=600)
     assert done.returncode == DONE, done.stderr
     assert "the same neighbours in the same order" in done.stdout
-    ranks = re.findall(r"│\s+1 │ (\d\.\d{3}) │ (\S+)", done.stdout)
+    ranks = re.findall(r"│\s+1 │ (\d\.\d{4}) │ (\S+)", done.stdout)
     assert ranks[0][1] == "Phantom^MouseThighAgain"
     pictures = sorted((tmp_path / "demo" / "pictures").glob("*.png"))
     assert [picture.stem for picture in pictures] == ["neighbours", "projections", "reconstructions", "segments"]

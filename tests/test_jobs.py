@@ -61,6 +61,17 @@ def test_a_job_is_claimed_run_and_done(queue, clock):
     assert queue.claim("w1", **CLAIM) is None
 
 
+def test_success_settles_earlier_failures_of_the_same_work(queue):
+    queue.push("embed", "1.2.3")
+    job = queue.claim("w", **CLAIM)
+    queue.fail(job, "no", permanent=True, **FAIL)
+    again = queue.retry(job.id)
+    assert queue.get(job.id).state == "failed"
+    queue.done(queue.claim("w", **CLAIM))
+    settled = queue.get(job.id)
+    assert (settled.state, settled.error) == ("cancelled", f"no (done since by job {again})")
+
+
 def test_the_job_that_has_been_due_longest_comes_first_and_none_before_its_time(queue, clock):
     queue.push("a", "1", not_before=clock.now + 5)
     queue.push("b", "2", not_before=clock.now + 3)

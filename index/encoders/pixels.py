@@ -131,7 +131,8 @@ def canonical_frames(
     except InvalidIdentifier:
         raise
     except Exception as error:  # headers and pixels of strangers make the decoders raise anything
-        raise NoPixels(f"the image cannot be decoded: {error}"[:200]) from error
+        why = " ".join(str(error).split())
+        raise NoPixels(f"the image cannot be decoded: {why}"[:200]) from error
     return CanonicalFrames(tuple(index + 1 if count > 1 else 0 for index in indices), images)
 
 
