@@ -9,9 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import median_filter, uniform_filter
+from scipy.stats import chi2
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+_CHANCE = 1e-7
+"""Probability below which what a pixel does is no chance."""
 
 COUNT_FLOOR = 0.5
 """What a pixel without a single photon counts as: half a photon, so that its logarithm is finite.
@@ -186,9 +190,10 @@ def saturated_pixels(counts: ArrayLike, bits_stored: int) -> Mask:
 def dead_pixels(flats: ArrayLike, *, deviations: float = 8.0, least_deviation: float = 0.3) -> Mask:
     """Return the pixels that do not answer to light as their neighbours do.
 
-    Three kinds: no counts in any frame; the same count in every frame where noise must differ (stuck); a mean that
+    Four kinds: no counts in any frame; the same count in every frame where noise must differ (stuck); a mean that
     departs from the median of the 5 × 5 neighbours by more than `deviations` robust standard deviations (median
-    absolute deviation × 1.4826) and more than `least_deviation` of it.
+    absolute deviation × 1.4826) and more than `least_deviation` of it; counts that scatter over the frames as they do
+    by chance in one pixel of ten million (noisy).
 
     Parameters
     ----------
@@ -215,7 +220,18 @@ def dead_pixels(flats: ArrayLike, *, deviations: float = 8.0, least_deviation: f
     # Poisson counts above 100 repeat by chance in one of 35 pairs: eight equal frames are no chance.
     if len(frames) >= 8:
         dead |= (np.ptp(frames, axis=0) == 0) & (mean > 100)
-    return dead
+    return dead | _noisy(frames, mean)
+
+
+def _noisy(frames: NDArray[np.float32], mean: NDArray[np.float64]) -> Mask:
+    """Return the pixels whose variance over the frames no chance explains: χ², against the median of variance / mean."""
+    freedom = len(frames) - 1
+    if freedom < 2:
+        return np.zeros(mean.shape, dtype=bool)
+    scatter = frames.var(axis=0, ddof=1, dtype=np.float64) / np.maximum(mean, COUNT_FLOOR)
+    usual = float(np.median(scatter))
+    noisy: Mask = scatter > usual * chi2.isf(_CHANCE, freedom) / freedom
+    return noisy if usual > 0 else np.zeros(mean.shape, dtype=bool)
 
 
 def interpolate_pixels(images: NDArray[np.float32], mask: Mask, *, most: float = 0.25) -> NDArray[np.float32]:

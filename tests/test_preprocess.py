@@ -173,3 +173,12 @@ def test_pixels_with_enough_counts_are_not_touched_by_starved_neighbours() -> No
     assert averaged[0, 0] == np.float32(0.0005)
     # Of the eight sound pixels of the window four counted 400: 1600 of 8000.
     np.testing.assert_allclose(averaged[1, 1], 0.2, rtol=1e-5)
+
+
+def test_a_pixel_that_flickers_around_the_right_mean_is_dead() -> None:
+    random = np.random.default_rng(11)
+    flats = random.poisson(2000.0, (10, 60, 80)).astype(np.float32)
+    flats[:, 20, 30] = 2000 + 400 * (-1) ** np.arange(10)
+    dead = dead_pixels(flats)
+    assert dead[20, 30]
+    assert dead.sum() == 1, "noise alone is no defect"
