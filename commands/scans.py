@@ -137,13 +137,15 @@ def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings) -> N
     try:
         scan = read_scan(files)
         with progress_bar("Reconstructing") as bar:
-            for series in reconstruct_scan(scan, parameters_from(settings.reconstruct), bar.fraction):
+            out_folder.mkdir(parents=True, exist_ok=True)
+            parameters = parameters_from(settings.reconstruct)
+            for series in reconstruct_scan(scan, parameters, bar.fraction, work_folder=out_folder):
                 target = out_folder / f"bin{series.energy_bin.index}"
                 target.mkdir(parents=True, exist_ok=True)
                 for number, instance in enumerate(series.instances, start=1):
                     instance.save_as(target / f"{number:04d}.dcm", enforce_file_format=True)
                 table.add_row(series.energy_bin.label, str(series.slices), str(target))
-    except (ScanError, GeometryError) as error:
+    except (ScanError, GeometryError, OSError) as error:
         fail(str(error))
     for note in scan.notes:
         out.print(note, highlight=False)
@@ -166,8 +168,8 @@ def _reconstruct_series(uid: str, settings: Settings) -> None:
 
     with progress_bar("Reconstructing"):
         Worker(archive, settings, "command-line").run_until_idle()
-    failed = archive.jobs.recent(states=("failed",), limit=1)
-    if failed and failed[0].subject == uid:
-        fail(failed[0].error)
+    own = next(job for job in archive.jobs.recent() if (job.kind, job.subject) == ("reconstruct", uid))
+    if own.state == "failed":
+        fail(own.error)
     out.print("done", highlight=False)
 

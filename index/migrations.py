@@ -156,6 +156,15 @@ INSERT INTO derivation_output (series_instance_uid, derivation)
 """
 
 
+_OUTPUT_COUNTS = """
+ALTER TABLE derivation_output ADD COLUMN instances INTEGER NOT NULL DEFAULT 0;
+UPDATE derivation_output SET instances = (
+    SELECT count(*) FROM instance JOIN series ON series.id = instance.series
+    WHERE series.series_instance_uid = derivation_output.series_instance_uid
+);
+"""
+
+
 def _run(database: Any, script: str) -> None:
     for statement in _statements(script):
         database.execute(statement)
@@ -194,3 +203,9 @@ def embeddings(database: Database) -> None:
 def lookups(database: Database) -> None:
     """Find an instance by its file, and a derivation by what it made."""
     _run(database, _LOOKUPS)
+
+
+@migrations()
+def output_counts(database: Database) -> None:
+    """Tell whether all that a derivation made is still there."""
+    _run(database, _OUTPUT_COUNTS)

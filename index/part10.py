@@ -29,13 +29,40 @@ def is_same_data_set(one: Path, other: Path) -> bool:
 
 def inflate(path: Path, limit: int) -> bytes:
     """Return the first `limit` bytes of a deflated data set (PS3.5 A.5), which may inflate to any size."""
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = bytearray()
     with path.open("rb") as file:
         _data_set_size(file)
-        while len(inflated) < limit and (block := stream.unconsumed_tail or file.read(_BLOCK_BYTES)):
-            inflated += stream.decompress(block, limit - len(inflated))
-    return bytes(inflated)
+        return _inflate(file, limit)[0]
+
+
+def inflate_whole(source: BinaryIO, limit: int) -> bytes:
+    """Return all that the rest of `source`, a deflated data set, inflates to.
+
+    Raises
+    ------
+    ValueError
+        More than `limit` bytes (no more than these are ever in memory), or cut off.
+    zlib.error
+        Not deflated.
+    """
+    inflated, is_whole = _inflate(source, limit + 1)
+    if len(inflated) > limit:
+        raise ValueError(f"it inflates to more than {limit} bytes")
+    if not is_whole:
+        raise ValueError(f"the deflated data set is cut off after {len(inflated)} bytes")
+    return inflated
+
+
+def _inflate(source: BinaryIO, limit: int) -> tuple[bytes, bool]:
+    """Return the first `limit` bytes, and whether the deflated data ended there."""
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = bytearray()
+    while (
+        not stream.eof
+        and len(inflated) < limit
+        and (block := stream.unconsumed_tail or source.read(_BLOCK_BYTES))
+    ):
+        inflated += stream.decompress(block, limit - len(inflated))
+    return bytes(inflated), stream.eof
 
 
 def _data_set_size(file: BinaryIO) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,20 +73,23 @@ class Similarity:
             As `index.example.find_example`.
         """
         model = self._model(request)
-        example = find_example(self._archive.database, model, request)
         grain = Grain.SERIES if request.how is Aggregation.SERIES_MEAN else Grain.FRAME
-        selection = candidates.select(self._archive.database, model.model_id, grain, request, example)
+        by_vector = request.how in (Aggregation.INSTANCE, Aggregation.SERIES_MEAN)
+        find_matches = _nearest if by_vector else _pairwise
         index = self._index(model, grain)
-        index.refresh()
-        if request.how in (Aggregation.INSTANCE, Aggregation.SERIES_MEAN):
-            matches = _nearest(self._archive.database, index, example, selection, request)
-        else:
-            with index.unchanged():
-                matches = _pairwise(self._archive.database, index, example, selection, request)
+        # Index, example, exclusions and answer have to speak of the same rows: a series that is embedded anew gets
+        # others, and would come back as its own best neighbour. So the index is brought to one state of the
+        # catalogue, and stays there until that state has answered everything else.
+        with index.unchanged(), _one_state(self._archive.database) as database:
+            index.refresh()
+            example = find_example(database, model, request)
+            selection = candidates.select(database, model.model_id, grain, request, example)
+            matches = find_matches(database, index, example, selection, request)
+            index_size = index.count(selection)
         return SimilarityAnswer(
             neighbours=tuple(_neighbours(matches, request)),
             model_id=model.model_id,
-            index_size=index.count(selection),
+            index_size=index_size,
             mode=SearchMode.EXACT,
             estimated_recall=1.0,
         )
@@ -106,6 +110,19 @@ class Similarity:
             if key not in self._indexes:
                 self._indexes[key] = VectorIndex(self._archive, model.model_id, model.dimension, grain)
             return self._indexes[key]
+
+
+@contextmanager
+def _one_state(database: Database) -> Iterator[Database]:
+    """Let the block read one state of the catalogue, whatever others commit meanwhile."""
+    if database.conn.in_transaction:
+        yield database
+        return
+    database.execute("BEGIN")
+    try:
+        yield database
+    finally:
+        database.execute("COMMIT")
 
 
 def _nearest(
@@ -167,7 +184,7 @@ def _whole_series(database: Database, ids: Ids) -> Iterator[tuple[Ids, npt.NDArr
 
 
 def _matches(database: Database, cosine_of: dict[int, float]) -> list[_Match]:
-    """Return what the rows stand for; a row that was deleted meanwhile is left out."""
+    """Return what the rows stand for."""
     rows = database.execute(
         "SELECT embedding.id, coalesce(instance.sop_instance_uid, ''), embedding.frame, series.series_instance_uid, "
         "study.study_instance_uid, patient.patient_id FROM embedding "

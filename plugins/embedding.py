@@ -16,9 +16,9 @@ from index.archive import Archive
 from index.encoders.encoder import Encoder
 from index.encoders.pixels import NoPixels, canonical_frames, spread
 from index.encoders.texture import TextureEncoder
+from index.errors import NotFound
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
-from reconstruct.projections.registry import recognise
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
     """Embed every series of images, but not projections (they show angles, not anatomy) and not segmentations."""
     header = series.header
     is_picture = "Rows" in header and str(header.get("Modality", "")) not in _NOT_PICTURES
-    wanted = settings.similarity.enabled and is_picture and recognise(header) is None
+    wanted = settings.similarity.enabled and is_picture and not series.holds_projections
     return [Work(KIND, series.uid)] if wanted else []
 
 
@@ -74,7 +74,10 @@ def adopt(task: Task) -> None:
     for done, uid in enumerate(left):
         task.progress(done / len(left))
         most = task.settings.similarity.max_frames_per_series
-        _embed_series(task.archive, Series(task.archive, uid), most, lambda _fraction: None)
+        try:
+            _embed_series(task.archive, Series(task.archive, uid), most, lambda _fraction: None)
+        except (CannotProceed, NotFound) as error:
+            logger.warning("series %s has no vectors of the new encoder: %s", uid, error)
     embeddings.activate(task.archive, model.model_id)
 
 

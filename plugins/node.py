@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from index.archive import Archive, StoredInstance
 from index.derivations import Derivation
 from index.errors import NotFound
 from index.jobs import Job
+from reconstruct.projections.registry import SOP_CLASSES, holds_projections
 
 
 class CannotProceed(Exception):
@@ -64,6 +66,8 @@ class Series:
     ------
     NotFound
         The archive holds no instance of it (any more).
+    CannotProceed
+        Two studies use the UID, so that it does not tell whose series is meant.
     """
 
     def __init__(self, archive: Archive, series_instance_uid: str) -> None:
@@ -72,6 +76,11 @@ class Series:
         self.instances: tuple[StoredInstance, ...] = tuple(_instances(archive, series_instance_uid))
         if not self.instances:
             raise NotFound(f"no series {series_instance_uid}", element="SeriesInstanceUID")
+        studies = sorted({instance.study_instance_uid for instance in self.instances})
+        if len(studies) > 1:
+            raise CannotProceed(
+                f"expected series {self.uid} in one study, got {len(studies)}: {studies[0]} and {studies[1]}"
+            )
 
     @property
     def study_instance_uid(self) -> str:
@@ -82,6 +91,26 @@ class Series:
     def paths(self) -> list[Path]:
         """The Part 10 files, in the order of Instance Number."""
         return [instance.path for instance in self.instances]
+
+    @property
+    def projection_paths(self) -> list[Path]:
+        """The files that may hold projections, going by their SOP Class, in the order of Instance Number."""
+        return [instance.path for instance in self.instances if instance.sop_class_uid in SOP_CLASSES]
+
+    @cached_property
+    def holds_projections(self) -> bool:
+        """Whether any instance is one of a cone-beam scan; the others may be, say, its flat fields."""
+        return holds_projections(self.projection_paths)
+
+    def others_with_projections(self) -> list[Series]:
+        """Return the other series of the study that may hold projections, going by the SOP Classes."""
+        rows = self._archive.database.execute(
+            "SELECT DISTINCT series.series_instance_uid FROM instance JOIN series ON series.id = instance.series "
+            "JOIN study ON study.id = series.study WHERE study.study_instance_uid = ? AND "
+            "series.series_instance_uid <> ? AND instance.sop_class_uid IN (SELECT value FROM json_each(?))",
+            (self.study_instance_uid, self.uid, json.dumps(sorted(SOP_CLASSES))),
+        ).fetchall()
+        return [Series(self._archive, uid) for (uid,) in rows]
 
     @cached_property
     def header(self) -> Dataset:

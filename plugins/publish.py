@@ -2,41 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
 from pydicom.dataset import Dataset
 
-from index import derivations
+from config.identity import UID_ROOT
+from index import derivations, jobs
 from index.archive import Archive
+from index.derivations import Output
+from index.errors import NotFound
+from index.keys import Level
+from plugins.node import CannotProceed
+
+_DERIVED = f"{UID_ROOT}.3."
+"""How the UIDs of derived objects begin, see `config.identity.derived_uid`."""
 
 
-def publish(archive: Archive, objects: Iterable[Dataset]) -> str:
-    """Store `objects`, replacing what an earlier run of the same recipe made; return their Series Instance UID.
+def publish(archive: Archive, objects: Iterable[Dataset]) -> Output:
+    """Store `objects`, in place of all that an earlier run of the same recipe made in their series.
 
-    The series is not announced as stable: the caller does that in the transaction that records the derivation.
+    The series is not announced as stable: `record` does that in the transaction that records the derivation.
 
     Parameters
     ----------
     objects
-        Data sets with File Meta Information, all of one series.
+        Data sets with File Meta Information, at least one, all of one series.
+
+    Raises
+    ------
+    CannotProceed
+        An instance of that UID is stored in another study.
     """
-    series = ""
+    series, written = "", set()
     for dataset in objects:
+        _refuse_other_study(archive, dataset)
         buffer = BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)
-        series = archive.ingest(buffer.getvalue(), overwrite="always", announce=False).series_instance_uid
-    return series
+        ingested = archive.ingest(buffer.getvalue(), overwrite="always", announce=False)
+        series = ingested.series_instance_uid
+        written.add(ingested.sop_instance_uid)
+    _remove_others(archive, series, written)
+    return Output(series, len(written))
 
 
 def is_made(archive: Archive, source: str, recipe: Mapping[str, Any], digest: str) -> bool:
-    """Whether (source, recipe) has been carried out on this content of the source, and its outputs still exist."""
-    database = archive.database
-    derivation = derivations.find(database, source, recipe)
+    """Whether (source, recipe) has been carried out on this content of the source, and all it made still exists."""
+    derivation = derivations.find(archive.database, source, recipe)
     if derivation is None or derivation.source_digest != digest:
         return False
-    return all(
-        database.execute("SELECT 1 FROM series WHERE series_instance_uid = ?", (uid,)).fetchone() is not None
-        for uid in derivation.outputs
-    )
+    return derivations.is_whole(archive.database, source, recipe)
+
+
+def record(
+    archive: Archive, source: str, recipe: Mapping[str, Any], digest: str, outputs: Sequence[Output]
+) -> None:
+    """Record that (source, recipe) made `outputs`, and announce these; what it made before and now does not is removed.
+
+    Removed first: when this is interrupted, the old record no longer counts as whole and the work is done again.
+    """
+    for uid in derivations.stale_outputs(archive.database, source, recipe, outputs):
+        with suppress(NotFound):  # somebody else removed it
+            archive.delete(Level.SERIES, uid)
+    with archive.transaction() as database:
+        derivations.record(database, source, recipe, digest, outputs)
+        for output in outputs:
+            jobs.push(database, jobs.SERIES_STABLE, output.series_instance_uid)
+
+
+def _refuse_other_study(archive: Archive, dataset: Dataset) -> None:
+    try:
+        stored = archive.open_instance(str(dataset.SOPInstanceUID))
+    except NotFound:
+        return
+    if stored.study_instance_uid != dataset.StudyInstanceUID:
+        raise CannotProceed(
+            f"instance {dataset.SOPInstanceUID} belongs to study {stored.study_instance_uid}: what was made in study "
+            f"{dataset.StudyInstanceUID} cannot replace it"
+        )
+
+
+def _remove_others(archive: Archive, series: str, written: set[str]) -> None:
+    """Delete what is left of an earlier run that made more instances; nothing that came from outside."""
+    rows = archive.database.execute(
+        "SELECT instance.sop_instance_uid FROM instance JOIN series ON series.id = instance.series "
+        "WHERE series.series_instance_uid = ?",
+        (series,),
+    ).fetchall()
+    for (uid,) in rows:
+        if uid not in written and uid.startswith(_DERIVED):
+            with suppress(NotFound):  # somebody else removed it
+                archive.delete(Level.IMAGE, uid)

@@ -3,25 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from config.settings import ReconstructSettings, Settings
-from index import derivations, jobs
+from index import derivations
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
-from plugins.publish import is_made, publish
+from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
 from reconstruct.pipeline import Parameters, reconstruct_scan
-from reconstruct.projections.registry import read_scan, recognise
+from reconstruct.projections.registry import read_scan, scan_sets
 from reconstruct.projections.scan import ScanError
 
 KIND = "reconstruct"
 
 
+@dataclass(frozen=True)
+class StoredScan:
+    """The series of a study that hold one scan, in the order of their UIDs, whichever of them one started from."""
+
+    series: tuple[Series, ...]
+
+    @classmethod
+    def of(cls, series: Series) -> StoredScan:
+        """Return the series with those that name the same Scan Set UID (0071,xx01).
+
+        Raises
+        ------
+        ScanError
+            A file cannot be read.
+        CannotProceed
+            Another study uses the UID of one of the series.
+        """
+        scan_set = next((uid for uid in scan_sets(series.projection_paths) if uid), "")
+        others = series.others_with_projections() if scan_set else []
+        same = [other for other in others if scan_set in scan_sets(other.projection_paths)]
+        return cls(tuple(sorted([series, *same], key=lambda each: each.uid)))
+
+    @property
+    def uid(self) -> str:
+        """Which of the series stands for all: the one that the derivation is recorded of."""
+        return self.series[0].uid
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that may hold projections."""
+        return [path for series in self.series for path in series.projection_paths]
+
+
 @hookimpl
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
-    """Reconstruct what one of the projection readers recognises."""
-    wanted = settings.reconstruct.enabled and recognise(series.header) is not None
-    return [Work(KIND, series.uid)] if wanted else []
+    """Reconstruct what one of the projection readers recognises, once for all series of a scan."""
+    wanted = settings.reconstruct.enabled and series.holds_projections
+    return [Work(KIND, StoredScan.of(series).uid)] if wanted else []
 
 
 @hookimpl
@@ -36,25 +71,24 @@ def parameters_from(settings: ReconstructSettings) -> Parameters:
 
 
 def reconstruct(task: Task) -> None:
-    """Reconstruct the scan in the task's series and store one CT series per energy bin.
+    """Reconstruct the scan that the task's series belongs to and store one CT series per energy bin.
 
     Raises
     ------
     CannotProceed
         The scan is incomplete, contradictory or unreadable; the sentence names what is missing.
     """
-    series = task.series()
     parameters = parameters_from(task.settings.reconstruct)
-    recipe, digest = parameters.recipe(), series.digest
-    if is_made(task.archive, series.uid, recipe, digest):
-        return
+    recipe = parameters.recipe()
+    work_folder = task.archive.data / "work"
+    work_folder.mkdir(exist_ok=True)
     try:
-        scan = read_scan(series.paths)
-        made = reconstruct_scan(scan, parameters, task.progress)
+        stored = StoredScan.of(task.series())
+        digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
+        if is_made(task.archive, stored.uid, recipe, digest):
+            return
+        made = reconstruct_scan(read_scan(stored.paths), parameters, task.progress, work_folder)
         outputs = tuple(publish(task.archive, bin_series.instances) for bin_series in made)
     except (ScanError, GeometryError) as error:
         raise CannotProceed(str(error)) from error
-    with task.archive.transaction() as database:
-        derivations.record(database, series.uid, recipe, digest, outputs)
-        for uid in outputs:
-            jobs.push(database, jobs.SERIES_STABLE, uid)
+    record(task.archive, stored.uid, recipe, digest, outputs)

@@ -20,6 +20,7 @@ from reconstruct.dicom_items import code, decimal, item_of
 from reconstruct.geometry import VolumeGrid
 from reconstruct.part10 import with_file_meta
 from reconstruct.patient_position import patient_position
+from reconstruct.projections import elements
 from reconstruct.projections.functional_groups import frame_attributes
 from reconstruct.projections.scan import EnergyBin, Scan
 from reconstruct.provenance import add_equipment, add_sources, canonical, copy_patient_and_study, in_words
@@ -59,14 +60,15 @@ def ct_series(
     energy_bin
         Which energy bin of the scan.
     recipe
-        Every parameter; part of the UIDs, so that another recipe makes another series and the same one the same.
+        Every parameter. Study, scan, recipe and bin make the UIDs: another recipe makes another series, and the same
+        one replaces what it made before.
     progress
         Called with the fraction done; may raise to stop the work.
 
     Raises
     ------
     ValueError
-        A volume that does not fit the grid, or voxels that are not finite.
+        A volume that does not fit the grid, voxels that are not finite, or water that does not attenuate.
     """
     if volume.shape != grid.shape_zyx:
         raise ValueError(f"expected a volume of shape {grid.shape_zyx}, got {volume.shape}")
@@ -82,9 +84,14 @@ def ct_series(
             progress((index + 1) / slices)
 
 
-def frame_of_reference_uid(scan_uid: str) -> str:
+def frame_of_reference_uid(scan: Scan) -> str:
     """Return the Frame of Reference UID that everything reconstructed from a scan shares."""
-    return derived_uid(scan_uid, "frame of reference")
+    return derived_uid(_study_uid(scan), scan.uid, "frame of reference")
+
+
+def _study_uid(scan: Scan) -> str:
+    """Return the study's UID: part of every other one, for a Scan Set UID may come again with another patient."""
+    return str(scan.header.get("StudyInstanceUID", ""))
 
 
 def _series(
@@ -96,11 +103,13 @@ def _series(
     copy_patient_and_study(header, dataset)
     dataset.SOPClassUID = CTImageStorage
     dataset.Modality = "CT"
-    dataset.SeriesInstanceUID = derived_uid(scan.uid, canonical(recipe), repr(grid), f"bin {energy_bin.index}")
-    dataset.SeriesNumber = 100 * int(header.get("SeriesNumber") or 1) + energy_bin.index
+    dataset.SeriesInstanceUID = derived_uid(
+        _study_uid(scan), scan.uid, canonical(recipe), f"bin {energy_bin.index}"
+    )
+    dataset.SeriesNumber = _series_number(header, energy_bin)
     dataset.SeriesDescription = f"FDK {energy_bin.label}".strip()
     dataset.PatientPosition = patient_position(header)
-    dataset.FrameOfReferenceUID = frame_of_reference_uid(scan.uid)
+    dataset.FrameOfReferenceUID = frame_of_reference_uid(scan)
     dataset.PositionReferenceIndicator = None
     _add_acquisition(dataset, header)
     add_equipment(dataset, header)
@@ -113,7 +122,27 @@ def _series(
         dataset.ConvolutionKernel = str(kernel).upper()[:16]
     _add_grid(dataset, scan, grid)
     _add_values(dataset, values)
+    _add_energies(dataset, energy_bin)
     return dataset
+
+
+def _series_number(header: Dataset, energy_bin: EnergyBin) -> int:
+    """Number the series next to that of the scan; where that would be no IS (PS3.5 table 6.2-1), by the bin alone."""
+    number = 100 * int(header.get("SeriesNumber") or 1) + energy_bin.index
+    return number if abs(number) < 1 << 31 else energy_bin.index
+
+
+def _add_energies(dataset: Dataset, energy_bin: EnergyBin) -> None:
+    """Say which energies the image shows, in the private elements of projections: a CT image has no place for it."""
+    elements.put(
+        dataset,
+        EnergyBinIndex=energy_bin.index,
+        EnergyThresholdLow=energy_bin.low_kev,
+        EnergyThresholdHigh=energy_bin.high_kev,
+        EffectiveEnergy=energy_bin.effective_kev,
+        WaterAttenuation=energy_bin.water_per_cm,
+    )
+    elements.declare(dataset)
 
 
 def _add_acquisition(dataset: Dataset, header: Dataset) -> None:
@@ -164,7 +193,8 @@ def _add_grid(dataset: Dataset, scan: Scan, grid: VolumeGrid) -> None:
     dataset.Rows, dataset.Columns = rows, columns
     dataset.ImagesInAcquisition = slices
     dataset.ReconstructionDiameter = decimal(max(rows * row_spacing, columns * column_spacing))
-    dataset.DistanceSourceToDetector = decimal(float(scan.geometry.source_to_detector_mm.mean()))
+    if scan.knows_detector_distance:
+        dataset.DistanceSourceToDetector = decimal(float(scan.geometry.source_to_detector_mm.mean()))
     dataset.DistanceSourceToPatient = decimal(float(scan.geometry.source_to_isocenter_mm.mean()))
 
 

@@ -36,8 +36,9 @@ class VolumeGrid:
     centre_mm_xyz: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if len(self.shape_zyx) != 3 or min(self.shape_zyx) < 1:
-            raise GeometryError(f"expected three numbers of voxels of at least 1, got {self.shape_zyx}")
+        whole = all(isinstance(count, int | np.integer) for count in self.shape_zyx)
+        if len(self.shape_zyx) != 3 or not whole or min(self.shape_zyx) < 1:
+            raise GeometryError(f"expected three whole numbers of voxels of at least 1, got {self.shape_zyx}")
         edges = self.voxel_mm_zyx
         if len(edges) != 3 or not np.isfinite(edges).all() or min(edges) <= 0:
             raise GeometryError(f"expected three voxel edges above 0 mm, got {edges}")

@@ -224,7 +224,7 @@ def dead_pixels(flats: ArrayLike, *, deviations: float = 8.0, least_deviation: f
 
 
 def _noisy(frames: NDArray[np.float32], mean: NDArray[np.float64]) -> Mask:
-    """Return the pixels whose variance over the frames no chance explains: χ², against the median of variance / mean."""
+    """Return the pixels whose variance over the frames no chance explains (χ², against the usual variance / mean)."""
     freedom = len(frames) - 1
     if freedom < 2:
         return np.zeros(mean.shape, dtype=bool)

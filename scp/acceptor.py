@@ -169,6 +169,12 @@ class Acceptor:
     # DIMSE requests
 
     def _dispatch(self, assoc: Association, request: DIMSEPrimitive, context: PresentationContext) -> None:
+        try:
+            self._answer(assoc, request, context)
+        finally:
+            transport.discard_received(request)
+
+    def _answer(self, assoc: Association, request: DIMSEPrimitive, context: PresentationContext) -> None:
         exchange = Exchange(assoc, request, context)
         started = time.monotonic()
         last = Status(PROCESSING_FAILURE, "no answer")
@@ -218,8 +224,12 @@ class Acceptor:
         self, assoc: Association, context_id: int, request: DIMSEPrimitive, status: Status
     ) -> None:
         context = next((cx for cx in assoc.accepted_contexts if cx.context_id == context_id), None)
-        if context is not None:
+        if context is None:
+            return
+        try:
             Exchange(assoc, request, context).respond(Answer(status))
+        except AssociationLost as lost:
+            _LOG.warning("%s: an incomplete request was not answered: %s", _peer(assoc), lost)
 
 
 def _calling(assoc: Association) -> str:

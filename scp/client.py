@@ -11,6 +11,7 @@ PeerUnreachable, PeerRejected, AssociationLost
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -52,7 +54,7 @@ class SentFile:
     Attributes
     ----------
     status
-        The peer's answer; None when the file was never sent.
+        The peer's answer; None when the file was not sent.
     error
         Why it was not sent, or what the peer said; empty when all is well.
     """
@@ -92,6 +94,10 @@ def send(peer: Peer, files: Iterable[Path], requestor: Requestor) -> Iterator[Se
 
     Files whose presentation contexts do not fit into one association go over several, one after the other; so they may
     come out in another order than they went in.
+
+    When the peer is lost, whatever was answered has been yielded before `PeerError` is raised. A file that did not come
+    out is not known to be stored: the peer may have it only if it was the one under way. Sending all of these again
+    is safe, for a node answers Success to an object that it has.
     """
     objects: list[EncodedObject] = []
     for path in files:
@@ -162,9 +168,6 @@ def get(
     proposals = [Proposal(sop_class_uid, _QUERY_SYNTAXES), *_wanted(objects)]
     folder.mkdir(parents=True, exist_ok=True)
 
-    def new_file() -> Path:
-        return folder / f".{hashlib.sha256(str(time.monotonic_ns()).encode()).hexdigest()[:16]}.part"
-
     def keep(event: evt.Event) -> int:
         received = transport.received_file(event.request)
         if received is None or received.path is None or received.error is not None:
@@ -174,12 +177,17 @@ def get(
         received.path.replace(folder / f"{_file_name(uid)}.dcm")
         return SUCCESS.code
 
-    def reception() -> Reception:
-        return Reception(new_file, peer.title)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder, ignore_cleanup_errors=True) as incoming:
 
-    with _open(peer, proposals, requestor, reception=reception, on_store=keep) as link:
-        transport.hold(link.assoc)
-        yield from _answers(link.assoc.send_c_get(identifier, sop_class_uid), peer)
+        def new_file() -> Path:
+            return Path(incoming) / uuid4().hex
+
+        def reception() -> Reception:
+            return Reception(new_file, peer.title)
+
+        with _open(peer, proposals, requestor, reception=reception, on_store=keep) as link:
+            transport.hold(link.assoc)
+            yield from _answers(link.assoc.send_c_get(identifier, sop_class_uid), peer)
 
 
 def _wanted(objects: Iterable[tuple[str, str]] | None) -> list[Proposal]:

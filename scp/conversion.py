@@ -6,22 +6,38 @@ The only place where pixel data is decoded on the way out; what is stored never 
 from __future__ import annotations
 
 from collections.abc import Collection
+from io import BytesIO
 
 import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import HTJ2K, JPEG2000, JPEG2000MC, UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.filereader import read_dataset
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    JPEG2000MC,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+)
 from pynetdicom.dsutils import encode
 
 from index.archive import StoredInstance
+from index.part10 import inflate_whole
 from scp.contexts import UNCOMPRESSED
 from scp.errors import ConversionError
+from scp.part10 import data_set_offset
 
 _WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 """Bytes of a word of the VRs whose words follow the byte order (PS3.5 7.3)."""
 
 _LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, JPEG2000MC, HTJ2K}
 """Transfer syntaxes that may be lossy."""
+
+_LARGEST_UNPACKED = 1 << 30
+"""Bytes of a data set inflated, or of pixels decoded, for a conversion: a small stored file may unpack to any size."""
 
 
 def target_syntax(stored: str, accepted: Collection[str]) -> str:
@@ -46,11 +62,11 @@ def converted(instance: StoredInstance, target: str) -> bytes:
     Raises
     ------
     ConversionError
-        The pixel data cannot be decoded here, or the data set cannot be encoded.
+        The pixel data cannot be decoded here, the data set cannot be encoded, or it would not fit into memory.
     """
     syntax = UID(target)
     try:
-        dataset = pydicom.dcmread(instance.path)
+        dataset = _read(instance)
         _decompress(dataset, UID(instance.transfer_syntax_uid))
         if UID(instance.transfer_syntax_uid).is_little_endian != syntax.is_little_endian:
             _swap_words(dataset)
@@ -64,12 +80,30 @@ def converted(instance: StoredInstance, target: str) -> bytes:
     return encoded
 
 
+def _read(instance: StoredInstance) -> Dataset:
+    if instance.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
+        return pydicom.dcmread(instance.path)
+    with instance.path.open("rb") as file:
+        file.seek(data_set_offset(instance.path))
+        inflated = inflate_whole(file, _LARGEST_UNPACKED)
+    return read_dataset(BytesIO(inflated), is_implicit_VR=False, is_little_endian=True)
+
+
 def _decompress(dataset: Dataset, stored: UID) -> None:
     if not stored.is_encapsulated or "PixelData" not in dataset:
         return
+    size = _decoded_bytes(dataset)
+    if size > _LARGEST_UNPACKED:
+        raise ConversionError(f"its pixels are {size} bytes, at most {_LARGEST_UNPACKED} are decoded")
     dataset.decompress(generate_instance_uid=False)
     if stored in _LOSSY and "LossyImageCompression" not in dataset:
         dataset.LossyImageCompression = "01"
+
+
+def _decoded_bytes(dataset: Dataset) -> int:
+    """Return what the pixel data takes once it is decoded, by its description (PS3.3 C.7.6.3)."""
+    pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * int(dataset.get("NumberOfFrames") or 1)
+    return pixels * int(dataset.get("SamplesPerPixel") or 1) * -(-int(dataset.get("BitsAllocated") or 8) // 8)
 
 
 def _decode_all(dataset: Dataset) -> None:
@@ -94,5 +128,3 @@ def _swap(element: DataElement, size: int) -> None:
     for position in range(size):
         swapped[position:whole:size] = words[size - 1 - position : whole : size]
     element.value = bytes(swapped) + bytes(words[whole:])
-
-

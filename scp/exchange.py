@@ -12,6 +12,7 @@ from pynetdicom.dsutils import decode, encode
 from pynetdicom.presentation import PresentationContext
 
 from index.errors import InvalidIdentifier, InvalidInstance
+from index.part10 import inflate_whole
 from scp import transport
 from scp.contexts import Operation, operation_of
 from scp.errors import NotOffered, UnrecognizedOperation
@@ -19,6 +20,10 @@ from scp.link import Link
 from scp.messages import Answer, FindRequest, Priority, RetrieveRequest, StoreRequest, SubOperations
 from scp.private_elements import GROUP
 from scp.status import Status
+from scp.upper_layer import is_cancelled
+
+_LONGEST_IDENTIFIER = 1 << 24
+"""Bytes of an Identifier, inflated; a hundred thousand UIDs need half of it."""
 
 
 class Exchange:
@@ -87,14 +92,16 @@ class Exchange:
         )
 
     def _cancelled(self) -> bool:
-        return transport.is_cancelled(self.assoc, int(self._request.MessageID))
+        return is_cancelled(self.assoc, int(self._request.MessageID))
 
     def _identifier(self) -> Dataset:
         syntax = self._syntax
         try:
-            identifier = decode(
-                self._request.Identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated
-            )
+            encoded = self._request.Identifier
+            if syntax.is_deflated:  # inflated here, since a few bytes may inflate to any size
+                encoded.seek(0)
+                encoded = BytesIO(inflate_whole(encoded, _LONGEST_IDENTIFIER))
+            identifier = decode(encoded, syntax.is_implicit_VR, syntax.is_little_endian)
             for tag in list(identifier.keys()):
                 if not tag.is_private:
                     _ = identifier[tag].value  # decoded now: a malformed value is a malformed request

@@ -8,7 +8,7 @@ from pynetdicom.association import Association
 
 from scp import transport
 from scp.errors import AssociationLost, PeerRejected
-from scp.messages import Originator, Priority
+from scp.messages import Originator, Priority, StoreCommand
 from scp.status import Status
 
 _LAST_MESSAGE_ID = 0xFFFF
@@ -82,7 +82,7 @@ class Link:
             raise PeerRejected("the peer accepted no presentation context for this object")
         if not self.is_open:
             raise AssociationLost("the association is closed")
-        command = transport.StoreCommand(
+        command = StoreCommand(
             context_id, self.next_message_id(), sop_class_uid, sop_instance_uid, priority, originator
         )
         return status_of_response(transport.send_store(self.assoc, command, data))

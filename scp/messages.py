@@ -32,6 +32,18 @@ class Originator:
 
 
 @dataclass(frozen=True)
+class StoreCommand:
+    """Parameters of a C-STORE-RQ (PS3.7 9.1.1.1)."""
+
+    context_id: int
+    message_id: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    priority: Priority = Priority.MEDIUM
+    originator: Originator | None = None
+
+
+@dataclass(frozen=True)
 class StoreRequest:
     """A C-STORE-RQ whose data set lies in a Part 10 file, as received."""
 

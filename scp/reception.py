@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pydicom.uid import UID
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
+
+from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -25,6 +30,25 @@ class Reception:
 
     new_file: Callable[[], Path]
     source_aet: str
+
+
+def encoded_meta(identity: tuple[str, str], transfer_syntax_uid: str, source_aet: str) -> bytes:
+    """Return the File Meta Information of a received data set.
+
+    Parameters
+    ----------
+    identity
+        (SOP Class UID, SOP Instance UID) of the C-STORE-RQ.
+    """
+    meta = create_file_meta(
+        sop_class_uid=UID(identity[0]),
+        sop_instance_uid=UID(identity[1]),
+        transfer_syntax=UID(transfer_syntax_uid),
+        implementation_uid=UID(IMPLEMENTATION_CLASS_UID),
+        implementation_version=implementation_version_name(),
+    )
+    meta.SourceApplicationEntityTitle = source_aet
+    return encode_file_meta(meta)
 
 
 class ReceivedFile:

@@ -19,6 +19,7 @@ from scp.contexts import QUERY_RETRIEVE, Proposal
 from scp.errors import NotOffered, UnknownDestination
 from scp.link import Link
 from scp.messages import Answer, FindRequest, Originator, RetrieveRequest, StoreRequest
+from scp.question import question
 from scp.requestor import Peer, Timeouts, connect
 
 
@@ -68,7 +69,7 @@ class NodeServices:
 
     def find(self, caller: Caller, request: FindRequest) -> Iterator[Answer]:
         """Answer a C-FIND: the catalogue's rows, or similar cases where the request asks for them."""
-        ask = similarity.question(request, caller)
+        ask = question(request, caller)
         if ask is None:
             return query.find(self._archive, caller, request)
         return similarity.find(self._searcher(), self._archive, self._settings.similarity, caller, request, ask)
@@ -97,7 +98,7 @@ class NodeServices:
 
     def _matches(self, caller: Caller, request: RetrieveRequest) -> list[StoredInstance]:
         sop_class = QUERY_RETRIEVE[request.sop_class_uid]
-        ask = similarity.question(request, caller)
+        ask = question(request, caller)
         if ask is not None:
             return similarity.matches(
                 self._searcher(), self._archive, self._settings.similarity, caller, request, ask
@@ -126,5 +127,3 @@ class NodeServices:
         if self._similarity is None:
             raise NotOffered("similarity is switched off in the settings of this node")
         return self._similarity
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -28,15 +28,14 @@ from index.similarity import (
     Similarity,
     SimilarityAnswer,
     SimilarityRequest,
-    is_reference,
     resolve_reference,
 )
 from scp.caller import Caller
-from scp.contexts import QUERY_RETRIEVE
 from scp.errors import ScpError
 from scp.messages import Answer, FindRequest, RetrieveRequest
-from scp.private_elements import put_block, take_block
+from scp.private_elements import put_block
 from scp.query import complete
+from scp.question import Question
 from scp.status import CANCELLED, PENDING, PENDING_WARNING, SUCCESS
 
 AUDIT = logging.getLogger("tharsis.audit")
@@ -44,45 +43,8 @@ AUDIT = logging.getLogger("tharsis.audit")
 MOST_RETRIEVED = 50
 """Similarity reveals that other patients exist; a retrieve sends no more neighbours than this."""
 
-_REFERENCE_KEYS = ("PatientID", "AccessionNumber", "StudyID", "StudyDescription")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _LONGEST_LO = 64
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a request asks similar cases of, before the archive is consulted.
-
-    Attributes
-    ----------
-    block
-        Values of the private block; empty for a reference.
-    reference
-        Text with its mark; empty for the block.
-    """
-
-    block: dict[str, Any]
-    reference: str = ""
-
-
-def question(request: FindRequest | RetrieveRequest, caller: Caller) -> Question | None:
-    """Return what `request` asks similar cases of, None when it asks for none.
-
-    The private block, or the key that holds the reference, is taken out of the Identifier: what remains there are
-    ordinary keys.
-    """
-    identifier = request.identifier
-    block = take_block(identifier)
-    if block is not None or QUERY_RETRIEVE[request.sop_class_uid].similarity:
-        return Question(block or {})
-    if not caller.asks_similarity or isinstance(request, RetrieveRequest):
-        return None
-    for keyword in _REFERENCE_KEYS:
-        text = str(identifier.get(keyword) or "")
-        if is_reference(text):
-            setattr(identifier, keyword, None)
-            return Question({}, text)
-    return None
 
 
 def find(
@@ -111,7 +73,7 @@ def find(
         identifier = _identifier(archive, request.identifier, wanted.level, neighbour)
         if identifier is None:
             continue
-        if asked.reference:
+        if asked.references:
             if settings.decorate:
                 _decorate(identifier, neighbour)
         else:
@@ -148,7 +110,7 @@ def _search(
     asked: Question,
     default_k: int,
 ) -> tuple[SimilarityAnswer, SimilarityRequest]:
-    what = asked.reference or ", ".join(f"{key}={value!s:.80}" for key, value in asked.block.items())
+    what = ", ".join([*asked.references, *(f"{key}={value!s:.80}" for key, value in asked.block.items())])
     try:
         caller.require(Right.SIMILAR)
         wanted = _request(archive, request, asked, default_k)
@@ -166,10 +128,14 @@ def _search(
 def _request(
     archive: Archive, request: FindRequest | RetrieveRequest, asked: Question, default_k: int
 ) -> SimilarityRequest:
+    if len(asked.references) > 1:
+        raise InvalidIdentifier(f"one reference (~...) can be asked about, got {len(asked.references)}")
+    if asked.references and asked.block:
+        raise InvalidIdentifier("ask by a reference (~...) or by the private block, not by both")
     level = catalogue_query.parse_level(request.identifier, Model.STUDY_ROOT)
     keys = catalogue_query.parse_identifier(request.identifier, Model.STUDY_ROOT, relational=True)
-    if asked.reference:
-        found = resolve_reference(archive, asked.reference)
+    if asked.references:
+        found = resolve_reference(archive, asked.references[0])
         return SimilarityRequest(
             level=level,
             sop_instance_uid=found.sop_instance_uid,

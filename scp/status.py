@@ -18,6 +18,7 @@ from index.errors import (
     UnknownModel,
     UnknownQuery,
     WrongDimension,
+    WrongState,
 )
 from scp.errors import ConversionError, NotAuthorized, NotOffered, PeerError, UnknownDestination, UnrecognizedOperation
 from scp.private_elements import ELEMENTS, private_tag
@@ -104,6 +105,7 @@ _CODES: dict[type[Exception], int] = {
     OutOfSpace: OUT_OF_RESOURCES,
     InvalidIdentifier: DATA_SET_MISMATCH,
     NotFound: 0x0112,
+    WrongState: PROCESSING_FAILURE,
     SimilarityError: DATA_SET_MISMATCH,
     UnknownQuery: 0xC001,
     NotEmbedded: 0xC002,

@@ -17,32 +17,27 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import pynetdicom.association as pynetdicom_association
-from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE, DIMSEPrimitive
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp.checkpoint import Checkpoint
 from scp.errors import AssociationLost
-from scp.messages import Originator, Priority
-from scp.reception import ReceivedFile, Reception
+from scp.messages import StoreCommand
+from scp.reception import ReceivedFile, Reception, encoded_meta
 from scp.status import MISTYPED_ARGUMENT, Status
 from scp.upper_layer import BoundedQueue, receive
 
@@ -136,17 +131,20 @@ class _FileReceivingProvider(DIMSEServiceProvider):
         """Return the next message; a request without a mandatory parameter is refused, which pynetdicom ignores."""
         context_id, message = super().get_msg(block=block)
         if (
-            self._refuse is not None
-            and message is not None
-            and message.MessageID is not None
-            and message.MessageIDBeingRespondedTo is None
-            and not message.is_valid_request
+            self._refuse is None
+            or message is None
+            or message.MessageIDBeingRespondedTo is not None
+            or message.is_valid_request
         ):
-            missing = next(word for word in message.REQUEST_KEYWORDS if getattr(message, word) is None)
-            refusal = Status(MISTYPED_ARGUMENT, f"{missing} is missing or empty")
-            self._refuse(self.assoc, int(context_id or 0), message, refusal)
-            return None, None
-        return context_id, message
+            return context_id, message
+        try:
+            if message.MessageID is not None:
+                missing = next(word for word in message.REQUEST_KEYWORDS if getattr(message, word) is None)
+                refusal = Status(MISTYPED_ARGUMENT, f"{missing} is missing or empty")
+                self._refuse(self.assoc, int(context_id or 0), message, refusal)
+        finally:
+            discard_received(message)
+        return None, None
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Process a P-DATA primitive one PDV at a time, so that command and data set part in between."""
@@ -174,26 +172,24 @@ class _FileReceivingProvider(DIMSEServiceProvider):
             raise ValueError(f"a message of more than {_LARGEST_IN_MEMORY} bytes besides the stored object")
         if isinstance(message, C_STORE_RQ) and self._receiving is None and self._reception is not None:
             reception = self._reception()
-            self._receiving = ReceivedFile(reception, self._file_meta(message, reception.source_aet))
+            command = message.command_set
+            syntax = self.assoc._accepted_cx[int(message.context_id or 0)].transfer_syntax[0]
+            identity = (command.AffectedSOPClassUID, command.AffectedSOPInstanceUID)
+            self._receiving = ReceivedFile(reception, encoded_meta(identity, syntax, reception.source_aet))
             message._data_set_file = self._receiving  # type: ignore[assignment]
-
-    def _file_meta(self, message: C_STORE_RQ, source_aet: str) -> bytes:
-        command = message.command_set
-        meta = create_file_meta(
-            sop_class_uid=command.AffectedSOPClassUID,
-            sop_instance_uid=command.AffectedSOPInstanceUID,
-            transfer_syntax=self.assoc._accepted_cx[int(message.context_id or 0)].transfer_syntax[0],
-            implementation_uid=UID(IMPLEMENTATION_CLASS_UID),
-            implementation_version=implementation_version_name(),
-        )
-        meta.SourceApplicationEntityTitle = source_aet
-        return encode_file_meta(meta)
 
     def discard(self) -> None:
         """Delete what was received of a data set that will not be completed."""
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
             receiving.discard()
+
+    def discard_waiting(self) -> None:
+        """Take requests that nobody will answer off the queue, and delete their data sets."""
+        with self.msg_queue.mutex:
+            kept = [item for item in self.msg_queue.queue if item[1] is None or not discard_received(item[1])]
+            self.msg_queue.queue.clear()
+            self.msg_queue.queue.extend(kept)
 
 
 def prepare(
@@ -227,12 +223,13 @@ def prepare(
 def connection_closed(event: evt.Event) -> None:
     """Clean up behind a closed connection (bind to ``evt.EVT_CONN_CLOSE``).
 
-    A data set that was cut off is deleted. A connection that closes before it asked for an association would keep its
-    thread, and count as an association, until the ACSE timeout: that wait is ended.
+    Data sets that were cut off, or whose requests still wait to be answered, are deleted. A connection that closes
+    before it asked for an association would count as one until the ACSE timeout: that wait is ended.
     """
     assoc = event.assoc
     if isinstance(assoc.dimse, _FileReceivingProvider):
         assoc.dimse.discard()
+        assoc.dimse.discard_waiting()
     if assoc.is_acceptor and assoc.requestor.primitive is None:
         assoc.dul.to_user_queue.put(cast(Any, None))
 
@@ -246,35 +243,11 @@ def received_file(request: DIMSEPrimitive) -> ReceivedFile | None:
     return None
 
 
-def is_cancelled(assoc: Association, message_id: int) -> bool:
-    """Whether the peer sent a C-CANCEL for `message_id`.
-
-    The upper layer either sends or reads in each of its turns: when the peer has sent something, it gets the time to
-    read it before more is handed to it.
-    """
-    wrapped = assoc.dul.socket
-    deadline = time.monotonic() + 0.5
-    while (
-        wrapped is not None
-        and message_id not in assoc.dimse.cancel_req
-        and assoc.dul.is_alive()
-        and wrapped.ready
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.0005)
-    return message_id in assoc.dimse.cancel_req
-
-
-@dataclass(frozen=True)
-class StoreCommand:
-    """Parameters of a C-STORE-RQ (PS3.7 9.1.1.1)."""
-
-    context_id: int
-    message_id: int
-    sop_class_uid: str
-    sop_instance_uid: str
-    priority: Priority = Priority.MEDIUM
-    originator: Originator | None = None
+def discard_received(request: DIMSEPrimitive) -> bool:
+    """Delete the file that the data set of a C-STORE-RQ was written to, unless somebody took it; False for none."""
+    if (received := received_file(request)) is not None:
+        received.discard()
+    return received is not None
 
 
 def send_store(assoc: Association, command: StoreCommand, data: bytes | tuple[Path, int]) -> C_STORE:

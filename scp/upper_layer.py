@@ -1,12 +1,14 @@
-"""Between DIMSE and TCP: how many PDUs may wait to be sent, and how bytes are read (PS3.8 9)."""
+"""Between DIMSE and TCP: how many PDUs may wait to be sent, what is read between them, and how (PS3.8 9)."""
 
 from __future__ import annotations
 
 import errno
 import queue
 import socket
+import time
 from typing import Any
 
+from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 
@@ -45,6 +47,25 @@ class BoundedQueue(queue.Queue[Any]):
             except queue.Full:
                 continue
             return
+
+
+def is_cancelled(assoc: Association, message_id: int) -> bool:
+    """Whether the peer sent a C-CANCEL for `message_id`.
+
+    The upper layer either sends or reads in each of its turns: when the peer has sent something, it gets the time to
+    read it before more is handed to it.
+    """
+    wrapped = assoc.dul.socket
+    deadline = time.monotonic() + 0.5
+    while (
+        wrapped is not None
+        and message_id not in assoc.dimse.cancel_req
+        and assoc.dul.is_alive()
+        and wrapped.ready
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.0005)
+    return message_id in assoc.dimse.cancel_req
 
 
 def receive(connection: socket.socket, size: int) -> bytearray:

@@ -12,7 +12,7 @@ from pynetdicom import AE, evt
 from scp import client
 from scp.client import RequestFailed, Requestor
 from scp.contexts import STORAGE, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
-from scp.errors import PeerRejected, PeerUnreachable
+from scp.errors import AssociationLost, PeerRejected, PeerUnreachable
 from scp.part10 import NotDicomError, data_set_offset, read_object
 from scp.requestor import Peer, Timeouts
 
@@ -36,10 +36,11 @@ def test_echo(start_node):
 
 
 def test_a_closed_port_is_unreachable_and_says_where():
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:  # bound, so that nobody else has the port, but not listening
+        closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    with pytest.raises(PeerUnreachable, match=rf"ARCHIVE at 127\.0\.0\.1:{port}"):
-        client.echo(Peer("127.0.0.1", port, "ARCHIVE"), ME)
+        with pytest.raises(PeerUnreachable, match=rf"ARCHIVE at 127\.0\.0\.1:{port}"):
+            client.echo(Peer("127.0.0.1", port, "ARCHIVE"), ME)
 
 
 def test_a_rejection_says_why(start_node):
@@ -110,6 +111,26 @@ def test_a_transfer_syntax_that_the_peer_lacks_is_named(make_file):
     server.shutdown()
     assert "CT Image Storage in Explicit VR Little Endian" in results[files[0]].error
     assert results[files[1]].is_stored
+
+
+def test_a_peer_that_is_lost_in_the_middle_leaves_what_was_answered_known(make_file):
+    entity = AE("PEER")
+    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2", ExplicitVRLittleEndian)
+    files = [make_file(number) for number in (1, 2, 3)]
+    fatal = read_object(files[1]).sop_instance_uid
+
+    def answer(event):
+        if event.request.AffectedSOPInstanceUID == fatal:
+            event.assoc.abort()
+        return 0
+
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+    results = client.send(Peer("127.0.0.1", server.server_address[1], "PEER"), files, ME)
+    first = next(results)
+    assert (first.path, first.is_stored) == (files[0], True)
+    with pytest.raises(AssociationLost):
+        next(results)
+    server.shutdown()
 
 
 def test_find_yields_matches_and_raises_a_failure(start_node, make_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from config.identity import UID_ROOT, version
 from reconstruct.derived import ct_series, frame_of_reference_uid
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.projections import elements
 from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
 from reconstruct.projections.p1 import read_p1
 from reconstruct.projections.p1_writer import write_p1
@@ -150,15 +152,48 @@ def test_doing_it_again_gives_the_same_bytes(scan: Scan) -> None:
     "changes",
     [
         {"recipe": {**RECIPE, "cutoff": 0.5}},
-        {"grid": replace(GRID, centre_mm_xyz=(0.0, 0.0, 0.0))},
         {"energy_bin": replace(BIN, index=1)},
     ],
 )
-def test_another_recipe_grid_or_bin_is_another_series(scan: Scan, changes: dict[str, Any]) -> None:
+def test_another_recipe_or_bin_is_another_series(scan: Scan, changes: dict[str, Any]) -> None:
     usual, other = series(scan), series(scan, **changes)
     assert usual[0].SeriesInstanceUID != other[0].SeriesInstanceUID
     assert not {ds.SOPInstanceUID for ds in usual} & {ds.SOPInstanceUID for ds in other}
-    assert usual[0].FrameOfReferenceUID == other[0].FrameOfReferenceUID == frame_of_reference_uid("2.25.9")
+    assert usual[0].FrameOfReferenceUID == other[0].FrameOfReferenceUID == frame_of_reference_uid(scan)
+
+
+def test_another_grid_replaces_the_series(scan: Scan) -> None:
+    usual, moved = series(scan), series(scan, grid=replace(GRID, centre_mm_xyz=(0.0, 0.0, 0.0)))
+    assert [ds.SOPInstanceUID for ds in usual] == [ds.SOPInstanceUID for ds in moved]
+
+
+def test_the_same_scan_set_in_another_study_is_another_series_and_frame(scan: Scan) -> None:
+    header = copy.deepcopy(scan.header)
+    header.StudyInstanceUID, header.PatientID = "1.2.3.5", "M-2"
+    usual, other = series(scan)[0], series(replace(scan, header=header))[0]
+    for keyword in ("SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"):
+        assert usual[keyword].value != other[keyword].value, keyword
+
+
+@pytest.mark.parametrize(("number", "expected"), [(7, 702), (21474836, 2147483602), (21474837, 2), (-30000000, 2)])
+def test_the_number_of_a_series_is_an_is(scan: Scan, number: int, expected: int) -> None:
+    header = copy.deepcopy(scan.header)
+    header.SeriesNumber = number
+    assert series(replace(scan, header=header))[0].SeriesNumber == expected
+
+
+def test_a_detector_distance_that_nobody_told_is_left_out(scan: Scan) -> None:
+    assert float(series(scan)[0].DistanceSourceToDetector) == 300
+    assert "DistanceSourceToDetector" not in series(replace(scan, knows_detector_distance=False))[0]
+
+
+def test_energies_are_told_in_the_elements_of_the_projections(scan: Scan) -> None:
+    told = elements.read(dcmread(to_file(series(scan)[0])))
+    assert told == {
+        "EnergyBinIndex": 2, "EnergyThresholdLow": 25.0, "EnergyThresholdHigh": 38.0, "EffectiveEnergy": 31.0,
+        "WaterAttenuation": WATER_PER_CM,
+    }  # fmt: skip
+    assert "EffectiveEnergy" not in elements.read(series(scan, replace(BIN, effective_kev=None))[0])
 
 
 def test_the_order_of_the_recipe_does_not_matter(scan: Scan) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import zlib
+from io import BytesIO
 
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE
+from pynetdicom.dsutils import encode
 
-from scp.contexts import PATIENT_ROOT_FIND, STUDY_ROOT_FIND
+from scp.contexts import PATIENT_ROOT_FIND, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Invalid value for VR")
 
@@ -92,15 +96,12 @@ def test_one_row_for_each_entity(filled, model, level, keys, rows):
         (PATIENT_ROOT_FIND, _identifier("STUDY", StudyInstanceUID=""), "PatientID"),
     ],
 )
-
 def test_an_identifier_that_the_model_does_not_allow_is_refused(filled, model, identifier, keyword):
     [(status, match)] = _find(filled, identifier, model)
     assert status.Status == 0xA900
     assert match is None
     assert 0 < len(status.ErrorComment) <= 64
     assert status["OffendingElement"].value == Tag(keyword)
-
-
 
 
 @pytest.mark.parametrize("unsupported", ["AdditionalPatientHistory", "Modality"])
@@ -174,3 +175,52 @@ def test_an_operation_that_the_class_does_not_have_is_refused(filled):
     assert status.Status == 0x0211
     assert status.ErrorComment
     assoc.release()
+
+
+def _deflated(identifier, zeros=0):
+    """The Identifier with a private element of so many zeros, deflated."""
+    stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    content = stream.compress(encode(identifier, False, True))
+    if zeros:
+        content += stream.compress(b"\x09\x70\x10\x00LO\x04\x00TEST")
+        content += stream.compress(b"\x09\x70\x01\x10OB\0\0" + zeros.to_bytes(4, "little"))
+        for _ in range(zeros >> 20):
+            content += stream.compress(bytes(1 << 20))
+    return content + stream.flush()
+
+
+def _ask_deflated(node, model, kind, content):
+    entity = AE("VIEWER")
+    entity.add_requested_context(model, DeflatedExplicitVRLittleEndian)
+    assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+    request = kind()
+    request.MessageID, request.Priority, request.AffectedSOPClassUID = 1, 1, model
+    request.Identifier = BytesIO(content)
+    if kind is C_MOVE:
+        request.MoveDestination = "VIEWER"
+    assoc._reactor_checkpoint.clear()
+    assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
+    _, response = assoc.dimse.get_msg(block=True)
+    assoc._reactor_checkpoint.set()
+    assoc.abort()
+    return response
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [(STUDY_ROOT_FIND, C_FIND), (STUDY_ROOT_MOVE, C_MOVE), (STUDY_ROOT_GET, C_GET)]
+)
+def test_a_deflated_identifier_is_inflated_no_further_than_one_can_be_long(filled, model, kind):
+    identifier = _identifier("STUDY", StudyInstanceUID=f"{ROOT}.1.1")
+    content = _deflated(identifier, zeros=32 << 20)
+    assert len(content) < 100_000
+    response = _ask_deflated(filled, model, kind, content)
+    assert response.Status == 0xA900
+    assert "inflates to more than" in response.ErrorComment
+
+
+def test_a_deflated_identifier_is_answered_and_one_that_is_cut_off_is_not(filled):
+    content = _deflated(_identifier("STUDY", StudyInstanceUID=f"{ROOT}.1.1", StudyDescription="*" + "ab" * 20))
+    assert _ask_deflated(filled, STUDY_ROOT_FIND, C_FIND, content).Status == 0x0000
+    response = _ask_deflated(filled, STUDY_ROOT_FIND, C_FIND, content[:-6])
+    assert response.Status == 0xA900
+    assert "cut o" in response.ErrorComment

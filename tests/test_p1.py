@@ -496,6 +496,19 @@ def wrong(keyword: str, value: Any) -> Callable[[Dataset], None]:
         (remove("CounterKind"), r"no Counter Kind \(0071,xx25\)"),
         (wrong("CounterKind", "SIDEWAYS"), r"Counter Kind \(0071,xx25\) is SIDEWAYS, expected one of CUMULATIVE"),
         (wrong("PixelMeaning", "COLOUR"), r"Pixel Meaning \(0071,xx07\) is COLOUR, expected one of COUNTS"),
+        (wrong("WaterAttenuation", 0.0), r"Water Attenuation \(0071,xx29\) is 0, expected a number above 0"),
+        (wrong("WaterAttenuation", -0.2), r"\(0071,xx29\) is -0.2, expected a number above 0"),
+        (wrong("EffectiveEnergy", 0.0), r"Effective Energy \(0071,xx28\) is 0"),
+        (wrong("UnattenuatedValue", 0.0), r"Unattenuated Value \(0071,xx09\) is 0, expected a number above 0"),
+        (wrong("UnattenuatedValue", [1.0, 2.0]), r"\(0071,xx09\) has 2 values, expected 1"),
+        (wrong("RequestedFilter", "BUTTERWORTH"), r"Requested Filter \(0071,xx53\) is 'BUTTERWORTH', expected one"),
+        (wrong("RequestedCutoff", 1.5), r"\(0071,xx54\) is 1.5, expected at most 1"),
+        (wrong("RequestedCutoff", 0.0), r"\(0071,xx54\) is 0, expected a number above 0"),
+        (wrong("RequestedMatrix", [64, 64]), r"Requested Matrix \(0071,xx51\) has 2 values, expected 3"),
+        (wrong("RequestedMatrix", [64, 0, 64]), r"\(0071,xx51\) is 0, expected a number above 0"),
+        (wrong("RequestedVoxelSize", 0.5), r"Requested Voxel Size \(0071,xx50\) has 1 values, expected 3"),
+        (wrong("RequestedVoxelSize", [0.5, 0.5, -1.0]), r"\(0071,xx50\) is -1, expected a number above"),
+        (wrong("RequestedCentre", [0.0, 0.0, float("nan")]), r"\(0071,xx52\) is nan, expected a finite number"),
         (wrong("FrameRole", "DESSERT"), r"Frame Role \(0071,xx10\) is 'DESSERT'"),
         (wrong("EnergyBinCount", 3), r"2 of 3 energy bins \(0071,xx21\)"),
         (wrong("ExpectedInstances", 5), r"4 of 5 instances \(0071,xx06\)"),
@@ -534,13 +547,19 @@ def test_flats_of_another_size_are_refused() -> None:
         replace(c, views=c.views[:, :5], flats=c.flats[:, :5]) for c in counters()
     ])  # fmt: skip
     elements.put(other[1], ScanSetUID=elements.read(datasets[0])["ScanSetUID"])
+    other[1].StudyInstanceUID = datasets[0].StudyInstanceUID
     with pytest.raises(ScanError, match="5 × 14 and 10 × 14"):
         read_p1([datasets[0], other[1], *datasets[2:]])
 
 
 def test_two_scans_are_not_mixed() -> None:
+    one, other = written(), written()
+    with pytest.raises(ScanError, match="2 studies"):
+        read_p1([*one, *other])
+    for dataset in other:
+        dataset.StudyInstanceUID = one[0].StudyInstanceUID
     with pytest.raises(ScanError, match="2 scans"):
-        read_p1([*written(), *written()])
+        read_p1([*one, *other])
 
 
 def test_durations_of_the_projections_alone_are_refused() -> None:
@@ -580,6 +599,71 @@ def test_the_block_is_declared_safe() -> None:
     assert declared.PrivateGroupReference == 0x0071
     assert declared.PrivateCreatorReference == "THARSIS PROJECTION 1.0"
     assert declared.BlockIdentifyingInformationStatus == "SAFE"
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        (ReconstructionRequest(matrix_xyz=(4096, 4096, 4096)), "4096 × 4096 × 4096"),
+        (ReconstructionRequest(matrix_xyz=(70_000, 10, 10)), "70000 × 10 × 10"),
+        (ReconstructionRequest(voxel_mm_xyz=(1e-5, 1e-5, 1e-5)), "is too large"),
+    ],
+)
+def test_a_volume_that_nobody_can_mean_is_refused(asked: ReconstructionRequest, size: str) -> None:
+    with pytest.raises(ScanError, match=size):
+        read_p1(written(Acquisition(request=asked))).grid()
+
+
+def test_i0_of_a_cumulative_counter_exceeds_that_of_the_next() -> None:
+    plain = [replace(c, flats=None, unattenuated=i0) for c, i0 in zip(counters(), (6_000.0, 6_000.0), strict=True)]
+    with pytest.raises(ScanError, match=r"I0 \(0071,xx09\) of energy bin 1 is 6000 and that of bin 2 is 6000"):
+        read_p1(written(counters=plain))
+
+
+@pytest.mark.parametrize(("keyword", "value"), [("RescaleSlope", 0.0), ("FrameAcquisitionDuration", 0.0)])
+def test_a_rescale_or_exposure_of_nothing_is_refused(keyword: str, value: float) -> None:
+    datasets = written(Acquisition(exposure=Exposure(view_ms=10.0, flat_ms=10.0)))
+    for dataset in datasets:
+        setattr(dataset, keyword, value)
+        elements_of = [dataset, *dataset.SharedFunctionalGroupsSequence, *dataset.PerFrameFunctionalGroupsSequence]
+        for macro in [m for item in elements_of for e in item if e.VR == "SQ" for m in e.value]:
+            if keyword in macro:
+                setattr(macro, keyword, value)
+    with pytest.raises(ScanError, match=r" is 0|instance .* is 0"):
+        read_p1(datasets)
+
+
+@pytest.mark.parametrize("keyword", ["Rows", "Columns", "BitsStored"])
+def test_images_without_a_size_are_refused(keyword: str) -> None:
+    datasets = written()
+    for dataset in datasets:
+        del dataset[keyword]
+    with pytest.raises(ScanError, match=f"has no {keyword.replace('sS', 's S')}"):
+        read_p1(datasets)
+
+
+def test_flats_need_no_geometry(tmp_path: Path) -> None:
+    """Flats and darks that say by their private role alone what they are; they may also come first."""
+    datasets = written()
+    for dataset in datasets:
+        if elements.read(dataset)["FrameRole"] == "FLAT":
+            for item in dataset.PerFrameFunctionalGroupsSequence:
+                del item.IsocenterReferenceSystemSequence
+            assert recognise(dataset) == "P1"
+            dataset.InstanceNumber = 0
+    scan = read_scan(saved(datasets[::-1], tmp_path))
+    np.testing.assert_array_equal(scan.line_integrals(1), read_p1(written()).line_integrals(1))
+    assert elements.read(scan.header)["FrameRole"] == "PROJECTION"
+
+
+@pytest.mark.parametrize(("distance", "is_known"), [(320.0, True), (None, False)])
+def test_matrices_alone_do_not_hold_the_distance_of_the_detector(distance: float | None, is_known: bool) -> None:
+    datasets = written(Acquisition(with_matrices=True))
+    for dataset in datasets:
+        without_vectors(dataset)
+        if distance is None:
+            drop_standard("DistanceSourceToDetector")(dataset)
+    assert read_p1(datasets).knows_detector_distance is is_known
 
 
 def test_recognition() -> None:

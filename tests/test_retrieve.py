@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -26,7 +25,9 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from scp import conversion
 from scp.contexts import STORAGE, STUDY_ROOT_GET, STUDY_ROOT_MOVE
+from scp.errors import ConversionError
 from scp.part10 import data_set_offset
 
 STUDY = "1.2.826.0.1.3680043.9.7133.1"
@@ -136,12 +137,13 @@ def test_an_unknown_destination_is_refused(start_node, make_file, entities):
 
 
 def test_a_closed_destination_fails_every_sub_operation(start_node, make_file):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    node = _node_for(start_node, port)
+    for_nobody = socket.socket()  # bound, so that nobody else has the port, but not listening
+    for_nobody.bind(("127.0.0.1", 0))
+    node = _node_for(start_node, for_nobody.getsockname()[1])
     for number in (1, 2):
         node.archive.ingest(make_file(number))
     status, identifier = _move(node, _identifier())[-1]
+    for_nobody.close()
     assert (status.Status, _counts(status)) == (0xA702, (None, 0, 2, 0))
     assert status.ErrorComment
     assert sorted(identifier.FailedSOPInstanceUIDList) == [UID_OF(1), UID_OF(2)]
@@ -236,6 +238,19 @@ def test_what_cannot_be_decoded_fails_alone(start_node, receive, make_file):
     status, identifier = _move(node, _identifier())[-1]
     assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
     assert identifier.FailedSOPInstanceUIDList == UID_OF(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("image_dfl.dcm", "inflates to more than 1000"), ("MR_small_RLE.dcm", "8192 bytes")]
+)
+def test_no_more_is_unpacked_for_a_conversion_than_fits_into_memory(archive, monkeypatch, name, reason):
+    path = Path(get_testdata_file(name))
+    archive.ingest(path)
+    instance = archive.open_instance(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+    assert conversion.converted(instance, ImplicitVRLittleEndian)
+    monkeypatch.setattr(conversion, "_LARGEST_UNPACKED", 1000)
+    with pytest.raises(ConversionError, match=reason):
+        conversion.converted(instance, ImplicitVRLittleEndian)
 
 
 @pytest.mark.slow
@@ -392,15 +407,45 @@ def storescp(dcmtk, tmp_path):
     dcmtk("storescp", "--version")
     folder = tmp_path / "storescp"
     folder.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(["storescp", "-B", "+xa", "-aet", "STORESCP", "-od", str(folder), str(port)])
-    deadline = time.monotonic() + 20
-    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-        assert time.monotonic() < deadline
-    yield folder, port
-    process.terminate()
-    process.wait()
+    for _ in range(10):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        process = subprocess.Popen(["storescp", "-B", "+xa", "-aet", "STORESCP", "-od", str(folder), str(port)])
+        try:
+            if _comes_to_listen(process, port):
+                yield folder, port
+                return
+        finally:
+            process.terminate()
+            process.wait()
+    pytest.fail("storescp got none of ten ports")
+
+
+def _comes_to_listen(process, port):
+    """Wait until `process` itself listens on `port`; False when it ends instead, for somebody else has the port."""
+    for _ in range(600):
+        if _listens(process.pid, port):
+            return True
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        return False
+    pytest.fail("storescp neither listens nor ends")
+
+
+def _listens(pid, port):
+    """Whether one of the sockets of the process listens on the TCP port."""
+    try:
+        own = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    except FileNotFoundError:  # it has just ended, or just closed a file
+        return False
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return any(
+        line[3] == "0A" and int(line[1].rpartition(":")[2], 16) == port and f"socket:[{line[9]}]" in own
+        for line in lines
+        if line[0] != "sl"
+    )
 
 
 def test_movescu_to_storescp(start_node, dcmtk, make_file, storescp):

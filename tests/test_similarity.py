@@ -12,7 +12,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from index import embeddings
+from index import candidates, embeddings
+from index import similarity as search_module
 from index.archive import Archive
 from index.errors import InvalidIdentifier, NotEmbedded, UnknownModel, UnknownQuery, WrongDimension
 from index.keys import Level
@@ -29,6 +30,7 @@ from index.similarity import (
     resolve_reference,
 )
 from index.unit_vectors import unit
+from index.vectors import VectorIndex
 
 D = 6
 ROOT = "1.2.826.0.1.3680043.9.7133"
@@ -376,6 +378,45 @@ def test_rows_of_another_process_are_found_and_deleted_ones_are_not(tmp_path: Pa
     left = similarity.search(request)
     assert sorted(neighbour.series_instance_uid for neighbour in left.neighbours) == [f.series for f in chosen[1:]]
     assert left.index_size == 3
+
+
+MOMENTS = [(VectorIndex, "refresh"), (search_module, "find_example"), (candidates, "select")]
+
+
+@pytest.mark.parametrize("how", Aggregation)
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("place", "name"), MOMENTS, ids=[name for _, name in MOMENTS])
+def test_a_series_that_is_embedded_anew_during_the_search_stays_excluded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, before: bool, how: Aggregation
+) -> None:
+    mine, theirs = Archive(tmp_path), Archive(tmp_path)
+    embeddings.register(mine, "a-1", D)
+    chosen = [next(group) for _, group in itertools.groupby(FRAMES, key=lambda frame: frame.series)][:4]
+    for frame in chosen:
+        mine.ingest(instance(frame, 1))
+        embeddings.store(mine, "a-1", frame.series, [(frame.sop, 0, frame.vector)])
+    searcher = Similarity(mine)
+    request = SimilarityRequest(level=Level.SERIES, series_instance_uid=chosen[0].series, aggregation=how, k=3)
+    expected = searcher.search(request)
+    assert sorted(n.series_instance_uid for n in expected.neighbours) == sorted(f.series for f in chosen[1:])
+    done = getattr(place, name)
+
+    def interrupted(*arguments: Any) -> Any:
+        if before:
+            embed_anew()
+        result = done(*arguments)
+        if not before:
+            embed_anew()
+        return result
+
+    def embed_anew() -> None:
+        for frame in chosen[:2]:
+            embeddings.store(theirs, "a-1", frame.series, [(frame.sop, 0, frame.vector)])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, interrupted)
+        assert searcher.search(request) == expected
+    assert searcher.search(request) == expected
 
 
 def test_models_never_meet(tmp_path: Path) -> None:

@@ -183,6 +183,30 @@ def test_the_right_to_ask_is_required_and_every_query_is_in_the_audit_log(node, 
     assert "3 neighbours" in lines[1]
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"PatientID": "~P0", "StudyID": "~S1"},
+        {"PatientID": "~P0", "AccessionNumber": "*SIM:A0*"},
+        {"PatientID": ["~P0", "~P1"]},
+    ],
+    ids=["different", "same", "in-one-key"],
+)
+def test_two_references_at_once_are_refused(node, keys):
+    identifier = _identifier("STUDY", StudyInstanceUID="", **keys)
+    [(status, _)] = _find(node, identifier, STUDY_ROOT_FIND, called="THARSIS_SIM")
+    assert status.Status == 0xA900
+    assert "one reference" in status.ErrorComment
+    assert "got 2" in status.ErrorComment
+
+
+def test_a_reference_beside_the_private_block_is_refused(node):
+    identifier = _identifier("STUDY", {"QueryStudyInstanceUID": _study(0)}, StudyInstanceUID="", PatientID="~P0")
+    [(status, _)] = _find(node, identifier, STUDY_ROOT_FIND, called="THARSIS_SIM")
+    assert status.Status == 0xA900
+    assert "not by both" in status.ErrorComment
+
+
 def test_a_switched_off_similarity_says_so(start_node):
     node = start_node(entities=ENTITIES)
     [(status, _)] = _find(node, _identifier("SERIES", {"QuerySeriesInstanceUID": _series(0)}))

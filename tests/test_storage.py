@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from io import BytesIO
 
 import pydicom
 import pytest
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -22,6 +23,7 @@ from scp.client import Requestor
 from scp.contexts import Proposal
 from scp.part10 import EncodedObject, data_set_offset
 from scp.requestor import Peer
+from scp.services import NodeServices
 
 UID_OF = "1.2.826.0.1.3680043.9.7133.9.{}".format
 
@@ -95,6 +97,58 @@ def test_a_command_that_names_another_object_is_refused(start_node, make_dataset
     assert response.Status == 0xA900
     assert response.ErrorComment
     assoc.release()
+
+
+def _request(number, data):
+    request = C_STORE()
+    request.MessageID, request.Priority = number, 1
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, UID_OF(number)
+    request.DataSet = BytesIO(data)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("context", "sop_class", "code"),
+    [(CTImageStorage, MRImageStorage, 0x0122), (Verification, Verification, 0x0211)],
+)
+def test_a_refused_request_leaves_no_file(start_node, make_file, context, sop_class, code):
+    node = start_node()
+    assoc = _associate(node)
+    request = _request(1, _data_set(make_file(1)))
+    request.AffectedSOPClassUID = sop_class
+    [context_id] = [accepted.context_id for accepted in assoc.accepted_contexts if accepted.abstract_syntax == context]
+    assoc._reactor_checkpoint.clear()
+    assoc.dimse.send_msg(request, context_id)
+    _, response = assoc.dimse.get_msg(block=True)
+    assoc._reactor_checkpoint.set()
+    assert response.Status == code
+    assoc.release()
+    _wait_until_idle(node)
+    assert list(node.archive.incoming.iterdir()) == []
+
+
+def test_requests_that_wait_when_the_peer_aborts_leave_no_files(start_node, make_file, monkeypatch, wait_until):
+    gone, stored = threading.Event(), NodeServices.store
+
+    def store(self, caller, request):
+        assert gone.wait(30)
+        return stored(self, caller, request)
+
+    monkeypatch.setattr(NodeServices, "store", store)
+    node = start_node()
+    assoc = _associate(node)
+    assoc._reactor_checkpoint.clear()
+    for number in (1, 2, 3, 4):  # without waiting for the answers
+        assoc.dimse.send_msg(_request(number, _data_set(make_file(number))), assoc.accepted_contexts[0].context_id)
+    wait_until(lambda: len(list(node.archive.incoming.iterdir())) == 4)
+    [served] = node.server._acceptor.associations
+    wait_until(lambda: served.dimse.msg_queue.qsize() == 3)
+    assoc._reactor_checkpoint.set()
+    assoc.abort()
+    wait_until(lambda: not served.dul.is_alive() or served.dul.socket.socket is None)
+    gone.set()
+    _wait_until_idle(node)
+    assert list(node.archive.incoming.iterdir()) == []
 
 
 def test_the_same_object_again_is_a_success(start_node, make_file):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,16 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from config.settings import Settings
-from index import derivations, jobs
-from index.archive import Archive
+from index import derivations
+from index.derivations import Output
 from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Series, Task, Work
-from plugins.publish import is_made, publish
+from plugins.publish import is_made, publish, record
 from plugins.segmentation import thresholds
 from plugins.segmentation.seg_object import seg_object
 from plugins.segmentation.segmenter import Volume
-from reconstruct.projections.registry import read_scan
+from reconstruct.projections import elements
 
 KIND = "segment"
 
@@ -60,33 +59,24 @@ def segment(task: Task) -> None:
     if is_made(task.archive, series.uid, recipe, digest):
         return
     slices, volume = read_volume(series.paths)
-    volume = replace(volume, effective_kev=_effective_kev(task.archive, series))
     task.progress(0.2)
     result = thresholds.segment(
         volume, smoothing_voxels=settings.smoothing_voxels, min_volume_mm3=settings.min_volume_mm3
     )
     task.progress(0.5)
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
     if result.segments:
         dataset = seg_object(result, slices, recipe=derivations.canonical(recipe))
         task.progress(0.9)
         outputs = (publish(task.archive, [dataset]),)
-    with task.archive.transaction() as database:
-        derivations.record(database, series.uid, recipe, digest, outputs)
-        for uid in outputs:
-            jobs.push(database, jobs.SERIES_STABLE, uid)
-
-
-def _effective_kev(archive: Archive, series: Series) -> float | None:
-    """Return the effective energy of the bin that the series shows, as the scan tells it."""
-    if series.made_by is None:
-        return None
-    scan = read_scan(Series(archive, series.made_by.source).paths)
-    return scan.bins[series.made_by.outputs.index(series.uid)].effective_kev
+    record(task.archive, series.uid, recipe, digest, outputs)
 
 
 def read_volume(paths: Sequence[Path]) -> tuple[list[Dataset], Volume]:
-    """Read an axial CT series: the slices from feet to head, and their volume in HU or 1/cm."""
+    """Read an axial CT series: the slices from feet to head, and their volume in HU or 1/cm.
+
+    The effective energy is the one that reconstruction wrote into the slices, None where there is none.
+    """
     read: list[Dataset] = [pydicom.dcmread(path) for path in paths]
     slices = sorted(read, key=lambda ds: float(ds.ImagePositionPatient[2]))
     first = slices[0]
@@ -94,7 +84,9 @@ def read_volume(paths: Sequence[Path]) -> tuple[list[Dataset], Volume]:
     values = np.stack([_values(dataset, is_hu=is_hu) for dataset in slices])
     z = abs(float(slices[1].ImagePositionPatient[2]) - float(first.ImagePositionPatient[2])) if len(slices) > 1 else 0
     row, column = (float(value) for value in first.PixelSpacing)
-    return slices, Volume(values, (z or float(first.SliceThickness), row, column), is_hu)
+    kev = elements.read(first).get("EffectiveEnergy")
+    spacing = (z or float(first.SliceThickness), row, column)
+    return slices, Volume(values, spacing, is_hu, None if kev is None else float(kev))
 
 
 def _values(dataset: Dataset, *, is_hu: bool) -> NDArray[np.float32]:

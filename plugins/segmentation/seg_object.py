@@ -35,7 +35,7 @@ def seg_object(result: Segmentation, source_images: Sequence[Dataset], *, recipe
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=_descriptions(result.segments, result.algorithm),
         series_instance_uid=series_uid,
-        series_number=_SERIES_NUMBER_OFFSET + int(source_images[0].get("SeriesNumber", 0) or 0),
+        series_number=_series_number(source_images[0]),
         sop_instance_uid=derived_uid(series_uid, "1"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -47,6 +47,12 @@ def seg_object(result: Segmentation, source_images: Sequence[Dataset], *, recipe
         series_description=f"Segments: {result.algorithm.name}"[:64],
         omit_empty_frames=True,
     )
+
+
+def _series_number(image: Dataset) -> int:
+    """Number the series after that of the images; by the offset alone where that would be no IS (PS3.5 6.2)."""
+    number = _SERIES_NUMBER_OFFSET + int(image.get("SeriesNumber", 0) or 0)
+    return number if number < 1 << 31 else _SERIES_NUMBER_OFFSET
 
 
 def _descriptions(segments: Sequence[Segment], algorithm: Algorithm) -> list[highdicom.seg.SegmentDescription]:

@@ -29,7 +29,7 @@ def distinct(instances: Iterable[Stored]) -> list[Stored]:
 
 
 def check_complete(instances: Sequence[Attributes], frames: int) -> None:
-    """Refuse instances of several scans, and a scan of which instances or frames have not come.
+    """Refuse instances of several studies or scans, and a scan of which instances or frames have not come.
 
     Parameters
     ----------
@@ -43,6 +43,9 @@ def check_complete(instances: Sequence[Attributes], frames: int) -> None:
     ScanError
         The sentence gives both counts.
     """
+    studies = sorted({str(a.get("StudyInstanceUID")) for a in instances})
+    if len(studies) > 1:
+        raise ScanError(f"the instances belong to {len(studies)} studies, {studies[0]} and {studies[1]}; expected one")
     sets = sorted({str(a.get("ScanSetUID") or a.get("SeriesInstanceUID")) for a in instances})
     if len(sets) > 1:
         raise ScanError(f"the instances belong to {len(sets)} scans, {sets[0]} and {sets[1]}; expected one")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.functional_groups import Attributes
+from reconstruct.projections.quantities import quantity
 from reconstruct.projections.scan import CounterKind, EnergyBin
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def energy_bins(frames: Sequence[Attributes], kind: CounterKind) -> tuple[Energy
     Raises
     ------
     ScanError
-        A bin of Energy Bin Count (0071,xx21) is missing, or thresholds do not ascend.
+        A bin of Energy Bin Count (0071,xx21) is missing, thresholds do not ascend, or water does not attenuate.
     """
     first_of: dict[tuple[float, ...], Attributes] = {}
     for frame in frames:
@@ -63,8 +64,8 @@ def energy_bins(frames: Sequence[Attributes], kind: CounterKind) -> tuple[Energy
             index=number,
             low_kev=low,
             high_kev=high,
-            effective_kev=_number(frame, "EffectiveEnergy"),
-            water_per_cm=_number(frame, "WaterAttenuation"),
+            effective_kev=quantity(frame, "EffectiveEnergy", above=0),
+            water_per_cm=quantity(frame, "WaterAttenuation", above=0),
         )
         for number, (frame, low, high) in enumerate(zip(described, lows, highs, strict=True), start=1)
     )
@@ -88,9 +89,9 @@ def group_by_bin(
 
 def _key(frame: Attributes) -> tuple[float, ...]:
     """What tells bins apart and orders them: index, else thresholds; empty when neither is given."""
-    index = frame.get("EnergyBinIndex")
+    index = quantity(frame, "EnergyBinIndex")
     if index is not None:
-        return (float(index),)
+        return (index,)
     energies = (
         _number(frame, "EnergyThresholdLow", "NominalMinEnergy"),
         _number(frame, "EnergyThresholdHigh", "NominalMaxEnergy"),
@@ -99,5 +100,4 @@ def _key(frame: Attributes) -> tuple[float, ...]:
 
 
 def _number(frame: Attributes, *keywords: str) -> float | None:
-    value: Any = next((frame[keyword] for keyword in keywords if frame.get(keyword) is not None), None)
-    return None if value is None else float(value)
+    return next((quantity(frame, keyword) for keyword in keywords if frame.get(keyword) is not None), None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -38,6 +39,18 @@ def frame_attributes(dataset: Dataset) -> list[Attributes]:
 def has_macro(dataset: Dataset, keyword: str) -> bool:
     """Whether a functional group macro, named by its sequence, stands in the shared or in any per-frame item."""
     return any(keyword in item for group in _GROUPS for item in dataset.get(group) or [])
+
+
+def private_values(dataset: Dataset, keyword: str) -> Iterator[Any]:
+    """Yield the values of a private element at the top, in the shared and in the per-frame items, wherever it stands.
+
+    One that is looked for does not cost the reading of all frames: stop at the first.
+    """
+    items = (item for group in _GROUPS for item in dataset.get(group) or [])
+    for item in chain([dataset], items):
+        value = elements.read(item).get(keyword)
+        if value is not None:
+            yield value
 
 
 def _flat(item: Dataset) -> dict[str, Any]:

@@ -7,7 +7,8 @@ optional as long as standard attributes say the same (PS3.3 A.47, C.8.19).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from reconstruct.patient_position import in_patient_axes, patient_position
 from reconstruct.projections.completeness import check_complete, distinct
 from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
 from reconstruct.projections.frames import Counter, Frame, ScanError
-from reconstruct.projections.functional_groups import Attributes, frame_attributes, has_macro
+from reconstruct.projections.functional_groups import Attributes, frame_attributes, has_macro, private_values
+from reconstruct.projections.quantities import name_of, quantity
 from reconstruct.projections.request import read_request
-from reconstruct.projections.scan import PixelMeaning, Scan, SourceInstance
+from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance
 from reconstruct.projections.view_geometry import TakenGeometry, geometry_of
 
-_ROLES = ("PROJECTION", "FLAT", "DARK")
+_WITHOUT_OBJECT = ("FLAT", "DARK")
+_ROLES = ("PROJECTION", *_WITHOUT_OBJECT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +41,20 @@ class RoledFrame:
 
 
 def is_p1(dataset: Dataset) -> bool:
-    """Whether an instance is of this encoding: Enhanced XA with an Isocenter Reference System Sequence (0018,9462)."""
-    return dataset.get("SOPClassUID") == EnhancedXAImageStorage and has_macro(
-        dataset, "IsocenterReferenceSystemSequence"
+    """Whether an instance is of this encoding: Enhanced XA with an Isocenter Reference System Sequence (0018,9462).
+
+    Flat and dark frames, which need no geometry, may say by their Frame Role (0071,xx10) alone what they are.
+    """
+    if dataset.get("SOPClassUID") != EnhancedXAImageStorage:
+        return False
+    return has_macro(dataset, "IsocenterReferenceSystemSequence") or any(
+        str(role) in _WITHOUT_OBJECT for role in private_values(dataset, "FrameRole")
     )
+
+
+def scan_set_of(dataset: Dataset) -> str:
+    """Return the Scan Set UID (0071,xx01) of an instance, empty when it has none."""
+    return str(next(private_values(dataset, "ScanSetUID"), ""))
 
 
 def read_p1(instances: Iterable[Path | Dataset]) -> Scan:
@@ -77,7 +90,11 @@ def read_p1(instances: Iterable[Path | Dataset]) -> Scan:
         _counter(views, flats, darks)
         for views, flats, darks in zip(views_of_bins, by_bin["FLAT"], by_bin["DARK"], strict=True)
     )
-    header = headers[0][0]
+    header = next(
+        header
+        for (header, _), own in zip(headers, frames_of, strict=True)
+        if any(frame.role == "PROJECTION" for frame in own)
+    )
     taken, notes = _geometry(views_of_bins, header)
     scan = Scan(
         uid=str(projections[0].attributes.get("ScanSetUID") or header.SeriesInstanceUID),
@@ -93,6 +110,7 @@ def read_p1(instances: Iterable[Path | Dataset]) -> Scan:
         corrections=frozenset(_values(projections[0].attributes.get("CorrectionsApplied"))),
         request=read_request(projections[0].attributes),
         notes=notes,
+        knows_detector_distance=taken.knows_detector_distance,
     )
     _check_reference(scan)
     return scan
@@ -109,8 +127,12 @@ def _header(instance: Path | Dataset) -> Dataset:
     if not is_p1(header):
         raise ScanError(
             f"instance {header.get('SOPInstanceUID', '?')} is no Enhanced XA Image with an Isocenter Reference System "
-            f"Sequence (0018,9462): its SOP Class UID is {header.get('SOPClassUID', 'missing')}"
+            "Sequence (0018,9462) or a Frame Role (0071,xx10) FLAT or DARK: its SOP Class UID is "
+            f"{header.get('SOPClassUID', 'missing')}"
         )
+    for keyword in ("Rows", "Columns", "BitsStored"):
+        if not header.get(keyword):
+            raise ScanError(f"instance {header.get('SOPInstanceUID', '?')} has no {name_of(keyword)}")
     return header
 
 
@@ -124,13 +146,15 @@ def _frames(header: Dataset, instance: Path | Dataset) -> list[RoledFrame]:
         )
     frames = []
     for index, attributes in enumerate(attributes_of_frames):
-        duration = attributes.get("FrameAcquisitionDuration")
+        slope = quantity(attributes, "RescaleSlope")
+        if slope == 0:
+            raise ScanError(f"{name_of('RescaleSlope')} of frame {index + 1} of instance {header.SOPInstanceUID} is 0")
         frame = Frame(
             instance=instance,
             index=index,
-            slope=float(attributes.get("RescaleSlope", 1.0)),
-            intercept=float(attributes.get("RescaleIntercept", 0.0)),
-            duration_ms=None if duration is None else float(duration),
+            slope=1.0 if slope is None else slope,
+            intercept=quantity(attributes, "RescaleIntercept") or 0.0,
+            duration_ms=quantity(attributes, "FrameAcquisitionDuration", above=0),
             bits_stored=int(header.BitsStored),
         )
         frames.append(RoledFrame(frame, attributes, _role(attributes)))
@@ -198,12 +222,12 @@ def _counter(views: Sequence[RoledFrame], flats: Sequence[RoledFrame], darks: Se
             raise ScanError(
                 f"Frame Acquisition Duration (0018,9220) is given for only one of the projections and the {what}"
             )
-    unattenuated = [view.attributes.get("UnattenuatedValue") for view in views]
+    unattenuated = [quantity(view.attributes, "UnattenuatedValue", above=0) for view in views]
     return Counter(
         views=tuple(view.frame for view in views),
         flats=tuple(flat.frame for flat in flats),
         darks=tuple(dark.frame for dark in darks),
-        unattenuated=() if None in unattenuated else tuple(float(value) for value in unattenuated if value is not None),
+        unattenuated=() if None in unattenuated else tuple(value for value in unattenuated if value is not None),
     )
 
 
@@ -216,7 +240,7 @@ def _geometry(
         position = patient_position(header)
         turned = in_patient_axes(taken.geometry, position)
         notes.append(f"patient position {position or 'not given, taken as HFS'}")
-        taken = TakenGeometry(turned, taken.taken_from, taken.disagreements)
+        taken = replace(taken, geometry=turned)
     return taken, tuple(notes)
 
 
@@ -231,5 +255,18 @@ def _check_reference(scan: Scan) -> None:
                 f"energy bin {number} has neither flat fields (Frame Role (0071,xx10) FLAT) nor an unattenuated value "
                 "I0 (0071,xx09)"
             )
+    if not by_flats and scan.counter_kind is CounterKind.CUMULATIVE:
+        _check_descending(scan.counters)
+
+
+def _check_descending(counters: Sequence[Counter]) -> None:
+    """Refuse I0 of cumulative counters that leave a bin nothing: a lower threshold counts more."""
+    for number, (lower, upper) in enumerate(pairwise(counters), start=1):
+        for one, other in zip(lower.unattenuated, upper.unattenuated, strict=True):
+            if one <= other:
+                raise ScanError(
+                    f"the unattenuated value I0 (0071,xx09) of energy bin {number} is {one:g} and that of bin "
+                    f"{number + 1} is {other:g}, expected less"
+                )
 
 

@@ -34,6 +34,13 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_MOST_VOXELS = 1 << 32
+"""16 GiB of volume: more is a wrong unit."""
+
+_MOST_ROWS = 65535
+"""Rows (0028,0010) and Columns (0028,0011) have 16 bits."""
+
+
 class PixelMeaning(StrEnum):
     """What a pixel holds, after its rescale."""
 
@@ -127,6 +134,8 @@ class Scan:
         What the operator asked for.
     notes
         Sentences for the user: which geometry was taken, what disagrees.
+    knows_detector_distance
+        Whether the distance of the detector in `geometry` is known; projection matrices do not hold it.
     """
 
     uid: str
@@ -142,6 +151,7 @@ class Scan:
     corrections: frozenset[str] = frozenset()
     request: ReconstructionRequest = field(default_factory=ReconstructionRequest)
     notes: tuple[str, ...] = ()
+    knows_detector_distance: bool = True
 
     def grid(self, voxel_mm: float = 0.0) -> VolumeGrid:
         """Return the grid that was requested, completed by the one fitted to the field of view.
@@ -150,6 +160,11 @@ class Scan:
         ----------
         voxel_mm
             Edge of the voxels where the request does not say; 0: the detector's pitch, scaled to the isocentre.
+
+        Raises
+        ------
+        ScanError
+            More voxels than anybody can mean, or than rows and columns of a CT image can number.
         """
         asked = self.request
         edges = asked.voxel_mm_xyz
@@ -159,12 +174,20 @@ class Scan:
         # A tolerance, so that an extent of a whole number of voxels does not lose one to rounding.
         matrix = asked.matrix_xyz or [max(1, int(size / e + 1e-6)) for size, e in zip(extent, edges, strict=True)]
         x, y, z = (int(n) for n in matrix)
+        if x * y * z > _MOST_VOXELS or max(x, y) > _MOST_ROWS:
+            raise ScanError(
+                f"a volume of {x} × {y} × {z} voxels is too large: expected at most {_MOST_ROWS} columns and rows and "
+                f"{_MOST_VOXELS} voxels"
+            )
         return VolumeGrid(
             (z, y, x), (edges[2], edges[1], edges[0]), asked.centre_mm_xyz or fitted.centre_mm_xyz
         )
 
     def line_integrals(
-        self, bin_number: int, progress: Callable[[float], None] | None = None
+        self,
+        bin_number: int,
+        progress: Callable[[float], None] | None = None,
+        out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return the line integrals of an energy bin, no unit, (view, row, column) float32.
 
@@ -177,6 +200,8 @@ class Scan:
             1-based index of the bin.
         progress
             Called with the fraction done; may raise to stop the work.
+        out
+            Where to put them: an array or a memory map of that shape and type. None: a new array.
 
         Raises
         ------
@@ -187,7 +212,10 @@ class Scan:
             raise ScanError(f"the scan has energy bins 1 to {len(self.bins)}, and no bin {bin_number}")
         counters = self._counters_of(bin_number)
         geometry = self.geometry
-        out = np.empty((geometry.views, geometry.rows, geometry.columns), dtype=np.float32)
+        if out is None:
+            out = np.empty(self.shape, dtype=np.float32)
+        elif out.shape != self.shape or out.dtype != np.float32:
+            raise ValueError(f"expected out of shape {self.shape} and float32, got {out.shape} and {out.dtype}")
         open_field = self._open_field(counters)
         full = 0
         for view, images in enumerate(read_together(counters)):
@@ -206,6 +234,11 @@ class Scan:
         if full:
             _log.info("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
         return _without_dead(out, open_field.dead)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size of the projections of one energy bin: (view, row, column)."""
+        return self.geometry.views, self.geometry.rows, self.geometry.columns
 
     def _open_field(self, counters: tuple[Counter, ...]) -> OpenField | None:
         if self._is_relative():

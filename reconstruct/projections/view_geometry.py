@@ -21,21 +21,28 @@ from reconstruct.geometry import ConeBeamGeometry, GeometryError
 from reconstruct.projections import elements
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.functional_groups import Attributes
+from reconstruct.projections.quantities import quantities, quantity
 
 LARGEST_ANGLE_DEG = 0.1
 LARGEST_SHIFT_PX = 0.5
 """Two descriptions of one view that differ by more are reported."""
+
+_MATRICES = "projection matrices"
 
 Vectors = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class TakenGeometry:
-    """The geometry taken, what it was taken from, and what disagrees with it."""
+    """The geometry taken, what it was taken from, and what disagrees with it.
+
+    `knows_detector_distance` is False for matrices alone, which do not hold the distance of the detector.
+    """
 
     geometry: ConeBeamGeometry
     taken_from: str
     disagreements: tuple[str, ...]
+    knows_detector_distance: bool = True
 
 
 def geometry_of(views: Sequence[Attributes]) -> TakenGeometry:
@@ -61,7 +68,8 @@ def geometry_of(views: Sequence[Attributes]) -> TakenGeometry:
     taken_from, geometry = next(iter(known.items()))
     others = [(name, other) for name, other in known.items() if name != taken_from]
     differences = (_difference(geometry, taken_from, other, name) for name, other in others)
-    return TakenGeometry(geometry, taken_from, tuple(text for text in differences if text))
+    told = taken_from != _MATRICES or views[0].get("DistanceSourceToDetector") is not None
+    return TakenGeometry(geometry, taken_from, tuple(text for text in differences if text), told)
 
 
 class _Missing(Exception):
@@ -108,10 +116,8 @@ def _size(views: Sequence[Attributes]) -> tuple[int, int]:
 def _from_matrices(views: Sequence[Attributes]) -> ConeBeamGeometry:
     matrices = _numbers(views, ("ProjectionMatrix",), 12, "the projection matrix").reshape(-1, 3, 4)
     rows, columns = _size(views)
-    distance = views[0].get("DistanceSourceToDetector")
-    return ConeBeamGeometry.from_matrices(
-        matrices, rows=rows, columns=columns, source_to_detector_mm=None if distance is None else float(distance)
-    )
+    distance = quantity(views[0], "DistanceSourceToDetector")
+    return ConeBeamGeometry.from_matrices(matrices, rows=rows, columns=columns, source_to_detector_mm=distance)
 
 
 def _from_vectors(views: Sequence[Attributes]) -> ConeBeamGeometry:
@@ -197,16 +203,18 @@ def _principal_point(views: Sequence[Attributes], rows: int, columns: int) -> Ve
                 f"images turned by a Field of View Rotation (0018,7032) of {attributes['FieldOfViewRotation']} degrees "
                 "need projection matrices or vectors (0071,xx12) to (0071,xx15)"
             )
-        if attributes.get("PositionOfIsocenterProjection") is not None:
-            point = np.asarray(attributes["PositionOfIsocenterProjection"], dtype=np.float64)
-            origin = np.asarray(attributes.get("FieldOfViewOrigin") or (0.0, 0.0), dtype=np.float64)
-            elements_pitch = attributes.get("DetectorElementSpacing") or attributes.get("ImagerPixelSpacing")
-            pixel_pitch = attributes.get("ImagerPixelSpacing") or elements_pitch
-            binning = np.asarray(pixel_pitch, dtype=np.float64) / np.asarray(elements_pitch, dtype=np.float64)
-            row, column = (point - origin + 0.5) / binning - 0.5
+        point = quantities(attributes, "PositionOfIsocenterProjection", 2)
+        if point is not None:
+            origin = np.asarray(quantities(attributes, "FieldOfViewOrigin", 2) or (0.0, 0.0))
+            element_pitch = quantities(attributes, "DetectorElementSpacing", 2, above=0)
+            pixel_pitch = quantities(attributes, "ImagerPixelSpacing", 2, above=0)
+            # Where only one pitch is given, pixels are detector elements.
+            binning = np.asarray(pixel_pitch) / np.asarray(element_pitch) if pixel_pitch and element_pitch else 1.0
+            row, column = (np.asarray(point) - origin + 0.5) / binning - 0.5
             points.append((columns - 1 - column if flip else column, row))
         else:
-            points.append(tuple(attributes.get("PrincipalPoint") or ((columns - 1) / 2, (rows - 1) / 2)))
+            column, row = quantities(attributes, "PrincipalPoint", 2) or ((columns - 1) / 2, (rows - 1) / 2)
+            points.append((column, row))
     return np.asarray(points, dtype=np.float64)
 
 
@@ -219,7 +227,7 @@ def _sample_travel(views: Sequence[Attributes]) -> Vectors:
 
 
 _SOURCES: Mapping[str, Callable[[Sequence[Attributes]], ConeBeamGeometry]] = {
-    "projection matrices": _from_matrices,
+    _MATRICES: _from_matrices,
     "vectors": _from_vectors,
     "angles and distances": _from_angles,
 }
