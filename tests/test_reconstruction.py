@@ -152,6 +152,21 @@ def test_flats_that_come_first_without_geometry_belong_to_the_scan(
     assert embedded.fetchone() == (0,), "projections are no pictures"
 
 
+def test_a_series_is_a_scan_when_any_instance_is_recognised(archive: Archive, scan: list[Dataset]) -> None:
+    """The first one says nothing of itself: no macro, no role."""
+    first = scan[0]
+    for item in first.PerFrameFunctionalGroupsSequence:
+        del item.IsocenterReferenceSystemSequence
+    for element in list(first.group_dataset(elements.GROUP)):
+        del first[element.tag]
+    first.InstanceNumber = 0
+    store(archive, first)
+    assert not Series(archive, B).holds_projections
+    store(archive, *scan[1:])
+    assert Series(archive, B).holds_projections
+    assert "IsocenterReferenceSystemSequence" not in Series(archive, B).header.PerFrameFunctionalGroupsSequence[0]
+
+
 @pytest.mark.parametrize("flats_in", [A, "2.25.300"], ids=["lower", "higher"])
 def test_a_scan_in_several_series_is_reconstructed_once_when_all_is_there(
     archive: Archive, scan: list[Dataset], settings: Settings, flats_in: str
