@@ -76,14 +76,19 @@ def send(
     files = find_files(paths)
     started = time.monotonic()
     results: list[SentFile] = []
+    lost: PeerError | None = None
     try:
         with progress_bar(f"Sending to {target.title}", len(files), quiet=as_json) as bar:
             for result in client.send(target, files, Requestor(aet)):
                 results.append(result)
                 bar.advance()
     except PeerError as error:
-        fail(str(error), UNREACHABLE)
+        lost = error
     seconds = time.monotonic() - started
+    if lost is not None and not results:
+        fail(str(lost), UNREACHABLE)
+    answered = {result.path for result in results}
+    results += [SentFile(file, None, f"not confirmed: {lost}") for file in files if lost and file not in answered]
     troubled = [result for result in results if result.error]
     stored = sum(result.status is not None and result.status.is_success for result in results)
     if as_json:
@@ -97,7 +102,7 @@ def send(
             out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
         out.print(f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s", highlight=False)
     if troubled:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(UNREACHABLE if lost else FAILED)
 
 
 def find(

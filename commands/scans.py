@@ -6,6 +6,7 @@ Kernels and plug-ins are imported when a command runs, so that the others, `serv
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,29 @@ import typer
 from pydicom.dataset import Dataset
 from rich.table import Table
 
-from commands.console import UNREACHABLE, USAGE, ConfigOption, DataOption, fail, out, progress_bar, settings_from
+from commands.console import (
+    UNREACHABLE,
+    USAGE,
+    ConfigOption,
+    DataOption,
+    ProgressBar,
+    fail,
+    out,
+    progress_bar,
+    settings_from,
+)
 from commands.network import TitleOption, peer_from
 from commands.supervisor import read_state
 from config.settings import Settings
 from index.archive import Archive
 from index.files import is_part10
+from index.jobs import Job
 from scp import client
 from scp.client import Requestor
 from scp.errors import PeerError
+
+_PAUSE_S = 0.02
+"""Between two looks at the queue while this process does a job itself, seconds."""
 
 
 def simulate(
@@ -36,7 +51,7 @@ def simulate(
     ] = None,
     views: Annotated[int, typer.Option(min=3, help="Views of the full circle.")] = 180,
     rows: Annotated[int, typer.Option(min=4, help="Detector rows.")] = 128,
-    columns: Annotated[int, typer.Option(min=4, help="Detector columns; a slice has as many.")] = 160,
+    columns: Annotated[int, typer.Option(min=4, help="Detector columns; a slice has about as many.")] = 160,
     photons: Annotated[float, typer.Option(help="Counts of a pixel in the open beam, lowest counter.")] = 20_000.0,
     thresholds: Annotated[str, typer.Option(help="Of the cumulative counters, keV, ascending.")] = "18,30,45,60",
     seed: Annotated[int, typer.Option(help="Of the noise, the gains and the dead pixels.")] = 0,
@@ -120,6 +135,8 @@ def reconstruct(
         if out_folder is None:
             fail("say with --out FOLDER where the CT series go", USAGE)
         _reconstruct_folder(Path(what), out_folder, settings)
+    elif out_folder is not None:
+        fail(f"--out is for a folder of projections, and {what} is none: what a stored series gives stays with it", USAGE)
     else:
         _reconstruct_series(what, settings)
 
@@ -160,16 +177,33 @@ def _reconstruct_series(uid: str, settings: Settings) -> None:
     found = archive.database.execute("SELECT 1 FROM series WHERE series_instance_uid = ?", (uid,)).fetchone()
     if found is None:
         fail(f"{uid} is no folder, and the archive in {archive.data} has no such series")
-    archive.jobs.push("reconstruct", uid)
+    number = archive.jobs.push("reconstruct", uid)
     if read_state(archive.data) is not None:
-        out.print("queued: the running node does it (see `tharsis jobs list`)")
+        out.print(f"queued as job {number}: the running node does it (see `tharsis jobs list`)", highlight=False)
         return
+    job = _work_here(archive, settings, number)
+    if job.state != "done":
+        fail(job.error)
+    out.print("done, and with it whatever follows from it (see `tharsis jobs list`)", highlight=False)
+
+
+def _work_here(archive: Archive, settings: Settings, number: int) -> Job:
+    """Do job `number` in this process, and then whatever else is due; return what became of it."""
     from plugins.worker import Worker
 
-    with progress_bar("Reconstructing"):
-        Worker(archive, settings, "command-line").run_until_idle()
-    own = next(job for job in archive.jobs.recent() if (job.kind, job.subject) == ("reconstruct", uid))
-    if own.state == "failed":
-        fail(own.error)
-    out.print("done", highlight=False)
+    worker, ended = Worker(archive, settings, "command-line"), threading.Event()
 
+    def show(bar: ProgressBar) -> None:
+        while not ended.wait(0.3):
+            bar.fraction(archive.jobs.get(number).progress)
+
+    with progress_bar("Reconstructing") as bar:
+        watcher = threading.Thread(target=show, args=(bar,))
+        watcher.start()
+        try:
+            while worker.run_one() or archive.jobs.get(number).state in ("queued", "running"):
+                ended.wait(_PAUSE_S)
+        finally:
+            ended.set()
+            watcher.join()
+    return archive.jobs.get(number)
