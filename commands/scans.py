@@ -136,7 +136,7 @@ def reconstruct(
             fail("say with --out FOLDER where the CT series go", USAGE)
         _reconstruct_folder(Path(what), out_folder, settings)
     elif out_folder is not None:
-        fail(f"--out is for a folder of projections, and {what} is none: what a stored series gives stays with it", USAGE)
+        fail(f"--out is for a folder, and {what} is none: what comes of a stored series goes into its archive", USAGE)
     else:
         _reconstruct_series(what, settings)
 
