@@ -101,7 +101,9 @@ class FileStore:
                 _make_durable_folder(final.parent)
                 incoming.replace(final)
                 break
-            except FileNotFoundError:  # somebody who removed the last file of the folder took it away as well
+            except (FileNotFoundError, FileExistsError):
+                # Somebody who removed the last file of the folder took it away as well: before the file came, or
+                # between two looks of mkdir.
                 if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
                     raise
         _flush_folder(final.parent)
