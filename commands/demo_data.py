@@ -30,6 +30,11 @@ class DemoScan:
     seed: int
     started: datetime
 
+    @property
+    def patient_name(self) -> str:
+        """Patient's Name, obviously no person's."""
+        return f"Phantom^{self.name.title().replace(' ', '').replace('-', '')}"
+
 
 SCANS = (
     DemoScan("mouse-thigh", "mouse-thigh", 1, datetime(2026, 3, 2, 9, 30)),
@@ -59,7 +64,7 @@ def simulate_sample(
     from reconstruct.simulate import Identification, simulate_scan
 
     who = Identification(
-        patient_name=f"Phantom^{scan.name.title().replace(' ', '').replace('-', '')}",
+        patient_name=scan.patient_name,
         patient_id=f"SIM-{scan.seed:03d}",
         study_instance_uid=new_uid(),
         accession_number=f"DEMO{scan.seed:03d}",

@@ -145,7 +145,7 @@ def _neighbours(
     file: Path,
 ) -> None:
     asked = studies[query.study].volumes[0][1]
-    row = [Picture("query", asked[len(asked) // 2], subtitle=f"Phantom^{query.scan.name}", window=_HU_WINDOW)]
+    row = [Picture("query", asked[len(asked) // 2], subtitle=query.scan.patient_name, window=_HU_WINDOW)]
     for neighbour in neighbours:
         title = f"#{neighbour['rank']}  score {neighbour['score']:.4f}"
         known = studies.get(neighbour["study"])
