@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
 
 from index.archive import Archive
 
@@ -33,6 +35,26 @@ def test_it_stops_cleanly_and_leaves_no_process(serve, number):
     assert node.wait() == 0
     assert not node.alive(processes.values())
     assert not (node.data / "node.json").exists()
+
+
+def test_at_sigterm_an_open_association_may_finish_and_an_idle_one_is_aborted(serve, wait_until):
+    node = serve()  # whose grace is 2 s
+    entity = AE("PEER")
+    entity.add_requested_context(Verification)
+
+    def opened():
+        return entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+
+    busy, idle = opened(), opened()
+    assert busy.is_established
+    assert idle.is_established
+    os.kill(node.processes()["supervisor"], signal.SIGTERM)
+    wait_until(lambda: not opened().is_established)
+    assert busy.send_c_echo().Status == 0x0000, "it was still open, and nobody new gets in"
+    busy.release()
+    assert busy.is_released
+    assert node.wait() == 0
+    wait_until(lambda: idle.is_aborted)
 
 
 @pytest.mark.slow
