@@ -21,12 +21,28 @@ class Right(StrEnum):
 
 @dataclass(frozen=True)
 class ApplicationEntity:
-    """A peer: its AE title, where it listens (for C-MOVE), and its rights."""
+    """A peer: its AE title, where it listens (for C-MOVE), and its rights.
+
+    Attributes
+    ----------
+    addresses
+        IP addresses or networks that it may call from; any when empty.
+    lenient
+        Whether what it asks is understood where the standard would refuse it.
+    private_sop_classes
+        Whether it may store objects of SOP classes that no dictionary knows.
+    tls
+        Whether it is reached with TLS.
+    """
 
     title: str
     rights: frozenset[Right]
     host: str = ""
     port: int = 0
+    addresses: tuple[str, ...] = ()
+    lenient: bool = False
+    private_sop_classes: bool = False
+    tls: bool = False
 
     @property
     def is_destination(self) -> bool:

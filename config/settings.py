@@ -85,6 +85,7 @@ class ArchiveSettings(_Section):
     data: Annotated[Path, AfterValidator(Path.expanduser)]
     settle_time_s: NotNegative
     overwrite: Literal["never", "same_source", "always"]
+    patient_mismatch: Literal["accept", "reject"]
     reserve_mb: Annotated[int, Field(ge=0)]
 
 
@@ -97,6 +98,23 @@ class JobSettings(_Section):
     claim_s: Positive
     stop_grace_s: NotNegative
     nice: Annotated[int, Field(ge=0, le=19)]
+    keep_days: NotNegative
+
+
+class IntegritySettings(_Section):
+    """``[integrity]``: stored files are read back while the node runs."""
+
+    scrub_days: NotNegative
+    scrub_mb_per_s: Positive
+
+
+class RetentionSettings(_Section):
+    """``[retention]``: how much is kept, and how long."""
+
+    quota_gb: NotNegative
+    when_full: Literal["refuse", "delete_oldest"]
+    keep_days: NotNegative
+    dry_run: bool
 
 
 class ReconstructSettings(_Section):
@@ -140,6 +158,10 @@ class ApplicationEntitySettings(_Section):
     host: str = ""
     port: Port = 0
     rights: frozenset[Right] = frozenset()
+    addresses: tuple[str, ...] = ()
+    lenient: bool = False
+    private_sop_classes: bool = False
+    tls: bool = False
 
     @model_validator(mode="after")
     def _address_is_whole(self) -> ApplicationEntitySettings:
@@ -154,6 +176,8 @@ class Settings(_Section):
     scp: ScpSettings
     archive: ArchiveSettings
     jobs: JobSettings
+    integrity: IntegritySettings
+    retention: RetentionSettings
     reconstruct: ReconstructSettings
     segmentation: SegmentationSettings
     similarity: SimilaritySettings
@@ -172,7 +196,7 @@ class Settings(_Section):
         """Return the table of peers that the services ask about rights and destinations."""
         return ApplicationEntityTable(
             entities=tuple(
-                ApplicationEntity(ae.title, ae.rights, ae.host, ae.port) for ae in self.application_entities
+                ApplicationEntity(**ae.model_dump()) for ae in self.application_entities
             ),
             accept_unknown=self.scp.accept_unknown,
             unknown_rights=self.scp.unknown_rights,

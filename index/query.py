@@ -50,6 +50,35 @@ class Model(StrEnum):
 
 
 @dataclass(frozen=True)
+class QueryOptions:
+    """What a requestor may use beyond the baseline behaviour (PS3.4 C.5.1.1, C.5.2.1).
+
+    Attributes
+    ----------
+    relational
+        Unique keys of higher levels may be absent (PS3.4 C.4.1.2.2.1).
+    combined_date_time
+        A date and the time that belongs to it match as one point in time (C.2.2.2.5.3).
+    fuzzy
+        Fuzzy semantic matching of person names (C.2.2.2.1).
+    timezone
+        Dates and times of the query are in the time zone that it names (C.4.1.1.3.2).
+    lenient
+        An AE that the settings mark as lenient: what older peers get wrong is understood, not refused.
+    """
+
+    relational: bool = False
+    combined_date_time: bool = False
+    fuzzy: bool = False
+    timezone: bool = False
+    lenient: bool = False
+
+
+BASELINE = QueryOptions()
+"""Hierarchical queries of a peer that has negotiated nothing."""
+
+
+@dataclass(frozen=True)
 class Query:
     """A query that has been checked against its information model.
 
@@ -98,7 +127,7 @@ def parse_identifier(
     *,
     retrieve: bool = False,
     level: Level | None = None,
-    relational: bool = False,
+    options: QueryOptions = BASELINE,
 ) -> Query:
     """Check the Identifier of a request against `model` and turn it into a query.
 
@@ -108,8 +137,8 @@ def parse_identifier(
         C-MOVE and C-GET: only unique keys select, and the one of the level is required (PS3.4 C.4.2.2.1).
     level
         Instead of the Identifier's own Query/Retrieve Level.
-    relational
-        Unique keys of higher levels may be absent (PS3.4 C.4.1.2.2.1).
+    options
+        What was negotiated, and what the settings allow the peer.
 
     Raises
     ------
@@ -133,7 +162,7 @@ def parse_identifier(
             empty.append(int(element.tag))
         else:
             told[keyword] = values
-    _require_unique_keys(told, model, level, retrieve=retrieve, relational=relational)
+    _require_unique_keys(told, model, level, retrieve=retrieve, relational=options.relational)
     unique = [UNIQUE_KEYS[each] for each in model.levels if each.depth <= level.depth]
     selecting = [*UNIQUE_KEYS.values()] if retrieve else list(told)
     found = [condition(KEYS[keyword], values) for keyword, values in told.items() if keyword in selecting]

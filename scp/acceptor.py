@@ -20,7 +20,7 @@ from pynetdicom.presentation import PresentationContext
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from config.settings import ScpSettings
-from scp import transport
+from scp import extended_negotiation, transport
 from scp.caller import Caller
 from scp.contexts import VERIFICATION, Operation
 from scp.errors import AssociationLost
@@ -102,6 +102,7 @@ class Acceptor:
                 (evt.EVT_CONN_OPEN, self._connected),
                 (evt.EVT_CONN_CLOSE, transport.connection_closed),
                 (evt.EVT_REQUESTED, self._negotiate),
+                (evt.EVT_SOP_EXTENDED, _answer_extended),
                 (evt.EVT_ESTABLISHED, self._established),
                 (evt.EVT_RELEASED, self._ended, ["released"]),
                 (evt.EVT_ABORTED, self._ended, ["aborted"]),
@@ -230,6 +231,11 @@ class Acceptor:
             Exchange(assoc, request, context).respond(Answer(status))
         except AssociationLost as lost:
             _LOG.warning("%s: an incomplete request was not answered: %s", _peer(assoc), lost)
+
+
+def _answer_extended(event: evt.Event) -> dict[UID, bytes]:
+    proposed = event.assoc.requestor.sop_class_extended
+    return extended_negotiation.answer(proposed)
 
 
 def _calling(assoc: Association) -> str:

@@ -24,6 +24,8 @@ class Caller:
         What the settings allow this AE.
     asks_similarity
         It called the second AE title, under which a query can ask for similar cases.
+    lenient
+        The settings want its requests understood where the standard would refuse them.
     """
 
     title: str
@@ -31,6 +33,7 @@ class Caller:
     address: str
     rights: frozenset[Right]
     asks_similarity: bool = False
+    lenient: bool = False
 
     def require(self, right: Right) -> None:
         """Raise `NotAuthorized` (Status 0124) when this AE lacks `right`."""

@@ -13,9 +13,11 @@ from pynetdicom.presentation import PresentationContext
 
 from index.errors import InvalidIdentifier, InvalidInstance
 from index.part10 import inflate_whole
+from index.query import QueryOptions
 from scp import transport
 from scp.contexts import Operation, operation_of
 from scp.errors import NotOffered, UnrecognizedOperation
+from scp.extended_negotiation import query_options
 from scp.link import Link
 from scp.messages import Answer, FindRequest, Priority, RetrieveRequest, StoreRequest, SubOperations
 from scp.private_elements import GROUP
@@ -78,7 +80,7 @@ class Exchange:
 
     def find_request(self) -> FindRequest:
         """The C-FIND-RQ with its Identifier decoded."""
-        return FindRequest(self.sop_class_uid, self._identifier(), self._cancelled)
+        return FindRequest(self.sop_class_uid, self._identifier(), self._cancelled, self._options)
 
     def retrieve_request(self) -> RetrieveRequest:
         """The C-MOVE-RQ or C-GET-RQ with its Identifier decoded."""
@@ -89,7 +91,12 @@ class Exchange:
             priority=Priority(self._request.Priority),
             message_id=int(self._request.MessageID),
             destination=str(getattr(self._request, "MoveDestination", None) or "").strip(),
+            options=self._options,
         )
+
+    @property
+    def _options(self) -> QueryOptions:
+        return query_options(self.sop_class_uid, self.assoc.requestor.sop_class_extended)
 
     def _cancelled(self) -> bool:
         return is_cancelled(self.assoc, int(self._request.MessageID))

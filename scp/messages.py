@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from index.query import BASELINE, QueryOptions
 from scp.status import Status
 
 _LARGEST_COUNT = 0xFFFF
@@ -54,16 +55,17 @@ class StoreRequest:
 
 @dataclass(frozen=True)
 class FindRequest:
-    """A C-FIND-RQ."""
+    """A C-FIND-RQ; `options` are what its association has negotiated for the SOP class."""
 
     sop_class_uid: str
     identifier: Dataset
     cancelled: Callable[[], bool]
+    options: QueryOptions = BASELINE
 
 
 @dataclass(frozen=True)
 class RetrieveRequest:
-    """A C-MOVE-RQ or, without `destination`, a C-GET-RQ."""
+    """A C-MOVE-RQ or, without `destination`, a C-GET-RQ; `options` as negotiated."""
 
     sop_class_uid: str
     identifier: Dataset
@@ -71,6 +73,7 @@ class RetrieveRequest:
     priority: Priority
     message_id: int
     destination: str = ""
+    options: QueryOptions = BASELINE
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pydicom.dataset import Dataset
 
@@ -28,7 +29,11 @@ def find(archive: Archive, caller: Caller, request: FindRequest) -> Iterator[Ans
         The information model does not allow this Identifier (A900).
     """
     caller.require(Right.FIND)
-    query = catalogue_query.parse_identifier(request.identifier, QUERY_RETRIEVE[request.sop_class_uid].model)
+    query = catalogue_query.parse_identifier(
+        request.identifier,
+        QUERY_RETRIEVE[request.sop_class_uid].model,
+        options=replace(request.options, lenient=caller.lenient),
+    )
     pending = PENDING if query.all_supported else PENDING_WARNING
     rows = catalogue_query.find(archive, query)
     for identifier in rows:

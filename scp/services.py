@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class NodeServices:
             return None
         own = self._settings.scp
         title = called if called in (own.aet, own.similarity_aet) else own.aet
-        return Caller(entity.title, title, address, entity.rights, title == own.similarity_aet)
+        return Caller(entity.title, title, address, entity.rights, title == own.similarity_aet, entity.lenient)
 
     def new_file(self) -> Path:
         """Make the empty file for a data set to be received; raises `OutOfSpace` before anything is written."""
@@ -103,7 +104,10 @@ class NodeServices:
             return similarity.matches(
                 self._searcher(), self._archive, self._settings.similarity, caller, request, ask
             )
-        parsed = catalogue_query.parse_identifier(request.identifier, sop_class.model, retrieve=True)
+        options = replace(request.options, lenient=caller.lenient)
+        parsed = catalogue_query.parse_identifier(
+            request.identifier, sop_class.model, retrieve=True, options=options
+        )
         return catalogue_query.instances(self._archive, parsed)
 
     def _destination(self, title: str) -> ApplicationEntity:

@@ -19,7 +19,7 @@ from index import query as catalogue_query
 from index.archive import Archive, StoredInstance
 from index.errors import ArchiveError, InvalidIdentifier
 from index.keys import Level
-from index.query import Model
+from index.query import Model, QueryOptions
 from index.similarity import (
     Aggregation,
     Exclude,
@@ -133,7 +133,7 @@ def _request(
     if asked.references and asked.block:
         raise InvalidIdentifier("ask by a reference (~...) or by the private block, not by both")
     level = catalogue_query.parse_level(request.identifier, Model.STUDY_ROOT)
-    keys = catalogue_query.parse_identifier(request.identifier, Model.STUDY_ROOT, relational=True)
+    keys = catalogue_query.parse_identifier(request.identifier, Model.STUDY_ROOT, options=QueryOptions(relational=True))
     if asked.references:
         found = resolve_reference(archive, asked.references[0])
         return SimilarityRequest(

@@ -19,7 +19,7 @@ from pydicom.tag import Tag
 from index.archive import Archive
 from index.errors import InvalidIdentifier
 from index.keys import KEYS, Level
-from index.query import Model, count, find, instances, parse_identifier
+from index.query import Model, QueryOptions, count, find, instances, parse_identifier
 
 STUDY, SERIES = "1.2.826.0.1.3680043.9.7133.1", "1.2.826.0.1.3680043.9.7133.2"
 
@@ -42,7 +42,8 @@ def identifier(level="STUDY", **values):
 
 
 def ask(archive, level="STUDY", model=Model.STUDY_ROOT, relational=False, **values):
-    query = parse_identifier(transmitted(identifier(level, **values)), model, relational=relational)
+    options = QueryOptions(relational=relational)
+    query = parse_identifier(transmitted(identifier(level, **values)), model, options=options)
     answers = [transmitted(answer) for answer in find(archive, query)]
     assert len(answers) == count(archive, query)
     return answers
@@ -277,7 +278,7 @@ def test_every_key_of_the_table_can_be_asked_and_returned(filled):
     for keyword in KEYS:
         if keyword not in dataset:
             dataset.add_new(keyword, dictionary_VR(keyword), None)
-    query = parse_identifier(transmitted(dataset), Model.PATIENT_ROOT, relational=True)
+    query = parse_identifier(transmitted(dataset), Model.PATIENT_ROOT, options=QueryOptions(relational=True))
     answers = [transmitted(answer) for answer in find(filled, query)]
     assert query.all_supported
     assert len(answers) == 2
@@ -353,7 +354,9 @@ def test_values_that_their_vr_does_not_allow_are_found_and_answered(archive, mak
     assert {keyword: str(answer[keyword].value) for keyword in odd} == odd
     assert len(ask(archive, PatientID="I" * 70, PatientName="n" * 80)) == 1
     query = parse_identifier(
-        identifier("IMAGE", InstanceNumber="", SliceThickness=None), Model.STUDY_ROOT, relational=True
+        identifier("IMAGE", InstanceNumber="", SliceThickness=None),
+        Model.STUDY_ROOT,
+        options=QueryOptions(relational=True),
     )
     (answer,) = find(archive, query)
     assert transmitted(answer).get_item("InstanceNumber").value.strip() == b"#11"
@@ -366,7 +369,7 @@ def test_numbers_that_fit_no_us_are_answered_empty(archive, make_instance):
     for number, raw in enumerate([b"IS\x06\x00-1    ", b"IS\x06\x0099999 ", b"IS\x04\x00many"]):
         changed = content[:place] + b"\x28\x00\x10\x00" + raw + content[place + 10 :]
         archive.ingest(changed.replace(b"7133.9.1", b"7133.9.%d" % (number + 1)))
-    query = parse_identifier(identifier("IMAGE", Rows=None), Model.STUDY_ROOT, relational=True)
+    query = parse_identifier(identifier("IMAGE", Rows=None), Model.STUDY_ROOT, options=QueryOptions(relational=True))
     answers = [transmitted(answer) for answer in find(archive, query)]
     assert [answer.Rows for answer in answers] == [None] * 3
 

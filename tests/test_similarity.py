@@ -17,7 +17,7 @@ from index import similarity as search_module
 from index.archive import Archive
 from index.errors import InvalidIdentifier, NotEmbedded, UnknownModel, UnknownQuery, WrongDimension
 from index.keys import Level
-from index.query import Model, Query, parse_identifier
+from index.query import Model, Query, QueryOptions, parse_identifier
 from index.similarity import (
     Aggregation,
     Exclude,
@@ -119,7 +119,7 @@ def where(level: Level, **values: Any) -> Query:
     identifier.QueryRetrieveLevel = level.value
     for keyword, value in values.items():
         setattr(identifier, keyword, value)
-    return parse_identifier(identifier, Model.STUDY_ROOT, relational=True)
+    return parse_identifier(identifier, Model.STUDY_ROOT, options=QueryOptions(relational=True))
 
 
 def mean(frames: list[Frame]) -> np.ndarray:
