@@ -13,6 +13,7 @@ import pydicom
 from config.settings import Settings
 from index import embeddings
 from index.archive import Archive
+from index.decoding import open_image
 from index.encoders.encoder import Encoder
 from index.encoders.pixels import NoPixels, canonical_frames, spread
 from index.encoders.texture import TextureEncoder
@@ -88,9 +89,9 @@ def _embed_series(archive: Archive, series: Series, most: int, progress: Callabl
     refused = ""
     chosen = list(_chosen_frames(series, most))
     for done, (instance, numbers) in enumerate(chosen, start=1):
-        dataset = pydicom.dcmread(series.instances[instance].path)
         try:
-            frames = canonical_frames(dataset, numbers=numbers)
+            with open_image(series.instances[instance].path) as (dataset, file):
+                frames = canonical_frames(dataset, file=file, numbers=numbers)
         except NoPixels as error:
             refused = str(error)
             continue

@@ -20,6 +20,9 @@ from index.errors import NotFound
 from index.jobs import Job
 from reconstruct.projections.registry import SOP_CLASSES, holds_projections
 
+_LONGEST_VALUE = 1 << 20
+"""Bytes of a value beyond which it stays in the file until somebody asks for it."""
+
 
 class CannotProceed(Exception):
     """The input cannot be worked on, and trying again will not help; the message is one sentence for the user."""
@@ -115,7 +118,7 @@ class Series:
     @cached_property
     def header(self) -> Dataset:
         """The first instance's data set without pixels."""
-        return pydicom.dcmread(self.instances[0].path, stop_before_pixels=True)
+        return pydicom.dcmread(self.instances[0].path, stop_before_pixels=True, defer_size=_LONGEST_VALUE)
 
     @property
     def digest(self) -> str:

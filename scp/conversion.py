@@ -1,43 +1,52 @@
 """A stored object in another transfer syntax, for a peer that does not take it as it is (PS3.5 Annex A).
 
-The only place where pixel data is decoded on the way out; what is stored never changes.
+The only place where pixel data is decoded on the way out; what is stored never changes. Frames are decoded and written
+one by one, and what is large goes to a file, so that no object is ever in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, cast
 
-import pydicom
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    JPEG2000MC,
     UID,
     DeflatedExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSNearLossless,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
 )
-from pynetdicom.dsutils import encode
 
 from index.archive import StoredInstance
-from index.part10 import inflate_whole
+from index.decoding import Undecodable
+from index.errors import OutOfSpace
+from index.part10 import inflate_into
+from scp import pixel_data, transcoding
 from scp.contexts import UNCOMPRESSED
 from scp.errors import ConversionError
 from scp.part10 import data_set_offset
+from scp.transcoding import Bulk, Deflated, Sink
 
-_WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
-"""Bytes of a word of the VRs whose words follow the byte order (PS3.5 7.3)."""
+_IN_MEMORY_BYTES = 1 << 24
+"""A converted object, or an inflated one, up to this is kept in memory."""
 
-_LOSSY = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, JPEG2000MC, HTJ2K}
-"""Transfer syntaxes that may be lossy."""
+_DEFERRED_BYTES = 1 << 20
+"""Values longer than this are copied block by block."""
 
-_LARGEST_UNPACKED = 1 << 30
-"""Bytes of a data set inflated, or of pixels decoded, for a conversion: a small stored file may unpack to any size."""
+LARGEST_INFLATED = 1 << 32
+"""Bytes that a stored data set may inflate to: a small file may inflate to any size."""
+
+_ELSEWHERE = {"1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205"}
+"""JPIP Referenced: the pixels are on another server (PS3.5 A.6)."""
+
+NewFile = Callable[[int], Path]
+"""Makes an empty file for so many bytes on the file system of the archive; raises `OutOfSpace`."""
 
 
 def target_syntax(stored: str, accepted: Collection[str]) -> str:
@@ -56,75 +65,95 @@ def target_syntax(stored: str, accepted: Collection[str]) -> str:
     raise ConversionError(f"the peer takes neither {UID(stored).name} nor an uncompressed syntax")
 
 
-def converted(instance: StoredInstance, target: str) -> bytes:
-    """Return the data set of `instance` encoded in the uncompressed transfer syntax `target`.
+@contextmanager
+def converted(instance: StoredInstance, target: str, new_file: NewFile) -> Iterator[bytes | tuple[Path, int]]:
+    """Give the data set of `instance` in the uncompressed transfer syntax `target`, for as long as it is needed.
+
+    Yields
+    ------
+    bytes or (Path, int)
+        The encoded data set, or the file that holds it and its offset there.
 
     Raises
     ------
     ConversionError
-        The pixel data cannot be decoded here, the data set cannot be encoded, or it would not fit into memory.
+        The pixel data cannot be decoded here, or the data set cannot be encoded.
+    OutOfSpace
+        It would be a file, for which the archive has no room.
     """
-    syntax = UID(target)
+    path, content = _convert(instance, UID(target), new_file)
     try:
-        dataset = _read(instance)
-        _decompress(dataset, UID(instance.transfer_syntax_uid))
-        if UID(instance.transfer_syntax_uid).is_little_endian != syntax.is_little_endian:
-            _swap_words(dataset)
-        _decode_all(dataset)
-        encoded = encode(dataset, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+        yield content if path is None else (path, 0)
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def _convert(instance: StoredInstance, target: UID, new_file: NewFile) -> tuple[Path | None, bytes]:
+    """Return the converted data set: in a file, or in memory."""
+    path = None
+    try:
+        with _data_set(instance) as (file, offset):
+            dataset, bulk = _read(file, offset, UID(instance.transfer_syntax_uid), target)
+            size = sum(each.length for each in bulk.values())
+            if size <= _IN_MEMORY_BYTES:
+                buffer = BytesIO()
+                _write(dataset, bulk, buffer, target)
+                return None, buffer.getvalue()
+            path = new_file(size)
+            with path.open("wb") as sink:
+                _write(dataset, bulk, sink, target)
+            return path, b""
     except Exception as error:  # decoders and pydicom raise of all kinds; each means that this object cannot be sent
-        name = UID(instance.transfer_syntax_uid).name
-        raise ConversionError(f"cannot convert from {name}: {error}") from error
-    if encoded is None:
-        raise ConversionError(f"cannot encode the object in {syntax.name}")
-    return encoded
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OutOfSpace):
+            raise
+        if isinstance(error, (ConversionError, Undecodable)):
+            raise ConversionError(str(error)) from error
+        raise ConversionError(f"cannot convert it: {error}") from error
 
 
-def _read(instance: StoredInstance) -> Dataset:
-    if instance.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
-        return pydicom.dcmread(instance.path)
+@contextmanager
+def _data_set(instance: StoredInstance) -> Iterator[tuple[BinaryIO, int]]:
+    """Give a file with the data set, not deflated, and its offset there."""
     with instance.path.open("rb") as file:
-        file.seek(data_set_offset(instance.path))
-        inflated = inflate_whole(file, _LARGEST_UNPACKED)
-    return read_dataset(BytesIO(inflated), is_implicit_VR=False, is_little_endian=True)
+        offset = data_set_offset(instance.path)
+        if instance.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
+            yield file, offset
+            return
+        file.seek(offset)
+        with SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(instance.path.parent)) as inflated:
+            inflate_into(file, inflated, LARGEST_INFLATED)
+            yield cast(BinaryIO, inflated), 0
 
 
-def _decompress(dataset: Dataset, stored: UID) -> None:
-    if not stored.is_encapsulated or "PixelData" not in dataset:
+def _read(file: BinaryIO, offset: int, stored: UID, target: UID) -> tuple[Dataset, dict[BaseTag, Bulk]]:
+    """Return the data set without what is long in it, and that."""
+    if stored in _ELSEWHERE:
+        raise ConversionError("its pixels are on a JPIP server")
+    file.seek(offset)
+    dataset = read_dataset(
+        file,
+        is_implicit_VR=stored == ImplicitVRLittleEndian,
+        is_little_endian=stored != ExplicitVRBigEndian,
+        defer_size=_DEFERRED_BYTES,
+    )
+    if not dataset:  # pydicom returns nothing at all of a data set whose pixel data has no end
+        raise ConversionError("its data set is cut off")
+    for item in dataset.get("IconImageSequence") or []:
+        icon = pixel_data.decoded(item, file, stored, target)
+        if icon is not None:
+            item.add_new(transcoding.PIXEL_DATA, icon.vr, b"".join(icon.blocks))
+    pixels = pixel_data.decoded(dataset, file, stored, target)  # last, for it has a decoder until it is written
+    bulk = transcoding.take_deferred(dataset, file, target)
+    return dataset, bulk if pixels is None else {**bulk, transcoding.PIXEL_DATA: pixels}
+
+
+def _write(dataset: Dataset, bulk: dict[BaseTag, Bulk], sink: Sink, target: UID) -> None:
+    if target != DeflatedExplicitVRLittleEndian:
+        transcoding.write(dataset, bulk, sink, target)
         return
-    size = _decoded_bytes(dataset)
-    if size > _LARGEST_UNPACKED:
-        raise ConversionError(f"its pixels are {size} bytes, at most {_LARGEST_UNPACKED} are decoded")
-    dataset.decompress(generate_instance_uid=False)
-    if stored in _LOSSY and "LossyImageCompression" not in dataset:
-        dataset.LossyImageCompression = "01"
-
-
-def _decoded_bytes(dataset: Dataset) -> int:
-    """Return what the pixel data takes once it is decoded, by its description (PS3.3 C.7.6.3)."""
-    pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * int(dataset.get("NumberOfFrames") or 1)
-    return pixels * int(dataset.get("SamplesPerPixel") or 1) * -(-int(dataset.get("BitsAllocated") or 8) // 8)
-
-
-def _decode_all(dataset: Dataset) -> None:
-    """Turn raw elements into values: pydicom would write their bytes in the old byte order."""
-    for _ in dataset.iterall():
-        pass
-
-
-def _swap_words(dataset: Dataset) -> None:
-    cell = int(dataset.get("BitsAllocated") or 0) // 8
-    for element in dataset.iterall():
-        size = _WORD_BYTES.get(element.VR)
-        if size is not None and isinstance(element.value, bytes):
-            # A pixel cell of more than 16 bits is one number, whatever its VR says.
-            _swap(element, max(size, cell) if element.keyword == "PixelData" else size)
-
-
-def _swap(element: DataElement, size: int) -> None:
-    words = bytearray(element.value)
-    whole = len(words) - len(words) % size
-    swapped = bytearray(whole)
-    for position in range(size):
-        swapped[position:whole:size] = words[size - 1 - position : whole : size]
-    element.value = bytes(swapped) + bytes(words[whole:])
+    deflated = Deflated(sink)
+    transcoding.write(dataset, bulk, deflated, target)
+    deflated.finish()

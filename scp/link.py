@@ -94,9 +94,13 @@ class Link:
             self.assoc.release()
 
     def abort(self) -> None:
-        """End the association at once."""
+        """End the association at once; who waits for a response on it in another thread gets none.
+
+        The association's own loop may take that from under his nose: repeat this until he has gone.
+        """
         if self.is_open:
-            self.assoc.abort()
+            self.assoc.abort(block=False)
+        self.assoc.dimse.msg_queue.put((None, None))
 
 
 def status_of_response(response: object) -> Status:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ssl import SSLCertVerificationError, SSLContext, SSLError
 from typing import Any
 
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.transport import AddressInformation
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp import transport
@@ -17,16 +19,18 @@ from scp.contexts import Proposal
 from scp.errors import PeerRejected, PeerUnreachable
 from scp.link import Link
 from scp.negotiation import presentation_context
+from scp.peer_socket import PeerSocket
 from scp.reception import Reception
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Where a peer listens, and its AE title."""
+    """Where a peer listens, its AE title, and the TLS context to reach it with (None: without TLS)."""
 
     host: str
     port: int
     title: str
+    tls: SSLContext | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.title} at {self.host}:{self.port}"
@@ -54,6 +58,17 @@ class Timeouts:
     network: float = 120.0
 
 
+class RequestingEntity(AE):
+    """An application entity that opens associations, each on a `PeerSocket`."""
+
+    def _create_socket(
+        self, assoc: Association, address: AddressInformation, tls_args: tuple[SSLContext, str] | None
+    ) -> PeerSocket:
+        connection = PeerSocket(assoc, address=address)
+        connection.tls_args = tls_args
+        return connection
+
+
 def connect(
     peer: Peer,
     proposals: Sequence[Proposal],
@@ -63,6 +78,7 @@ def connect(
     max_pdu_bytes: int = 131072,
     reception: Callable[[], Reception] | None = None,
     on_store: Callable[[evt.Event], Any] | None = None,
+    on_report: Callable[[evt.Event], Any] | None = None,
 ) -> Link:
     """Open an association.
 
@@ -74,6 +90,8 @@ def connect(
         Our AE title.
     reception, on_store
         Where objects go that the peer sends during a C-GET, and what answers them.
+    on_report
+        What answers an N-EVENT-REPORT of the peer.
 
     Raises
     ------
@@ -86,11 +104,13 @@ def connect(
 
     def connected(event: evt.Event) -> None:
         opened.append(True)
-        transport.prepare(event.assoc, reception, network_timeout_s=timeouts.network)
+        transport.prepare(event.assoc, reception)
 
     handlers: list[Any] = [(evt.EVT_CONN_OPEN, connected), (evt.EVT_CONN_CLOSE, transport.connection_closed)]
     if on_store is not None:
         handlers.append((evt.EVT_C_STORE, on_store))
+    if on_report is not None:
+        handlers.append((evt.EVT_N_EVENT_REPORT, on_report))
     try:
         assoc = _entity(calling, timeouts).associate(
             peer.host,
@@ -102,6 +122,7 @@ def connect(
             max_pdu=max_pdu_bytes,
             ext_neg=_roles(proposals),
             evt_handlers=handlers,
+            tls_args=(peer.tls, peer.host) if peer.tls is not None else None,
         )
     except OSError as error:  # the name does not resolve
         raise PeerUnreachable(f"cannot reach {peer}: {error.strerror or error}") from error
@@ -111,18 +132,30 @@ def connect(
 
 
 def _refusal(assoc: Association, peer: Peer, *, opened: bool) -> PeerUnreachable | PeerRejected:
+    failure = getattr(assoc.dul.socket, "failure", None)
+    why = _reason(failure) if isinstance(failure, OSError) else ""
     if not opened:
-        return PeerUnreachable(f"cannot reach {peer}: no TCP connection")
+        return PeerUnreachable(f"cannot reach {peer}: {why or 'no TCP connection'}")
     answer = assoc.acceptor.primitive
     if assoc.is_rejected and answer is not None:
         return PeerRejected(f"{peer} rejected the association: {answer.reason_str.lower()}")
     if answer is not None and answer.result == 0:
         return PeerRejected(f"{peer} accepted none of the presentation contexts")
+    if why:
+        return PeerRejected(f"{peer} ended the connection: {why.removeprefix('no TCP connection: ')}")
     return PeerRejected(f"{peer} aborted, or did not answer, the association request")
 
 
-def _entity(calling: str, timeouts: Timeouts) -> AE:
-    entity = AE(calling)
+def _reason(failure: OSError) -> str:
+    if isinstance(failure, SSLCertVerificationError):
+        return f"its TLS certificate is not accepted: {failure.verify_message.rstrip('.')}"
+    if isinstance(failure, SSLError):
+        return f"TLS: {(failure.reason or str(failure)).lower().replace('_', ' ')}"
+    return f"no TCP connection: {failure.strerror or failure}"
+
+
+def _entity(calling: str, timeouts: Timeouts) -> RequestingEntity:
+    entity = RequestingEntity(calling)
     entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     entity.implementation_version_name = implementation_version_name()
     entity.connection_timeout = timeouts.connect

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from index.archive import StoredInstance
-from scp.contexts import Proposal, storage_proposals
-from scp.conversion import converted, target_syntax
+from index.errors import ArchiveError
+from scp.conversion import NewFile, converted, target_syntax
+from scp.destination import Outcome
 from scp.errors import PeerError, ScpError
 from scp.link import Link
 from scp.messages import Answer, Originator, Priority, SubOperations
@@ -34,9 +33,19 @@ _PENDING_EVERY_S = 0.5
 
 
 def send(
-    link: Link, instance: StoredInstance, *, priority: Priority, originator: Originator | None = None
+    link: Link,
+    instance: StoredInstance,
+    *,
+    new_file: NewFile,
+    priority: Priority,
+    originator: Originator | None = None,
 ) -> Status:
     """Send one stored instance: its own bytes when the peer takes their transfer syntax, else converted.
+
+    Parameters
+    ----------
+    new_file
+        Where a converted object goes that is too large for the memory.
 
     Returns
     -------
@@ -51,145 +60,96 @@ def send(
     accepted = link.accepted(instance.sop_class_uid)
     if not accepted:
         return Status(SOP_CLASS_NOT_SUPPORTED, f"the peer takes no {UID(instance.sop_class_uid).name}")
+    identity = (instance.sop_class_uid, instance.sop_instance_uid)
     try:
         target = target_syntax(instance.transfer_syntax_uid, accepted)
-        if target == instance.transfer_syntax_uid:
-            data: bytes | tuple[Path, int] = (instance.path, data_set_offset(instance.path))
-        else:
-            data = converted(instance, target)
-    except (ScpError, OSError) as error:
+        with (
+            nullcontext((instance.path, data_set_offset(instance.path)))
+            if target == instance.transfer_syntax_uid
+            else converted(instance, target, new_file)
+        ) as data:
+            return link.store(identity, target, data, priority=priority, originator=originator)
+    except PeerError:
+        raise
+    except (ArchiveError, ScpError, OSError) as error:
         return status_of(error)
-    identity = (instance.sop_class_uid, instance.sop_instance_uid)
-    return link.store(identity, target, data, priority=priority, originator=originator)
-
-
-class Destination:
-    """A move destination, with as many associations, one after the other, as the presentation contexts need.
-
-    Parameters
-    ----------
-    instances
-        What will be sent.
-    open_link
-        Opens an association with these contexts; raises `PeerError`.
-    """
-
-    def __init__(
-        self, instances: Sequence[StoredInstance], open_link: Callable[[list[Proposal]], Link]
-    ) -> None:
-        objects = [(instance.sop_class_uid, instance.transfer_syntax_uid) for instance in instances]
-        self._associations = storage_proposals(objects, convertible=True)
-        self._number = {
-            proposal.sop_class_uid: number
-            for number, proposals in enumerate(self._associations)
-            for proposal in proposals
-        }
-        self._open_link = open_link
-        self._link: Link | None = None
-        self._current = -1
-        self._unreachable: dict[int, PeerError] = {}
-
-    def in_order(self, instances: Sequence[StoredInstance]) -> list[StoredInstance]:
-        """The instances association by association, each part in its own order."""
-        return sorted(instances, key=lambda instance: self._number[instance.sop_class_uid])
-
-    def deliver(self, instance: StoredInstance, priority: Priority, originator: Originator) -> Status:
-        """Send one instance; whatever goes wrong with the destination is this sub-operation's Status."""
-        number = self._number[instance.sop_class_uid]
-        try:
-            if number in self._unreachable:
-                raise self._unreachable[number]
-            return send(self._ready(number), instance, priority=priority, originator=originator)
-        except PeerError as error:
-            return status_of(error)
-
-    def _ready(self, number: int) -> Link:
-        if self._link is not None and self._current == number and self._link.is_open:
-            return self._link
-        self.close()
-        try:
-            self._link = self._open_link(self._associations[number])
-        except PeerError as error:
-            self._unreachable[number] = error
-            raise
-        self._current = number
-        return self._link
-
-    def close(self) -> None:
-        """Release the association that is open."""
-        if self._link is not None:
-            self._link.release()
-            self._link = None
 
 
 def sub_operations(
-    instances: Sequence[StoredInstance],
-    deliver: Callable[[StoredInstance], Status],
+    count: int,
+    outcomes: Iterable[Outcome | None],
     cancelled: Callable[[], bool],
-    *,
-    aside: bool,
+    stop: Callable[[], Iterable[Outcome]] = tuple,
 ) -> Iterator[Answer]:
-    """Deliver `instances` and yield the responses: Pending at once and every half second, then the final one.
+    """Yield the responses to a retrieve: Pending at once and every half second, then the final one.
 
     Parameters
     ----------
-    deliver
-        One sub-operation.
-    aside
-        Deliver in a thread of its own, so that Pending responses go out during a long one (C-MOVE; in a C-GET they
-        would fall between the fragments of the object on the same association).
+    count
+        Of sub-operations.
+    outcomes
+        Each as it ends, and None now and then while none does.
+    cancelled
+        Whether the requestor sent a C-CANCEL.
+    stop
+        Ends the sub-operations that are under way; returns those that ended meanwhile.
     """
-    if not instances:
+    if not count:
         yield Answer(SUCCESS, counts=SubOperations(0))
         return
-    counts = SubOperations(len(instances))
-    failures: list[tuple[str, Status]] = []
-    yield Answer(PENDING, counts=counts)
+    tally = _Tally(count)
+    yield Answer(PENDING, counts=tally.counts)
     told = time.monotonic()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        for instance in instances:
-            if cancelled():
-                yield Answer(CANCELLED, _failed_list(failures), counts)
+    for outcome in outcomes:
+        tally.add(outcome)
+        if tally.counts.remaining and cancelled():
+            for late in stop():
+                tally.add(late)
+            if tally.counts.remaining:
+                yield Answer(CANCELLED, tally.failed_list(), tally.counts)
                 return
-            if aside:
-                future = pool.submit(deliver, instance)
-                while (status := _result(future, _PENDING_EVERY_S)) is None:
-                    yield Answer(PENDING, counts=counts)
-                    told = time.monotonic()
-            else:
-                status = deliver(instance)
-            counts = counts.after(status)
-            if not status.is_success and not status.is_warning:
-                failures.append((instance.sop_instance_uid, status))
-            if counts.remaining and time.monotonic() - told >= _PENDING_EVERY_S:
-                yield Answer(PENDING, counts=counts)
-                told = time.monotonic()
-    yield _final(counts, failures)
+        if tally.counts.remaining and time.monotonic() - told >= _PENDING_EVERY_S:
+            yield Answer(PENDING, counts=tally.counts)
+            told = time.monotonic()
+    yield tally.final()
 
 
-def _result(future: Future[Status], wait_s: float) -> Status | None:
-    try:
-        return future.result(timeout=wait_s)
-    except StillRunning:
-        return None
+class _Tally:
+    """What became of the sub-operations so far."""
 
+    def __init__(self, count: int) -> None:
+        self.counts = SubOperations(count)
+        self._total = count
+        self._failed: list[str] = []
+        self._reason = ""
 
-def _final(counts: SubOperations, failures: list[tuple[str, Status]]) -> Answer:
-    if not failures and not counts.warning:
-        return Answer(SUCCESS, counts=counts)
-    comment = f"{counts.failed} of {counts.completed + counts.failed + counts.warning} failed"
-    if failures:
-        first = failures[0][1]
-        comment += f": {first.comment or f'status {first.code:04X}'}"
-    nothing_arrived = not counts.completed and not counts.warning
-    code = SUB_OPERATIONS_FAILED if nothing_arrived else SUB_OPERATIONS_WARNING
-    return Answer(Status(code, comment), _failed_list(failures), counts)
+    def add(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        instance, status = outcome
+        self.counts = self.counts.after(status)
+        if not status.is_success and not status.is_warning:
+            self._failed.append(instance.sop_instance_uid)
+            self._reason = self._reason or status.comment or f"status {status.code:04X}"
 
+    def final(self) -> Answer:
+        counts = self.counts
+        if not counts.failed and not counts.warning:
+            return Answer(SUCCESS, counts=counts)
+        comment = f"{counts.failed} of {self._total} failed"
+        if self._reason:
+            comment += f": {self._reason}"
+        nothing_arrived = not counts.completed and not counts.warning
+        code = SUB_OPERATIONS_FAILED if nothing_arrived else SUB_OPERATIONS_WARNING
+        return Answer(Status(code, comment), self.failed_list(), counts)
 
-def _failed_list(failures: list[tuple[str, Status]]) -> Dataset | None:
-    """Identifier with the Failed SOP Instance UID List (0008,0058)."""
-    if not failures:
-        return None
-    identifier = Dataset()
-    identifier.FailedSOPInstanceUIDList = [uid for uid, _ in failures]
-    return identifier
+    def failed_list(self) -> Dataset | None:
+        """Identifier with the Failed SOP Instance UID List (0008,0058).
+
+        More than fits into the 16-bit length of UI is sent as UN in Explicit VR (PS3.5 6.2.2): the list stays whole.
+        """
+        if not self._failed:
+            return None
+        identifier = Dataset()
+        identifier.FailedSOPInstanceUIDList = self._failed
+        return identifier

@@ -12,6 +12,7 @@ from scp.contexts import (
     SIMILARITY_FIND,
     STORAGE,
     TRANSFER_SYNTAXES,
+    UNCOMPRESSED,
     VERIFICATION,
     Operation,
     acceptable,
@@ -46,7 +47,8 @@ def test_every_storage_class_that_pydicom_names_is_stored():
         (VERIFICATION, Operation.ECHO),
         (PATIENT_ROOT_FIND, Operation.FIND),
         (SIMILARITY_FIND, Operation.FIND),
-        ("1.2.840.10008.1.20.1", None),  # Storage Commitment
+        ("1.2.840.10008.1.20.1", Operation.ACTION),  # Storage Commitment Push Model
+        ("1.2.840.10008.1.20.2", None),  # Storage Commitment Pull Model, retired
         ("1.2.840.10008.5.1.4.1.1.201.2", None),  # Inventory - FIND, in the middle of the storage UIDs
         ("1.2.840.10008.5.1.4.31", None),  # Modality Worklist
         ("1.3.6.1.4.1.9999.1", None),  # private
@@ -97,7 +99,7 @@ def test_objects_of_a_class_go_together_and_no_association_has_more_than_128_con
     assert sum(len(home) for home in homes) == len(classes)
     offered = {(p.sop_class_uid, p.transfer_syntaxes) for proposals in associations for p in proposals}
     assert {(uid, (syntax,)) for uid, syntax in objects} <= offered
-    assert all((uid, (EXPLICIT, IMPLICIT)) in offered for uid in classes)
+    assert all((uid, UNCOMPRESSED) in offered for uid in classes)
 
 
 def test_files_are_offered_in_their_own_transfer_syntax_only():

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.pixels.utils import iter_pixels
 
+from index.decoding import PIXEL_KEYWORDS, frames, stored_pixels
 from index.encoders.encoder import Images
 from index.encoders.square import to_square
 from index.errors import InvalidIdentifier
@@ -38,8 +39,6 @@ _SAMPLE = 65536
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 """ITU-R BT.601, which PS3.3 C.7.6.3.1.2 uses for YBR_FULL."""
-
-_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 Frame = npt.NDArray[np.float64]
 
@@ -96,6 +95,7 @@ def spread(count: int, most: int) -> list[int]:
 def canonical_frames(
     dataset: Dataset,
     *,
+    file: BinaryIO | None = None,
     numbers: Sequence[int] | None = None,
     most: int = 24,
     region: Region | None = None,
@@ -107,6 +107,8 @@ def canonical_frames(
     ----------
     dataset
         With its File Meta Information (the decoder needs the transfer syntax). Not changed.
+    file
+        What `dataset` was read from, when its long values were left there; frames are then read one by one.
     numbers
         Frame numbers, from 1. None: at most `most`, evenly spread over the instance.
     region
@@ -121,13 +123,14 @@ def canonical_frames(
     InvalidIdentifier
         A frame or a region that the instance does not have.
     """
-    if not any(keyword in dataset for keyword in _PIXEL_DATA):
+    if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
         raise NoPixels(f"{dataset.get('SOPClassUID', 'the instance')} has no pixel data")
     try:
         count = int(dataset.get("NumberOfFrames", 1) or 1)
         indices = _indices(count, numbers, most)
-        decoded = zip(indices, iter_pixels(dataset, indices=indices), strict=True)
-        images = np.stack([_canonical(dataset, index, stored, region, side) for index, stored in decoded])
+        syntax = str(dataset.file_meta.TransferSyntaxUID)
+        decoded = zip(indices, frames(dataset, stored_pixels(dataset, file), syntax, indices=indices), strict=True)
+        images = np.stack([_canonical(dataset, index, stored, region, side) for index, (stored, _) in decoded])
     except InvalidIdentifier:
         raise
     except Exception as error:  # headers and pixels of strangers make the decoders raise anything

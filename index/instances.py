@@ -1,0 +1,57 @@
+"""Instances as the archive speaks of them: what it stores, and what became of one that was brought in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Outcome(StrEnum):
+    """What `Archive.ingest` did."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """The instance that was brought in, and what became of it.
+
+    Attributes
+    ----------
+    cut_off
+        Where its data set is cut off, a sentence; "" when it is whole.
+    """
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    outcome: Outcome
+    cut_off: str = ""
+
+
+@dataclass(frozen=True)
+class StoredInstance:
+    """An instance of the archive and its Part 10 file.
+
+    Attributes
+    ----------
+    size
+        Of the file, bytes.
+    sha256
+        Of the file as it was received, hex.
+    damage
+        What is wrong with the file as far as is known (`index.integrity.Damage`); empty: nothing.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    path: Path
+    size: int
+    sha256: str
+    damage: str = ""
