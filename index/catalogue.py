@@ -6,13 +6,17 @@ Study, …) are kept with each change and never computed at query time.
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from sqlite_utils import Database
 
 from index.changes import now
 from index.header import Header
-from index.keys import Level, Matching, keys_of, snake_case
+from index.items import insert_items
+from index.keys import KEYS, SEQUENCES, Level, Matching, keys_of, snake_case
 from index.matching import fold_name
 
 
@@ -28,6 +32,11 @@ def find_instance(database: Database, sop_instance_uid: str) -> dict[str, Any] |
     return None if row is None else dict(zip([column[0] for column in cursor.description], row, strict=True))
 
 
+def is_known(database: Database, path: str) -> bool:
+    """Whether an instance has its file at `path`, below the data folder."""
+    return database.execute("SELECT 1 FROM instance WHERE path = ?", (path,)).fetchone() is not None
+
+
 def has_series(database: Database, series_instance_uid: str) -> bool:
     """Whether there is a series with that UID, in whichever study."""
     row = database.execute("SELECT 1 FROM series WHERE series_instance_uid = ? LIMIT 1", (series_instance_uid,))
@@ -35,16 +44,23 @@ def has_series(database: Database, series_instance_uid: str) -> bool:
 
 
 def add_instance(
-    database: Database, header: Header, *, path: str, size: int, sha256: str, source_aet: str
-) -> str | None:
+    database: Database,
+    header: Header,
+    *,
+    path: str,
+    size: int,
+    sha256: str,
+    source_aet: str,
+    received_at: str = "",
+) -> None:
     """Insert the instance and whatever of its patient, study and series is new.
 
-    Returns
-    -------
-    str or None
-        The Patient ID that the study already belongs to when the instance names another one, else None.
+    Parameters
+    ----------
+    received_at
+        ISO 8601 in UTC; the present moment when empty.
     """
-    study_id, patient_id, mismatch = _study(database, header)
+    study_id, patient_id = _study(database, header)
     series_id, new_series = _series(database, header, study_id)
     _insert(
         database,
@@ -57,14 +73,51 @@ def add_instance(
             "size": size,
             "sha256": sha256,
             "source_aet": source_aet,
-            "received_at": now(),
+            "received_at": received_at or now(),
+            "verified_at": time.time(),  # its SHA-256 has just been read from the file
         },
     )
     _count(database, patient_id, study_id, series_id, instances=1, series=int(new_series), studies=0)
     if new_series:  # the modality that counts is the series' one
         _add_to_list(database, study_id, "modalities_in_study", header.values["Modality"])
     _add_to_list(database, study_id, "sop_classes_in_study", header.sop_class_uid)
-    return mismatch
+
+
+@dataclass(frozen=True)
+class OtherPatient:
+    """The patient that a study belongs to already, when an instance of it names another one.
+
+    Attributes
+    ----------
+    element
+        Keyword of the element that differs: PatientID, IssuerOfPatientID, or what stands for an absent ID.
+    is_absent
+        Whether the instance names no Patient ID at all.
+    """
+
+    patient_id: str
+    issuer: str
+    element: str
+    is_absent: bool
+
+
+def other_patient(database: Database, header: Header) -> OtherPatient | None:
+    """Return the patient of the instance's study when that is another one than the instance's own, else None."""
+    row = database.execute(
+        "SELECT patient.identity, patient.patient_id, patient.issuer_of_patient_id FROM study "
+        "JOIN patient ON patient.id = study.patient WHERE study.study_instance_uid = ?",
+        (header.study_instance_uid,),
+    ).fetchone()
+    if row is None or row[0] == _identity(header):
+        return None
+    told = header.values
+    if told["PatientID"] != row[1]:
+        element = "PatientID"
+    elif told["IssuerOfPatientID"] != row[2]:
+        element = "IssuerOfPatientID"
+    else:  # neither has an ID: their names and birth dates tell them apart
+        element = "PatientName"
+    return OtherPatient(row[1], row[2], element, is_absent=not told["PatientID"])
 
 
 def remove_instance(database: Database, sop_instance_uid: str) -> str:
@@ -85,11 +138,32 @@ def remove_instance(database: Database, sop_instance_uid: str) -> str:
     if study_gone:
         database.execute("DELETE FROM study WHERE id = ?", (study,))
     elif series_gone or not _has_sop_class(database, study, sop_class):
-        _refresh_lists(database, study)
+        refresh_lists(database, study)
     if not _has_rows(database, "study", "patient", patient):
         database.execute("DELETE FROM patient WHERE id = ?", (patient,))
     _count(database, patient, study, series, instances=-1, series=-int(series_gone), studies=-int(study_gone))
     return str(path)
+
+
+def remove_series(database: Database, series: int) -> list[str]:
+    """Delete a series' rows and whatever they leave empty above them; return the paths of its files."""
+    study, patient = database.execute(
+        "SELECT study.id, study.patient FROM series JOIN study ON study.id = series.study WHERE series.id = ?",
+        (series,),
+    ).fetchone()
+    paths = [row[0] for row in database.execute("SELECT path FROM instance WHERE series = ?", (series,))]
+    database.execute("DELETE FROM embedding WHERE series = ?", (series,))
+    database.execute("DELETE FROM instance WHERE series = ?", (series,))
+    database.execute("DELETE FROM series WHERE id = ?", (series,))
+    study_gone = not _has_rows(database, "series", "study", study)
+    if study_gone:
+        database.execute("DELETE FROM study WHERE id = ?", (study,))
+    else:
+        refresh_lists(database, study)
+    if not _has_rows(database, "study", "patient", patient):
+        database.execute("DELETE FROM patient WHERE id = ?", (patient,))
+    _count(database, patient, study, series, instances=-len(paths), series=-1, studies=-int(study_gone))
+    return paths
 
 
 def _has_rows(database: Database, table: str, column: str, value: int) -> bool:
@@ -119,21 +193,19 @@ def _patient(database: Database, header: Header) -> int:
     return int(row[0]) if row else _insert(database, Level.PATIENT, header, {"identity": identity})
 
 
-def _study(database: Database, header: Header) -> tuple[int, int, str | None]:
+def _study(database: Database, header: Header) -> tuple[int, int]:
     row = database.execute(
-        "SELECT study.id, patient.id, patient.identity, patient.patient_id FROM study "
-        "JOIN patient ON patient.id = study.patient WHERE study.study_instance_uid = ?",
-        (header.study_instance_uid,),
+        "SELECT id, patient FROM study WHERE study_instance_uid = ?", (header.study_instance_uid,)
     ).fetchone()
     if row is not None:
-        return int(row[0]), int(row[1]), None if row[2] == _identity(header) else str(row[3])
+        return int(row[0]), int(row[1])
     patient = _patient(database, header)
     study = _insert(database, Level.STUDY, header, {"patient": patient})
     database.execute(
         "UPDATE patient SET number_of_patient_related_studies = number_of_patient_related_studies + 1 WHERE id = ?",
         (patient,),
     )
-    return study, patient, None
+    return study, patient
 
 
 def _series(database: Database, header: Header, study: int) -> tuple[int, bool]:
@@ -146,7 +218,11 @@ def _series(database: Database, header: Header, study: int) -> tuple[int, bool]:
 
 
 def _insert(database: Database, level: Level, header: Header, more: dict[str, Any]) -> int:
-    values: dict[str, Any] = {**more, "specific_character_set": header.charset}
+    values: dict[str, Any] = {
+        **more, "specific_character_set": header.charset, "timezone_offset_from_utc": header.timezone
+    }  # fmt: skip
+    originals = {keyword: text for keyword, text in header.originals.items() if KEYS[keyword].level is level}
+    values["originals"] = json.dumps(originals) if originals else ""
     for key in keys_of(level):
         if key.counted:
             continue
@@ -156,7 +232,9 @@ def _insert(database: Database, level: Level, header: Header, more: dict[str, An
             values[f"{column}_folded"] = fold_name(header.values[key.keyword])
     columns, marks = ", ".join(values), ", ".join("?" * len(values))
     cursor = database.execute(f"INSERT INTO {level.table} ({columns}) VALUES ({marks})", tuple(values.values()))
-    return int(cursor.lastrowid or 0)
+    row = int(cursor.lastrowid or 0)
+    insert_items(database, level.table, row, [item for item in header.items if SEQUENCES[item.sequence].level is level])
+    return row
 
 
 def _count(
@@ -189,7 +267,8 @@ def _add_to_list(database: Database, study: int, column: str, value: str) -> Non
         database.execute(f"UPDATE study SET {column} = ? WHERE id = ?", (joined, study))
 
 
-def _refresh_lists(database: Database, study: int) -> None:
+def refresh_lists(database: Database, study: int) -> None:
+    """Make the study's Modalities in Study and SOP Classes in Study again from its series and instances."""
     modalities = database.execute(
         "SELECT DISTINCT modality FROM series WHERE study = ? AND modality <> '' ORDER BY modality", (study,)
     ).fetchall()

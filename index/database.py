@@ -15,10 +15,12 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from index.keys import KEYS, Matching, snake_case
-from index.matching import name_matches, value_matches
+from index.errors import CatalogueBusy, OutOfSpace
+from index.keys import KEYS, Matching, item_keywords, snake_case
+from index.matching import FUNCTIONS
 from index.migrations import migrations
 
+CATALOGUE_FILE = "catalogue.sqlite"
 BUSY_TIMEOUT_S = 60.0
 """How long a writer waits for another process to finish its transaction."""
 
@@ -74,25 +76,40 @@ class Connections:
     def transaction(self) -> Iterator[Database]:
         """Run the block as one write transaction: all of it is committed, or nothing.
 
+        Raises `OutOfSpace` when the disk has no room for it, `CatalogueBusy` when others do not let it begin.
+
         A block inside another one of the same thread belongs to that one: it is undone when it raises, and committed
         when the outer one is.
         """
         database = self.get()
         connection = database.conn
         begin, commit, undo = _OUTER if not connection.in_transaction else _INNER
-        connection.execute(begin)
+        try:
+            connection.execute(begin)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                raise CatalogueBusy(f"the catalogue was locked for {BUSY_TIMEOUT_S:g} s: nothing stored") from error
+            raise
         try:
             yield database
             connection.execute(commit)
-        except BaseException:
+        except BaseException as error:
             if connection.in_transaction:  # a full disk may have made SQLite roll back on its own
                 for statement in undo:
                     connection.execute(statement)
+            if _is_full(error):
+                raise OutOfSpace("the disk is full: the catalogue cannot grow, nothing stored") from error
             raise
 
 
 _OUTER = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
 _INNER = ("SAVEPOINT block", "RELEASE block", ("ROLLBACK TO block", "RELEASE block"))
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether SQLite found no room, in the catalogue or its log (SQLITE_FULL, https://sqlite.org/rescode.html#full)."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.Error) and code is not None and code & 0xFF == sqlite3.SQLITE_FULL
 
 
 @contextmanager
@@ -108,8 +125,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.create_function("name_matches", 2, name_matches, deterministic=True)
-    connection.create_function("value_matches", 2, value_matches, deterministic=True)
+    for name, (parameters, function) in FUNCTIONS.items():
+        connection.create_function(name, parameters, function, deterministic=True)
     return connection
 
 
@@ -124,3 +141,7 @@ def _add_missing_columns(database: Database) -> None:
         for name in names:
             if name not in present:
                 database.execute(f"ALTER TABLE {key.level.table} ADD COLUMN {name} TEXT NOT NULL DEFAULT ''")
+    present = {column.name for column in database["item"].columns}
+    for name in map(snake_case, item_keywords()):
+        if name not in present:
+            database.execute(f"ALTER TABLE item ADD COLUMN {name} TEXT")

@@ -56,17 +56,42 @@ class Key:
         How it matches.
     counted
         Kept by the catalogue (Number of Study Related Series, …), not read from the instance.
+    in_item
+        Inside an item of a sequence.
     """
 
     keyword: str
     level: Level
     matching: Matching
     counted: bool = False
+    in_item: bool = False
 
     @property
     def column(self) -> str:
         """Qualified column of the catalogue, for example ``study.study_date``."""
-        return f"{self.level.table}.{snake_case(self.keyword)}"
+        return f"{'item' if self.in_item else self.level.table}.{snake_case(self.keyword)}"
+
+
+@dataclass(frozen=True)
+class SequenceKey:
+    """A sequence whose items are matched and returned (PS3.4 C.2.2.2.6).
+
+    Attributes
+    ----------
+    keyword
+        DICOM keyword.
+    level
+        The level it belongs to.
+    keys
+        Attributes of its items that are matched and returned.
+    sequences
+        Sequences inside its items.
+    """
+
+    keyword: str
+    level: Level
+    keys: tuple[Key, ...]
+    sequences: tuple[SequenceKey, ...] = ()
 
 
 def snake_case(keyword: str) -> str:
@@ -99,7 +124,7 @@ KEYS: dict[str, Key] = {
             """
             StudyInstanceUID:UID StudyDate:DA StudyTime:TM AccessionNumber:TEXT StudyID:TEXT
             StudyDescription:TEXT ReferringPhysicianName:PN NameOfPhysiciansReadingStudy:PN PatientAge:TEXT
-            PatientSize:NUMBER PatientWeight:NUMBER AdmittingDiagnosesDescription:TEXT
+            PatientSize:NUMBER PatientWeight:NUMBER AdmittingDiagnosesDescription:LIST
             InstitutionalDepartmentName:TEXT
             ModalitiesInStudy:LIST+ SOPClassesInStudy:LIST+ NumberOfStudyRelatedSeries:NUMBER+
             NumberOfStudyRelatedInstances:NUMBER+
@@ -136,6 +161,69 @@ UNIQUE_KEYS = {
     Level.IMAGE: "SOPInstanceUID",
 }
 """The unique key of each level (PS3.4 C.6.1.1.2 to C.6.1.1.5)."""
+
+
+DATE_TIME_PAIRS = {
+    "PatientBirthDate": "PatientBirthTime",
+    "StudyDate": "StudyTime",
+    "SeriesDate": "SeriesTime",
+    "AcquisitionDate": "AcquisitionTime",
+    "ContentDate": "ContentTime",
+    "PerformedProcedureStepStartDate": "PerformedProcedureStepStartTime",
+}
+"""Each date with the time that belongs to it (PS3.4 C.2.2.2.5.4)."""
+
+_CODE = """
+    CodeValue:TEXT LongCodeValue:TEXT URNCodeValue:TEXT CodingSchemeDesignator:TEXT CodingSchemeVersion:TEXT
+    CodeMeaning:TEXT MappingResource:TEXT ContextIdentifier:TEXT ContextUID:UID
+"""
+"""Code Sequence Macro (PS3.3 table 8.8-1)."""
+
+
+def _sequence(keyword: str, level: Level, table: str, *sequences: SequenceKey) -> SequenceKey:
+    keys = [Key(key.keyword, level, key.matching, in_item=True) for key in _keys(level, table)]
+    return SequenceKey(keyword, level, tuple(keys), sequences)
+
+
+SEQUENCES: dict[str, SequenceKey] = {
+    sequence.keyword: sequence
+    for sequence in [
+        _sequence("ProcedureCodeSequence", Level.STUDY, _CODE),
+        _sequence(
+            "RequestAttributesSequence",
+            Level.SERIES,
+            """
+            StudyInstanceUID:UID AccessionNumber:TEXT RequestedProcedureID:TEXT RequestedProcedureDescription:TEXT
+            ScheduledProcedureStepID:TEXT ScheduledProcedureStepDescription:TEXT
+            """,
+            _sequence("RequestedProcedureCodeSequence", Level.SERIES, _CODE),
+            _sequence("ScheduledProtocolCodeSequence", Level.SERIES, _CODE),
+        ),
+        _sequence(
+            "ReferencedRequestSequence",
+            Level.IMAGE,
+            """
+            StudyInstanceUID:UID AccessionNumber:TEXT RequestedProcedureID:TEXT RequestedProcedureDescription:TEXT
+            PlacerOrderNumberImagingServiceRequest:TEXT FillerOrderNumberImagingServiceRequest:TEXT
+            """,
+            _sequence("RequestedProcedureCodeSequence", Level.IMAGE, _CODE),
+        ),
+        _sequence(
+            "AnatomicRegionSequence",
+            Level.IMAGE,
+            _CODE,
+            _sequence("AnatomicRegionModifierSequence", Level.IMAGE, _CODE),
+        ),
+        _sequence("ConceptNameCodeSequence", Level.IMAGE, _CODE),
+    ]
+}
+"""The sequences that are matched and returned; any other one is unsupported."""
+
+
+def item_keywords() -> list[str]:
+    """Keywords of all attributes of items that ingest reads."""
+    sequences = [*SEQUENCES.values(), *(inner for outer in SEQUENCES.values() for inner in outer.sequences)]
+    return list(dict.fromkeys(key.keyword for sequence in sequences for key in sequence.keys))
 
 
 def indexed_keywords() -> list[str]:

@@ -10,40 +10,28 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from pydicom.datadict import dictionary_VR
 
+from index import date_times
+from index.condition import Condition, any_of
+from index.date_times import Columns, date_in_zone, time_in_zone
 from index.errors import InvalidIdentifier
 from index.keys import Key, Matching
+from index.phonetic import sounds_like
 
-_EARLIEST_TIME = "000000000000"
-_LATEST_TIME = "999999999999"  # also above a leap second
 _MOST_VALUES = 1000
 """Values that a key other than a UID may have in one query; only UIDs have lists without end."""
+
+_NO_WILD_CARDS = frozenset({"UI", "AS"})
+"""VRs whose values are compared as text, and take no wild card all the same (C.2.2.2.4)."""
 
 _VOICING_MARKS = "\u3099\u309a"
 """Of Japanese kana: they tell consonants apart and are no accents."""
 _STROKES = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ı": "i", "æ": "ae", "œ": "oe"})
 """Letters with an accent that Unicode does not decompose."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A SQL condition with positional parameters."""
-
-    sql: str
-    parameters: tuple[str | int | float, ...] = ()
-
-
-def any_of(conditions: list[Condition]) -> Condition:
-    """The conditions joined by OR, as a balanced tree: SQLite limits the depth of an expression."""
-    if len(conditions) == 1:
-        return conditions[0]
-    middle = len(conditions) // 2
-    left, right = any_of(conditions[:middle]), any_of(conditions[middle:])
-    return Condition(f"({left.sql} OR {right.sql})", left.parameters + right.parameters)
 
 
 def normalise(text: str) -> str:
@@ -108,6 +96,14 @@ def person_name(column: str, value: str, _key: Key) -> Condition:
     return Condition(f"({column} = ? OR instr({groups}, '=' || ? || '=') > 0)", (folded, folded))
 
 
+def fuzzy_name(column: str, value: str, key: Key) -> Condition:
+    """Fuzzy semantic matching of a person name (C.2.2.2.1.1): what matches anyway, and what sounds like it."""
+    literal = person_name(column, value, key)
+    return Condition(
+        f"({literal.sql} OR sounds_like({column}_folded, ?))", (*literal.parameters, fold_name(value))
+    )
+
+
 def name_matches(stored: str, pattern: str) -> bool:
     r"""SQL function: whether one of the folded names `stored`, joined by ``\``, matches the folded `pattern`.
 
@@ -160,69 +156,50 @@ def number(column: str, value: str, key: Key) -> Condition:
     return Condition(f"({column} GLOB '[-+.0-9]*' AND CAST({column} AS REAL) = ?)", (float(value),))
 
 
-def date(column: str, value: str, key: Key) -> Condition:
-    """Single value or range matching of dates (C.2.2.2.5.1)."""
-    low, high = _range(value, key)
-    low, high = (_date(low, key), _date(high, key))
-    if "-" not in value:
-        return Condition(f"{column} = ?", (low,))
-    return Condition(f"({column} >= ? AND {column} <= ? AND {column} <> '')", (low, high or "99999999"))
-
-
-def time(column: str, value: str, key: Key) -> Condition:
-    """Single value or range matching of times (C.2.2.2.5.2): ``1015`` matches from 10:15:00 to 10:15:59.999999."""
-    low, high = _range(value, key)
-    comparable = f"substr(replace({column}, '.', '') || '{_EARLIEST_TIME}', 1, 12)"
-    earliest, latest = _time(low, _EARLIEST_TIME, key), _time(high, _LATEST_TIME, key)
-    return Condition(f"({column} <> '' AND {comparable} >= ? AND {comparable} <= ?)", (earliest, latest))
-
-
-def _range(value: str, key: Key) -> tuple[str, str]:
-    low, dash, high = value.partition("-")
-    if (dash and not low and not high) or "-" in high:
-        raise InvalidIdentifier(f"{key.keyword}: malformed range {value[:30]!r}", element=key.keyword)
-    return (low.strip(), high.strip()) if dash else (value, value)
-
-
-def _date(value: str, key: Key) -> str:
-    digits = value.replace(".", "") if len(value) == 10 else value
-    if digits and not re.fullmatch(r"\d{8}", digits, re.ASCII):
-        raise InvalidIdentifier(f"{key.keyword}: expected YYYYMMDD, got {value[:20]!r}", element=key.keyword)
-    return digits
-
-
-def _time(value: str, padding: str, key: Key) -> str:
-    digits = value.replace(":", "")
-    if not re.fullmatch(r"(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?", digits, re.ASCII):
-        raise InvalidIdentifier(f"{key.keyword}: expected HHMMSS, got {value[:20]!r}", element=key.keyword)
-    digits = digits.replace(".", "")
-    return digits + padding[len(digits) :]
-
-
 _SINGLE: dict[Matching, Callable[[str, str, Key], Condition]] = {
     Matching.TEXT: text,
     Matching.PERSON_NAME: person_name,
     Matching.MODALITIES: multi_valued,
     Matching.NUMBER: number,
-    Matching.DATE: date,
-    Matching.TIME: time,
 }
 
+FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "name_matches": (2, name_matches),
+    "value_matches": (2, value_matches),
+    "sounds_like": (2, sounds_like),
+    "date_in_zone": (4, date_in_zone),
+    "time_in_zone": (4, time_in_zone),
+}
+"""SQL functions that conditions call: name → number of parameters, function."""
 
-def condition(key: Key, values: list[str]) -> Condition | None:
+
+def wanted_values(key: Key, values: list[str]) -> list[str]:
+    """Return what `key` is asked for, in comparable form; none when that is universal matching (C.2.2.2.3)."""
+    wanted = list(dict.fromkeys(value for value in map(normalise, values) if value))
+    return [] if any(is_universal(value, key.matching) for value in wanted) else wanted
+
+
+def condition(key: Key, values: list[str], *, fuzzy: bool = False, columns: Columns | None = None) -> Condition | None:
     """The condition for `key` with the `values` of a query, or None when it matches everything.
 
     Several values are joined by OR.
+
+    Parameters
+    ----------
+    fuzzy
+        Names of persons match by how they sound as well.
+    columns
+        Where a date or a time is compared, when that is not its own column.
 
     Raises
     ------
     InvalidIdentifier
         A value that the matching type of `key` does not allow (Status A900).
     """
-    wanted = list(dict.fromkeys(value for value in map(normalise, values) if value))
-    if not wanted or any(is_universal(value, key.matching) for value in wanted):
+    wanted = wanted_values(key, values)
+    if not wanted:
         return None
-    if dictionary_VR(key.keyword) == "UI":
+    if dictionary_VR(key.keyword) in _NO_WILD_CARDS:
         _refuse_wild_cards(key, wanted)
     if key.matching is Matching.UID:
         return uid_list(key.column, wanted, key)
@@ -230,11 +207,15 @@ def condition(key: Key, values: list[str]) -> Condition | None:
         raise InvalidIdentifier(
             f"{key.keyword}: expected at most {_MOST_VALUES} values, got {len(wanted)}", element=key.keyword
         )
-    matcher = _SINGLE[key.matching]
+    if key.matching in (Matching.DATE, Matching.TIME):
+        match = date_times.date if key.matching is Matching.DATE else date_times.time
+        return any_of([match(columns or Columns(key.column, key.column), value, key) for value in wanted])
+    matcher = fuzzy_name if fuzzy and key.matching is Matching.PERSON_NAME else _SINGLE[key.matching]
     return any_of([matcher(key.column, value, key) for value in wanted])
 
 
 def _refuse_wild_cards(key: Key, values: list[str]) -> None:
+    what = "a UID" if dictionary_VR(key.keyword) == "UI" else "an age"
     wrong = next((value for value in values if has_wild_card(value)), None)
     if wrong is not None:
-        raise InvalidIdentifier(f"{key.keyword}: a UID takes no wild card, got {wrong[:20]}", element=key.keyword)
+        raise InvalidIdentifier(f"{key.keyword}: {what} takes no wild card, got {wrong[:20]}", element=key.keyword)

@@ -1,9 +1,10 @@
 """The schema of the catalogue, as steps that each run once. A change of the schema is a new step at the end.
 
-Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``change`` (append-only feed), ``job``
-(durable queue), ``derivation`` and ``derivation_output`` (what was made from what), ``encoder`` and ``embedding``
-(vectors; the truth of which the faiss index is a cache), ``embedding_change`` (lets that cache follow). Key columns
-come from `index.keys`.
+Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``item`` (items of their sequences),
+``change`` (append-only feed), ``job`` (durable queue), ``derivation`` and ``derivation_output`` (what was made from
+what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``embedding_change``
+(lets that cache follow), ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by
+triggers), ``commitment`` (requests for storage commitment). Key columns come from `index.keys`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from sqlite_utils import Database, Migrations
 
-from index.keys import Key, Level, Matching, keys_of, snake_case
+from index.keys import Key, Level, Matching, item_keywords, keys_of, snake_case
 
 migrations = Migrations("tharsis")
 
@@ -164,6 +165,69 @@ UPDATE derivation_output SET instances = (
 );
 """
 
+_INTEGRITY = """
+ALTER TABLE instance ADD COLUMN verified_at REAL NOT NULL DEFAULT 0;
+ALTER TABLE instance ADD COLUMN damage TEXT NOT NULL DEFAULT '';
+CREATE INDEX instance_verified ON instance(verified_at);
+CREATE INDEX instance_damaged ON instance(damage) WHERE damage <> '';
+CREATE TABLE removal (path TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE tally (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO tally (name, value) SELECT 'stored_bytes', coalesce(sum(size), 0) FROM instance;
+INSERT INTO tally (name, value) VALUES ('studies_deleted_by_retention', 0);
+CREATE TRIGGER instance_stored AFTER INSERT ON instance BEGIN
+    UPDATE tally SET value = value + new.size WHERE name = 'stored_bytes';
+END;
+CREATE TRIGGER instance_removed AFTER DELETE ON instance BEGIN
+    UPDATE tally SET value = value - old.size WHERE name = 'stored_bytes';
+END;
+"""
+
+_COMMITMENTS = """
+CREATE TABLE commitment (
+    requestor TEXT NOT NULL,
+    transaction_uid TEXT NOT NULL,
+    address TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('requested', 'checked', 'reported')),
+    instances TEXT NOT NULL,
+    failures TEXT NOT NULL DEFAULT '[]',
+    requested_at REAL NOT NULL,
+    reported_at REAL,
+    PRIMARY KEY (requestor, transaction_uid)
+);
+CREATE INDEX job_of_kind ON job(kind, state, not_before);
+"""
+
+_QUERIES = f"""
+ALTER TABLE patient ADD COLUMN timezone_offset_from_utc TEXT NOT NULL DEFAULT '';
+ALTER TABLE study ADD COLUMN timezone_offset_from_utc TEXT NOT NULL DEFAULT '';
+ALTER TABLE series ADD COLUMN timezone_offset_from_utc TEXT NOT NULL DEFAULT '';
+ALTER TABLE instance ADD COLUMN timezone_offset_from_utc TEXT NOT NULL DEFAULT '';
+ALTER TABLE patient ADD COLUMN originals TEXT NOT NULL DEFAULT '';
+ALTER TABLE study ADD COLUMN originals TEXT NOT NULL DEFAULT '';
+ALTER TABLE series ADD COLUMN originals TEXT NOT NULL DEFAULT '';
+ALTER TABLE instance ADD COLUMN originals TEXT NOT NULL DEFAULT '';
+CREATE TABLE item (
+    id INTEGER PRIMARY KEY,
+    study INTEGER REFERENCES study(id) ON DELETE CASCADE,
+    series INTEGER REFERENCES series(id) ON DELETE CASCADE,
+    instance INTEGER REFERENCES instance(id) ON DELETE CASCADE,
+    parent INTEGER REFERENCES item(id) ON DELETE CASCADE,
+    sequence TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    specific_character_set TEXT NOT NULL DEFAULT '',
+    originals TEXT NOT NULL DEFAULT '',
+    {", ".join(f"{snake_case(keyword)} TEXT" for keyword in item_keywords())}
+);
+CREATE INDEX item_study ON item(study) WHERE study IS NOT NULL;
+CREATE INDEX item_series ON item(series) WHERE series IS NOT NULL;
+CREATE INDEX item_instance ON item(instance) WHERE instance IS NOT NULL;
+CREATE INDEX item_parent ON item(parent) WHERE parent IS NOT NULL;
+CREATE INDEX item_code ON item(sequence, code_value);
+CREATE INDEX item_accession ON item(sequence, accession_number);
+CREATE INDEX item_procedure ON item(sequence, requested_procedure_id);
+CREATE INDEX item_step ON item(sequence, scheduled_procedure_step_id);
+"""
+
 
 def _run(database: Any, script: str) -> None:
     for statement in _statements(script):
@@ -209,3 +273,25 @@ def lookups(database: Database) -> None:
 def output_counts(database: Database) -> None:
     """Tell whether all that a derivation made is still there."""
     _run(database, _OUTPUT_COUNTS)
+
+
+@migrations()
+def integrity(database: Database) -> None:
+    """When each file was last read back and what was found, files still to be removed, sums that are kept."""
+    _run(database, _INTEGRITY)
+
+
+@migrations()
+def commitments(database: Database) -> None:
+    """Requests for storage commitment, and what was found."""
+    _run(database, _COMMITMENTS)
+
+
+@migrations()
+def queries(database: Database) -> None:
+    """Time zones, text as it was sent where it is compared in another form, and items of sequences.
+
+    What is stored already gets neither time zones nor items here, since they are in the files: `tharsis rebuild` reads
+    them.
+    """
+    _run(database, _QUERIES)

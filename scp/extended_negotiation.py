@@ -13,11 +13,11 @@ from pydicom.uid import UID
 from index.query import BASELINE, QueryOptions
 from scp.contexts import QUERY_RETRIEVE, Operation
 
-_FIND = ("relational", "combined_date_time", "fuzzy", "timezone")
+FIND = ("relational", "combined_date_time", "fuzzy", "timezone")
 """Sub-fields of a C-FIND SOP class in their order (PS3.4 table C.5-1); the next ones, enhanced multi-frame image
 conversion among them, are not supported."""
 
-_RETRIEVE = ("relational",)
+RETRIEVE = ("relational",)
 """Sub-fields of a C-MOVE or C-GET SOP class (PS3.4 tables C.5-2 and C.5-3)."""
 
 
@@ -36,7 +36,7 @@ def query_options(sop_class_uid: str, proposed: Mapping[UID, bytes]) -> QueryOpt
 
 
 def _fields(sop_class_uid: str) -> tuple[str, ...]:
-    return _FIND if QUERY_RETRIEVE[sop_class_uid].operation is Operation.FIND else _RETRIEVE
+    return FIND if QUERY_RETRIEVE[sop_class_uid].operation is Operation.FIND else RETRIEVE
 
 
 def _supported(sop_class_uid: str, told: bytes) -> bytes:

@@ -59,12 +59,15 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
 
     def start(
         *, entities: list[dict[str, Any]] | None = None, similarity: Any = None, overwrite: str = "never",
-        data: Path | None = None, **scp: Any,
+        patient_mismatch: str = "accept", data: Path | None = None, tls: dict[str, Any] | None = None, **scp: Any,
     ) -> Node:
         folder = data or tmp_path / f"node{len(nodes)}"
         overrides: dict[str, Any] = {
             "scp": {"host": "127.0.0.1", "port": 0, **scp},
-            "archive": {"data": str(folder), "overwrite": overwrite, "reserve_mb": 0},
+            "tls": tls or {},
+            "archive": {
+                "data": str(folder), "overwrite": overwrite, "reserve_mb": 0, "patient_mismatch": patient_mismatch,
+            },
             "application_entities": entities or [],
         }
         settings = load_settings(environment={}, overrides=overrides)
@@ -77,6 +80,7 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     yield start
     for node in nodes:
         node.server.stop(1.0)
+        node.archive.close()
 
 
 @pytest.fixture
@@ -230,8 +234,12 @@ class ServedNode:
 
     def processes(self) -> dict[str, int]:
         """Name → PID of everything that the node consists of."""
-        state = json.loads((self.data / "node.json").read_text(encoding="utf-8"))
+        state = self.state()
         return {"supervisor": state["pid"], **state["processes"]}
+
+    def state(self) -> dict[str, Any]:
+        """What the running node says of itself."""
+        return json.loads((self.data / "node.json").read_text(encoding="utf-8"))
 
     @staticmethod
     def alive(pids: Iterable[int]) -> list[int]:
@@ -247,9 +255,11 @@ class ServedNode:
         return running
 
     def jobs(self) -> dict[str, int]:
-        """Number of jobs by state."""
+        """Number of jobs by state, recurring ones aside."""
         self._archive = self._archive or Archive(self.data)
-        return dict(self._archive.database.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall())
+        return dict(self._archive.database.execute(
+            "SELECT state, count(*) FROM job WHERE kind NOT IN ('scrub', 'retention') GROUP BY state"
+        ).fetchall())
 
     def kill(self) -> None:
         """Kill every process of the node at once, as a power cut would."""
@@ -352,5 +362,73 @@ def torso_objects(shared_data: Path) -> Callable[..., list[Dataset]]:
         # The flats hold eight times the counts of an open view.
         exposure = Exposure(kvp=120.0, view_ms=10.0, flat_ms=80.0)
         return write_p1(counters, geometry, header, Acquisition(exposure=exposure, **acquisition))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def transmit() -> Callable[..., Dataset]:
+    """Encode an Identifier as the network edge does, and read it as a peer does: decoded no further than at once."""
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filereader import read_dataset
+    from pydicom.filewriter import write_dataset
+
+    from index.charset import encoded
+
+    def transmit(dataset: Dataset, *, implicit: bool = False) -> Dataset:
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, implicit
+        write_dataset(buffer, encoded(dataset))
+        buffer.seek(0)
+        return read_dataset(buffer, is_implicit_VR=implicit, is_little_endian=True)
+
+    return transmit
+
+
+@pytest.fixture(scope="session")
+def ask(transmit: Callable[..., Dataset]) -> Callable[..., list[Dataset]]:
+    """Ask an archive with an Identifier of these keys; return the answers. Both go through their encoding."""
+    from index.query import BASELINE, Model, count, find, parse_identifier
+
+    def ask(
+        archive: Archive, level: str | None = "STUDY", *, model: Any = Model.STUDY_ROOT, options: Any = BASELINE,
+        supported: bool | None = None, **values: Any,
+    ) -> list[Dataset]:
+        identifier = Dataset()
+        if level is not None:
+            identifier.QueryRetrieveLevel = level
+        for keyword, value in values.items():
+            setattr(identifier, keyword, value)
+        query = parse_identifier(transmit(identifier), model, options=options)
+        assert supported in (None, query.all_supported)
+        answers = [transmit(answer) for answer in find(archive, query)]
+        assert len(answers) == count(archive, query)
+        return answers
+
+    return ask
+
+
+@pytest.fixture
+def steady() -> Callable[[Any], Any]:
+    """Let an association of pynetdicom's send requests and take reports (N-EVENT-REPORT) at the same time.
+
+    It serves a report in a thread of its own, which at its end tells that the association's loop is not paused; whoever
+    is just waiting for that loop to pause then waits for ever. Here only the loop itself can tell.
+    """
+    from pynetdicom.association import Association
+
+    class Steady(Association):
+        @property
+        def _is_paused(self) -> bool:
+            return bool(self.__dict__.get("paused"))
+
+        @_is_paused.setter
+        def _is_paused(self, value: bool) -> None:
+            if threading.current_thread() is self:
+                self.__dict__["paused"] = value
+
+    def make(assoc: Any) -> Any:
+        assoc.__class__ = Steady
+        return assoc
 
     return make

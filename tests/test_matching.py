@@ -7,9 +7,10 @@ import unicodedata
 
 import pytest
 
+from index.condition import any_of
 from index.errors import InvalidIdentifier
 from index.keys import KEYS, Matching, snake_case
-from index.matching import any_of, condition, fold_name, name_matches, normalise, value_matches
+from index.matching import FUNCTIONS, condition, fold_name, normalise
 
 
 def matches(keyword, stored, *asked):
@@ -19,8 +20,8 @@ def matches(keyword, stored, *asked):
     if found is None:
         return True
     database = sqlite3.connect(":memory:")
-    database.create_function("name_matches", 2, name_matches)
-    database.create_function("value_matches", 2, value_matches)
+    for name, (parameters, function) in FUNCTIONS.items():
+        database.create_function(name, parameters, function)
     column = snake_case(keyword)
     kind = "INTEGER" if key.counted and key.matching is Matching.NUMBER else "TEXT"
     database.execute(f"CREATE TABLE {key.level.table} ({column} {kind}, {column}_folded TEXT)")
@@ -176,6 +177,9 @@ def test_range_matching_of_dates_c_2_2_2_5(stored, asked, expected):
         ("101500.5", "101500.500000", True),
         ("101500.6", "101500.5", False),
         ("101500", "10:15", True),
+        ("101500", "10:00 - 10:15", True),
+        ("101500.6", "101500.5-", True),
+        ("101500.4", "101500.5-", False),
         ("101500", "10", True),
         ("110000", "10", False),
         ("101500", "1000-1015", True),
@@ -225,6 +229,10 @@ def test_range_matching_of_times_c_2_2_2_5(stored, asked, expected):
         ("InstanceNumber", "1_000"),
         ("InstanceNumber", "0x10"),
         ("NumberOfStudyRelatedInstances", "1-5"),
+        ("Rows", "5?"),
+        ("PatientAge", "04*"),
+        ("StudyDate", " - "),
+        ("StudyTime", "10:15:"),
     ],
 )
 def test_a_malformed_value_is_refused_and_named(keyword, value):
