@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from rich.table import Column, Table
 from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
 from commands.console import settings_from as _settings_from
 from commands.supervisor import read_state
+from index import integrity, tally
 from index.archive import Archive
 from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
 from index.files import is_part10
@@ -25,9 +27,10 @@ jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed
 
 def _open(config: Path | None, data: Path | None, *, must_exist: bool = True) -> Archive:
     settings = _settings_from(config, data=data)
-    if must_exist and not (settings.archive.data / "catalogue.sqlite").exists():
+    folder = settings.archive.data
+    if must_exist and not (folder / "catalogue.sqlite").exists() and not (folder / "files").exists():
         fail(f"{settings.archive.data} is no data folder of a node (it has no catalogue.sqlite)")
-    return Archive.from_settings(settings.archive)
+    return Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
 
 
 def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
@@ -44,10 +47,26 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
     for name in ("patients", "studies", "series", "instances"):
         table.add_row(name, f"{facts[name]:,}")
     table.add_row("stored", f"{facts['bytes'] / 1e6:,.1f} MB")
+    table.add_row("damaged", f"[bold red]{facts['damaged']:,}[/]" if facts["damaged"] else "none known")
+    table.add_row("read back", _verified_in_words(facts))
+    if facts["studies_deleted_by_retention"]:
+        table.add_row("retention", f"{facts['studies_deleted_by_retention']:,} studies deleted so far")
     table.add_row("jobs", ", ".join(f"{count} {state}" for state, count in facts["jobs"].items()) or "none")
     for model in facts["encoders"]:
         table.add_row("embeddings", f"{model['embeddings']:,} of {model['model_id']}")
     out.print(table)
+
+
+def _verified_in_words(facts: dict[str, Any]) -> str:
+    if not facts["instances"]:
+        return "nothing to read"
+    since = facts["all_verified_since"]
+    return f"every file since {since[:16].replace('T', ' ')} UTC" if since else "not every file yet"
+
+
+def _moment(seconds: float | None) -> str | None:
+    """Return the moment in ISO 8601, UTC; None for one that has not come."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
 
 
 def _facts(archive: Archive) -> dict[str, Any]:
@@ -66,8 +85,11 @@ def _facts(archive: Archive) -> dict[str, Any]:
         "data": str(archive.data),
         "node": read_state(archive.data),
         **counts,
-        "bytes": database.execute("SELECT coalesce(sum(size), 0) FROM instance").fetchone()[0],
-        "jobs": dict(database.execute("SELECT state, count(*) FROM job GROUP BY state ORDER BY state").fetchall()),
+        "bytes": tally.stored_bytes(database),
+        "damaged": integrity.damaged(database),
+        "all_verified_since": _moment(integrity.all_verified_since(database)),
+        "studies_deleted_by_retention": tally.value(database, tally.STUDIES_DELETED_BY_RETENTION),
+        "jobs": archive.jobs.counts(),
         "encoders": [{"model_id": model, "embeddings": number} for model, number in encoders],
     }
 

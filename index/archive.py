@@ -8,75 +8,28 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
 from config.settings import ArchiveSettings
-from index import catalogue, changes, jobs
+from index import catalogue, changes, deletion, jobs
+from index.admission import Arrival, Policy, Stored, compare, refusal, require_expected
 from index.changes import ChangeKind
-from index.database import Connections
-from index.errors import InstanceConflict, InvalidInstance, NotFound
+from index.database import CATALOGUE_FILE, Connections
+from index.errors import ArchiveError, CatalogueLost, NotFound, OutOfSpace
 from index.files import FileStore, flush_and_digest, is_valid_uid
 from index.header import Header, read_header
-from index.keys import UNIQUE_KEYS, Level, snake_case
-from index.part10 import is_same_data_set
+from index.instances import Ingested, Outcome, StoredInstance
+from index.keys import Level
+from index.structure import require_structure
+from index.tally import count, stored_bytes
 
-
-class Outcome(StrEnum):
-    """What `Archive.ingest` did."""
-
-    STORED = "stored"
-    DUPLICATE = "duplicate"
-    REPLACED = "replaced"
-
-
-@dataclass(frozen=True)
-class Ingested:
-    """The instance that was brought in, and what became of it."""
-
-    sop_instance_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class StoredInstance:
-    """An instance of the archive and its Part 10 file.
-
-    Attributes
-    ----------
-    size
-        Of the file, bytes.
-    sha256
-        Of the file, hex.
-    """
-
-    sop_instance_uid: str
-    sop_class_uid: str
-    transfer_syntax_uid: str
-    series_instance_uid: str
-    study_instance_uid: str
-    path: Path
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """A received file that has been read and flushed, but not yet stored."""
-
-    incoming: Path
-    header: Header
-    sha256: str
-    size: int
-    source_aet: str
+_PAGE = 1000
 
 
 class Archive:
@@ -92,26 +45,60 @@ class Archive:
         What to do with the same SOP Instance UID and other content: ``never``, ``same_source`` or ``always``.
     reserve_mb
         MiB that stay free on the file system.
+    quota_bytes
+        Most that the stored files may take together; 0: no limit.
+    patient_mismatch
+        What to do with an instance of a study that belongs to another patient: ``accept`` or ``reject``.
+    max_nesting
+        Sequences that may lie inside each other.
+
+    Raises
+    ------
+    CatalogueLost
+        The folder has stored files and no catalogue: starting with an empty one would hide all of them.
     """
 
     def __init__(
-        self, data: Path, *, settle_time_s: float = 10.0, overwrite: str = "never", reserve_mb: int = 0
+        self,
+        data: Path,
+        *,
+        settle_time_s: float = 10.0,
+        overwrite: str = "never",
+        reserve_mb: int = 0,
+        quota_bytes: int = 0,
+        patient_mismatch: str = "accept",
+        max_nesting: int = 64,
     ) -> None:
         self.data = data.resolve()
         self._files = FileStore(self.data, reserve_mb)
-        self._connections = Connections(self.data / "catalogue.sqlite")
+        if not (self.data / CATALOGUE_FILE).exists() and self._files.holds_any():
+            raise CatalogueLost(
+                f"{self.data} has stored files, but no {CATALOGUE_FILE}: `tharsis rebuild` makes it again from them"
+            )
+        self._connections = Connections(self.data / CATALOGUE_FILE)
         self._settle_time_s = settle_time_s
-        self._overwrite = overwrite
+        self._policy = Policy(overwrite, patient_mismatch)
+        self._quota_bytes = quota_bytes
+        self._max_nesting = max_nesting
         self.jobs = jobs.JobQueue(self._connections)
 
     @classmethod
-    def from_settings(cls, settings: ArchiveSettings) -> Archive:
-        """Open the archive that the settings describe."""
+    def from_settings(cls, settings: ArchiveSettings, *, quota_gb: float = 0.0) -> Archive:
+        """Open the archive that the settings describe.
+
+        Parameters
+        ----------
+        quota_gb
+            Of ``[retention]``, GB; 0: no limit.
+        """
         return cls(
             settings.data,
             settle_time_s=settings.settle_time_s,
             overwrite=settings.overwrite,
             reserve_mb=settings.reserve_mb,
+            quota_bytes=int(quota_gb * 1e9),
+            patient_mismatch=settings.patient_mismatch,
+            max_nesting=settings.max_nesting,
         )
 
     @property
@@ -137,27 +124,50 @@ class Archive:
         return self._files.incoming
 
     def require_space(self, size: int = 0) -> None:
-        """Raise `OutOfSpace` when `size` more bytes would eat into the reserve."""
+        """Raise `OutOfSpace` when `size` more bytes would eat into the reserve, or the quota is used up."""
         self._files.require_space(size)
+        self._require_quota(self.database, size)
 
-    def clear_incoming(self) -> int:
-        """Delete what an earlier run left half-received (call once, before anything is received)."""
-        return self._files.clear_incoming()
+    def _require_quota(self, database: Database, size: int) -> None:
+        if not self._quota_bytes:
+            return
+        stored = stored_bytes(database)
+        if stored >= self._quota_bytes or stored + size > self._quota_bytes:
+            raise OutOfSpace(
+                f"quota: {stored / 1e9:.3g} of {self._quota_bytes / 1e9:.3g} GB are in use: nothing stored"
+            )
 
-    def remove_orphans(self) -> int:
-        """Delete stored files that the catalogue does not know; return how many those were.
+    def clear_incoming(self, process: int | None = None) -> int:
+        """Delete what an earlier run left half-received (call once, before anything is received).
 
-        A crash leaves such files between the two halves of an ingest or of a deletion. Nobody finds them, so this only
-        gives back their space. Nothing that others ingest meanwhile is at risk: files get their names under the lock.
+        Parameters
+        ----------
+        process
+            Only what the process with that ID, which has died, left.
         """
+        return self._files.clear_incoming(process)
+
+    def finish_removals(self) -> int:
+        """Remove the files that a deletion or replacement left because its process died; return how many."""
         removed = 0
-        for paths in self._files.all_paths():
-            with self.transaction() as database:
-                for path in paths:
-                    if not _is_known(database, path):
-                        self._files.remove(path)
-                        removed += 1
+        with self.transaction() as database:
+            deletion.revoke_promises(database)
+        while paths := deletion.promised(self.database, _PAGE):
+            self._remove_files(paths)
+            removed += len(paths)
         return removed
+
+    def _remove_files(self, paths: Sequence[str]) -> None:
+        """Remove files that no row points to any more, and then the note that says so."""
+        for path in paths:
+            self._files.remove(path)
+        with self.transaction() as database:
+            deletion.keep_promise(database, paths)
+
+    @property
+    def files(self) -> FileStore:
+        """The files below the data folder, for those who check and repair them."""
+        return self._files
 
     def close(self) -> None:
         """Close this thread's connection."""
@@ -191,56 +201,68 @@ class Archive:
         Raises
         ------
         InvalidInstance
-            Unreadable, without its UIDs, or not what the command named.
+            Unreadable, nested too deeply, without its UIDs, or not what the command named.
         InstanceConflict
             Same SOP Instance UID with other content, and the policy keeps the old one.
+        PatientMismatch
+            The study belongs to another patient, and the policy refuses that.
         OutOfSpace
-            The reserve would be touched.
+            The reserve or the quota would be exceeded, or the disk is full.
         """
         self._refuse_outer_transaction()
         incoming = self._files.receive(source)
         try:
+            cut_off = require_structure(incoming, self._max_nesting)
             header = read_header(incoming)
-            _require_expected(header, expected)
+            require_expected(header, expected)
             sha256 = flush_and_digest(incoming)
-            arrival = _Arrival(incoming, header, sha256, incoming.stat().st_size, source_aet)
-            return self._commit(arrival, overwrite or self._overwrite, announce=announce)
+            arrival = Arrival(incoming, header, sha256, incoming.stat().st_size, source_aet, cut_off)
+            policy = replace(self._policy, overwrite=overwrite) if overwrite else self._policy
+            ingested = self._commit(arrival, policy, announce=announce)
+            return replace(ingested, cut_off=cut_off)
         finally:
             incoming.unlink(missing_ok=True)
 
-    def _commit(self, arrival: _Arrival, overwrite: str, *, announce: bool) -> Ingested:
+    def _commit(self, arrival: Arrival, policy: Policy, *, announce: bool) -> Ingested:
         header = arrival.header
         relative = self._files.new_path(*header.uids)
-        replaced = ""
+        refused: ArchiveError | None = None
+        standing, replaced = Stored.NOTHING, ""
         try:
             with self.transaction() as database:
                 stored = catalogue.find_instance(database, header.sop_instance_uid)
-                if stored is not None:
-                    if self._is_same(stored, arrival):
-                        return _ingested(header, Outcome.DUPLICATE)
-                    if not self._may_replace(stored, overwrite, arrival.source_aet):
-                        origin = f"from {arrival.source_aet or 'import'}"
-                        changes.append(database, ChangeKind.CONFLICT, Level.IMAGE, header.sop_instance_uid, origin)
-                    else:
+                standing = compare(self._files, stored, arrival)
+                if standing is Stored.SAME:
+                    return _ingested(header, Outcome.DUPLICATE)
+                refused = refusal(database, policy, arrival, stored, standing)
+                if refused is None:
+                    if stored is not None:
                         replaced = catalogue.remove_instance(database, header.sop_instance_uid)
-                if stored is None or replaced:
+                        if standing is Stored.OTHER:
+                            deletion.promise_removal(database, [replaced])
+                    self._require_quota(database, arrival.size)
                     self._insert(database, arrival, relative, ChangeKind.REPLACED if replaced else ChangeKind.STORED)
                     if announce:
                         self._announce(database, header, stored)
         except BaseException:
             self._remove_unless_known(relative)
             raise
-        if stored is not None and not replaced:
-            raise InstanceConflict(
-                "same SOP Instance UID, other content: the stored one was kept", element="SOPInstanceUID"
-            )
-        if replaced:
-            self._files.remove(replaced)
+        if refused is not None:
+            raise refused
+        if stored is not None:
+            self._put_away(replaced, standing)
         return _ingested(header, Outcome.REPLACED if replaced else Outcome.STORED)
 
-    def _insert(self, database: Database, arrival: _Arrival, relative: str, kind: ChangeKind) -> None:
+    def _put_away(self, replaced: str, standing: Stored) -> None:
+        """Remove the file of a replaced version; one that was damaged may still be of use to somebody."""
+        if standing is Stored.OTHER:
+            self._remove_files([replaced])
+        elif self._files.path(replaced).exists():
+            self._files.quarantine(replaced)
+
+    def _insert(self, database: Database, arrival: Arrival, relative: str, kind: ChangeKind) -> None:
         header, uid = arrival.header, arrival.header.sop_instance_uid
-        mismatch = catalogue.add_instance(
+        catalogue.add_instance(
             database,
             header,
             path=relative,
@@ -249,11 +271,10 @@ class Archive:
             source_aet=arrival.source_aet,
         )
         changes.append(database, kind, Level.IMAGE, uid, arrival.source_aet)
-        if mismatch is not None:
-            detail = f"study of patient {mismatch!r}, instance of {header.values['PatientID']!r}"
-            changes.append(database, ChangeKind.PATIENT_MISMATCH, Level.IMAGE, uid, detail)
         for wrong in (each for each in header.uids if not is_valid_uid(each)):
             changes.append(database, ChangeKind.UID_NONCONFORMING, Level.IMAGE, uid, wrong[:80])
+        if arrival.cut_off:
+            changes.append(database, ChangeKind.CUT_OFF, Level.IMAGE, uid, arrival.cut_off)
         # Last, inside the transaction: the file has its name before the rows that promise it are committed.
         self._files.place(arrival.incoming, relative)
 
@@ -264,28 +285,13 @@ class Archive:
         if left != header.series_instance_uid and catalogue.has_series(database, left):
             jobs.push(database, jobs.SERIES_STABLE, left, not_before=due)  # without its instance it has changed as well
 
-    def _is_same(self, stored: dict[str, Any], arrival: _Arrival) -> bool:
-        path = self._files.path(stored["path"])
-        if not path.exists():
-            return False
-        if stored["sha256"] == arrival.sha256:
-            return True
-        return stored["transfer_syntax_uid"] == arrival.header.transfer_syntax_uid and is_same_data_set(
-            path, arrival.incoming
-        )
-
-    def _may_replace(self, stored: dict[str, Any], overwrite: str, source_aet: str) -> bool:
-        if not self._files.path(stored["path"]).exists():  # lost: whoever sends it again repairs the archive
-            return True
-        return overwrite == "always" or (overwrite == "same_source" and stored["source_aet"] == source_aet)
-
     def _remove_unless_known(self, relative: str) -> None:
         """Clean up after a transaction that failed, unless it was committed after all."""
         if not self._files.path(relative).exists():
             return
         # When even this fails, the file stays behind, unknown to the catalogue: the first error is the one to report.
-        with suppress(sqlite3.Error, OSError), self.transaction() as database:
-            if not _is_known(database, relative):
+        with suppress(sqlite3.Error, OSError, OutOfSpace), self.transaction() as database:
+            if not catalogue.is_known(database, relative):
                 self._files.remove(relative)
 
     def _refuse_outer_transaction(self) -> None:
@@ -310,13 +316,33 @@ class Archive:
             path=self._files.path(row["path"]),
             size=row["size"],
             sha256=row["sha256"],
+            damage=row["damage"],
         )
 
-    def delete(self, level: Level, uid: str) -> int:
+    def delete(
+        self,
+        level: Level,
+        uid: str,
+        *,
+        reason: str = "",
+        only_if: Callable[[Database], bool] | None = None,
+        counted_as: str = "",
+    ) -> int:
         """Delete a patient, study, series or instance: rows first, then files.
 
         Everything that bears the unique key `uid` goes: the patients of every issuer of that Patient ID, the series of
-        every study that uses that Series Instance UID.
+        every study that uses that Series Instance UID. Its vectors, the records of what was made from it and the jobs
+        on it go in the same transaction; what was made from it stays. When the process dies before all files are
+        removed, `finish_removals` goes on.
+
+        Parameters
+        ----------
+        reason
+            For the change feed.
+        only_if
+            Asked inside the transaction; when it says no, nothing is deleted.
+        counted_as
+            Name of the tally that counts such deletions.
 
         Returns
         -------
@@ -329,39 +355,22 @@ class Archive:
             There is none, or `uid` is empty.
         """
         self._refuse_outer_transaction()
-        if not uid:
-            raise NotFound(f"no {level.value.lower()} without {UNIQUE_KEYS[level]}", element=UNIQUE_KEYS[level])
-        column = f"{level.table}.{snake_case(UNIQUE_KEYS[level])}"
         with self.transaction() as database:
-            rows = database.execute(
-                "SELECT instance.sop_instance_uid FROM instance JOIN series ON series.id = instance.series "
-                "JOIN study ON study.id = series.study JOIN patient ON patient.id = study.patient "
-                f"WHERE {column} = ?",
-                (uid,),
-            ).fetchall()
-            if not rows:
-                raise NotFound(f"no {level.value.lower()} {uid}", element=UNIQUE_KEYS[level])
-            paths = [catalogue.remove_instance(database, row[0]) for row in rows]
-            changes.append(database, ChangeKind.DELETED, level, uid, f"{len(rows)} instances")
-        for path in paths:
-            self._files.remove(path)
-        return len(rows)
+            if only_if is not None and not only_if(database):
+                return 0
+            removed = deletion.remove_rows(database, level, uid)
+            detail = f"{removed.instances} instances" + (f": {reason}" if reason else "")
+            changes.append(database, ChangeKind.DELETED, level, uid, detail)
+            for series in removed.shortened:  # its vector is that of instances which are no longer there
+                jobs.push(database, jobs.SERIES_STABLE, series, not_before=time.time() + self._settle_time_s)
+            if counted_as:
+                count(database, counted_as, 1)
+        self._remove_files(removed.paths)
+        return removed.instances
 
 
 def _ingested(header: Header, outcome: Outcome) -> Ingested:
     return Ingested(header.sop_instance_uid, header.series_instance_uid, header.study_instance_uid, outcome)
 
 
-def _require_expected(header: Header, expected: tuple[str, str] | None) -> None:
-    if expected is None:
-        return
-    for keyword, told, found in (
-        ("SOPClassUID", expected[0], header.sop_class_uid),
-        ("SOPInstanceUID", expected[1], header.sop_instance_uid),
-    ):
-        if told.strip(" \0") != found:
-            raise InvalidInstance(f"{keyword}: the command and the data set differ", element=keyword)
-
-
-def _is_known(database: Database, relative: str) -> bool:
-    return database.execute("SELECT 1 FROM instance WHERE path = ?", (relative,)).fetchone() is not None
+__all__ = ["Archive", "Ingested", "Outcome", "StoredInstance"]

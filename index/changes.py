@@ -25,9 +25,15 @@ class ChangeKind(StrEnum):
     CONFLICT = "conflict"                    # same SOP Instance UID, other content: refused
     PATIENT_MISMATCH = "patient_mismatch"    # an instance names another patient than its study
     UID_NONCONFORMING = "uid_nonconforming"  # a UID with letters, or longer than 64
+    CUT_OFF = "cut_off"                      # the data set goes on behind its end: stored as it was sent
     STABLE = "stable"
     DERIVED = "derived"
     DELETED = "deleted"
+    MISSING = "missing"                      # the file of an instance is not there
+    ALTERED = "altered"                      # its bytes are not those that were received
+    UNREADABLE = "unreadable"                # the disk refuses to read it
+    REPAIRED = "repaired"                    # a damaged instance is whole again
+    REBUILT = "rebuilt"                      # the catalogue was made again from the files
 
 
 @dataclass(frozen=True)

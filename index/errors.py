@@ -5,7 +5,10 @@
     ArchiveError
     ├── InvalidInstance        the object cannot be stored: unreadable, or without the UIDs that identify it
     ├── InstanceConflict       same SOP Instance UID, other content; the stored one was kept
-    ├── OutOfSpace             less than the reserve is free; nothing was written
+    ├── PatientMismatch        the study is another patient's, and the policy refuses such an instance
+    ├── CatalogueBusy          somebody has held the catalogue for longer than a writer waits
+    ├── OutOfSpace             reserve, quota or disk: there is no room; nothing was written
+    ├── CatalogueLost          files without a catalogue: `tharsis rebuild` makes it again
     ├── InvalidIdentifier      a query that the information model does not allow
     ├── NotFound               no such patient, study, series, instance, job
     ├── WrongState             a job that cannot be retried or cancelled in the state that it is in
@@ -19,6 +22,8 @@ Each carries one sentence for the user; `element` is the keyword of the DICOM el
 """
 
 from __future__ import annotations
+
+import sqlite3
 
 
 class ArchiveError(Exception):
@@ -37,8 +42,20 @@ class InstanceConflict(ArchiveError):
     """Same SOP Instance UID with other content; the stored instance was kept as it is."""
 
 
+class PatientMismatch(ArchiveError):
+    """The study belongs to another patient, and ``patient_mismatch = "reject"``; nothing was stored."""
+
+
+class CatalogueBusy(ArchiveError, sqlite3.OperationalError):
+    """Another process has held the catalogue for longer than a writer waits; nothing was stored."""
+
+
 class OutOfSpace(ArchiveError):
-    """Less than the reserve would stay free; nothing was written."""
+    """Less than the reserve would stay free, the quota is used up, or the disk is full; nothing was written."""
+
+
+class CatalogueLost(ArchiveError):
+    """The data folder has files, but no catalogue."""
 
 
 class InvalidIdentifier(ArchiveError):

@@ -13,7 +13,9 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from index.errors import OutOfSpace
@@ -21,6 +23,7 @@ from index.errors import OutOfSpace
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
 _MIB = 1 << 20
 _PLACE_ATTEMPTS = 100
+_SERIES_DEPTH = 3
 
 
 def is_valid_uid(uid: str) -> bool:
@@ -75,7 +78,7 @@ class FileStore:
             return source
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         self.require_space(size)
-        handle, name = tempfile.mkstemp(dir=self.incoming, suffix=".part")
+        handle, name = tempfile.mkstemp(dir=self.incoming, prefix=incoming_prefix(), suffix=".part")
         path = Path(name)
         try:
             with os.fdopen(handle, "wb") as target:
@@ -110,8 +113,14 @@ class FileStore:
 
     def all_paths(self) -> Iterator[list[str]]:
         """Yield the paths below the data folder of all stored files, folder by folder."""
-        for folder in (self.root / "files").glob("*/*"):
-            yield [path.relative_to(self.root).as_posix() for path in folder.glob("*.dcm")]
+        for study in _folders(self.root / "files"):
+            for series in _folders(study):
+                with suppress(FileNotFoundError):
+                    yield sorted(path.relative_to(self.root).as_posix() for path in series.glob("*.dcm"))
+
+    def holds_any(self) -> bool:
+        """Whether there is any stored file."""
+        return any(True for paths in self.all_paths() if paths)
 
     def path(self, relative: str) -> Path:
         """Absolute path of a stored file."""
@@ -119,20 +128,85 @@ class FileStore:
 
     def remove(self, relative: str) -> None:
         """Delete a stored file and the folders that it leaves empty."""
-        path = self.root / relative
-        path.unlink(missing_ok=True)
-        for folder in path.parents[:2]:
+        (self.root / relative).unlink(missing_ok=True)
+        self._remove_empty_folders(relative)
+
+    def _remove_empty_folders(self, relative: str) -> None:
+        for folder in (self.root / relative).parents[:2]:
+            if folder == self.root / "files" or not folder.is_relative_to(self.root / "files"):
+                return
             try:
                 folder.rmdir()
             except OSError:  # not empty: it still holds other files
                 return
 
-    def clear_incoming(self) -> int:
-        """Delete what an earlier run left half-received; return how many files those were."""
-        left = [path for path in self.incoming.iterdir() if path.is_file()]
+    def quarantine(self, relative: str) -> str:
+        """Move a file of the data folder to ``quarantine/``, durably, and return its path there.
+
+        Nothing there is ever found, sent or removed by the node: it is for a person to look at.
+        """
+        origin = self.root / relative
+        target = self.root / "quarantine" / Path(relative).relative_to(Path(relative).parts[0])
+        if target.exists():
+            target = target.with_name(f"{secrets.token_hex(8)}-{target.name}")
+        _make_durable_folder(target.parent)
+        origin.replace(target)
+        _flush_folder(target.parent)
+        _flush_folder(origin.parent)
+        self._remove_empty_folders(relative)
+        return target.relative_to(self.root).as_posix()
+
+    def borrow(self, relative: str) -> Path:
+        """Return a second name, in the incoming folder, for a stored file: what ingest moves, it moves by that name."""
+        second = self.incoming / f"{incoming_prefix()}{secrets.token_hex(8)}.part"
+        try:
+            second.hardlink_to(self.root / relative)
+        except OSError:  # a file system without hard links: the name of a copy
+            with (self.root / relative).open("rb") as origin, second.open("wb") as target:
+                shutil.copyfileobj(origin, target, _MIB)
+        return second
+
+    def strays(self, idle_s: float) -> Iterator[str]:
+        """Yield the paths below the data folder of files that are at no place where the archive puts any.
+
+        Parameters
+        ----------
+        idle_s
+            A file in the incoming folder is one when it has not been written to for so long, seconds.
+        """
+        for folder, folders, names in os.walk(self.root / "files"):
+            depth = len(Path(folder).relative_to(self.root).parts)  # 1: files, 2: a study, 3: a series
+            for name in names:
+                if depth != _SERIES_DEPTH or not name.endswith(".dcm"):
+                    yield (Path(folder) / name).relative_to(self.root).as_posix()
+            folders.sort()
+        latest = time.time() - idle_s
+        for path in self.incoming.iterdir():
+            with suppress(FileNotFoundError):  # received meanwhile
+                if path.is_file() and path.stat().st_mtime <= latest:
+                    yield path.relative_to(self.root).as_posix()
+
+    def clear_incoming(self, process: int | None = None) -> int:
+        """Delete what an earlier run, or the process with that ID, left half-received; return how many files."""
+        begin = "" if process is None else incoming_prefix(process)
+        left = [path for path in self.incoming.iterdir() if path.is_file() and path.name.startswith(begin)]
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
+
+
+def incoming_prefix(process: int | None = None) -> str:
+    """Return how the names of files begin that a process, this one when None, puts into the incoming folder."""
+    return f"{os.getpid() if process is None else process}-"
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in `folder`, in order; none when it has been removed meanwhile."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def flush_and_digest(path: Path) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,13 @@ from index.database import Connections
 from index.errors import NotFound, WrongState
 
 SERIES_STABLE = "series_stable"
+STORAGE_COMMITMENT = "storage_commitment"
+NETWORK_KINDS = (STORAGE_COMMITMENT,)
+"""Kinds of job that need the network: processes that serve it do them, no worker takes one."""
+
+RECURRING = ("retention", "scrub")
+"""Kinds of job that queue themselves again for ever: no work that anybody waits for."""
+
 STATES = ("queued", "running", "done", "failed", "cancelled")
 _LONGEST_DELAY_S = 3600.0
 _MOST_DOUBLINGS = 20
@@ -78,6 +85,15 @@ def push(
     return int(rows.fetchone()[0])
 
 
+def is_running(database: Database, kind: str, subject: str, parameters: Mapping[str, Any]) -> bool:
+    """Whether a worker has such a job in hands, as the caller's transaction sees it."""
+    row = database.execute(
+        "SELECT 1 FROM job WHERE kind = ? AND subject = ? AND parameters = ? AND state = 'running'",
+        (kind, subject, json.dumps(dict(parameters), sort_keys=True)),
+    )
+    return row.fetchone() is not None
+
+
 class JobQueue:
     """The queue of one archive.
 
@@ -103,20 +119,34 @@ class JobQueue:
         with self._transaction() as database:
             return push(database, kind, subject, parameters, not_before=not_before)
 
-    def claim(self, worker: str, *, claim_s: float, max_attempts: int) -> Job | None:
+    def claim(
+        self,
+        worker: str,
+        *,
+        claim_s: float,
+        max_attempts: int,
+        kinds: Collection[str] | None = None,
+        excluding: Collection[str] = (),
+    ) -> Job | None:
         """Take the job that has been due longest, or None when nothing is due.
 
         Expired claims are set free first; a job whose worker died `max_attempts` times fails.
+
+        Parameters
+        ----------
+        kinds, excluding
+            Take jobs of these kinds only (None: of any), and of none of those; other jobs are left as they are.
         """
         now = time.time()
+        wanted, names = _kinds_are(kinds, excluding)
         with self._transaction() as database:
-            self._free(database, "claim_expires < ?", (now,), max_attempts)
+            self._free(database, f"claim_expires < ? AND {wanted}", (now, *names), max_attempts)
             row = database.execute(
-                f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND NOT EXISTS "
-                "(SELECT 1 FROM job WHERE subject = due.subject AND (state = 'running' "
+                f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND {wanted} "
+                "AND NOT EXISTS (SELECT 1 FROM job WHERE subject = due.subject AND (state = 'running' "
                 # Cancelled, and its worker has not stopped yet.
                 "OR (state = 'cancelled' AND claim_expires >= ?))) ORDER BY not_before, id LIMIT 1",
-                (now, now),
+                (now, *names, now),
             ).fetchone()
             if row is None:
                 return None
@@ -126,6 +156,25 @@ class JobQueue:
                 (worker, now + claim_s, now, row[0]),
             )
         return self.get(row[0])
+
+    def is_due(self, kinds: Collection[str]) -> bool:
+        """Whether `claim` might find a job of these kinds: a look that keeps no writer waiting."""
+        wanted, names = _kinds_are(kinds, ())
+        row = self._database().execute(
+            f"SELECT 1 FROM job WHERE {wanted} AND "
+            "((state = 'queued' AND not_before <= ?) OR (state = 'running' AND claim_expires < ?)) LIMIT 1",
+            (*names, time.time(), time.time()),
+        )
+        return row.fetchone() is not None
+
+    def hasten(self, kind: str, parameters: Mapping[str, Any]) -> int:
+        """Make the queued jobs with these parameters due now; return how many there are."""
+        with self._transaction() as database:
+            updated = database.execute(
+                "UPDATE job SET not_before = min(not_before, ?) WHERE state = 'queued' AND kind = ? AND parameters = ?",
+                (time.time(), kind, json.dumps(dict(parameters), sort_keys=True)),
+            )
+            return int(updated.rowcount)
 
     def free_claims_of(self, worker: str, *, max_attempts: int) -> int:
         """Queue again what a worker that is known to be dead had claimed; return how many jobs."""
@@ -212,10 +261,39 @@ class JobQueue:
         )
         return [_job(row) for row in rows]
 
-    def pending(self) -> int:
-        """Return how many jobs are queued or running."""
-        rows = self._database().execute("SELECT count(*) FROM job WHERE state IN ('queued', 'running')")
+    def pending(self, *, excluding: Collection[str] = ()) -> int:
+        """Return how many jobs are queued or running, recurring ones and the kinds `excluding` aside."""
+        others, names = _kinds_are(None, (*RECURRING, *excluding))
+        rows = self._database().execute(
+            f"SELECT count(*) FROM job WHERE state IN ('queued', 'running') AND {others}", names
+        )
         return int(rows.fetchone()[0])
+
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs there are in each state, recurring ones aside."""
+        rows = self._database().execute(
+            f"SELECT state, count(*) FROM job WHERE kind NOT IN ({', '.join('?' * len(RECURRING))}) "
+            "GROUP BY state ORDER BY state",
+            RECURRING,
+        )
+        return dict(rows.fetchall())
+
+    def again(self, job: Job, *, not_before: float) -> None:
+        """Queue a recurring job once more, and forget its earlier runs that went well."""
+        with self._transaction() as database:
+            database.execute(
+                "DELETE FROM job WHERE kind = ? AND subject = ? AND state = 'done'", (job.kind, job.subject)
+            )
+            push(database, job.kind, job.subject, job.parameters, not_before=not_before)
+
+    def forget(self, older_than_s: float) -> int:
+        """Delete the jobs that ended longer ago than `older_than_s` seconds; return how many."""
+        with self._transaction() as database:
+            deleted = database.execute(
+                "DELETE FROM job WHERE state IN ('done', 'failed', 'cancelled') AND finished < ?",
+                (time.time() - older_than_s,),
+            )
+            return int(deleted.rowcount)
 
     def retry(self, number: int) -> int:
         """Queue a job that has ended again, now, with a fresh count of attempts; return the new job's number."""
@@ -235,6 +313,14 @@ class JobQueue:
             raise WrongState(f"job {number} is {job.state}: only a queued or running job can be cancelled")
         with self._transaction() as database:
             _finish(database, number, "cancelled", "cancelled by the user", keep_claim=True)
+
+
+def _kinds_are(kinds: Collection[str] | None, excluding: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """Condition on the kind of a job, and its parameters."""
+    condition = "TRUE" if kinds is None else f"kind IN ({', '.join('?' * len(kinds))})"
+    if excluding:
+        condition += f" AND kind NOT IN ({', '.join('?' * len(excluding))})"
+    return condition, (*(kinds or ()), *excluding)
 
 
 _HELD = "id = ? AND worker = ? AND started IS ?"

@@ -109,8 +109,12 @@ class VectorIndex:
         """Catch up with the rows: all of them at first, then what `embedding_change` tells."""
         with self._lock:
             database = self._archive.database
-            last = database.execute("SELECT coalesce(max(seq), 0) FROM embedding_change").fetchone()[0]
-            if self._seq is None:
+            first, last = database.execute(
+                "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM embedding_change"
+            ).fetchone()
+            if self._seq is None or first > self._seq + 1:  # never read, or so long ago that changes are forgotten
+                self._index.reset()
+                self._present[:] = False
                 self._add(self._rows())
             elif last > self._seq:
                 changed = database.execute(

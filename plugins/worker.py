@@ -18,7 +18,7 @@ from config.settings import Settings
 from index import changes, jobs
 from index.archive import Archive
 from index.changes import ChangeKind
-from index.errors import NotFound
+from index.errors import NotFound, OutOfSpace
 from index.jobs import Job
 from index.keys import Level
 from plugins.hookspecs import JobFunction
@@ -77,14 +77,16 @@ class Worker:
 
     def run_until_idle(self) -> None:
         """Work until nothing is queued any more, waiting for jobs that are not due yet (no node is running)."""
-        while not self._stop.is_set() and self._archive.jobs.pending():
+        while not self._stop.is_set() and self._archive.jobs.pending(excluding=jobs.NETWORK_KINDS):
             if not self.run_one():
                 self._stop.wait(_POLL_S)
 
     def run_one(self) -> bool:
         """Claim and run one job; False when none is due."""
         limits = self._settings.jobs
-        job = self._archive.jobs.claim(self._name, claim_s=limits.claim_s, max_attempts=limits.max_attempts)
+        job = self._archive.jobs.claim(
+            self._name, claim_s=limits.claim_s, max_attempts=limits.max_attempts, excluding=jobs.NETWORK_KINDS
+        )
         if job is None:
             return False
         claim = _Claim(self._archive, job, limits.claim_s, self._stop)
@@ -181,7 +183,7 @@ class _Claim:
             try:
                 held = self._archive.jobs.renew(self._job, claim_s=self._claim_s, progress=self._fraction)
                 expires = time.monotonic() + self._claim_s
-            except sqlite3.Error:  # a full disk or a long lock: the claim holds until it expires
+            except (sqlite3.Error, OutOfSpace):  # a full disk or a long lock: the claim holds until it expires
                 logger.exception("the claim on job %d could not be renewed", self._job.id)
                 held = time.monotonic() < expires
             if not held:

@@ -196,6 +196,8 @@ def test_a_series_that_was_deleted_meanwhile_fails_in_one_sentence(archive, stor
     from index.keys import Level
 
     archive.delete(Level.SERIES, stored.series_instance_uid)
+    assert states(archive) == {jobs.SERIES_STABLE: "cancelled"}
+    archive.jobs.push(jobs.SERIES_STABLE, stored.series_instance_uid)
     Worker(archive, settings, "w", managed()).run_until_idle()
     (failed,) = archive.jobs.recent(states=("failed",))
     assert failed.error == f"no series {stored.series_instance_uid}"
@@ -210,7 +212,8 @@ def test_two_plug_ins_cannot_do_the_same_kind():
 def test_the_built_in_plug_ins_use_the_same_hooks():
     plugins = manager.load_plugins()
     assert {name for name, _ in plugins.list_name_plugin()} >= set(manager.BUILT_IN)
-    assert set(manager.job_functions(plugins)) == {"reconstruct", "segment", "embed", "adopt_encoder"}
+    kinds = {"reconstruct", "segment", "embed", "adopt_encoder", "scrub", "retention"}
+    assert set(manager.job_functions(plugins)) == kinds
 
 
 def test_every_hook_is_documented():

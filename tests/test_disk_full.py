@@ -1,0 +1,143 @@
+"""A full disk, at every step of a C-STORE: A700, nothing half-written, reads go on (PS3.4 B.2.3, status A7xx)."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from index import database as database_module
+from index import files as files_module
+from index import fsck
+from index.archive import Archive
+from index.errors import OutOfSpace
+from index.files import FileStore
+from index.fsck import Options
+from scp import client
+from scp.client import Requestor
+from scp.requestor import Peer
+
+FULL = OSError(28, "No space left on device")
+Usage = namedtuple("Usage", "total used free")
+
+
+def problems(archive):
+    return list(fsck.check(archive, Options(), lambda *_step: None))
+
+
+def refuse(*_arguments, **_keywords):
+    raise FULL
+
+
+def no_reserve(patch, archive):
+    patch.setattr(shutil, "disk_usage", lambda _path: Usage(1 << 30, 1 << 30, 1 << 20))
+    patch.setattr(archive.files, "_reserve_bytes", 2 << 20)
+
+
+def no_room_for_the_file(patch, archive):
+    """Every write below `incoming` fails, as on a full disk."""
+    opened, incoming = Path.open, archive.incoming
+
+    class Stream:
+        def __init__(self, stream):
+            self._stream = stream
+
+        def __getattr__(self, name):
+            return getattr(self._stream, name)
+
+        def write(self, _data):
+            raise FULL
+
+    def open_full(path, mode="r", *arguments, **keywords):
+        stream = opened(path, mode, *arguments, **keywords)
+        return Stream(stream) if path.parent == incoming and "w" in mode else stream
+
+    patch.setattr(Path, "open", open_full)
+
+
+def no_room_at_the_flush(patch, _archive):
+    patch.setattr(files_module.os, "fsync", refuse)
+
+
+def no_room_for_the_name(patch, _archive):
+    patch.setattr(FileStore, "place", refuse)
+
+
+def no_room_for_the_rows(patch, archive):
+    """SQLite finds no room for one more page: it raises what it raises on a full disk."""
+    connect = database_module._connect
+    (pages,) = archive.database.execute("PRAGMA page_count").fetchone()
+
+    def connect_full(path):
+        connection = connect(path)
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    patch.setattr(database_module, "_connect", connect_full)
+
+
+STEPS = [no_reserve, no_room_for_the_file, no_room_at_the_flush, no_room_for_the_name, no_room_for_the_rows]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=[step.__name__ for step in STEPS])
+def test_a_c_store_is_answered_a700_and_reads_go_on(step, start_node, make_file, dcmtk, tmp_path):
+    node = start_node()
+    peer = Peer("127.0.0.1", node.port, "THARSIS")
+    (first,) = client.send(peer, [make_file(0)], Requestor())
+    assert first.is_stored
+    files = [make_file(number, ImageComments="x" * 5000) for number in range(1, 40)]
+    with pytest.MonkeyPatch.context() as patch:
+        step(patch, node.archive)
+        results = list(client.send(peer, files, Requestor()))
+        refused = [result for result in results if not result.is_stored]
+        assert refused
+        assert {result.status.code for result in refused} == {0xA700}
+        assert all(result.status.comment for result in refused)
+        if step is not no_room_for_the_rows:  # some rows still find room in the pages that there are
+            assert len(refused) == len(files)
+        found = dcmtk("findscu", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "PatientName=doe*", "-aec", "THARSIS",
+                      "127.0.0.1", node.port).stdout
+        assert "Doe^Jane" in found
+        out = tmp_path / "out"
+        out.mkdir()
+        dcmtk("getscu", "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.826.0.1.3680043.9.7133.1",
+              "-aec", "THARSIS", "-od", out, "127.0.0.1", node.port)
+        assert len(list(out.iterdir())) == 1 + len(results) - len(refused)
+    assert list(node.archive.incoming.iterdir()) == []
+    assert problems(node.archive) == []
+    again = list(client.send(peer, [result.path for result in refused], Requestor()))
+    assert all(result.is_stored for result in again)
+    assert problems(node.archive) == []
+
+
+def test_what_sqlite_says_of_a_full_disk_is_out_of_space(archive, make_instance):
+    (pages,) = archive.database.execute("PRAGMA page_count").fetchone()
+    archive.database.execute(f"PRAGMA max_page_count = {pages}")
+
+    def fill():
+        for number in range(200):
+            archive.ingest(make_instance(number, SeriesDescription="x" * 500, SeriesInstanceUID=f"1.{number}"))
+
+    with pytest.raises(OutOfSpace, match="disk is full") as caught:
+        fill()
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+    assert problems(Archive(archive.data)) == []
+
+
+def test_a_broken_catalogue_is_no_full_disk(archive):
+    with pytest.raises(sqlite3.OperationalError), archive.transaction() as database:
+        database.execute("SELECT * FROM no_such_table")
+
+
+def test_a_deletion_gives_room_and_needs_little(archive, make_instance):
+    from index.keys import Level
+
+    for number in range(30):
+        archive.ingest(make_instance(number))
+    (pages,) = archive.database.execute("PRAGMA page_count").fetchone()
+    archive.database.execute(f"PRAGMA max_page_count = {pages}")
+    assert archive.delete(Level.PATIENT, "P1") == 30
+    assert problems(archive) == []

@@ -1,0 +1,306 @@
+"""rebuild: the catalogue made again from the files alone is the one that was lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from config.settings import load_settings
+from index import changes, derivations, fsck
+from index import rebuild as rebuild_module
+from index.archive import Archive
+from index.changes import ChangeKind
+from index.derivations import Output
+from index.fsck import Options
+from index.rebuild import count_files, rebuild
+from plugins.worker import Worker
+
+PREFIX = "1.2.826.0.1.3680043.9.7133"
+MR = "1.2.840.10008.5.1.4.1.1.4"
+
+
+def uid(number):
+    return f"{PREFIX}.9.{number}"
+
+
+def problems(archive):
+    return list(fsck.check(archive, Options(), lambda *_step: None))
+
+
+def make_again(data, **keywords):
+    return rebuild(data, settle_time_s=0.0, on_file=lambda: None, **keywords)
+
+
+def lose_catalogue(archive):
+    archive.close()
+    for path in archive.data.glob("catalogue.sqlite*"):
+        path.unlink()
+
+
+def everything(archive):
+    """Every row of what exists, without the numbers of the rows and what only the clock tells."""
+    database, told = archive.database, []
+    for table, parent in (("patient", ""), ("study", "patient"), ("series", "study"), ("instance", "series")):
+        cursor = database.execute(f"SELECT * FROM {table}")
+        names = [column[0] for column in cursor.description]
+        for values in cursor.fetchall():
+            row = dict(zip(names, values, strict=True))
+            for name in ("id", parent, "received_at", "verified_at"):
+                row.pop(name, None)
+            told.append((table, sorted((name, str(value)) for name, value in row.items())))
+    return sorted(told)
+
+
+@pytest.fixture
+def filled(archive, make_instance):
+    """Two patients, three studies, several series, one of them with a name in Cyrillic."""
+    meta = {"SourceApplicationEntityTitle": "CT1"}
+    for number in (1, 2):
+        archive.ingest(make_instance(number, meta=meta), source_aet="CT1")
+    archive.ingest(make_instance(3, SeriesInstanceUID="1.8", Modality="MR", SOPClassUID=MR))
+    archive.ingest(make_instance(4, StudyInstanceUID="1.9", SeriesInstanceUID="1.9.1"))
+    archive.ingest(make_instance(
+        5, StudyInstanceUID="1.7", SeriesInstanceUID="1.7.1", PatientID="P2", SpecificCharacterSet="ISO_IR 192",
+        PatientName="Пушкин^Александр",
+    ))
+    return archive
+
+
+@pytest.mark.parametrize("state", ["lost", "broken", "whole"])
+def test_the_catalogue_is_the_same_again(state, filled):
+    before = everything(filled)
+    if state == "lost":
+        lose_catalogue(filled)
+    elif state == "broken":
+        filled.close()
+        (filled.data / "catalogue.sqlite").write_bytes(b"no database at all" * 1000)
+    made = make_again(filled.data)
+    again = Archive(filled.data)
+    assert everything(again) == before
+    assert problems(again) == []
+    assert (made.patients, made.studies, made.series, made.instances) == (2, 3, 4, 5)
+    assert made.aside == []
+    assert bool(made.backup) is (state != "lost")
+
+
+def test_the_old_catalogue_stays_beside_the_new_one_with_its_log(filled):
+    filled.jobs.push("kept", "1.2.3")
+    made = make_again(filled.data)
+    with sqlite3.connect(filled.data / made.backup) as old:
+        assert old.execute("SELECT count(*) FROM job WHERE kind = 'kept'").fetchone() == (1,)
+        assert old.execute("SELECT count(*) FROM instance").fetchone() == (5,)
+    old.close()
+    again = Archive(filled.data)
+    assert not [job for job in again.jobs.recent() if job.kind == "kept"]
+    assert again.database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_every_series_is_queued_to_be_looked_at(filled):
+    lose_catalogue(filled)
+    make_again(filled.data)
+    queued = Archive(filled.data).jobs.recent(states=("queued",))
+    assert {job.subject for job in queued} == {f"{PREFIX}.2", "1.8", "1.9.1", "1.7.1"}
+    assert {job.kind for job in queued} == {"series_stable"}
+
+
+def test_received_is_when_the_file_was_written(filled):
+    path = filled.open_instance(uid(4)).path
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    make_again(filled.data)
+    again = Archive(filled.data)
+    row = again.database.execute(
+        "SELECT received_at, source_aet FROM instance WHERE sop_instance_uid IN (?, ?) ORDER BY received_at",
+        (uid(4), uid(1)),
+    ).fetchall()
+    assert row[0][0] == "2023-11-14T22:13:20.000+00:00"
+    assert row[1][1] == "CT1"
+
+
+def test_of_two_files_of_one_instance_the_newer_stays_and_the_other_is_put_aside(filled, make_instance):
+    path = filled.open_instance(uid(1)).path
+    older, newer = path.with_name("a.dcm"), path.with_name("z.dcm")
+    older.write_bytes(make_instance(1, PatientName="Old^Name"))
+    newer.write_bytes(make_instance(1, PatientName="New^Name"))
+    os.utime(older, (1_000_000_000, 1_000_000_000))
+    os.utime(path, (1_100_000_000, 1_100_000_000))
+    os.utime(newer, (1_200_000_000, 1_200_000_000))
+    lose_catalogue(filled)
+    made = make_again(filled.data)
+    again = Archive(filled.data)
+    assert str(dcmread(again.open_instance(uid(1)).path).PatientName) == "New^Name"
+    assert {Path(each.path).name for each in made.aside} == {path.name, "a.dcm"}
+    assert len(list((filled.data / "quarantine").rglob("*.dcm"))) == 2
+    assert problems(again) == []
+
+
+def test_a_file_that_is_no_instance_is_put_aside_and_told(filled):
+    filled.open_instance(uid(1)).path.with_name("rubbish.dcm").write_bytes(b"rubbish")
+    made = make_again(filled.data)
+    assert ["not a DICOM Part 10 file" in each.why for each in made.aside] == [True]
+    assert made.instances == 5
+    assert problems(Archive(filled.data)) == []
+
+
+def test_an_alteration_that_the_old_catalogue_can_still_tell_is_not_taken_for_the_truth(filled):
+    path = filled.open_instance(uid(1)).path
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0xFF
+    path.write_bytes(content)
+    assert make_again(filled.data).altered == 1
+    again = Archive(filled.data)
+    assert again.open_instance(uid(1)).damage == "altered"
+    assert [finding.problem for finding in problems(again)] == ["altered"]
+
+
+def test_the_change_feed_goes_on_behind_the_old_one(filled):
+    last = max(change.seq for change in changes.since(filled.database))
+    make_again(filled.data)
+    feed = list(changes.since(Archive(filled.data).database))
+    assert feed[0].kind is ChangeKind.REBUILT
+    assert feed[0].seq == last + 1
+    lose_catalogue(filled)
+    make_again(filled.data)
+    assert next(changes.since(Archive(filled.data).database)).seq > 1_000_000_000, "more than any feed has"
+
+
+@pytest.mark.parametrize("step", ["_fill", "_finish", "_make_durable", "_swap"])
+def test_an_interrupted_rebuild_has_changed_nothing_and_can_be_done_again(step, filled, monkeypatch):
+    def die(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    before = everything(filled)
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild_module, step, die)
+        with pytest.raises(KeyboardInterrupt):
+            make_again(filled.data)
+    assert everything(Archive(filled.data)) == before
+    make_again(filled.data)
+    assert everything(Archive(filled.data)) == before
+    assert not list(filled.data.glob("*.new*"))
+
+
+def test_nobody_writes_to_the_old_catalogue_meanwhile(filled, make_instance, monkeypatch):
+    tried = []
+    original = rebuild_module._finish
+
+    def try_to_write(*arguments):
+        with sqlite3.connect(filled.data / "catalogue.sqlite", timeout=0.1) as other:
+            try:
+                other.execute("DELETE FROM job")
+            except sqlite3.OperationalError as error:
+                tried.append(str(error))
+        other.close()
+        original(*arguments)
+
+    monkeypatch.setattr(rebuild_module, "_finish", try_to_write)
+    make_again(filled.data)
+    assert tried == ["database is locked"]
+
+
+def test_transactions_of_few_files_make_the_same(filled, monkeypatch):
+    before = everything(filled)
+    monkeypatch.setattr(rebuild_module, "_BATCH", 2)
+    lose_catalogue(filled)
+    make_again(filled.data)
+    assert everything(Archive(filled.data)) == before
+    assert count_files(filled.data) == 5
+
+
+# What this node derived
+
+
+@pytest.fixture
+def settings(tmp_path):
+    overrides = {"archive": {"data": tmp_path / "archive"}, "reconstruct": {"voxel_mm": 1.0}}
+    return load_settings(environment={}, overrides=overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["lost", "whole"])
+def test_derived_objects_are_not_made_a_second_time(state, archive, settings, tharsis, tmp_path):
+    """Lost: made again under the same UIDs, with the same bytes. Whole: known from the old catalogue, so not made."""
+    scan = tmp_path / "scan"
+    made = tharsis("simulate-scan", "--phantom", "plaque", "--views", 48, "--rows", 48, "--columns", 64, "--out", scan)
+    assert made.returncode == 0, made.stderr
+    for path in sorted(scan.iterdir()):
+        archive.ingest(path)
+    Worker(archive, settings, "w").run_until_idle()
+
+    def rows(sql):
+        opened = Archive(archive.data)
+        return opened.database.execute(sql).fetchall()
+
+    def derived():
+        return rows(
+            "SELECT sop_instance_uid, sha256, modality FROM instance JOIN series ON series.id = instance.series "
+            "WHERE sop_instance_uid LIKE '2.25.%.3.%' ORDER BY sop_instance_uid"
+        )
+
+    def embedded():
+        return rows("SELECT count(*) FROM embedding")
+
+    def recorded():
+        return rows("SELECT source, recipe, source_digest, outputs FROM derivation ORDER BY source")
+
+    before, vectors, records = derived(), embedded(), recorded()
+    assert {row[2] for row in before} >= {"CT"}
+    if state == "lost":
+        lose_catalogue(archive)
+    else:
+        archive.close()
+    told = make_again(archive.data)
+    assert derived() == before
+    again = Archive(archive.data, settle_time_s=0.0)
+    Worker(again, settings, "w").run_until_idle()
+    assert not again.jobs.recent(states=("failed",))
+    made_again = [change for change in changes.since(again.database) if change.kind is ChangeKind.DERIVED]
+    if state == "lost":
+        assert told.derivations == 0
+        assert made_again, "carried out again"
+    else:
+        assert told.derivations == len(records)
+        assert not made_again, "not carried out again"
+    after = derived()
+    assert [row[0] for row in after] == [row[0] for row in before], "the same UIDs, and none besides"
+    assert [row for row in after if row[2] == "CT"] == [row for row in before if row[2] == "CT"]
+    assert embedded() == vectors
+    assert [row[:2] for row in recorded()] == [row[:2] for row in records]
+
+
+# The command
+
+
+def test_the_command_makes_it_again_and_the_node_finds_everything(filled, tharsis):
+    lose_catalogue(filled)
+    data = ["--data", filled.data]
+    refused = tharsis("status", *data)
+    assert refused.returncode == 1
+    assert "tharsis rebuild" in refused.stderr
+    assert tharsis("serve", *data, "--port", 0).returncode == 1
+    told = tharsis("rebuild", *data)
+    assert told.returncode == 0, told.stderr
+    assert "there was none" in told.stdout
+    report = json.loads(tharsis("rebuild", "--json", *data).stdout)
+    assert report["instances"] == 5
+    assert report["backup"].startswith("catalogue.sqlite.")
+    assert tharsis("fsck", *data).returncode == 0
+
+
+def test_it_is_refused_while_a_node_runs(serve, tharsis):
+    node = serve()
+    refused = tharsis("rebuild", "--data", node.data)
+    assert refused.returncode == 1
+    assert "stop it first" in refused.stderr
+
+
+def test_derivations_of_an_older_schema_do_not_stop_it(filled):
+    with filled.transaction() as database:
+        derivations.record(database, f"{PREFIX}.2", {"kind": "x"}, "d", [Output("1.8", 1)])
+        database.execute("ALTER TABLE derivation_output RENAME COLUMN instances TO other")
+    filled.close()
+    assert make_again(filled.data).derivations == 0
