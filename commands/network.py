@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from ssl import SSLContext
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,9 @@ from pydicom.dataset import Dataset
 from rich.markup import escape
 from rich.table import Column, Table
 
+from commands import commitment
 from commands.archive import find_files
+from commands.commitment import DEFAULT_WAIT_S, ListenOption, Told, WaitOption
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, progress_bar
 from config.settings import ae_title
 from index.keys import UNIQUE_KEYS, Level
@@ -24,6 +27,7 @@ from scp.contexts import PATIENT_ROOT_FIND, SIMILARITY_FIND, STUDY_ROOT_FIND
 from scp.errors import PeerError
 from scp.private_elements import CREATOR, ELEMENTS, GROUP, dcmtk_dictionary, put_block
 from scp.requestor import Peer
+from scp.tls import TlsError, client_context
 
 _PEER = re.compile(r"(?P<title>[^@]{1,16})@(?P<host>[^:]+):(?P<port>\d{1,5})")
 
@@ -40,6 +44,15 @@ def _checked_title(title: str) -> str:
 TitleOption = Annotated[
     str, typer.Option("--aet", callback=_checked_title, help="Our own AE title, as the peer knows it.")
 ]
+TlsOption = Annotated[bool, typer.Option("--tls", help="Call with TLS; the other --tls options include this one.")]
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", metavar="FILE", help="PEM: authorities to check the peer against, not the system's."),
+]
+TlsCertificateOption = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM: our certificate, for a peer that asks for one.")
+]
+TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM: its private key.")]
 DEFAULT_PEER = "THARSIS@127.0.0.1:11112"
 DEFAULT_TITLE = "THARSIS_CLI"
 
@@ -53,26 +66,49 @@ _SHOWN = {
 }
 
 
-def peer_from(text: str) -> Peer:
-    """Return the peer that ``AET@HOST:PORT`` names; a mistake ends the command."""
+def peer_from(text: str, tls: SSLContext | None = None) -> Peer:
+    """Return the peer that ``AET@HOST:PORT`` names, to be called with `tls`; a mistake ends the command."""
     match = _PEER.fullmatch(text)
     if match is None or int(match["port"]) > 65535:
         fail(f"expected AET@HOST:PORT, for example {DEFAULT_PEER}, got {text!r}", USAGE)
-    return Peer(match["host"], int(match["port"]), match["title"])
+    return Peer(match["host"], int(match["port"]), match["title"], tls)
+
+
+def tls_from(*, wanted: bool, ca: Path | None, certificate: Path | None, key: Path | None) -> SSLContext | None:
+    """Return the TLS context that the options ask for, None for none; a mistake ends the command."""
+    if not (wanted or ca or certificate or key):
+        return None
+    if bool(certificate) != bool(key):
+        fail("--tls-cert and --tls-key go together", USAGE)
+    try:
+        return client_context(ca=str(ca or ""), certificate=str(certificate or ""), key=str(key or ""))
+    except TlsError as error:
+        fail(str(error), USAGE)
 
 
 def send(
     paths: Annotated[list[Path], typer.Argument(help="Files, and folders to look through.", exists=True)],
     peer: PeerOption = DEFAULT_PEER,
     aet: TitleOption = DEFAULT_TITLE,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Then ask the peer to answer for what it has stored (storage commitment).")
+    ] = False,
+    listen: ListenOption = None,
+    wait: WaitOption = DEFAULT_WAIT_S,
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files with C-STORE, as they are.
 
     A file that the peer refuses, or answers with a warning, is named with its Status; the others go on, and the exit
-    code is then 1.
+    code is then 1. So it is when the peer does not answer for a file with --commit.
     """
-    target = peer_from(peer)
+    if listen is not None and not commit:
+        fail("--listen goes with --commit", USAGE)
+    target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
     files = find_files(paths)
     started = time.monotonic()
     results: list[SentFile] = []
@@ -91,18 +127,53 @@ def send(
     results += [SentFile(file, None, f"not confirmed: {lost}") for file in files if lost and file not in answered]
     troubled = [result for result in results if result.error]
     stored = sum(result.status is not None and result.status.is_success for result in results)
-    if as_json:
-        print_json({
-            "sent": stored,
-            "seconds": round(seconds, 3),
-            "refused": [{"file": str(item.path), "reason": item.error} for item in troubled],
-        })
-    else:
+    if not as_json:
         for item in troubled:
             out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
         out.print(f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s", highlight=False)
-    if troubled:
+    told: list[Told] = []
+    if commit and lost is None:
+        kept = [result.path for result in results if result.is_stored]
+        told = commitment.ask(target, kept, aet, wait_s=wait, listen=listen)
+    if as_json:
+        answer = {
+            "sent": stored,
+            "seconds": round(seconds, 3),
+            "refused": [{"file": str(item.path), "reason": item.error} for item in troubled],
+        }
+        print_json({**answer, "commitment": commitment.as_objects(told)} if commit else answer)
+    elif told:
+        commitment.show(target, told)
+    if troubled or any(item.reason for item in told):
         raise typer.Exit(UNREACHABLE if lost else FAILED)
+
+
+def commit(
+    paths: Annotated[list[Path], typer.Argument(help="Files that were sent, and folders of them.", exists=True)],
+    peer: PeerOption = DEFAULT_PEER,
+    aet: TitleOption = DEFAULT_TITLE,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    listen: ListenOption = None,
+    wait: WaitOption = DEFAULT_WAIT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a node whether it keeps files safe that it was sent (storage commitment).
+
+    Exit code 1 when it does not answer for all of them.
+
+    Example:  tharsis commit study/ --peer PACS@192.0.2.1:104 --listen 11113
+    """
+    target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
+    told = commitment.ask(target, find_files(paths), aet, wait_s=wait, listen=listen)
+    if as_json:
+        print_json(commitment.as_objects(told))
+    else:
+        commitment.show(target, told)
+    if any(item.reason for item in told):
+        raise typer.Exit(FAILED)
 
 
 def find(
@@ -113,17 +184,20 @@ def find(
     level: Annotated[Level, typer.Option(case_sensitive=False, help="What to list.")] = Level.STUDY,
     peer: PeerOption = DEFAULT_PEER,
     aet: TitleOption = DEFAULT_TITLE,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a node what it holds (C-FIND, Study Root; Patient Root for patients).
 
     Examples:  tharsis find "PatientName=doe*"      tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
     """
+    target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
     identifier = identifier_from(keys or [], level)
     try:
-        matches = list(
-            client.find(peer_from(peer), identifier, _find_model(level), Requestor(aet))
-        )
+        matches = list(client.find(target, identifier, _find_model(level), Requestor(aet)))
     except client.RequestFailed as error:
         fail(str(error))
     except PeerError as error:
@@ -189,6 +263,10 @@ def similar(
     ] = Exclude.SAME_SERIES,
     peer: PeerOption = DEFAULT_PEER,
     aet: TitleOption = DEFAULT_TITLE,
+    tls: TlsOption = False,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
     dictionary: Annotated[
         bool, typer.Option("--dcmtk-dictionary", help="Print the private block as a dictionary for DCMTK and stop.")
     ] = False,
@@ -207,9 +285,10 @@ def similar(
     given = {keyword: uid for keyword, uid in asked.items() if uid}
     if len(given) != 1:
         fail("give exactly one of --study, --series and --image", USAGE)
+    target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
     identifier = similarity_identifier(keys or [], level, **given, MaximumResults=k, Exclude=[exclude.value])
     try:
-        answers = list(client.find(peer_from(peer), identifier, SIMILARITY_FIND, Requestor(aet)))
+        answers = list(client.find(target, identifier, SIMILARITY_FIND, Requestor(aet)))
     except client.RequestFailed as error:
         fail(str(error))
     except PeerError as error:

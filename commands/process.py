@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from index.archive import Archive
 logger = logging.getLogger(__name__)
 
 
+_MOST_FILES = 65536
 _ORPHAN_GRACE_S = 5.0
 """A process whose supervisor is gone ends after this at the latest, seconds: the next start waits for it."""
 
@@ -32,7 +34,7 @@ def main(role: str, name: str) -> None:
     settings = Settings.model_validate_json(sys.stdin.readline())
     supervisor = _take_standard_output()
     logs.configure(settings.logs.level, name)
-    archive = Archive.from_settings(settings.archive)
+    archive = Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
     run = _network if role == "network" else _worker
     run(archive, settings, name, supervisor)
     # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
@@ -50,21 +52,34 @@ def _take_standard_output() -> TextIO:
     return supervisor
 
 
-def _network(archive: Archive, settings: Settings, _name: str, supervisor: TextIO) -> None:
+def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
     from index.similarity import Similarity
     from scp.server import Server
+    from scp.tls import TlsError
 
-    server = Server(archive, settings, Similarity(archive) if settings.similarity.enabled else None)
+    _raise_file_limit()
     try:
+        server = Server(archive, settings, Similarity(archive) if settings.similarity.enabled else None, name=name)
         server.start()
     except OSError as error:
-        _tell(supervisor, {"error": f"cannot listen on {settings.scp.host}:{settings.scp.port}: {error.strerror}"})
+        _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})
+        sys.exit(1)
+    except TlsError as error:
+        _tell(supervisor, {"error": str(error)})
         sys.exit(1)
     stop = threading.Event()
     _on_stop(stop.set)
-    _tell(supervisor, {"ready": True, "port": server.port})
+    _tell(supervisor, {"ready": True, "port": server.port, "tls_port": server.tls_port})
     stop.wait()
     server.stop(settings.scp.stop_grace_s)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets this user have: each association needs a handful."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:

@@ -37,8 +37,12 @@ def serve(
     except StartError as error:
         fail(str(error))
     scp = settings.scp
+    first, *further = [
+        f"{scp.host}:{port}{how}" for port, how in ((supervisor.port, ""), (supervisor.tls_port, " with TLS")) if port
+    ]
+    also = "".join(f" and on {address}" for address in further)
     out.print(
-        f"{scp.aet} listens on {scp.host}:{supervisor.port} (similar cases: {scp.similarity_aet}), "
+        f"{scp.aet} listens on {first}{also} (similar cases: {scp.similarity_aet}), "
         f"data in {Path(settings.archive.data).resolve()}",
         soft_wrap=True,
         highlight=False,

@@ -17,12 +17,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from config.settings import Settings
 from index.archive import Archive
+from index.errors import ArchiveError, CatalogueLost
+from index.orphans import settle_orphans
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,7 @@ class _Process:
     deaths: int = 0
     restart_at: float | None = None
     port: int = 0
+    tls_port: int = 0
     error: str = ""
     ready: threading.Event = field(default_factory=threading.Event)
 
@@ -79,6 +85,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._lock: IO[str] | None = None
         self.port = settings.scp.port
+        self.tls_port = 0
 
     def start(self) -> None:
         """Start every process and wait until all are ready.
@@ -91,17 +98,23 @@ class Supervisor:
         self._take_lock()
         try:
             self._tidy()
-            for process in self._processes:
+            for process in self._processes:  # side by side: each has its libraries to load
                 self._launch(process)
+            for process in self._processes:
                 self._await_ready(process)
                 if process.role == "network":
-                    self.port = process.port
-                    scp = self._settings.scp.model_copy(update={"port": process.port})
-                    self._settings = self._settings.model_copy(update={"scp": scp})
+                    self._keep_ports(process)
         except BaseException:
             self.stop()
             raise
         self._write_state()
+
+    def _keep_ports(self, network: _Process) -> None:
+        """A network process that is started again listens where the first one did."""
+        self.port, self.tls_port = network.port, network.tls_port
+        scp = self._settings.scp.model_copy(update={"port": network.port} if network.port else {})
+        tls = self._settings.tls.model_copy(update={"port": network.tls_port} if network.tls_port else {})
+        self._settings = self._settings.model_copy(update={"scp": scp, "tls": tls})
 
     def run(self) -> None:
         """Watch over the processes until `request_stop` is called, then stop them."""
@@ -159,12 +172,19 @@ class Supervisor:
         try:
             archive = Archive.from_settings(self._settings.archive)
         except sqlite3.Error as error:
-            raise StartError(f"the catalogue in {self._data} cannot be used: {error}") from error
+            raise StartError(
+                f"the catalogue in {self._data} cannot be used: {error}; `tharsis rebuild` makes it again"
+            ) from error
+        except CatalogueLost as error:
+            raise StartError(str(error)) from error
         received = archive.clear_incoming()
+        removed = archive.finish_removals()
         if (self._data / STATE_FILE).exists():
-            unknown = archive.remove_orphans()
+            orphans = Counter(settled.fate.value for settled in settle_orphans(archive))
             logger.warning(
-                "the last run did not stop cleanly: %d half-received and %d unfinished files removed", received, unknown
+                "the last run did not stop cleanly: %d half-received files removed, %d deletions finished, "
+                "files without a row: %s", received, removed,
+                ", ".join(f"{count} {fate}" for fate, count in orphans.items()) or "none",
             )
         archive.close()
 
@@ -195,6 +215,7 @@ class Supervisor:
         process.error = told.get("error", "")
         if told.get("ready"):
             process.port = told.get("port", 0)
+            process.tls_port = told.get("tls_port", 0)
             process.ready.set()
 
     def _await_ready(self, process: _Process) -> None:
@@ -225,6 +246,20 @@ class Supervisor:
         process.restart_at = now + delay
         how = _how_it_ended(process.popen.returncode)
         logger.error("%s (process %d) %s; restarting in %.0f s", process.name, process.popen.pid, how, delay)
+        threading.Thread(target=self._tidy_after, args=(process.popen.pid,), daemon=True).start()
+
+    def _tidy_after(self, pid: int) -> None:
+        """Put right what one process left half-done when it died, while the others go on."""
+        try:
+            archive = Archive.from_settings(self._settings.archive)
+            received = archive.clear_incoming(pid)
+            orphans = Counter(settled.fate.value for settled in settle_orphans(archive))
+            archive.close()
+        except (sqlite3.Error, OSError, ArchiveError):
+            logger.exception("what process %d left was not tidied up; `tharsis fsck` finds it", pid)
+            return
+        told = ", ".join(f"{count} {fate}" for fate, count in orphans.items()) or "none"
+        logger.warning("process %d left %d half-received files, files without a row: %s", pid, received, told)
 
     def _write_state(self) -> None:
         """Tell other commands where the node is: PIDs, AE title, address."""
@@ -234,12 +269,24 @@ class Supervisor:
             "aet": scp.aet,
             "host": scp.host,
             "port": self.port,
+            "tls_port": self.tls_port,
             "processes": {process.name: process.popen.pid for process in self._processes if process.popen},
         }
         path = self._data / STATE_FILE
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps(state), encoding="utf-8")
         partial.replace(path)
+
+
+@contextmanager
+def only_user(data: Path) -> Iterator[None]:
+    """Keep every node off the data folder while the block runs; raises `StartError` when one is using it."""
+    with (data / _LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"a node is running on {data}: stop it first") from None
+        yield
 
 
 def _how_it_ended(status: int) -> str:

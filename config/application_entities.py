@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 
 class Right(StrEnum):
@@ -49,6 +50,19 @@ class ApplicationEntity:
         """Whether C-MOVE can send to it: only when a host and a port are known."""
         return bool(self.host and self.port)
 
+    def may_call_from(self, address: str) -> bool:
+        """Whether `addresses` allow a connection from the IP address `address`."""
+        if not self.addresses:
+            return True
+        caller = ip_address(address.partition("%")[0])  # a link-local IPv6 address comes with its interface
+        mapped = caller.ipv4_mapped if caller.version == 6 else None
+        return any((mapped or caller) in network(allowed) for allowed in self.addresses)
+
+
+def network(text: str) -> IPv4Network | IPv6Network:
+    """Return the network that `text` names, an address alone being one of its own; else raises `ValueError`."""
+    return ip_network(text)
+
 
 @dataclass(frozen=True)
 class ApplicationEntityTable:
@@ -71,3 +85,12 @@ class ApplicationEntityTable:
         if not self.accept_unknown:
             return None
         return ApplicationEntity(title.strip(), self.unknown_rights)
+
+    def refusal(self, title: str, address: str) -> str | None:
+        """Return why nobody may associate as `title` from the IP address `address`; None when he may."""
+        entity = self.caller(title)
+        if entity is None:
+            return f"calling AE title {title.strip()!r} is not known"
+        if not entity.may_call_from(address):
+            return f"calling AE title {entity.title!r} may not call from {address}"
+        return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 
-_NOISY = {"pynetdicom": logging.WARNING, "numba": logging.WARNING, "matplotlib": logging.WARNING,
+_NOISY = {"pynetdicom": logging.WARNING, "pynetdicom.utils": logging.CRITICAL,
+          "pynetdicom.dul": logging.CRITICAL, "pynetdicom.dimse": logging.CRITICAL,
+          "numba": logging.WARNING, "matplotlib": logging.WARNING,
           "pydicom": logging.ERROR, "highdicom": logging.WARNING, "py.warnings": logging.ERROR,
           "faiss": logging.WARNING}
 

@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right
+from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
@@ -67,7 +67,9 @@ class ScpSettings(_Section):
     unknown_rights: frozenset[Right]
     check_called_aet: bool
     max_associations: Annotated[int, Field(ge=1)]
+    max_connections: Annotated[int, Field(ge=1)]
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)]
+    retrieve_associations: Annotated[int, Field(ge=1, le=16)]
     acse_timeout_s: Positive
     dimse_timeout_s: Positive
     network_timeout_s: Positive
@@ -79,6 +81,29 @@ class ScpSettings(_Section):
         return self.aet + SIMILARITY_SUFFIX
 
 
+class TlsSettings(_Section):
+    """``[tls]``: secure transport connections (PS3.15 B.12)."""
+
+    enabled: bool
+    port: Port
+    certificate: str
+    key: str
+    ca: str
+    client_certificates: Literal["none", "optional", "required"]
+    check_host: bool
+    plain: bool
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> TlsSettings:
+        if self.enabled and not (self.certificate and self.key):
+            raise ValueError("TLS is enabled, so certificate and key have to name PEM files")
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key go together")
+        if not self.enabled and not self.plain:
+            raise ValueError("plain = false needs enabled = true: else no port is open")
+        return self
+
+
 class ArchiveSettings(_Section):
     """``[archive]``: where things are stored."""
 
@@ -87,6 +112,7 @@ class ArchiveSettings(_Section):
     overwrite: Literal["never", "same_source", "always"]
     patient_mismatch: Literal["accept", "reject"]
     reserve_mb: Annotated[int, Field(ge=0)]
+    max_nesting: Annotated[int, Field(ge=8, le=128)]
 
 
 class JobSettings(_Section):
@@ -99,6 +125,12 @@ class JobSettings(_Section):
     stop_grace_s: NotNegative
     nice: Annotated[int, Field(ge=0, le=19)]
     keep_days: NotNegative
+
+
+class CommitmentSettings(_Section):
+    """``[commitment]``: storage commitment."""
+
+    retry_hours: NotNegative
 
 
 class IntegritySettings(_Section):
@@ -163,6 +195,17 @@ class ApplicationEntitySettings(_Section):
     private_sop_classes: bool = False
     tls: bool = False
 
+    @field_validator("addresses")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            try:
+                network(address)
+            except ValueError as error:
+                what = f"{address!r} is no IP address and no network such as 192.0.2.0/24"
+                raise ValueError(f"{what}: {error}") from error
+        return value
+
     @model_validator(mode="after")
     def _address_is_whole(self) -> ApplicationEntitySettings:
         if bool(self.host) != bool(self.port):
@@ -174,8 +217,10 @@ class Settings(_Section):
     """Everything that the node is told."""
 
     scp: ScpSettings
+    tls: TlsSettings
     archive: ArchiveSettings
     jobs: JobSettings
+    commitment: CommitmentSettings
     integrity: IntegritySettings
     retention: RetentionSettings
     reconstruct: ReconstructSettings
@@ -336,6 +381,8 @@ def _one_sentence(error: ValidationError) -> str:
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"])
         expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
+        if mistake["type"] == "tuple_type" and mistake["loc"][-1] == "addresses":
+            expected = "a list"
         message = mistake["msg"].removeprefix("Value error, ")
         if expected:
             message = f"expected {expected}, got {mistake['input']!r}"

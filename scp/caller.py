@@ -26,6 +26,8 @@ class Caller:
         It called the second AE title, under which a query can ask for similar cases.
     lenient
         The settings want its requests understood where the standard would refuse them.
+    private_sop_classes
+        It may store objects of SOP classes that no dictionary knows.
     """
 
     title: str
@@ -34,11 +36,12 @@ class Caller:
     rights: frozenset[Right]
     asks_similarity: bool = False
     lenient: bool = False
+    private_sop_classes: bool = False
 
     def require(self, right: Right) -> None:
         """Raise `NotAuthorized` (Status 0124) when this AE lacks `right`."""
         if right not in self.rights:
-            raise NotAuthorized(f"AE {self.title} lacks the right '{right.value}' on this node")
+            raise NotAuthorized(f"AE {self.title} lacks the right '{right.value}' on this node", right=right)
 
     def __str__(self) -> str:
         return f"{self.title}@{self.address}"

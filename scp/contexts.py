@@ -23,6 +23,8 @@ MOST_CONTEXTS = 128
 """Presentation contexts of one association: odd IDs from 1 to 255 (PS3.8 9.3.2.2)."""
 
 VERIFICATION = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
+"""Storage Commitment Push Model (PS3.4 J.3)."""
 SIMILARITY_FIND = f"{UID_ROOT}.1.1"
 SIMILARITY_MOVE = f"{UID_ROOT}.1.2"
 SIMILARITY_GET = f"{UID_ROOT}.1.3"
@@ -33,17 +35,19 @@ STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 
-_STORAGE_PREFIX = "1.2.840.10008.5.1.4.1.1."
+_DICOM_PREFIX = "1.2.840.10008."
+_STORAGE_PREFIX = f"{_DICOM_PREFIX}5.1.4.1.1."
 
 
 class Operation(StrEnum):
-    """DIMSE-C operations that this node serves."""
+    """DIMSE operations that this node serves."""
 
     ECHO = "C-ECHO"
     STORE = "C-STORE"
     FIND = "C-FIND"
     MOVE = "C-MOVE"
     GET = "C-GET"
+    ACTION = "N-ACTION"
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,11 @@ STORAGE: frozenset[str] = frozenset(
 )
 """Every Storage SOP class with a name in pydicom's or pynetdicom's dictionary, retired ones too."""
 
-TRANSFER_SYNTAXES: tuple[str, ...] = tuple(
-    uid for uid, (_, kind, *_) in UID_dictionary.items() if kind == "Transfer Syntax"
+TRANSFER_SYNTAXES: tuple[str, ...] = (
+    *(uid for uid, (_, kind, *_) in UID_dictionary.items() if kind == "Transfer Syntax"),
+    "1.2.840.10008.1.2.8.1",  # Deflated Image Frame Compression
 )
-"""Every transfer syntax that pydicom names: deflated, big endian, encapsulated and retired ones included."""
+"""Every transfer syntax that pydicom names, and one that is younger: deflated, big endian, encapsulated, retired."""
 
 UNCOMPRESSED: tuple[str, ...] = (
     ExplicitVRLittleEndian,
@@ -110,12 +115,23 @@ def is_storage(uid: str) -> bool:
     return uid in STORAGE or (uid.startswith(_STORAGE_PREFIX) and uid not in UID_dictionary)
 
 
+def is_private(uid: str) -> bool:
+    """Whether `uid` is a SOP class that somebody else has defined: in no dictionary, below no root of DICOM or ours.
+
+    Nothing in such a UID tells a Storage SOP class from another: the settings of the AE that proposes it do.
+    """
+    ours_or_standard = uid.startswith((_DICOM_PREFIX, f"{UID_ROOT}."))
+    return not ours_or_standard and not is_storage(uid) and uid not in UID_dictionary and UID(uid).is_valid
+
+
 def operation_of(uid: str) -> Operation | None:
     """The operation that a SOP class is served with, None when it is not served."""
     if uid in QUERY_RETRIEVE:
         return QUERY_RETRIEVE[uid].operation
     if uid == VERIFICATION:
         return Operation.ECHO
+    if uid == STORAGE_COMMITMENT:
+        return Operation.ACTION
     return Operation.STORE if is_storage(uid) else None
 
 
@@ -126,7 +142,7 @@ def acceptable(uid: str, proposed: Sequence[str], *, to_send: bool) -> list[str]
     Where this node sends (`to_send`: C-GET), an uncompressed one comes first: everything can be sent in it.
     """
     operation = operation_of(uid)
-    if operation is Operation.STORE:
+    if operation is Operation.STORE or is_private(uid):
         known = [syntax for syntax in proposed if syntax in TRANSFER_SYNTAXES]
         if to_send:
             return sorted(known, key=_uncompressed_first)
@@ -149,7 +165,11 @@ def _uncompressed_first(syntax: str) -> int:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A presentation context to propose: SOP class, transfer syntaxes, and whether the peer is asked to send."""
+    """A presentation context to propose: SOP class, transfer syntaxes, and whether the peer is asked to be the SCU.
+
+    With `peer_sends` this node proposes the SCP role for itself (PS3.7 D.3.3.4): the peer sends objects in a C-GET, and
+    a report of storage commitment is sent to it.
+    """
 
     sop_class_uid: str
     transfer_syntaxes: tuple[str, ...]
@@ -164,7 +184,7 @@ def storage_proposals(objects: Iterable[tuple[str, str]], *, convertible: bool) 
     objects
         (SOP Class UID, Transfer Syntax UID) of each object.
     convertible
-        Propose Explicit and Implicit VR Little Endian too, for a peer that does not take an object as it is.
+        Propose the uncompressed transfer syntaxes too, for a peer that does not take an object as it is.
 
     Returns
     -------
@@ -177,9 +197,8 @@ def storage_proposals(objects: Iterable[tuple[str, str]], *, convertible: bool) 
     associations: list[list[Proposal]] = []
     for sop_class_uid, stored in syntaxes.items():
         block = [Proposal(sop_class_uid, (syntax,)) for syntax in stored]
-        if convertible and set(stored) != {ImplicitVRLittleEndian}:
-            fallback = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
-            block.append(Proposal(sop_class_uid, fallback))
+        if convertible:
+            block.append(Proposal(sop_class_uid, UNCOMPRESSED))
         if not associations or len(associations[-1]) + len(block) > MOST_CONTEXTS:
             associations.append([])
         associations[-1].extend(block)

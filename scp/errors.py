@@ -6,6 +6,9 @@
     ├── NotAuthorized          the calling AE lacks the right
     ├── NotOffered             the SOP class or operation is not served under this AE title
     ├── UnrecognizedOperation  an operation that the SOP class does not have
+    ├── UnknownAction          an action that the SOP class does not have
+    ├── InvalidArgument        Action Information that says nothing, or nothing that can be done
+    ├── ResourceLimitation     there is no room to keep what is asked for
     ├── UnknownDestination     C-MOVE to an AE that the settings do not name, or name without an address
     ├── ConversionError        a stored object cannot be brought into a transfer syntax that the peer takes
     └── PeerError              as a client: the peer cannot be worked with
@@ -26,7 +29,11 @@ class ScpError(Exception):
 
 
 class NotAuthorized(ScpError):
-    """The calling AE lacks the right that the request needs."""
+    """The calling AE lacks the `right` that the request needs."""
+
+    def __init__(self, sentence: str, *, right: str = "") -> None:
+        super().__init__(sentence)
+        self.right = right
 
 
 class NotOffered(ScpError):
@@ -35,6 +42,18 @@ class NotOffered(ScpError):
 
 class UnrecognizedOperation(ScpError):
     """An operation that the SOP class of the request does not have."""
+
+
+class UnknownAction(ScpError):
+    """An Action Type ID that the SOP class of the request does not have."""
+
+
+class InvalidArgument(ScpError):
+    """Action Information that cannot be read, lacks what it has to hold, or contradicts an earlier request."""
+
+
+class ResourceLimitation(ScpError):
+    """There is no room to keep what a DIMSE-N request asks for."""
 
 
 class UnknownDestination(ScpError):

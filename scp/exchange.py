@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -11,21 +12,27 @@ from pynetdicom.dimse_primitives import C_ECHO
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.presentation import PresentationContext
 
+from index import charset
 from index.errors import InvalidIdentifier, InvalidInstance
 from index.part10 import inflate_whole
 from index.query import QueryOptions
+from index.structure import require_whole
 from scp import transport
-from scp.contexts import Operation, operation_of
-from scp.errors import NotOffered, UnrecognizedOperation
+from scp.contexts import Operation, is_private, operation_of
+from scp.errors import InvalidArgument, NotOffered, UnrecognizedOperation
 from scp.extended_negotiation import query_options
 from scp.link import Link
-from scp.messages import Answer, FindRequest, Priority, RetrieveRequest, StoreRequest, SubOperations
+from scp.messages import ActionRequest, Answer, FindRequest, Priority, RetrieveRequest, StoreRequest, SubOperations
+from scp.pacing import wait_for_reader
 from scp.private_elements import GROUP
 from scp.status import Status
 from scp.upper_layer import is_cancelled
 
 _LONGEST_IDENTIFIER = 1 << 24
 """Bytes of an Identifier, inflated; a hundred thousand UIDs need half of it."""
+
+_DEEPEST_IDENTIFIER = 16
+"""Sequences inside each other in an Identifier; the standard's keys need two."""
 
 
 class Exchange:
@@ -45,8 +52,13 @@ class Exchange:
 
     @property
     def sop_class_uid(self) -> str:
-        """Affected SOP Class UID of the request."""
-        return str(getattr(self._request, "AffectedSOPClassUID", None) or "")
+        """Affected SOP Class UID of the request, or the Requested one of a DIMSE-N request."""
+        return str(self._told("SOPClassUID") or "")
+
+    def _told(self, what: str) -> Any:
+        """The UID that a C-request or a notification calls affected, and other DIMSE-N requests requested."""
+        affected = getattr(self._request, f"Affected{what}", None)
+        return affected if affected is not None else getattr(self._request, f"Requested{what}", None)
 
     @property
     def operation(self) -> Operation:
@@ -62,6 +74,8 @@ class Exchange:
         if self.sop_class_uid != self._context_class:
             raise NotOffered("the SOP class is not the one of its presentation context", element="AffectedSOPClassUID")
         operation = operation_of(self.sop_class_uid)
+        if operation is None and is_private(self.sop_class_uid):  # it was negotiated, so its AE may store such objects
+            operation = Operation.STORE
         if operation is None or operation != self.name:
             raise UnrecognizedOperation(f"{self.name} is not an operation of this SOP class")
         return operation
@@ -80,7 +94,8 @@ class Exchange:
 
     def find_request(self) -> FindRequest:
         """The C-FIND-RQ with its Identifier decoded."""
-        return FindRequest(self.sop_class_uid, self._identifier(), self._cancelled, self._options)
+        cancelled = partial(wait_for_reader, self.assoc, self._cancelled)
+        return FindRequest(self.sop_class_uid, self._identifier(), cancelled, self._options)
 
     def retrieve_request(self) -> RetrieveRequest:
         """The C-MOVE-RQ or C-GET-RQ with its Identifier decoded."""
@@ -94,6 +109,16 @@ class Exchange:
             options=self._options,
         )
 
+    def action_request(self) -> ActionRequest:
+        """The N-ACTION-RQ with its Action Information decoded."""
+        return ActionRequest(
+            sop_class_uid=self.sop_class_uid,
+            sop_instance_uid=str(self._request.RequestedSOPInstanceUID),
+            action_type=int(self._request.ActionTypeID),
+            information=self._action_information(),
+            association=self.assoc,
+        )
+
     @property
     def _options(self) -> QueryOptions:
         return query_options(self.sop_class_uid, self.assoc.requestor.sop_class_extended)
@@ -102,29 +127,45 @@ class Exchange:
         return is_cancelled(self.assoc, int(self._request.MessageID))
 
     def _identifier(self) -> Dataset:
-        syntax = self._syntax
         try:
-            encoded = self._request.Identifier
-            if syntax.is_deflated:  # inflated here, since a few bytes may inflate to any size
-                encoded.seek(0)
-                encoded = BytesIO(inflate_whole(encoded, _LONGEST_IDENTIFIER))
-            identifier = decode(encoded, syntax.is_implicit_VR, syntax.is_little_endian)
-            for tag in list(identifier.keys()):
-                if not tag.is_private:
-                    _ = identifier[tag].value  # decoded now: a malformed value is a malformed request
-                elif tag.group != GROUP:  # private keys of others are not answered (PS3.4 C.2.2.1.1)
-                    del identifier[tag]
+            return self._decoded(self._request.Identifier)
         except Exception as error:  # pydicom raises whatever a malformed data set makes it stumble over
             raise InvalidIdentifier(f"the Identifier cannot be decoded: {error}") from error
-        return identifier
+
+    def _action_information(self) -> Dataset:
+        encoded = self._request.ActionInformation
+        if encoded is None or not encoded.getbuffer().nbytes:
+            return Dataset()
+        try:
+            return self._decoded(encoded)
+        except Exception as error:
+            raise InvalidArgument(f"the Action Information cannot be decoded: {error}") from error
+
+    def _decoded(self, encoded: BytesIO) -> Dataset:
+        syntax = self._syntax
+        if syntax.is_deflated:  # inflated here, since a few bytes may inflate to any size
+            encoded.seek(0)
+            encoded = BytesIO(inflate_whole(encoded, _LONGEST_IDENTIFIER))
+        require_whole(encoded.getvalue(), str(syntax), _DEEPEST_IDENTIFIER)
+        dataset = decode(encoded, syntax.is_implicit_VR, syntax.is_little_endian)
+        for tag in list(dataset.keys()):
+            if tag.is_private and tag.group != GROUP:  # private keys of others are not answered (PS3.4 C.2.2.1.1)
+                del dataset[tag]
+        charset.decode_in_place(dataset)
+        for tag in list(dataset.keys()):
+            if not tag.is_private:
+                _ = dataset[tag].value  # decoded now: a malformed value is a malformed request
+        return dataset
 
     def respond(self, answer: Answer) -> None:
         """Send one response."""
         response: Any = type(self._request)()
         response.MessageIDBeingRespondedTo = self._request.MessageID
-        for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID"):
-            if getattr(self._request, keyword, None) is not None:
-                setattr(response, keyword, getattr(self._request, keyword))
+        for what in ("SOPClassUID", "SOPInstanceUID"):
+            if (told := self._told(what)) is not None:
+                setattr(response, f"Affected{what}", told)
+        if (action := getattr(self._request, "ActionTypeID", None)) is not None:
+            response.ActionTypeID = action
         response.Status = answer.status.code
         if not isinstance(response, C_ECHO):
             response.ErrorComment = answer.status.comment or None
@@ -137,6 +178,7 @@ class Exchange:
 
     def _encoded(self, identifier: Dataset) -> bytes:
         syntax = self._syntax
+        identifier = charset.encoded(identifier)
         encoded = encode(identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
         if encoded is None:
             raise ValueError("an Identifier cannot be encoded")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from pydicom.dataset import Dataset
 
@@ -74,6 +75,27 @@ class RetrieveRequest:
     message_id: int
     destination: str = ""
     options: QueryOptions = BASELINE
+
+
+@dataclass(frozen=True)
+class ActionRequest:
+    """An N-ACTION-RQ.
+
+    Attributes
+    ----------
+    sop_class_uid, sop_instance_uid
+        The Requested ones.
+    information
+        Action Information, empty when there is none.
+    association
+        The association that it came on, for who wants to report on the same one.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    action_type: int
+    information: Dataset
+    association: Any
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
-from scp.contexts import Operation, acceptable, operation_of
+from scp.contexts import Operation, acceptable, is_private, operation_of
 
 
-def supported_contexts(assoc: Association) -> list[PresentationContext]:
-    """The contexts that this node accepts of those proposed: made for each association, since few are ever asked."""
+def supported_contexts(assoc: Association, *, private: bool = False) -> list[PresentationContext]:
+    """The contexts that this node accepts of those proposed: made for each association, since few are ever asked.
+
+    With `private`, SOP classes that no dictionary knows are taken for Storage.
+    """
     roles = assoc.requestor.role_selection
     proposed: dict[str, list[str]] = {}
     request = assoc.requestor.primitive
@@ -22,7 +25,9 @@ def supported_contexts(assoc: Association) -> list[PresentationContext]:
     supported = []
     for uid, syntaxes in proposed.items():
         role = roles.get(UID(uid))
-        is_storage = operation_of(uid) is Operation.STORE
+        is_storage = operation_of(uid) is Operation.STORE or (private and is_private(uid))
+        if not is_storage and is_private(uid):
+            continue
         accepted = acceptable(uid, syntaxes, to_send=is_storage and role is not None and bool(role.scp_role))
         if accepted:
             supported.append(presentation_context(uid, accepted, both_roles=is_storage))

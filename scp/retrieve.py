@@ -20,6 +20,7 @@ from scp.part10 import data_set_offset
 from scp.status import (
     CANCELLED,
     PENDING,
+    PROCESSING_FAILURE,
     SOP_CLASS_NOT_SUPPORTED,
     SUB_OPERATIONS_FAILED,
     SUB_OPERATIONS_WARNING,
@@ -60,6 +61,8 @@ def send(
     accepted = link.accepted(instance.sop_class_uid)
     if not accepted:
         return Status(SOP_CLASS_NOT_SUPPORTED, f"the peer takes no {UID(instance.sop_class_uid).name}")
+    if instance.damage:
+        return Status(PROCESSING_FAILURE, f"the stored file is {instance.damage}: it is not sent")
     identity = (instance.sop_class_uid, instance.sop_instance_uid)
     try:
         target = target_syntax(instance.transfer_syntax_uid, accepted)

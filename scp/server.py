@@ -8,6 +8,8 @@ from config.settings import Settings
 from index.archive import Archive
 from index.similarity import Similarity
 from scp.acceptor import Acceptor
+from scp.askers import Askers
+from scp.courier import Courier, Ways
 from scp.services import NodeServices
 
 _LOG = logging.getLogger(__name__)
@@ -24,17 +26,29 @@ class Server:
         Where to listen, who may do what.
     similarity
         Finds similar cases; None leaves both similarity doors closed.
+    name
+        Unique among the processes that serve this archive.
     """
 
-    def __init__(self, archive: Archive, settings: Settings, similarity: Similarity | None = None) -> None:
+    def __init__(
+        self, archive: Archive, settings: Settings, similarity: Similarity | None = None, *, name: str = "network"
+    ) -> None:
         self._settings = settings
-        self._acceptor = Acceptor(NodeServices(archive, settings, similarity), settings.scp)
-        self._port = 0
+        askers = Askers()
+        services = NodeServices(archive, settings, similarity, askers)
+        self._acceptor = Acceptor(services, settings.scp, settings.tls)
+        ways = Ways(lambda: list(self._acceptor.associations), settings.entity_table().get, services.open_link)
+        self._courier = Courier(archive, settings, askers, ways, name=name)
 
     @property
     def port(self) -> int:
-        """TCP port that the server listens on; 0 before `start`."""
-        return self._port
+        """TCP port that the server listens on without TLS; 0 before `start`, and for none."""
+        return self._acceptor.port
+
+    @property
+    def tls_port(self) -> int:
+        """TCP port that the server listens on with TLS; 0 before `start`, and for none."""
+        return self._acceptor.tls_port
 
     def start(self) -> None:
         """Begin to accept associations.
@@ -42,13 +56,18 @@ class Server:
         Raises
         ------
         OSError
-            The port cannot be had.
+            A port cannot be had; `filename` of the error is its address.
+        TlsError
+            Certificate, key or authorities cannot be used.
         """
-        self._port = self._acceptor.start()
+        self._acceptor.start()
+        self._courier.start()
         own = self._settings.scp
-        _LOG.info("%s and %s listen on %s:%d", own.aet, own.similarity_aet, own.host, self._port)
+        for port, how in ((self.port, ""), (self.tls_port, " with TLS")):
+            if port:
+                _LOG.info("%s and %s listen on %s:%d%s", own.aet, own.similarity_aet, own.host, port, how)
 
     def stop(self, grace_s: float | None = None) -> None:
         """Accept no more; open associations have `grace_s` seconds (None: the settings') until they are aborted."""
+        self._courier.stop()
         self._acceptor.stop(self._settings.scp.stop_grace_s if grace_s is None else grace_s)
-        self._port = 0

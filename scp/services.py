@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from ssl import SSLContext
 
 from config.application_entities import ApplicationEntity, Right
 from config.settings import Settings
 from index import query as catalogue_query
 from index.archive import Archive, StoredInstance
+from index.files import incoming_prefix
 from index.similarity import Similarity
-from scp import query, retrieve, similarity, storage
+from scp import commitment, query, retrieve, similarity, storage
+from scp.askers import Askers
 from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE, Proposal
-from scp.errors import NotOffered, UnknownDestination
+from scp.destination import Destination
+from scp.errors import NotOffered, PeerError, UnknownDestination
 from scp.link import Link
-from scp.messages import Answer, FindRequest, Originator, RetrieveRequest, StoreRequest
+from scp.messages import ActionRequest, Answer, FindRequest, Originator, RetrieveRequest, StoreRequest
 from scp.question import question
 from scp.requestor import Peer, Timeouts, connect
+from scp.tls import client_context
+
+_LOG = logging.getLogger(__name__)
 
 
 class NodeServices:
@@ -35,13 +43,28 @@ class NodeServices:
         AE titles, rights, destinations.
     similarity_search
         Finds similar cases; None where the settings turn that off.
+    askers
+        Is told who asks for storage commitment on which association.
+
+    Raises
+    ------
+    TlsError
+        What peers are to be reached with over TLS cannot be used.
     """
 
-    def __init__(self, archive: Archive, settings: Settings, similarity_search: Similarity | None) -> None:
+    def __init__(
+        self, archive: Archive, settings: Settings, similarity_search: Similarity | None, askers: Askers
+    ) -> None:
         self._archive = archive
         self._settings = settings
         self._entities = settings.entity_table()
+        self._tls = _client_context(settings)
         self._similarity = similarity_search
+        self._askers = askers
+
+    def peer(self, entity: ApplicationEntity) -> Peer:
+        """Return how to reach `entity`: where it listens, and with TLS where the settings say so."""
+        return Peer(entity.host, entity.port, entity.title, self._tls if entity.tls else None)
 
     def is_called(self, called: str) -> bool:
         """Whether this node answers to the AE title `called`."""
@@ -51,16 +74,28 @@ class NodeServices:
     def identify(self, calling: str, called: str, address: str) -> Caller | None:
         """Return who calls, with its rights; None when the settings do not let it associate."""
         entity = self._entities.caller(calling)
-        if entity is None:
+        if entity is None or not entity.may_call_from(address):
             return None
         own = self._settings.scp
         title = called if called in (own.aet, own.similarity_aet) else own.aet
-        return Caller(entity.title, title, address, entity.rights, title == own.similarity_aet, entity.lenient)
+        return Caller(
+            title=entity.title,
+            called=title,
+            address=address,
+            rights=entity.rights,
+            asks_similarity=title == own.similarity_aet,
+            lenient=entity.lenient,
+            private_sop_classes=entity.private_sop_classes,
+        )
+
+    def refusal(self, calling: str, address: str) -> str | None:
+        """Return why that AE title may not associate from that IP address; None when it may."""
+        return self._entities.refusal(calling, address)
 
     def new_file(self) -> Path:
         """Make the empty file for a data set to be received; raises `OutOfSpace` before anything is written."""
         self._archive.require_space()
-        handle, name = tempfile.mkstemp(dir=self._archive.incoming, suffix=".part")
+        handle, name = tempfile.mkstemp(dir=self._archive.incoming, prefix=incoming_prefix(), suffix=".part")
         os.close(handle)
         return Path(name)
 
@@ -78,24 +113,34 @@ class NodeServices:
     def retrieve(self, caller: Caller, request: RetrieveRequest, link: Link | None) -> Iterator[Answer]:
         """Answer a C-MOVE or, with the association to send on, a C-GET."""
         caller.require(Right.MOVE)
+        send = partial(retrieve.send, new_file=self._new_scratch_file, priority=request.priority)
         if link is not None:
             instances = self._matches(caller, request)
-            deliver = partial(retrieve.send, link, priority=request.priority)
-            yield from retrieve.sub_operations(instances, deliver, request.cancelled, aside=False)
+            outcomes = ((instance, send(link, instance)) for instance in instances)
+            yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled)
             return
         entity = self._destination(request.destination)
         instances = self._matches(caller, request)
-        destination = retrieve.Destination(instances, partial(self._open, entity))
-        originator = Originator(caller.title, request.message_id)
-        try:
+        with Destination(
+            instances,
+            partial(self.open_link, entity),
+            partial(send, originator=Originator(caller.title, request.message_id)),
+            associations=self._settings.scp.retrieve_associations,
+        ) as destination:
             yield from retrieve.sub_operations(
-                destination.in_order(instances),
-                partial(destination.deliver, priority=request.priority, originator=originator),
-                request.cancelled,
-                aside=True,
+                len(instances), destination.outcomes(), request.cancelled, destination.stop
             )
-        finally:
-            destination.close()
+
+    def _new_scratch_file(self, size: int) -> Path:
+        """Make an empty file for an object of `size` bytes that is converted for a peer; raises `OutOfSpace`."""
+        self._archive.require_space(size)
+        handle, name = tempfile.mkstemp(dir=self._archive.incoming, prefix=incoming_prefix(), suffix=".converted")
+        os.close(handle)
+        return Path(name)
+
+    def commit(self, caller: Caller, request: ActionRequest) -> Answer:
+        """Answer an N-ACTION that asks for storage commitment."""
+        return commitment.commit(self._archive, caller, request, self._askers)
 
     def _matches(self, caller: Caller, request: RetrieveRequest) -> list[StoredInstance]:
         sop_class = QUERY_RETRIEVE[request.sop_class_uid]
@@ -117,17 +162,29 @@ class NodeServices:
             raise UnknownDestination(f"move destination {title} {known}", element="MoveDestination")
         return entity
 
-    def _open(self, entity: ApplicationEntity, proposals: list[Proposal]) -> Link:
+    def open_link(self, entity: ApplicationEntity, proposals: list[Proposal]) -> Link:
+        """Open an association with `entity`; raises `PeerError`."""
         own = self._settings.scp
         timeouts = Timeouts(
             acse=own.acse_timeout_s, dimse=own.dimse_timeout_s, network=own.network_timeout_s
         )
-        peer = Peer(entity.host, entity.port, entity.title)
-        return connect(
-            peer, proposals, calling=own.aet, timeouts=timeouts, max_pdu_bytes=own.max_pdu_bytes
-        )
+        try:
+            return connect(
+                self.peer(entity), proposals, calling=own.aet, timeouts=timeouts, max_pdu_bytes=own.max_pdu_bytes
+            )
+        except PeerError as error:
+            _LOG.warning("%s", error)
+            raise
 
     def _searcher(self) -> Similarity:
         if self._similarity is None:
             raise NotOffered("similarity is switched off in the settings of this node")
         return self._similarity
+
+
+def _client_context(settings: Settings) -> SSLContext | None:
+    """The TLS context for the peers that the settings want reached with TLS; None when there are none."""
+    if not any(entity.tls for entity in settings.application_entities):
+        return None
+    own = settings.tls
+    return client_context(ca=own.ca, certificate=own.certificate, key=own.key, check_host=own.check_host)

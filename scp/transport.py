@@ -1,10 +1,12 @@
 """What this node needs of pynetdicom beyond its public interface, all in this module.
 
-Stock pynetdicom carries associations and DIMSE messages; four seams make it a transport for the services of this node:
+Stock pynetdicom carries associations and DIMSE messages; these seams make it a transport for the services of this node:
 
 - `uid_to_service_class`, looked up in ``pynetdicom.association``: requests to a `NodeEntity` go to its own dispatcher;
 - `DIMSEServiceProvider`, replaced on each of our associations: a received data set goes straight to a file;
 - the queue between DIMSE and the upper layer: bounded, so that memory grows with neither objects nor answers;
+- the upper layer and the socket of an association (`scp.upper_layer`, `scp.peer_socket`): they sleep until there is
+  something to do, and give every PDU a time by which it has to be there;
 - ``_dataset_path`` of a C-STORE primitive: a file's data set is sent as it stands, at any offset.
 
 `tests/test_transport.py` fails when an upgrade of pynetdicom moves one of them.
@@ -15,9 +17,9 @@ Stock pynetdicom carries associations and DIMSE messages; four seams make it a t
 from __future__ import annotations
 
 import logging
-import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -27,8 +29,8 @@ import pynetdicom.association as pynetdicom_association
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE, DIMSEPrimitive
+from pynetdicom.dimse_messages import _COMMAND_SET_KEYWORDS, C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_ACTION, DIMSEPrimitive
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass
@@ -36,18 +38,17 @@ from pynetdicom.sop_class import uid_to_service_class
 
 from scp.checkpoint import Checkpoint
 from scp.errors import AssociationLost
+from scp.inbox import Inbox, InboxError, refuse_event_report, require_message
+from scp.message_queue import MessageQueue
 from scp.messages import StoreCommand
-from scp.reception import ReceivedFile, Reception, encoded_meta
+from scp.reception import ReceivedFile, Reception
 from scp.status import MISTYPED_ARGUMENT, Status
-from scp.upper_layer import BoundedQueue, receive
+from scp.upper_layer import INVALID_PARAMETER, BoundedQueue, UpperLayer
 
 _LOG = logging.getLogger(__name__)
 
 _LARGEST_PDV = 1 << 17
 """Bytes of a PDV for a peer that sets no limit to its PDUs."""
-
-_LARGEST_IN_MEMORY = 1 << 26
-"""Bytes of a command set or an Identifier beyond which the sender loses its association."""
 
 # pynetdicom's own event handlers format every PDU and Identifier for its log; the services log requests themselves.
 _config.LOG_HANDLER_LEVEL = "none"
@@ -58,6 +59,10 @@ _config.LOG_RESPONSE_IDENTIFIERS = False
 def _tolerated(_uid: object) -> tuple[bool, str]:
     return True, ""
 
+
+# PS3.7 gives a DIMSE-N response no Offending Element; whoever has to find out what is wrong is glad of it all the same.
+_COMMAND_SET_KEYWORDS["N-ACTION-RSP"] += ("OffendingElement",)
+N_ACTION.OffendingElement = None  # type: ignore[attr-defined]
 
 # Older modalities send UIDs with letters or of more than 64 characters; refusing one would cost the association.
 _config.VALIDATORS["UI"] = _tolerated
@@ -83,7 +88,10 @@ class _NodeServiceClass(ServiceClass):
     def SCP(self, req: Any, context: PresentationContext) -> None:  # noqa: N802  (pynetdicom's name)
         entity = self.ae
         if isinstance(entity, NodeEntity):
-            entity.dispatch(self.assoc, req, context)
+            try:
+                entity.dispatch(self.assoc, req, context)
+            finally:
+                self.assoc.dul._idle_timer.restart()  # the peer has waited for this node, not the other way round
 
 
 def _service_class(uid: str) -> Callable[[Association], ServiceClass]:
@@ -117,28 +125,47 @@ class _FileReceivingProvider(DIMSEServiceProvider):
     def __init__(
         self, assoc: Association, reception: Callable[[], Reception] | None, refuse: Refusal | None
     ) -> None:
+        self._cancelled: dict[int, C_CANCEL] = {}
         super().__init__(assoc)
         self._reception = reception
         self._refuse = refuse
         self._receiving: ReceivedFile | None = None
+        self._inbox = Inbox()
+        self.msg_queue = MessageQueue()
 
     @property
     def maximum_pdu_size(self) -> int:
         """Largest PDU to send: the peer's limit, or our own when it sets none (its 0)."""
         return super().maximum_pdu_size or _LARGEST_PDV
 
+    @property
+    def cancel_req(self) -> dict[int, C_CANCEL]:
+        """C-CANCEL requests by the Message ID that they cancel, of requests that wait or are being served."""
+        return self._cancelled
+
+    @cancel_req.setter
+    def cancel_req(self, _empty: dict[int, C_CANCEL]) -> None:
+        """Keep them where pynetdicom forgets them: a C-CANCEL may come before its request is begun (PS3.7 9.3.2.3)."""
+
+    def forget_cancelled(self) -> None:
+        """Forget every C-CANCEL but those of requests that still wait."""
+        with self.msg_queue.mutex:
+            waiting = {getattr(message, "MessageID", None) for _, message in self.msg_queue.queue}
+            for number in list(self._cancelled):
+                if number not in waiting:
+                    del self._cancelled[number]
+
     def get_msg(self, block: bool = False) -> Any:  # noqa: FBT001
         """Return the next message; a request without a mandatory parameter is refused, which pynetdicom ignores."""
         context_id, message = super().get_msg(block=block)
-        if (
-            self._refuse is None
-            or message is None
-            or message.MessageIDBeingRespondedTo is not None
-            or message.is_valid_request
-        ):
+        self._inbox.taken(is_message=message is not None)
+        if self._refuse is None or message is None:
+            return context_id, message
+        is_response = message.MessageIDBeingRespondedTo is not None and received_file(message) is None
+        if not isinstance(message, C_CANCEL) and (is_response or message.is_valid_request):
             return context_id, message
         try:
-            if message.MessageID is not None:
+            if not isinstance(message, C_CANCEL) and message.MessageID is not None:
                 missing = next(word for word in message.REQUEST_KEYWORDS if getattr(message, word) is None)
                 refusal = Status(MISTYPED_ARGUMENT, f"{missing} is missing or empty")
                 self._refuse(self.assoc, int(context_id or 0), message, refusal)
@@ -152,30 +179,48 @@ class _FileReceivingProvider(DIMSEServiceProvider):
             single = P_DATA()
             single.presentation_data_value_list.append(item)
             try:
+                self._inbox.fragment(item[0], item[1][0])
+                if self._refuse is not None:
+                    begun = self.message.encoded_command_set.getvalue() if self.message is not None else b""
+                    refuse_event_report(begun, item[1])
                 super().receive_primitive(single)
+                if self.message is not None:
+                    require_message(item[1][0], self.message.command_set.get("CommandDataSetType"))
                 self._divert()
-            except Exception:  # noqa: BLE001  (garbage from the peer: it loses the association, nobody else does)
-                _LOG.warning("aborting the association: unreadable DIMSE message", exc_info=True)
-                self.discard()
-                self.message = None
-                self.dul.event_queue.put("Evt19")
+            except InboxError as refused:
+                self._give_up(str(refused))
                 return
+            except Exception as error:  # noqa: BLE001  (garbage from the peer: it loses the association, nobody else)
+                self._give_up(f"unreadable DIMSE message: {type(error).__name__}: {error}"[:200])
+                return
+
+    def _give_up(self, why: str) -> None:
+        _LOG.warning("aborting the association of %s: %s", self.assoc.requestor.address, why)
+        self.discard()
+        self.message = None
+        if isinstance(self.dul, UpperLayer):
+            self.dul.abort_reason = INVALID_PARAMETER
+        self.dul.event_queue.put("Evt19")
 
     def _divert(self) -> None:
         message = self.message
+        waiting = self.msg_queue.qsize() if self._refuse is not None else 0
         if message is None:
             self._receiving = None
+            self._inbox.completed(waiting)
             return
-        if message.encoded_command_set.tell() > _LARGEST_IN_MEMORY or (
-            message.data_set is not None and message.data_set.tell() > _LARGEST_IN_MEMORY
-        ):
-            raise ValueError(f"a message of more than {_LARGEST_IN_MEMORY} bytes besides the stored object")
+        is_complete = type(message) is not DIMSEMessage  # its command: that tells the class
+        self._inbox.received(
+            message.encoded_command_set.tell(),
+            message.data_set.tell() if message.data_set is not None else 0,
+            expects_data=is_complete,
+            waiting=waiting,
+        )
         if isinstance(message, C_STORE_RQ) and self._receiving is None and self._reception is not None:
-            reception = self._reception()
             command = message.command_set
             syntax = self.assoc._accepted_cx[int(message.context_id or 0)].transfer_syntax[0]
-            identity = (command.AffectedSOPClassUID, command.AffectedSOPInstanceUID)
-            self._receiving = ReceivedFile(reception, encoded_meta(identity, syntax, reception.source_aet))
+            identity = (command.get("AffectedSOPClassUID"), command.get("AffectedSOPInstanceUID"))
+            self._receiving = ReceivedFile(self._reception(), identity, syntax)
             message._data_set_file = self._receiving  # type: ignore[assignment]
 
     def discard(self) -> None:
@@ -183,6 +228,7 @@ class _FileReceivingProvider(DIMSEServiceProvider):
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
             receiving.discard()
+        self._inbox.clear()
 
     def discard_waiting(self) -> None:
         """Take requests that nobody will answer off the queue, and delete their data sets."""
@@ -196,8 +242,6 @@ def prepare(
     assoc: Association,
     reception: Callable[[], Reception] | None,
     refuse: Refusal | None = None,
-    *,
-    network_timeout_s: float,
 ) -> None:
     """Fit an association whose TCP connection was just opened (bind to ``evt.EVT_CONN_OPEN``).
 
@@ -207,17 +251,21 @@ def prepare(
         Where data sets go that the peer stores; None keeps them in memory, as stock pynetdicom does.
     refuse
         Answers a request that lacks a mandatory parameter.
-    network_timeout_s
-        A peer that neither reads nor sends for so long in the middle of a PDU is dropped, seconds.
     """
     assoc.dimse = _FileReceivingProvider(assoc, reception, refuse)
-    assoc.dul.to_provider_queue = BoundedQueue(assoc.dul)
-    assoc._reactor_checkpoint = Checkpoint()  # type: ignore[assignment]
-    wrapped = assoc.dul.socket
-    if wrapped is not None and wrapped.socket is not None:
-        wrapped.socket.settimeout(network_timeout_s)
-        wrapped.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wrapped.recv = partial(receive, wrapped.socket)  # type: ignore[method-assign]
+    if isinstance(assoc.dul, UpperLayer):
+        checkpoint = Checkpoint(partial(_has_news, assoc))
+        assoc.dul.tell_association = checkpoint.notify
+        assoc._reactor_checkpoint = checkpoint  # type: ignore[assignment]
+    else:
+        assoc.dul.to_provider_queue = BoundedQueue(assoc.dul)
+        assoc._reactor_checkpoint = Checkpoint()  # type: ignore[assignment]
+
+
+def _has_news(assoc: Association) -> bool:
+    """Whether the association's own loop has something to do."""
+    waiting = assoc.dimse.msg_queue.qsize() or assoc.dul.to_user_queue.qsize()
+    return bool(waiting) or assoc._kill or not assoc.dul.is_alive()
 
 
 def connection_closed(event: evt.Event) -> None:
@@ -227,11 +275,22 @@ def connection_closed(event: evt.Event) -> None:
     before it asked for an association would count as one until the ACSE timeout: that wait is ended.
     """
     assoc = event.assoc
+    discard_all(assoc)
+    if assoc.is_acceptor and assoc.requestor.primitive is None:
+        assoc.dul.to_user_queue.put(cast(Any, None))
+
+
+def discard_all(assoc: Association) -> None:
+    """Delete data sets that were cut off, or whose requests nobody will answer any more."""
     if isinstance(assoc.dimse, _FileReceivingProvider):
         assoc.dimse.discard()
         assoc.dimse.discard_waiting()
-    if assoc.is_acceptor and assoc.requestor.primitive is None:
-        assoc.dul.to_user_queue.put(cast(Any, None))
+
+
+def served(assoc: Association) -> None:
+    """Clean up behind a request that has been answered: nobody waits for it to be cancelled any more."""
+    if isinstance(assoc.dimse, _FileReceivingProvider):
+        assoc.dimse.forget_cancelled()
 
 
 def received_file(request: DIMSEPrimitive) -> ReceivedFile | None:
@@ -288,6 +347,21 @@ def send_store(assoc: Association, command: StoreCommand, data: bytes | tuple[Pa
     return response
 
 
+@contextmanager
+def held(assoc: Association, timeout_s: float) -> Iterator[bool]:
+    """Keep the association's own loop from serving the peer in this block; False: it is busy beyond `timeout_s`.
+
+    What a service sends meanwhile would get between the fragments of what is sent here.
+    """
+    checkpoint: object = assoc._reactor_checkpoint
+    is_held = isinstance(checkpoint, Checkpoint) and checkpoint.stop_the_loop(assoc.is_alive, timeout_s)
+    try:
+        yield is_held
+    finally:
+        if is_held:
+            assoc._reactor_checkpoint.set()
+
+
 def hold(assoc: Association) -> None:
     """Keep the association's own loop from taking responses off the queue, until its checkpoint is set again.
 
@@ -297,3 +371,5 @@ def hold(assoc: Association) -> None:
     checkpoint: object = assoc._reactor_checkpoint
     if isinstance(checkpoint, Checkpoint) and threading.current_thread() is not assoc:
         checkpoint.stop_the_loop(assoc.is_alive)
+        # pynetdicom's methods wait for its flag, too, which a report that is served in a thread of its own clears.
+        assoc._is_paused = True

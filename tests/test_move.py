@@ -184,6 +184,19 @@ def test_a_class_that_the_destination_lacks_fails_alone(start_node, make_file, r
     assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
 
 
+def test_a_file_that_is_known_to_be_damaged_fails_alone(start_node, make_file, receive):
+    receiver = receive()
+    node = _node_for(start_node, receiver.port)
+    node.archive.ingest(make_file(1))
+    node.archive.ingest(make_file(2))
+    with node.archive.transaction() as database:
+        database.execute("UPDATE instance SET damage = 'altered' WHERE sop_instance_uid = ?", (UID_OF(2),))
+    status, identifier = _move(node, _identifier())[-1]
+    assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
+    assert "altered" in status.ErrorComment
+    assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
+
+
 @pytest.mark.parametrize(
     "name",
     ["CT_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "rtdose_expb.dcm", "image_dfl.dcm",

@@ -15,10 +15,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
+from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 
 import scp
@@ -27,7 +29,7 @@ from scp.client import Requestor
 from scp.contexts import STUDY_ROOT_GET
 from scp.errors import AssociationLost
 from scp.part10 import data_set_offset, read_object
-from scp.requestor import Peer
+from scp.requestor import Peer, RequestingEntity
 from scp.upper_layer import BoundedQueue
 
 ME = Requestor("ME")
@@ -44,6 +46,20 @@ def test_pynetdicom_still_has_the_seams():
     for name in ("receive_primitive", "get_msg", "maximum_pdu_size"):
         assert hasattr(DIMSEServiceProvider, name)
     assert "self._data_set_file.file.flush()" in inspect.getsource(DIMSEMessage.decode_msg)
+
+
+def test_pynetdicom_still_has_the_seams_of_the_upper_layer():
+    loop = inspect.getsource(DULServiceProvider.run_reactor)
+    for call in ("_process_recv_primitive()", "_is_transport_event()", "time.sleep(self._run_loop_delay)"):
+        assert call in loop
+    assert "self._read_pdu_data()" in inspect.getsource(DULServiceProvider._is_transport_event)
+    assert "self.socket.send(pdu.encode())" in inspect.getsource(DULServiceProvider._send)
+    assert "self._reactor_checkpoint.wait()" in inspect.getsource(Association._run_reactor)
+    assert "self.dul.idle_timer_expired()" in inspect.getsource(Association._run_reactor)
+    layer = vars(Association(AE(), "acceptor").dul)
+    assert {"_idle_timer", "_recv_pdu", "_kill_thread", "_run_loop_delay", "artim_timer", "event_queue"} <= set(layer)
+    assert "if not socket._is_connected:" in inspect.getsource(ACSE._negotiate_as_requestor)
+    assert "self._create_socket(assoc, local_address, tls_args)" in inspect.getsource(AE.associate)
 
 
 def test_private_parts_of_pynetdicom_are_used_in_one_module_only():
@@ -175,10 +191,26 @@ def test_an_association_that_ends_in_time_is_not_aborted(start_node):
 
 def test_one_association_too_many_is_rejected_for_now(start_node):
     node = start_node(max_associations=1)
-    entity = AE("MANY")
+    entity = RequestingEntity("MANY")
     entity.add_requested_context("1.2.840.10008.1.1")
     first = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
     second = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
     assert second.is_rejected
     assert second.acceptor.primitive.result == 2
     first.release()
+
+
+def test_a_rejection_that_comes_at_once_is_a_rejection(start_node, wait_until):
+    """Even when the connection is closed again before the requestor looks whether there is one."""
+    node = start_node(accept_unknown=False)
+    entity = RequestingEntity("NOBODY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+
+    def dawdle(event):
+        wait_until(lambda: not event.assoc.dul.is_alive(), 10)
+
+    assoc = entity.associate(
+        "127.0.0.1", node.port, ae_title="THARSIS", evt_handlers=[(evt.EVT_REQUESTED, dawdle)]
+    )
+    assert assoc.is_rejected
+    assert assoc.acceptor.primitive.diagnostic == 3

@@ -1,0 +1,156 @@
+"""Where peers come in: the ports, the connections without an association, and the associations that are open."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+
+from pynetdicom.association import Association
+
+from config.settings import ScpSettings, TlsSettings
+from scp import tls, transport
+from scp.inbound import Handlers, InboundAssociation
+from scp.lobby import Arrival, Door, Lobby, open_door
+
+_LOG = logging.getLogger(__name__)
+_AUDIT = logging.getLogger("tharsis.audit")
+
+_LIMIT_EXCEEDED = bytes.fromhex("03000000000400020302")
+"""A-ASSOCIATE-RJ: rejected-transient, by the service provider (presentation), local limit exceeded (PS3.8 9.3.4)."""
+
+_CONGESTED = bytes.fromhex("03000000000400020301")
+"""The same for temporary congestion."""
+
+_CLOSING = 64
+"""Associations that have ended for their peers and whose threads have not, before nobody else is let in."""
+
+
+class Listener:
+    """Takes in associations, as many at the same time as the settings allow.
+
+    Parameters
+    ----------
+    entity
+        Who accepts them.
+    settings, secure
+        ``[scp]`` and ``[tls]``.
+    handlers
+        Bound to the events of every association.
+    """
+
+    def __init__(
+        self, entity: transport.NodeEntity, settings: ScpSettings, secure: TlsSettings, handlers: Handlers
+    ) -> None:
+        self._entity = entity
+        self._settings = settings
+        self._secure = secure
+        self._handlers = handlers
+        self._lock = threading.Lock()
+        self._open: set[Association] = set()
+        self._running: set[InboundAssociation] = set()
+        self._lobby: Lobby | None = None
+        self._doors: list[Door] = []
+
+    def start(self) -> None:
+        """Begin to listen.
+
+        Raises
+        ------
+        OSError
+            A port cannot be had; `filename` of the error is its address.
+        TlsError
+            Certificate, key or authorities cannot be used.
+        """
+        wanted: list[tuple[int, ssl.SSLContext | None]] = []
+        if self._secure.plain:
+            wanted.append((self._settings.port, None))
+        if self._secure.enabled:
+            wanted.append((self._secure.port, tls.server_context(self._secure)))
+        try:
+            for port, context in wanted:
+                self._doors.append(self._door(port, context))
+        except OSError:
+            for door in self._doors:
+                door.listener.close()
+            self._doors = []
+            raise
+        self._lobby = Lobby(
+            self._doors,
+            self._admit,
+            patience_s=self._settings.acse_timeout_s,
+            most=self._settings.max_connections,
+        )
+
+    def _door(self, port: int, context: ssl.SSLContext | None) -> Door:
+        try:
+            return open_door(self._settings.host, port, context)
+        except OSError as error:
+            error.filename = f"{self._settings.host}:{port}"
+            raise
+
+    @property
+    def port(self) -> int:
+        """TCP port without TLS; 0 for none."""
+        return next((door.port for door in self._doors if door.tls is None), 0)
+
+    @property
+    def tls_port(self) -> int:
+        """TCP port with TLS; 0 for none."""
+        return next((door.port for door in self._doors if door.tls is not None), 0)
+
+    @property
+    def associations(self) -> list[InboundAssociation]:
+        """Associations whose threads run."""
+        with self._lock:
+            return list(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Connections that have not asked for an association yet."""
+        return len(self._lobby) if self._lobby is not None else 0
+
+    def release(self, assoc: Association) -> None:
+        """Give the place of an association that has ended to the next one."""
+        with self._lock:
+            self._open.discard(assoc)
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        if self._lobby is not None:
+            self._lobby.close()
+            self._lobby = None
+            self._doors = []
+
+    def join(self, associations: Sequence[InboundAssociation], seconds: float) -> None:
+        """Wait until `associations` have ended, `seconds` at most."""
+        deadline = time.monotonic() + seconds
+        for assoc in associations:
+            assoc.join(max(0.0, deadline - time.monotonic()))
+
+    def _admit(self, arrival: Arrival) -> bytes | None:
+        most = self._settings.max_associations
+        with self._lock:
+            is_full, is_congested = len(self._open) >= most, len(self._running) >= most + _CLOSING
+        if is_full:
+            _AUDIT.warning("rejected an association of %s: %d are open already", arrival.address[0], most)
+            return _LIMIT_EXCEEDED
+        if is_congested:
+            return _CONGESTED
+        try:
+            assoc = InboundAssociation(self._entity, arrival, self._handlers, self._ended)
+            with self._lock:
+                self._open.add(assoc)
+                self._running.add(assoc)
+            assoc.start()
+        except (OSError, RuntimeError) as error:  # no file handle or no thread is left
+            _LOG.error("cannot serve an association of %s: %s", arrival.address[0], error)
+            return _CONGESTED
+        return None
+
+    def _ended(self, assoc: InboundAssociation) -> None:
+        with self._lock:
+            self._open.discard(assoc)
+            self._running.discard(assoc)

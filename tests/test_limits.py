@@ -1,0 +1,508 @@
+"""What a peer may cost: connections, associations, PDUs, time (PS3.8 9). Nobody notices the peer that costs most."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    MaximumLengthNotification,
+)
+from pynetdicom.presentation import build_context
+
+from scp import client, query, transport
+from scp.association_request import LONGEST, flaw, remaining
+from scp.client import Requestor
+from scp.contexts import STUDY_ROOT_FIND, VERIFICATION, Proposal
+from scp.requestor import Peer
+
+ABORT, ACCEPT, REJECT = 0x07, 0x02, 0x03
+TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(194)
+
+
+def request_pdu(contexts=None, *, max_pdu=16384, calling="RAW", called="THARSIS"):
+    """An A-ASSOCIATE-RQ as bytes, Verification alone unless told otherwise."""
+    primitive = A_ASSOCIATE()
+    primitive.application_context_name = "1.2.840.10008.3.1.1.1"
+    primitive.calling_ae_title, primitive.called_ae_title = calling, called
+    contexts = contexts or [build_context(VERIFICATION)]
+    for number, context in enumerate(contexts):
+        context.context_id = 2 * number + 1
+    primitive.presentation_context_definition_list = contexts
+    length = MaximumLengthNotification()
+    length.maximum_length_received = max_pdu
+    implementation = ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = "1.2.3"
+    primitive.user_information = [length, implementation]
+    return A_ASSOCIATE_RQ(primitive).encode()
+
+
+def echo_pdu(message_id=1):
+    """A P-DATA-TF with a whole C-ECHO-RQ."""
+    elements = (
+        struct.pack("<HHI", 0, 2, 18) + b"1.2.840.10008.1.1\0"
+        + struct.pack("<HHIH", 0, 0x0100, 2, 0x0030)
+        + struct.pack("<HHIH", 0, 0x0110, 2, message_id)
+        + struct.pack("<HHIH", 0, 0x0800, 2, 0x0101)
+    )  # fmt: skip
+    command = struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
+    pdv = struct.pack(">IBB", len(command) + 2, 1, 3) + command
+    return struct.pack(">BBI", 4, 0, len(pdv)) + pdv
+
+
+def dial(node, data=b""):
+    connection = socket.create_connection(("127.0.0.1", node.port), timeout=20)
+    if data:
+        connection.sendall(data)
+    return connection
+
+
+def answer(connection):
+    """The next PDU; empty when the connection was closed instead."""
+    head = _exactly(connection, 6)
+    return head + _exactly(connection, int.from_bytes(head[2:6], "big")) if len(head) == 6 else b""
+
+
+def _exactly(connection, size):
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while len(data) < size and (piece := connection.recv(size - len(data))):
+            data += piece
+    return data
+
+
+def associated(node, **told):
+    connection = dial(node, request_pdu(**told))
+    assert answer(connection)[0] == ACCEPT
+    return connection
+
+
+def echo_seconds(node):
+    started = time.monotonic()
+    client.echo(Peer("127.0.0.1", node.port, "THARSIS"), Requestor("PROMPT"))
+    return time.monotonic() - started
+
+
+@pytest.fixture
+def acceptor(start_node):
+    """A node with short patience, and what it holds."""
+
+    def start(**scp):
+        node = start_node(**{"acse_timeout_s": 2.0, "network_timeout_s": 3.0, **scp})
+        return node, node.server._acceptor
+
+    return start
+
+
+# Before there is an association: state Sta2 of PS3.8 table 9-10
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        TLS_HELLO,
+        b"\xff" * 1000,
+        bytes(1000),
+        struct.pack(">BBI", 4, 0, 6) + bytes(6),  # P-DATA-TF: AA-1
+        struct.pack(">BBI", 5, 0, 4) + bytes(4),  # A-RELEASE-RQ: AA-1
+        struct.pack(">BBI", 1, 0, 0xFFFFFFFF) + bytes(100),
+        struct.pack(">BBI", 1, 0, LONGEST + 1) + bytes(100),
+        struct.pack(">BBI", 1, 0, 10) + bytes(10),
+        request_pdu()[:80] + b"\xff\xff" + request_pdu()[82:],
+    ],
+    ids=["http", "tls", "ones", "zeros", "p-data", "release", "4-gib", "too-long", "too-short", "items"],
+)
+def test_what_is_no_association_request_is_aborted(acceptor, wait_until, garbage):
+    node, held = acceptor()
+    connection = dial(node, garbage)
+    pdu = answer(connection)
+    assert pdu[0] == ABORT
+    assert pdu[8] == 0  # AA-1: service-user source
+    assert connection.recv(1) == b""
+    connection.close()
+    wait_until(lambda: not held.associations and not held.waiting, 5)
+    assert echo_seconds(node) < 2
+
+
+def test_a_peer_that_aborts_at_once_is_let_go(acceptor, wait_until):
+    node, held = acceptor()
+    connection = dial(node, struct.pack(">BBI", 7, 0, 4) + bytes(4))
+    connection.close()
+    wait_until(lambda: held.waiting == 0, 5)
+
+
+def test_a_probe_leaves_nothing(acceptor, wait_until):
+    node, held = acceptor()
+    assert echo_seconds(node) < 2
+    wait_until(lambda: not held.associations)
+    files, threads = _handles("self"), threading.active_count()
+    for _ in range(500):
+        dial(node).close()
+    wait_until(lambda: held.waiting == 0, 10)
+    assert _handles("self") <= files + 2
+    assert threading.active_count() <= threads
+    assert echo_seconds(node) < 2
+
+
+@pytest.mark.parametrize("part", [b"", request_pdu()[:3], request_pdu()[:100]], ids=["nothing", "header", "half"])
+def test_a_request_that_does_not_come_is_not_waited_for(acceptor, wait_until, part):
+    """The ARTIM timer (PS3.8 9.1.5) runs from the connection on, whatever trickles in."""
+    node, held = acceptor(acse_timeout_s=0.5)
+    connection = dial(node, part)
+    wait_until(lambda: held.waiting == 1, 5)
+    assert connection.recv(10) == b""
+    assert held.waiting == 0
+
+
+def test_the_oldest_connection_goes_when_there_are_too_many(acceptor, wait_until):
+    node, held = acceptor(acse_timeout_s=60.0, max_connections=5)
+    idle = [dial(node) for _ in range(5)]
+    wait_until(lambda: held.waiting == 5, 5)
+    assert echo_seconds(node) < 2
+    assert idle[0].recv(1) == b""
+    assert held.waiting == 4
+    for connection in idle:
+        connection.close()
+
+
+def test_a_request_may_come_byte_by_byte(acceptor):
+    node, _ = acceptor()
+    connection = dial(node)
+    for byte in request_pdu():
+        connection.sendall(bytes([byte]))
+    assert answer(connection)[0] == ACCEPT
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("contexts", "syntaxes"), [(128, 60), (1, 200)], ids=["all-contexts", "one-context-many-syntaxes"]
+)
+def test_a_large_request_is_answered(acceptor, contexts, syntaxes):
+    node, _ = acceptor()
+    known = ["1.2.840.10008.1.2", *(f"1.2.826.0.1.3680043.9.7133.77.{number}" for number in range(syntaxes - 1))]
+    wanted = [build_context(f"1.2.840.10008.5.1.4.1.1.{number + 1}", known) for number in range(contexts)]
+    started = time.monotonic()
+    connection = dial(node, request_pdu(wanted))
+    assert answer(connection)[0] == ACCEPT
+    assert time.monotonic() - started < 5
+    connection.close()
+
+
+def _bomb(item, count, inside=None):
+    """A request with so many empty items of one type, at its top or inside another item."""
+    fixed = struct.pack(">HH", 1, 0) + b"THARSIS".ljust(16) + b"RAW".ljust(16) + bytes(32)
+    items = struct.pack(">BBH", item, 0, 0) * count
+    body = items if inside is None else struct.pack(">BBH", inside, 0, len(items)) + items
+    return struct.pack(">BBI", 1, 0, len(fixed + body)) + fixed + body
+
+
+@pytest.mark.parametrize(
+    ("pdu", "why"),
+    [
+        (_bomb(0x20, 100_000), "more than 256 items"),
+        (_bomb(0x20, 200), "200 presentation contexts"),
+        (_bomb(0x54, 16_000, inside=0x50), "more than 1024 items"),
+        (_bomb(0x40, 16_000, inside=0x20), "more than 256 items"),
+        (struct.pack(">BBI", 1, 0, 68 + 4) + bytes(68) + struct.pack(">BBH", 0x10, 0, 9), "longer than what holds it"),
+    ],
+)
+def test_a_request_is_counted_before_it_is_decoded(pdu, why):
+    started = time.monotonic()
+    assert remaining(pdu) == 0
+    assert why in flaw(pdu)
+    assert time.monotonic() - started < 0.1
+
+
+# Limits of an association
+
+
+def test_max_associations_counts_associations_only(acceptor, wait_until):
+    """One more is rejected-transient, by the presentation provider, local limit exceeded (PS3.8 table 9-21)."""
+    node, held = acceptor(max_associations=2, acse_timeout_s=30.0, network_timeout_s=30.0)
+    waiting = [dial(node, request_pdu()[:50]) for _ in range(10)]
+    wait_until(lambda: held.waiting == 10, 5)
+    first, second = associated(node), associated(node)
+    third = dial(node, request_pdu())
+    assert answer(third) == bytes.fromhex("03000000000400020302")
+    assert third.recv(1) == b""
+    first.sendall(struct.pack(">BBI", 5, 0, 4) + bytes(4))
+    assert answer(first)[0] == 0x06
+    associated(node).close()  # its place is free as soon as the release is answered
+    for connection in (*waiting, first, second, third):
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "source", "reason"),
+    [
+        (b"\x42\0\0\0\0\4abcd", 2, 1),  # unrecognized PDU
+        (request_pdu(), 2, 2),  # unexpected PDU
+        (struct.pack(">BBI", 4, 0, 0xFFFFFFFF), 2, 6),  # invalid PDU parameter value
+        (struct.pack(">BBI", 4, 0, 131072 + 1025), 2, 6),
+        (struct.pack(">BBI", 5, 0, 0xFFFFFFFF), 2, 6),
+        (struct.pack(">BBI", 4, 0, 8) + struct.pack(">IBB", 0xFFFF, 1, 3) + b"xx", 2, 6),
+        (struct.pack(">BBI", 4, 0, 8) + struct.pack(">IBB", 4, 1, 3) + b"xx", 2, 6),  # no command set
+    ],
+    ids=["unknown", "second-request", "4-gib", "beyond-maximum", "long-release", "pdv-length", "no-command"],
+)
+def test_a_pdu_that_cannot_be_is_aborted_with_its_reason(acceptor, sent, source, reason):
+    """PS3.8 table 9-26, and nothing is allocated for a length that is only claimed."""
+    node, _ = acceptor()
+    connection = associated(node)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    connection.sendall(sent)
+    assert answer(connection) == struct.pack(">BBIBBBB", 7, 0, 4, 0, 0, source, reason)
+    assert connection.recv(1) == b""
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+    connection.close()
+    assert echo_seconds(node) < 2
+
+
+def test_a_pdu_has_to_come_to_its_end(acceptor, wait_until):
+    """Half a P-DATA-TF, and then now and then a byte: the association ends, the others do not notice."""
+    node, held = acceptor(network_timeout_s=1.0)
+    connection = associated(node)
+    connection.sendall(struct.pack(">BBI", 4, 0, 1000))
+    ended = threading.Event()
+
+    def trickle():
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.1):
+                connection.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    assert echo_seconds(node) < 2
+    wait_until(lambda: not held.associations, 10)
+    ended.set()
+    thread.join()
+    connection.close()
+
+
+def test_an_association_without_traffic_is_aborted(acceptor):
+    node, _ = acceptor(network_timeout_s=0.5)
+    connection = associated(node)
+    started = time.monotonic()
+    assert answer(connection)[0] == ABORT
+    assert time.monotonic() - started > 0.4
+    connection.close()
+
+
+def test_an_association_with_traffic_stays(acceptor):
+    node, _ = acceptor(network_timeout_s=2.0)
+    connection = associated(node)
+    pause = threading.Event()
+    for number in range(8):
+        connection.sendall(echo_pdu(number + 1))
+        assert answer(connection)[0] == 0x04
+        pause.wait(0.3)
+    connection.close()
+
+
+def test_a_long_answer_is_traffic(start_node, make_file, monkeypatch):
+    """A retrieve during which the peer says nothing does not cost it the association when it is done."""
+    node = start_node(network_timeout_s=1.5)
+    [sent] = client.send(Peer("127.0.0.1", node.port, "THARSIS"), [make_file(1)], Requestor("ME"))
+    assert sent.is_stored
+    stock = query.find
+    pause = threading.Event()
+
+    def slow(*arguments):
+        for row in stock(*arguments):
+            if row.status.is_success:
+                pause.wait(2.0)
+            yield row
+
+    monkeypatch.setattr(query, "find", slow)
+    peer = Peer("127.0.0.1", node.port, "THARSIS")
+    with client._open(peer, [Proposal(STUDY_ROOT_FIND, (ImplicitVRLittleEndian,))], Requestor("SLOW")) as link:
+        for _ in range(2):
+            transport.hold(link.assoc)
+            statuses = [status.Status for status, _ in link.assoc.send_c_find(_study_query(), STUDY_ROOT_FIND)]
+            assert statuses == [0xFF00, 0]
+
+
+def test_a_peer_that_does_not_read_is_dropped(start_node, make_dataset, wait_until):
+    """Its answers fill the buffers of TCP; then the PDU on its way has the network timeout and no longer."""
+    node = start_node(network_timeout_s=1.0)
+    held = node.server._acceptor
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", node.port))
+    connection.sendall(request_pdu())
+    assert answer(connection)[0] == ACCEPT
+    ended = threading.Event()
+
+    def ask():
+        connection.settimeout(0.2)
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                try:
+                    connection.sendall(echo_pdu() * 1000)
+                except TimeoutError:
+                    continue
+                except OSError:
+                    return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_until(lambda: not held.associations, 30)
+    ended.set()
+    thread.join()
+    connection.close()
+    assert echo_seconds(node) < 2
+
+
+@pytest.mark.parametrize("max_pdu", [0, 8, 64, 1000, 16384])
+def test_the_maximum_length_of_the_peer_is_kept(acceptor, make_file, max_pdu):
+    """PS3.8 D.1: 0 is no limit; even a P-DATA-TF of 8 bytes holds two of a message."""
+    node, _ = acceptor()
+    connection = associated(node, max_pdu=max_pdu)
+    connection.sendall(echo_pdu())
+    command = b""
+    while True:
+        pdu = answer(connection)
+        assert pdu[0] == 4
+        if max_pdu:
+            assert len(pdu) - 6 <= max_pdu
+        command += pdu[12:]
+        if pdu[11] & 2:
+            break
+    assert struct.pack("<HHIH", 0, 0x0900, 2, 0) in command
+    connection.close()
+
+
+def test_a_maximum_length_into_which_nothing_fits_is_rejected(acceptor):
+    node, _ = acceptor()
+    connection = dial(node, request_pdu(max_pdu=7))
+    assert answer(connection) == bytes.fromhex("03000000000400010201")
+    connection.close()
+
+
+def test_a_file_handle_beyond_1023_serves_as_well(acceptor):
+    """select() cannot watch it; poll can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        pytest.skip(f"this system allows {hard} open files only")
+    node, _ = acceptor()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert echo_seconds(node) < 2
+    finally:
+        for handle in taken:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Many at the same time, on a node in processes of its own
+
+
+def _handles(pid):
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _figures(pid):
+    """Threads, file handles and resident memory (MiB) of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    told = dict(line.split(":", 1) for line in status.splitlines())
+    return int(told["Threads"]), _handles(pid), int(told["VmRSS"].split()[0]) / 1024
+
+
+def _processor_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+def test_200_associations_and_hostile_peers_hold_up_nobody(serve, make_file, wait_until, capsys):
+    """The limit answers with its rejection, the others are served within two seconds, and everything comes back."""
+    node = serve(more="")
+    node.end()
+    node.config.write_text(
+        node.config.read_text().replace("[scp]", "[scp]\nmax_associations = 200\nacse_timeout_s = 20\n"
+                                        "network_timeout_s = 60\nmax_connections = 500")
+    )  # fmt: skip
+    node.start()
+    pid = node.processes()["network"]
+    peer = Peer("127.0.0.1", node.port, "THARSIS")
+    [sent] = client.send(peer, [make_file(1)], Requestor("WARM"))
+    assert sent.is_stored
+    client.echo(peer, Requestor("WARM"))
+    before = _figures(pid)
+    generator = random.Random(3)
+
+    idle = [associated(node) for _ in range(100)]
+    halves = [associated(node) for _ in range(97)]
+    for connection in halves:  # in the middle of a P-DATA-TF
+        connection.sendall(struct.pack(">BBI", 4, 0, 5000) + generator.randbytes(generator.randrange(1, 2000)))
+    loris = [dial(node, request_pdu()[: generator.randrange(1, 200)]) for _ in range(100)]
+    silent = [dial(node) for _ in range(100)]
+    for _ in range(50):
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", TLS_HELLO, generator.randbytes(500)):
+            dial(node, garbage).close()
+    for _ in range(500):
+        dial(node).close()
+
+    spent, started = _processor_seconds(pid), time.monotonic()
+    ended = threading.Event()
+
+    def trickle():
+        while not ended.wait(0.2):
+            for connection in (*loris, *halves):
+                with contextlib.suppress(OSError):
+                    connection.send(b"\0")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    slowest = 0.0
+    identifier = _study_query()
+    for number in range(2, 7):
+        file = make_file(number)
+        for ask in (
+            lambda: client.echo(peer, Requestor("PROMPT")),
+            lambda file=file: list(client.send(peer, [file], Requestor("PROMPT"))),
+            lambda: list(client.find(peer, identifier, STUDY_ROOT_FIND, Requestor("PROMPT"))),
+        ):
+            begun = time.monotonic()
+            assert ask()
+            slowest = max(slowest, time.monotonic() - begun)
+    assert slowest < 2
+    load = (_processor_seconds(pid) - spent) / (time.monotonic() - started)
+
+    last = [associated(node) for _ in range(3)]
+    over = dial(node, request_pdu())
+    assert answer(over) == bytes.fromhex("03000000000400020302")  # the 201st
+    during = _figures(pid)
+    ended.set()
+    thread.join()
+    for connection in (*idle, *halves, *loris, *silent, *last, over):
+        connection.close()
+    wait_until(lambda: _figures(pid)[0] <= before[0] and _figures(pid)[1] <= before[1] + 2, 60)
+    client.echo(peer, Requestor("AFTER"))
+    after = _figures(pid)
+    with capsys.disabled():
+        print(f"\nthreads, handles, MiB: {before} before, {during} during, {after} after; "
+              f"slowest answer {slowest:.2f} s, processor load {load:.0%}")  # fmt: skip
+    assert after[2] - before[2] < 40
+    assert "Traceback" not in node.log()
+
+
+def _study_query():
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel, identifier.StudyInstanceUID = "STUDY", ""
+    return identifier
