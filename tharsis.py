@@ -16,11 +16,14 @@ import typer
 from commands.archive import import_files, jobs_app, status
 from commands.check import check
 from commands.console import FAILED
+from commands.conformance import conformance
 from commands.demo import demo
-from commands.network import find, send, similar
+from commands.maintenance import check_archive, delete, rebuild, show_retention
+from commands.network import commit, find, send, similar
 from commands.scans import reconstruct, simulate
 from commands.serve import serve
 from config.identity import version
+from index.errors import ArchiveError
 
 app = typer.Typer(
     name="tharsis",
@@ -62,10 +65,16 @@ app.command("serve", rich_help_panel="The node")(serve)
 app.command("status", rich_help_panel="The node")(status)
 app.add_typer(jobs_app, name="jobs", rich_help_panel="The node")
 app.command("check", rich_help_panel="The node")(check)
+app.command("conformance", rich_help_panel="The node")(conformance)
+app.command("fsck", rich_help_panel="Keeping the archive")(check_archive)
+app.command("rebuild", rich_help_panel="Keeping the archive")(rebuild)
+app.command("delete", rich_help_panel="Keeping the archive")(delete)
+app.command("retention", rich_help_panel="Keeping the archive")(show_retention)
 app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
 app.command("import", rich_help_panel="Scans and images")(import_files)
 app.command("send", rich_help_panel="Asking a node, this one or any other")(send)
+app.command("commit", rich_help_panel="Asking a node, this one or any other")(commit)
 app.command("find", rich_help_panel="Asking a node, this one or any other")(find)
 app.command("similar", rich_help_panel="Asking a node, this one or any other")(similar)
 
@@ -79,6 +88,8 @@ def main() -> None:
         _end(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except sqlite3.Error as error:
         _end(f"the catalogue cannot be used: {error}")
+    except ArchiveError as error:
+        _end(str(error))
 
 
 def _end(sentence: str) -> NoReturn:

@@ -8,19 +8,32 @@ from dataclasses import dataclass
 from pydicom.datadict import tag_for_keyword
 
 from index.errors import (
+    CatalogueBusy,
+    CatalogueLost,
     InstanceConflict,
     InvalidIdentifier,
     InvalidInstance,
     NotEmbedded,
     NotFound,
     OutOfSpace,
+    PatientMismatch,
     SimilarityError,
     UnknownModel,
     UnknownQuery,
     WrongDimension,
     WrongState,
 )
-from scp.errors import ConversionError, NotAuthorized, NotOffered, PeerError, UnknownDestination, UnrecognizedOperation
+from scp.errors import (
+    ConversionError,
+    InvalidArgument,
+    NotAuthorized,
+    NotOffered,
+    PeerError,
+    ResourceLimitation,
+    UnknownAction,
+    UnknownDestination,
+    UnrecognizedOperation,
+)
 from scp.private_elements import ELEMENTS, private_tag
 
 LONGEST_COMMENT = 64
@@ -92,19 +105,27 @@ OUT_OF_RESOURCES = 0xA700
 SUB_OPERATIONS_FAILED = 0xA702
 SUB_OPERATIONS_WARNING = 0xB000
 CANNOT_UNDERSTAND = 0xC000
+STORED_WITH_A_WARNING = 0xB007
+"""Data Set does not match SOP Class: it was stored as it came (PS3.4 B.2.3)."""
 DATA_SET_MISMATCH = 0xA900
 PROCESSING_FAILURE = 0x0110
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 MISTYPED_ARGUMENT = 0x0212
 
-_CODES: dict[type[Exception], int] = {
+CODES: dict[type[Exception], int] = {
     InvalidInstance: DATA_SET_MISMATCH,
     # "Elements Discarded": of the warnings of PS3.4 B.2.3 the one that says the truth, for the data set received was
     # discarded in favour of the stored one. B000 (coercion) and B007 would claim that it had been stored.
     InstanceConflict: 0xB006,
+    PatientMismatch: DATA_SET_MISMATCH,
+    CatalogueLost: PROCESSING_FAILURE,
+    CatalogueBusy: OUT_OF_RESOURCES,
     OutOfSpace: OUT_OF_RESOURCES,
     InvalidIdentifier: DATA_SET_MISMATCH,
     NotFound: 0x0112,
+    InvalidArgument: 0x0115,
+    UnknownAction: 0x0123,
+    ResourceLimitation: 0x0213,
     WrongState: PROCESSING_FAILURE,
     SimilarityError: DATA_SET_MISMATCH,
     UnknownQuery: 0xC001,
@@ -122,7 +143,7 @@ _CODES: dict[type[Exception], int] = {
 
 def is_expected(error: Exception) -> bool:
     """Whether the table knows `error`; what it does not know is a fault of this node, worth a traceback."""
-    return any(kind in _CODES for kind in type(error).__mro__) or _is_disk_full(error)
+    return any(kind in CODES for kind in type(error).__mro__) or _is_disk_full(error)
 
 
 def status_of(error: Exception) -> Status:
@@ -135,9 +156,10 @@ def status_of(error: Exception) -> Status:
     if _is_disk_full(error):
         return Status(OUT_OF_RESOURCES, "the disk is full: nothing stored")
     for kind in type(error).__mro__:
-        if kind in _CODES:
-            return Status(_CODES[kind], str(error), offending)
-    return Status(PROCESSING_FAILURE, f"processing failed: {type(error).__name__}")
+        if kind in CODES:
+            return Status(CODES[kind], str(error), offending)
+    why = error.strerror if isinstance(error, OSError) else None  # without the path, which is nobody's business
+    return Status(PROCESSING_FAILURE, f"processing failed: {why or type(error).__name__}")
 
 
 def _is_disk_full(error: Exception) -> bool:

@@ -1,0 +1,320 @@
+"""The DICOM Conformance Statement of this node (PS3.2), written from the tables that the code itself works with.
+
+What the node accepts, matches and answers stands in `scp.contexts`, `index.keys`, `scp.status`, `scp.private_elements`
+and the settings; nothing of that is said a second time here. The sentences between the tables: ``conformance.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from string import Template
+
+from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
+from pydicom.tag import Tag
+from pydicom.uid import UID
+
+from config.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME, UID_ROOT, implementation_version_name
+from config.settings import Settings
+from index.commitments import FailureReason
+from index.decoding import Undecodable, decoder
+from index.errors import (
+    CatalogueBusy,
+    InstanceConflict,
+    InvalidIdentifier,
+    InvalidInstance,
+    NotEmbedded,
+    NotFound,
+    OutOfSpace,
+    PatientMismatch,
+    SimilarityError,
+    UnknownModel,
+    UnknownQuery,
+    WrongDimension,
+)
+from index.keys import SEQUENCES, UNIQUE_KEYS, Key, Level, Matching, SequenceKey, keys_of
+from scp import extended_negotiation, private_elements
+from scp.contexts import (
+    QUERY_RETRIEVE,
+    STORAGE,
+    STORAGE_COMMITMENT,
+    TRANSFER_SYNTAXES,
+    UNCOMPRESSED,
+    VERIFICATION,
+)
+from scp.errors import (
+    ConversionError,
+    InvalidArgument,
+    NotAuthorized,
+    NotOffered,
+    PeerError,
+    ResourceLimitation,
+    UnknownAction,
+    UnknownDestination,
+    UnrecognizedOperation,
+)
+from scp.status import (
+    CANCELLED,
+    CANNOT_UNDERSTAND,
+    CODES,
+    PENDING,
+    PENDING_WARNING,
+    PROCESSING_FAILURE,
+    SUB_OPERATIONS_FAILED,
+    SUB_OPERATIONS_WARNING,
+    SUCCESS,
+    Status,
+)
+
+_MATCHING = {
+    Matching.UID: "list of UID",
+    Matching.TEXT: "single value, wild card",
+    Matching.PERSON_NAME: "single value, wild card; any component group, without case and accents",
+    Matching.DATE: "single value, range",
+    Matching.TIME: "single value, range",
+    Matching.NUMBER: "single value, numeric",
+    Matching.MODALITIES: "any value; single value, wild card",
+}
+
+
+_ACCESS: tuple[type[Exception], ...] = (NotAuthorized, NotOffered, UnrecognizedOperation)
+_QUERY: tuple[type[Exception], ...] = (InvalidIdentifier,)
+_SIMILAR: tuple[type[Exception], ...] = (SimilarityError, UnknownQuery, NotEmbedded, UnknownModel, WrongDimension)
+
+_BEHAVIOURS = {
+    "relational": "relational queries and retrieval",
+    "combined_date_time": "combined date-time matching",
+    "fuzzy": "fuzzy semantic matching of person names",
+    "timezone": "time zone query adjustment",
+}
+
+RAISED: dict[str, tuple[type[Exception], ...]] = {
+    "storage": (InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace, CatalogueBusy, *_ACCESS),
+    "commitment": (NotFound, UnknownAction, InvalidArgument, ResourceLimitation, *_ACCESS),
+    "query": (*_QUERY, *_ACCESS),
+    "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ACCESS),
+    "similarity": (*_QUERY, *_SIMILAR, *_ACCESS),
+}
+"""What each service refuses; `scp.status` has the codes."""
+
+_ANSWERS: dict[str, tuple[tuple[int, str], ...]] = {
+    "storage": (
+        (SUCCESS.code, "the object and its catalogue rows are on disk"),
+        (CANNOT_UNDERSTAND, "the data set cannot be read"),
+    ),
+    "commitment": ((SUCCESS.code, "the request is on disk; the report follows"),),
+    "query": (
+        (SUCCESS.code, "no more matches"),
+        (PENDING.code, "a match; every key is supported"),
+        (PENDING_WARNING.code, "a match; a key that was asked for is not supported"),
+        (CANCELLED.code, "stopped by C-CANCEL"),
+    ),
+    "retrieve": (
+        (SUCCESS.code, "every sub-operation succeeded, or nothing matched"),
+        (PENDING.code, "sub-operations continue"),
+        (CANCELLED.code, "stopped by C-CANCEL"),
+        (SUB_OPERATIONS_WARNING, "some sub-operations failed or were answered with a warning"),
+        (SUB_OPERATIONS_FAILED, "all sub-operations failed"),
+    ),
+}
+
+
+_OVERWRITE = {
+    "never": "the stored object is kept and the answer is the warning B006",
+    "same_source": "it replaces the stored object when the same AE sent both, else the answer is the warning B006",
+    "always": "it replaces the stored object",
+}
+_CLIENT_CERTIFICATES = {
+    "none": "client certificates are not asked for",
+    "optional": "a client certificate is checked when there is one",
+    "required": "a client certificate is required",
+}
+
+
+def statement(settings: Settings) -> str:
+    """Return the Conformance Statement of a node with these settings as Markdown."""
+    template = Template(resources.files("scp").joinpath("conformance.md").read_text(encoding="utf-8"))
+    return template.substitute(
+        {
+            "model": MODEL_NAME,
+            "manufacturer": MANUFACTURER,
+            "aet": settings.scp.aet,
+            "similarity_aet": settings.scp.similarity_aet,
+            "services": _services(),
+            "identity": _identity(),
+            "reconstruct": str(settings.reconstruct.enabled).lower(),
+            "segmentation": str(settings.segmentation.enabled).lower(),
+            "uncompressed": ", ".join(map(_name, UNCOMPRESSED)),
+            "policies": _policies(settings),
+            "overwrite": _OVERWRITE[settings.archive.overwrite],
+            "commitment_hours": f"{settings.commitment.retry_hours:g}",
+            "failure_reasons": ", ".join(map(_failure_reason, FailureReason)),
+            "find_behaviours": _behaviours(extended_negotiation.FIND),
+            "retrieve_behaviours": _behaviours(extended_negotiation.RETRIEVE),
+            "keys": "\n\n".join(_keys(level) for level in Level),
+            "retrieve_associations": settings.scp.retrieve_associations,
+            "creator": private_elements.CREATOR,
+            "similarity_classes": _table(
+                ("SOP Class", "UID"),
+                [(_class_name(uid), uid) for uid, kind in QUERY_RETRIEVE.items() if kind.similarity],
+            ),
+            "private_elements": _private_block(),
+            "configuration": _configuration(settings),
+            "client_certificates": _CLIENT_CERTIFICATES[settings.tls.client_certificates],
+            "storage_classes": _table(("SOP Class", "UID"), sorted((_name(uid), uid) for uid in STORAGE)),
+            "transfer_syntaxes": _transfer_syntaxes(),
+            **{f"{service}_status": _statuses(service) for service in RAISED},
+        }
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join(lines)
+
+
+def tag(keyword: str) -> str:
+    """``(gggg,eeee)`` of the attribute."""
+    number = Tag(tag_for_keyword(keyword) or 0)
+    return f"({number.group:04X},{number.element:04X})"
+
+
+def _name(uid: str) -> str:
+    name = UID(uid).name
+    return name if name != uid else "(retired, without a name)"
+
+
+def _class_name(uid: str) -> str:
+    kind = QUERY_RETRIEVE.get(uid)
+    if kind is None or not kind.similarity:
+        return _name(uid)
+    return f"{MANUFACTURER} Similarity Query/Retrieve - {kind.operation.removeprefix('C-')} (private)"
+
+
+def _services() -> str:
+    names = [
+        _name(VERIFICATION),
+        f"Storage: {len(STORAGE)} SOP Classes (annex A)",
+        _name(STORAGE_COMMITMENT),
+        *map(_class_name, QUERY_RETRIEVE),
+    ]
+    return _table(("Network service", "user (SCU)", "provider (SCP)"), [(name, "yes", "yes") for name in names])
+
+
+def _identity() -> str:
+    rows = [
+        ("Implementation Class UID", IMPLEMENTATION_CLASS_UID),
+        ("Implementation Version Name", implementation_version_name()),
+        ("UID root of everything that this product names", UID_ROOT),
+        ("Manufacturer, in derived objects", MANUFACTURER),
+    ]
+    return _table(("Identity", "value"), rows)
+
+
+def _policies(settings: Settings) -> str:
+    own = settings.scp
+    rows = [
+        ("Application context", "1.2.840.10008.3.1.1.1"),
+        ("Associations at the same time, at most", f"{own.max_associations}; more are rejected (local limit exceeded)"),
+        ("Maximum PDU size received", f"{own.max_pdu_bytes} bytes"),
+        ("Maximum PDU size sent", "what the peer allows"),
+        ("Asynchronous operations", "not negotiated: one operation at a time"),
+        ("SCP/SCU role selection", "accepted for Storage (C-GET), proposed for Storage Commitment reports"),
+        ("User identity", "not negotiated"),
+        ("Wait for an association request or release", f"{own.acse_timeout_s:g} s"),
+        ("Wait for a DIMSE answer", f"{own.dimse_timeout_s:g} s"),
+        ("An association without traffic is aborted after", f"{own.network_timeout_s:g} s"),
+    ]
+    return _table(("Policy", "value"), rows)
+
+
+def _statuses(service: str) -> str:
+    rows = [*_ANSWERS.get(service, ()), (PROCESSING_FAILURE, "anything else that goes wrong in the node")]
+    rows += [(CODES[error], _meaning(error)) for error in RAISED[service]]
+    return _table(("Status", "type", "when"), sorted((f"{code:04X}", _kind(code), why) for code, why in rows))
+
+
+def _kind(code: int) -> str:
+    status = Status(code)
+    kinds = (
+        ("success", status.is_success),
+        ("pending", status.is_pending),
+        ("cancel", status.is_cancel),
+        ("warning", status.is_warning),
+    )
+    return next((kind for kind, holds in kinds if holds), "failure")
+
+
+def _meaning(error: type[Exception]) -> str:
+    """What the error means, from its docstring."""
+    first = (error.__doc__ or "").strip().splitlines()[0].rstrip(".").replace("``", "`")
+    return first[:1].lower() + first[1:]
+
+
+def _failure_reason(reason: FailureReason) -> str:
+    return f"{reason:04X} ({reason.name.replace('_', ' ').lower()})"
+
+
+def _behaviours(names: Iterable[str]) -> str:
+    return ", ".join(_BEHAVIOURS[name] for name in names)
+
+
+def _keys(level: Level) -> str:
+    rows = [_key_row(key, "") for key in keys_of(level)]
+    rows += [row for sequence in SEQUENCES.values() if sequence.level is level for row in _item_rows(sequence, "")]
+    return f"### {level.value}\n\n" + _table(("Tag", "key", "VR", "type", "matching"), rows)
+
+
+_Row = tuple[str, str, str, str, str]
+
+
+def _key_row(key: Key, depth: str) -> _Row:
+    kind = "U" if UNIQUE_KEYS[key.level] == key.keyword and not depth else "O"
+    matching = _MATCHING[key.matching] + (" (kept by the node)" if key.counted else "")
+    return tag(key.keyword), depth + dictionary_description(key.keyword), dictionary_VR(key.keyword), kind, matching
+
+
+def _item_rows(sequence: SequenceKey, depth: str) -> Iterator[_Row]:
+    """The sequence and the attributes of its items, with ``>`` for each level of nesting as in PS3.3."""
+    yield tag(sequence.keyword), depth + dictionary_description(sequence.keyword), "SQ", "O", "all keys in one item"
+    inside = depth + "\\>"
+    for key in sequence.keys:
+        yield _key_row(key, inside)
+    for inner in sequence.sequences:
+        yield from _item_rows(inner, inside)
+
+
+def _private_block() -> str:
+    rows = [
+        (f"({private_elements.GROUP:04X},xx{element.number:02X})", element.keyword, element.vr, element.vm)
+        for element in private_elements.ELEMENTS.values()
+    ]
+    return _table(("Tag", "element", "VR", "VM"), rows)
+
+
+def _configuration(settings: Settings) -> str:
+    own, tls = settings.scp, settings.tls
+    unknown = f"accepted with the rights {', '.join(sorted(own.unknown_rights))}" if own.accept_unknown else "rejected"
+    rows = [
+        ("AE titles", f"`{own.aet}`, `{own.similarity_aet}`"),
+        ("Port", own.port if tls.plain else "closed"),
+        ("Port for TLS", tls.port if tls.enabled else "closed"),
+        ("Unknown callers", unknown),
+        ("Named peers", len(settings.application_entities)),
+    ]
+    return _table(("Setting", "value"), rows)
+
+
+def _transfer_syntaxes() -> str:
+    rows = [(_name(uid), uid, _how_it_is_converted(uid)) for uid in TRANSFER_SYNTAXES]
+    return _table(("Transfer syntax", "UID", "for a receiver that takes only another one"), rows)
+
+
+def _how_it_is_converted(uid: str) -> str:
+    if uid in UNCOMPRESSED:
+        return "encoded anew"
+    try:
+        return "decoded" if decoder(uid).is_available else "not sent"
+    except Undecodable:
+        return "not sent"
