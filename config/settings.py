@@ -22,7 +22,7 @@ SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
 
 _ENVIRONMENT_PREFIX = "THARSIS_"
-_NOT_SETTINGS = {"THARSIS_TEST_DATA"}
+_NOT_SETTINGS = {"THARSIS_TEST_DATA", "THARSIS_PEER"}
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 """PS3.5 table 6.2-1, AE: default repertoire without backslash and control characters."""
 

@@ -129,7 +129,7 @@ def answers(text: str, tag: str) -> list[str]:
 
 
 def similar_case_can_be_moved(node, dcmtk, tmp_path, archive: Archive, study: str) -> None:
-    """C-GET instead of C-MOVE needs no receiver in the settings; test_retrieve.py covers C-MOVE to storescp."""
+    """C-GET instead of C-MOVE needs no receiver in the settings; test_retrieve_dcmtk.py covers C-MOVE to storescp."""
     folder = tmp_path / "retrieved"
     folder.mkdir()
     (series,) = series_of(archive, study, "SEG")

@@ -44,6 +44,7 @@ def test_environment_takes_numbers_switches_and_lists():
         "THARSIS_SCP_UNKNOWN_RIGHTS": "find, move",
         "THARSIS_ARCHIVE_SETTLE_TIME_S": "2.5",
         "THARSIS_TEST_DATA": "/elsewhere",
+        "THARSIS_PEER": "THARSIS@localhost:11112",
         "PATH": "/bin",
     }
     settings = load(environment=environment)
