@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.tag import BaseTag
 
+from index.errors import InvalidInstance
+
 _BLOCK_BYTES = 1 << 20
+_INFLATING = threading.BoundedSemaphore(2)
+"""How many data sets are held inflated at the same time: their number, not that of the senders, bounds the memory."""
 
 
 def is_same_data_set(one: Path, other: Path) -> bool:
@@ -27,11 +36,18 @@ def is_same_data_set(one: Path, other: Path) -> bool:
     return True
 
 
-def inflate(path: Path, limit: int) -> bytes:
-    """Return the first `limit` bytes of a deflated data set (PS3.5 A.5), which may inflate to any size."""
-    with path.open("rb") as file:
-        _data_set_size(file)
-        return _inflate(file, limit)[0]
+@contextmanager
+def inflated(file: BinaryIO, limit: int) -> Iterator[tuple[bytes, bool]]:
+    """Give the first `limit` bytes that the rest of `file` inflates to, and whether that is all of it.
+
+    Waits while others hold inflated data sets in memory. Raises `InvalidInstance` when it is not deflated.
+    """
+    with _INFLATING:
+        try:
+            content, is_whole = _inflate(file, limit)
+        except zlib.error as error:
+            raise InvalidInstance(f"the data set cannot be inflated: {error}") from error
+        yield content, is_whole
 
 
 def inflate_whole(source: BinaryIO, limit: int) -> bytes:
@@ -52,6 +68,28 @@ def inflate_whole(source: BinaryIO, limit: int) -> bytes:
     return inflated
 
 
+def inflate_into(source: BinaryIO, sink: IO[bytes], limit: int) -> None:
+    """Write all that the rest of `source`, a deflated data set, inflates to into `sink`, block by block.
+
+    Raises
+    ------
+    ValueError
+        More than `limit` bytes, or cut off.
+    zlib.error
+        Not deflated.
+    """
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    written = 0
+    while not stream.eof and (block := stream.unconsumed_tail or source.read(_BLOCK_BYTES)):
+        inflated = stream.decompress(block, _BLOCK_BYTES)
+        written += len(inflated)
+        if written > limit:
+            raise ValueError(f"it inflates to more than {limit} bytes")
+        sink.write(inflated)
+    if not stream.eof:
+        raise ValueError(f"the deflated data set is cut off after {written} bytes")
+
+
 def _inflate(source: BinaryIO, limit: int) -> tuple[bytes, bool]:
     """Return the first `limit` bytes, and whether the deflated data ended there."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -65,11 +103,36 @@ def _inflate(source: BinaryIO, limit: int) -> tuple[bytes, bool]:
     return bytes(inflated), stream.eof
 
 
+def begin_of_data_set(file: BinaryIO) -> tuple[int, str]:
+    """Move `file` to the beginning of its data set; return that offset and the Transfer Syntax UID, "" for none.
+
+    Raises
+    ------
+    InvalidInstance
+        Not a Part 10 file, or its File Meta Information cannot be read.
+    """
+    try:
+        meta = _skip_file_meta(file)
+        return file.tell(), str(meta.get("TransferSyntaxUID", "")).strip(" \0")
+    except InvalidDicomError as error:
+        raise InvalidInstance("not a DICOM Part 10 file") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk is at fault; without a number it is pydicom that came to the end
+            raise
+        raise InvalidInstance(f"unreadable File Meta Information: {error}") from error
+    except Exception as error:  # a parser fed with hostile bytes raises anything
+        raise InvalidInstance(f"unreadable File Meta Information: {type(error).__name__}") from error
+
+
 def _data_set_size(file: BinaryIO) -> int:
     """Move `file` to the beginning of its data set and return how many bytes that has."""
-    read_preamble(file, force=False)
-    read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_after_file_meta)
+    _skip_file_meta(file)
     return os.fstat(file.fileno()).st_size - file.tell()
+
+
+def _skip_file_meta(file: BinaryIO) -> Dataset:
+    read_preamble(file, force=False)
+    return read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_after_file_meta)
 
 
 def _is_after_file_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:

@@ -12,6 +12,7 @@ from pydicom.uid import UID
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from index.errors import InvalidInstance
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,18 +52,31 @@ def encoded_meta(identity: tuple[str, str], transfer_syntax_uid: str, source_aet
     return encode_file_meta(meta)
 
 
+def _uids(identity: tuple[object, object]) -> tuple[str, str]:
+    for keyword, value in zip(("AffectedSOPClassUID", "AffectedSOPInstanceUID"), identity, strict=True):
+        if not isinstance(value, str) or not value:
+            raise InvalidInstance(f"{keyword}: expected one UID, got {value!r}", element=keyword)
+    return str(identity[0]), str(identity[1])
+
+
 class ReceivedFile:
     """The Part 10 file that one C-STORE-RQ is written to while it is received.
 
     A failure (a full disk) is kept until the request is answered; the rest of the data set is read and dropped, since
     the association can only go on after it.
+
+    Parameters
+    ----------
+    identity
+        (SOP Class UID, SOP Instance UID) as the command has them, which may be neither single nor there at all.
     """
 
-    def __init__(self, reception: Reception, meta: bytes) -> None:
+    def __init__(self, reception: Reception, identity: tuple[object, object], transfer_syntax_uid: str) -> None:
         self.error: Exception | None = None
         self.path: Path | None = None
         self._stream: BinaryIO | None = None
         try:
+            meta = encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
             self.path = reception.new_file()
             self._stream = self.path.open("wb")
             self._stream.write(bytes(128) + b"DICM" + meta)

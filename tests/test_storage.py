@@ -12,7 +12,7 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
@@ -22,7 +22,7 @@ from scp import client
 from scp.client import Requestor
 from scp.contexts import Proposal
 from scp.part10 import EncodedObject, data_set_offset
-from scp.requestor import Peer
+from scp.requestor import Peer, RequestingEntity
 from scp.services import NodeServices
 
 UID_OF = "1.2.826.0.1.3680043.9.7133.9.{}".format
@@ -37,7 +37,7 @@ def _send(node, *files, title="MODALITY", called="THARSIS"):
 
 
 def _associate(node, *, calling="MODALITY", called="THARSIS"):
-    entity = AE(calling)
+    entity = RequestingEntity(calling)
     entity.add_requested_context(CTImageStorage, [ExplicitVRLittleEndian])
     entity.add_requested_context(Verification)
     return entity.associate("127.0.0.1", node.port, ae_title=called)
@@ -310,3 +310,22 @@ def test_implicit_vr_is_taken_when_only_that_is_proposed(start_node):
     assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
     assert assoc.accepted_contexts[0].transfer_syntax == [ImplicitVRLittleEndian]
     assoc.release()
+
+
+def test_cancels_without_number_and_reports_that_nobody_asked_for(start_node):
+    """Ten C-CANCELs are kept (PS3.7 9.3.2.3), the rest is dropped; N-EVENT-REPORT is not for an acceptor."""
+    node = start_node()
+    assoc = _associate(node)
+    [context_id] = [cx.context_id for cx in assoc.accepted_contexts if cx.abstract_syntax == Verification]
+    for number in range(1, 20):
+        cancel = C_CANCEL()
+        cancel.MessageIDBeingRespondedTo = number
+        assoc.dimse.send_msg(cancel, context_id)
+    assert assoc.send_c_echo().Status == 0
+    report = N_EVENT_REPORT()
+    report.MessageID, report.EventTypeID = 1, 1
+    report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
+    assoc.dimse.send_msg(report, context_id)
+    assoc.join(10)
+    assert assoc.is_aborted
+    _wait_until_idle(node)

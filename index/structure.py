@@ -1,0 +1,286 @@
+"""The shape of an encoded data set: how deep it nests, and whether it is whole (PS3.5 7.1, 7.5).
+
+Walked element by element, without recursion and without reading values, so that a hostile data set costs no more than
+its own bytes. Parsers that recurse, or that trust a length, then meet nothing in the archive that they cannot carry.
+
+What is wrong *inside* a sequence or an item of explicit length is skipped: readers find its end all the same, and
+writers exist that get such things wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from index.errors import InvalidInstance
+from index.part10 import begin_of_data_set, inflated
+
+_SEQUENCES = frozenset(tag for tag, (vr, *_) in DicomDictionary.items() if vr == "SQ")
+_LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+"""VRs with a length of 32 bits (PS3.5 7.1.2)."""
+_FRAGMENTED = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW"})
+"""VRs whose undefined length means the fragments of encapsulated pixel data (PS3.5 A.4)."""
+
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_PIXEL_DATA = 0x7FE00010
+_UNDEFINED = 0xFFFFFFFF
+_LONGEST_HEADER = 12
+_MOST_ELEMENTS = 1 << 22
+"""Elements, items and fragments of a data set; an enhanced object of 10,000 frames has a quarter of it."""
+_WINDOW_BYTES = 1 << 15
+_LONGEST_INFLATED = 1 << 26
+"""Bytes of a deflated data set that are looked at; a small file may inflate to any size."""
+
+
+class _CutOff(Exception):
+    """An element or a sequence goes on behind the end of the data set."""
+
+
+def require_structure(path: Path, most_nesting: int) -> str:
+    """Check the data set of the Part 10 file at `path`; return where it is cut off, a sentence, or "" for nowhere.
+
+    An object that is cut off may still be worth keeping: that is for the caller to say.
+
+    Parameters
+    ----------
+    most_nesting
+        Sequences that may lie inside each other.
+
+    Raises
+    ------
+    InvalidInstance
+        Not a Part 10 file, nested deeper, of too many elements, or without a structure that can be followed.
+    OSError
+        The file cannot be read.
+    """
+    with path.open("rb") as file:
+        begin, transfer_syntax = begin_of_data_set(file)
+        if not transfer_syntax:
+            return ""  # which refuses it for another reason
+        if transfer_syntax != DeflatedExplicitVRLittleEndian:
+            size = os.fstat(file.fileno()).st_size
+            return _walk(_Walk(file, begin, size, transfer_syntax, is_whole=True), most_nesting)
+        with inflated(file, _LONGEST_INFLATED) as (content, is_whole):
+            if not is_whole and len(content) < _LONGEST_INFLATED:
+                return f"cut off: the deflated data set ends after {len(content)} bytes"
+            return _walk(
+                _Walk(BytesIO(content), 0, len(content), transfer_syntax, is_whole=is_whole), most_nesting
+            )
+
+
+def require_whole(encoded: bytes, transfer_syntax_uid: str, most_nesting: int) -> None:
+    """Check a data set in memory, not deflated: raises `InvalidInstance` as above, and when it is cut off."""
+    if cut_off := _walk(
+        _Walk(BytesIO(encoded), 0, len(encoded), transfer_syntax_uid, is_whole=True), most_nesting
+    ):
+        raise InvalidInstance(cut_off)
+
+
+def _walk(walk: _Walk, most_nesting: int) -> str:
+    try:
+        walk.run(most_nesting)
+    except _CutOff as cut_off:
+        return f"cut off: {cut_off}"
+    return ""
+
+
+class _Walk:
+    """One pass over an encoded data set.
+
+    Parameters
+    ----------
+    begin, end
+        Where it lies in `file`.
+    is_whole
+        False when it goes on behind `end`, where nobody looks.
+    """
+
+    def __init__(self, file: BinaryIO, begin: int, end: int, transfer_syntax_uid: str, *, is_whole: bool) -> None:
+        self._file = file
+        self._at = begin
+        self._end = end
+        self._is_whole = is_whole
+        self._window = b""
+        self._window_at = begin
+        mark = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
+        self._unpack_explicit = struct.Struct(mark + "HH2sH").unpack_from
+        self._unpack_implicit = struct.Struct(mark + "HHL").unpack_from
+        self._unpack_length = struct.Struct(mark + "L").unpack_from
+        self._is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian and not self._begins_with_a_vr()
+        # What is open, the innermost last: (where it ends, None for at its delimiter; whether it is a sequence).
+        self._open: list[tuple[int | None, bool]] = []
+        self._depth = 0
+
+    def _begins_with_a_vr(self) -> bool:
+        """Whether what is declared to be Implicit VR is written as Explicit VR: readers go by what is there."""
+        vr = self._bytes(8)[4:6]
+        return len(vr) == 2 and vr.isalpha() and vr.isupper()
+
+    def _bytes(self, count: int) -> bytes:
+        """Return the next `count` bytes, fewer at the end."""
+        offset = self._at - self._window_at
+        if offset < 0 or offset + count > len(self._window):
+            self._file.seek(self._at)
+            self._window = self._file.read(min(_WINDOW_BYTES, max(0, self._end - self._at)))
+            self._window_at, offset = self._at, 0
+        return self._window[offset : offset + count]
+
+    def run(self, most_nesting: int) -> None:
+        """Walk to the end; raises `InvalidInstance`."""
+        last = 0
+        for _ in range(_MOST_ELEMENTS):
+            self._close()
+            if self._at >= self._end:
+                break
+            if self._open and self._open[-1][1]:
+                self._item()
+                continue
+            tag = self._data_element()
+            if self._depth > most_nesting:
+                raise InvalidInstance(f"sequences nested deeper than {most_nesting}")
+            if tag == 0 and last >= _PIXEL_DATA and not self._open:  # a sector of zeros behind the data set
+                return
+            last = tag
+        else:
+            raise InvalidInstance(f"a data set of more than {_MOST_ELEMENTS} elements")
+        if self._open and self._is_whole:
+            raise _CutOff("a sequence does not end within the data set")
+
+    def _close(self) -> None:
+        """Leave whatever ends here."""
+        while self._open and (end := self._open[-1][0]) is not None and self._at >= end:
+            self._at = end
+            self._pop()
+
+    def _pop(self) -> None:
+        self._depth -= self._open.pop()[1]
+
+    def _item(self) -> None:
+        """Pass the header of an item, or the delimiter of the sequence."""
+        header = self._bytes(8)
+        if len(header) < 8:
+            self._skip_broken("in the header of an item", is_cut_off=True)
+            return
+        group, element, length = self._unpack_implicit(header)
+        tag = group << 16 | element
+        if tag == _ITEM:
+            self._at += 8
+            self._enter(length, is_sequence=False)
+        elif tag == _SEQUENCE_END:
+            end = self._open[-1][0]
+            self._at = self._at + 8 if end is None else end
+            self._pop()
+        else:
+            self._skip_broken(f"({group:04X},{element:04X}) where an item of a sequence is expected")
+
+    def _data_element(self) -> int:
+        """Pass an element, or the header of a sequence; return its tag."""
+        header = self._bytes(_LONGEST_HEADER)
+        if len(header) < 8:
+            if any(header) or self._open:
+                self._skip_broken("in the header of an element", is_cut_off=True)
+            self._at = max(self._at, self._end if not self._open else self._at)
+            return 0
+        tag, vr, length, size = self._header(header)
+        if tag == _ITEM_END:
+            self._leave_item()
+            return tag
+        self._at += size
+        if length == _UNDEFINED:
+            self._undefined_length(tag, vr)
+        elif vr == b"SQ" or (tag in _SEQUENCES and vr in (b"", b"UN")):
+            self._enter(length, is_sequence=True)
+        elif self._at + length > self._limit():
+            there = self._limit() - self._at
+            self._skip_broken(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has {there} of {length} bytes", is_cut_off=True)
+        else:
+            self._at += length
+        return tag
+
+    def _header(self, header: bytes) -> tuple[int, bytes, int, int]:
+        """Return tag, VR (empty when there is none), length and the size of an element's header."""
+        if not self._is_implicit:
+            group, element, vr, length = self._unpack_explicit(header)
+            if vr in _LONG_LENGTH:
+                if len(header) < _LONGEST_HEADER:
+                    return group << 16 | element, vr, _UNDEFINED - 1, len(header)
+                return group << 16 | element, vr, self._unpack_length(header, 8)[0], 12
+            if vr.isalpha() and vr.isupper():
+                return group << 16 | element, vr, length, 8
+        group, element, length = self._unpack_implicit(header)  # some writers switch to it inside of sequences
+        return group << 16 | element, b"", length, 8
+
+    def _limit(self) -> int:
+        """Where the innermost thing of explicit length ends."""
+        return next((end for end, _ in reversed(self._open) if end is not None), self._end)
+
+    def _enter(self, length: int, *, is_sequence: bool) -> None:
+        end = None if length == _UNDEFINED else self._at + length
+        limit = self._limit()
+        if end is not None and end > limit:
+            if limit == self._end and self._is_whole:
+                raise _CutOff(f"a sequence or item has {limit - self._at} of {length} bytes")
+            end = limit
+        self._open.append((end, is_sequence))
+        self._depth += is_sequence
+
+    def _leave_item(self) -> None:
+        if not self._open:
+            raise InvalidInstance("the end of an item outside of any sequence")
+        end = self._open[-1][0]
+        self._at = self._at + 8 if end is None else end
+        self._pop()
+
+    def _undefined_length(self, tag: int, vr: bytes) -> None:
+        if vr in _FRAGMENTED or tag == _PIXEL_DATA:
+            self._fragments()
+            return
+        following = self._bytes(4)
+        is_delimiter = len(following) == 4 and self._tag_of(following) in (_ITEM, _SEQUENCE_END)
+        if vr == b"SQ" or tag in _SEQUENCES or is_delimiter:
+            self._enter(_UNDEFINED, is_sequence=True)
+        else:
+            self._skip_broken(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) of undefined length is no sequence")
+
+    def _tag_of(self, four: bytes) -> int:
+        group, element, _ = self._unpack_implicit(four + bytes(4))
+        return int(group << 16 | element)
+
+    def _fragments(self) -> None:
+        for _ in range(_MOST_ELEMENTS):
+            header = self._bytes(8)
+            if len(header) < 8:
+                self._skip_broken("the pixel data has no end", is_cut_off=True)
+                return
+            group, element, length = self._unpack_implicit(header)
+            tag = group << 16 | element
+            self._at += 8
+            if tag == _SEQUENCE_END:
+                return
+            if tag != _ITEM:
+                self._skip_broken(f"({group:04X},{element:04X}) where a fragment of pixel data is expected")
+                return
+            if self._at + length > self._limit():
+                there = self._limit() - self._at
+                self._skip_broken(f"a fragment of pixel data has {there} of {length} bytes", is_cut_off=True)
+                return
+            self._at += length
+        raise InvalidInstance(f"pixel data of more than {_MOST_ELEMENTS} fragments")
+
+    def _skip_broken(self, sentence: str, *, is_cut_off: bool = False) -> None:
+        """Go on behind the innermost thing of explicit length; raise `sentence` when nothing tells where to go on."""
+        while self._open:
+            end = self._open[-1][0]
+            if end is not None:
+                self._at = end
+                return
+            self._pop()
+        if self._is_whole:
+            raise (_CutOff if is_cut_off else InvalidInstance)(sentence)
+        self._at = self._end

@@ -1,0 +1,110 @@
+"""What a peer may have in memory, and which fragments belong together (PS3.7 6.2, PS3.8 E.2)."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from scp import inbox
+from scp.inbox import Inbox, InboxError
+
+COMMAND, LAST_OF_COMMAND, DATA, LAST_OF_DATA = 1, 3, 0, 2
+LARGE = (1 << 16) + 1
+
+
+def receive(box, data_bytes, *, waiting=0):
+    """The fragments of one request whose data set has so many bytes."""
+    box.fragment(1, LAST_OF_COMMAND)
+    box.received(100, 0, expects_data=True, waiting=waiting)
+    box.fragment(1, LAST_OF_DATA)
+    box.received(100, data_bytes, expects_data=True, waiting=waiting)
+    box.completed(waiting + 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "fragment", "sentence"),
+    [
+        ([], (1, DATA), "of a data set where one of a command"),
+        ([(1, COMMAND)], (1, DATA), "of a data set where one of a command"),
+        ([(1, COMMAND)], (3, LAST_OF_COMMAND), "context 3 within a message of context 1"),
+    ],
+)
+def test_fragments_that_do_not_belong_together(before, fragment, sentence):
+    box = Inbox()
+    for earlier in before:
+        box.fragment(*earlier)
+        box.received(10, 0, expects_data=False, waiting=0)
+    with pytest.raises(InboxError, match=sentence):
+        box.fragment(*fragment)
+
+
+def test_a_command_within_a_data_set():
+    box = Inbox()
+    box.fragment(1, LAST_OF_COMMAND)
+    box.received(100, 0, expects_data=True, waiting=0)
+    with pytest.raises(InboxError, match="of a command where one of a data set"):
+        box.fragment(1, COMMAND)
+
+
+@pytest.mark.parametrize(
+    ("command", "data", "sentence"),
+    [(65537, 0, "a command set of more than 65536"), (100, (1 << 24) + 1, "a data set of more than 16777216")],
+)
+def test_a_message_has_a_largest_size(command, data, sentence):
+    with pytest.raises(InboxError, match=sentence):
+        Inbox().received(command, data, expects_data=True, waiting=0)
+
+
+def test_few_requests_may_wait():
+    box = Inbox()
+    for waiting in range(16):
+        receive(box, 10, waiting=waiting)
+    with pytest.raises(InboxError, match="more than 16 requests wait"):
+        receive(box, 10, waiting=16)
+
+
+def test_large_requests_wait_for_room_and_leave_it(monkeypatch):
+    monkeypatch.setattr(inbox, "_PATIENCE_S", 0.05)
+    boxes = [Inbox() for _ in range(8)]
+    for box in boxes:
+        receive(box, LARGE)
+    late = Inbox()
+    with pytest.raises(InboxError, match="no room for a large request"):
+        receive(late, LARGE)
+    late.clear()
+    boxes[0].taken(is_message=True)  # served now
+    boxes[0].taken(is_message=False)  # and done
+    for box in boxes[1:]:
+        box.clear()  # the association is gone
+    for box in boxes:
+        box.clear()  # once more does no harm
+    monkeypatch.setattr(inbox, "_PATIENCE_S", 10.0)
+    for _ in range(20):
+        box = Inbox()
+        receive(box, LARGE)
+        box.clear()
+
+
+def test_who_waits_for_room_gets_it():
+    boxes = [Inbox() for _ in range(8)]
+    for box in boxes:
+        receive(box, LARGE)
+    late = Inbox()
+    thread = threading.Thread(target=receive, args=(late, LARGE))
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    boxes[0].clear()
+    thread.join(10)
+    assert not thread.is_alive()
+    for box in (late, *boxes):
+        box.clear()
+
+
+def test_one_large_request_of_an_association_at_a_time():
+    box = Inbox()
+    receive(box, LARGE)
+    with pytest.raises(InboxError, match="while another one waits"):
+        receive(box, LARGE, waiting=1)
+    box.clear()
