@@ -275,9 +275,9 @@ def test_a_segmentation_does_not_need_the_projections(
     assert not work(archive, settings)
     expected = contents(archive)
     (seg,) = of_modality(archive, "SEG")
+    first = archive.database.execute("SELECT source FROM derivation WHERE recipe LIKE '%segment%'").fetchone()[0]
     archive.delete(Level.SERIES, seg)
     archive.delete(Level.SERIES, B)
-    first = archive.database.execute("SELECT source FROM derivation WHERE recipe LIKE '%segment%'").fetchone()[0]
     archive.jobs.push("segment", first)
     assert not work(archive, settings)
     assert of_modality(archive, "SEG").keys() == {seg}
