@@ -15,8 +15,8 @@ import typer
 
 from commands.archive import import_files, jobs_app, status
 from commands.check import check
-from commands.console import FAILED
 from commands.conformance import conformance
+from commands.console import FAILED
 from commands.demo import demo
 from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.network import commit, find, send, similar

@@ -22,7 +22,9 @@ _LARGEST_OFFSET_H = 14
 _ZONE_MARGIN = timedelta(days=2)
 """Two zones are at most 28 hours apart."""
 
-_TIME = re.compile(r"(?P<hour>\d{2})(?:(?P<minute>\d{2})(?P<rest>\d{2}(?:\.\d{1,6})?)?)?", re.ASCII)
+_TIME = re.compile(
+    r"(?P<hour>[01]\d|2[0-3])(?:(?P<minute>[0-5]\d)(?P<rest>(?:[0-5]\d|60)(?:\.\d{1,6})?)?)?", re.ASCII
+)
 
 _LEGACY_TIME = re.compile(r"\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?", re.ASCII)
 """As ACR-NEMA wrote it."""

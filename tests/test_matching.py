@@ -233,6 +233,8 @@ def test_range_matching_of_times_c_2_2_2_5(stored, asked, expected):
         ("PatientAge", "04*"),
         ("StudyDate", " - "),
         ("StudyTime", "10:15:"),
+        ("StudyTime", "99-"),
+        ("StudyTime", "1060"),
     ],
 )
 def test_a_malformed_value_is_refused_and_named(keyword, value):
