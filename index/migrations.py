@@ -295,3 +295,9 @@ def queries(database: Database) -> None:
     them.
     """
     _run(database, _QUERIES)
+
+
+@migrations()
+def outputs_of_derivations(database: Database) -> None:
+    """Find what a derivation made without reading all outputs, when it is forgotten."""
+    database.execute("CREATE INDEX derivation_output_of ON derivation_output(derivation)")
