@@ -54,6 +54,7 @@ def _take_standard_output() -> TextIO:
 
 def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
     from index.similarity import Similarity
+    from scp.listener import CannotListen
     from scp.server import Server
     from scp.tls import TlsError
 
@@ -61,10 +62,10 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     try:
         server = Server(archive, settings, Similarity(archive) if settings.similarity.enabled else None, name=name)
         server.start()
-    except OSError as error:
+    except CannotListen as error:
         _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})
         sys.exit(1)
-    except TlsError as error:
+    except (OSError, TlsError) as error:
         _tell(supervisor, {"error": str(error)})
         sys.exit(1)
     stop = threading.Event()

@@ -76,6 +76,9 @@ class Child:
         except (OSError, EOFError, ValueError) as error:
             self.end()
             raise DecoderDied("the decoder crashed, or ran out of time, over it") from error
+        except BaseException:  # its answer may be on its way, and the next who asks would take it for his own
+            self.end()
+            raise
         finally:
             watch.cancel()
         if "error" in response:

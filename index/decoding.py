@@ -12,12 +12,11 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import gdcm
 import numpy as np
@@ -40,7 +39,7 @@ from pydicom.uid import (
 )
 
 from index.decoder_process import Decoded, child, receive, send
-from index.part10 import begin_of_data_set, inflate_into
+from index.part10 import NewFile, begin_of_data_set, inflated_file
 
 ENCAPSULATED_UNCOMPRESSED = UID("1.2.840.10008.1.2.1.98")
 """Encapsulated Uncompressed Explicit VR Little Endian (PS3.5 A.4.11)."""
@@ -84,8 +83,13 @@ class Undecodable(ValueError):
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[tuple[Dataset, BinaryIO]]:
+def open_image(path: Path, new_file: NewFile) -> Iterator[tuple[Dataset, BinaryIO]]:
     """Give the data set of a Part 10 file without its long values, and the file that they can be read from.
+
+    Parameters
+    ----------
+    new_file
+        Where a deflated data set is inflated to that is too large for the memory.
 
     Raises
     ------
@@ -93,15 +97,16 @@ def open_image(path: Path) -> Iterator[tuple[Dataset, BinaryIO]]:
         Not a Part 10 file.
     ValueError, zlib.error
         A deflated data set that inflates to too much, or cannot be inflated.
+    OutOfSpace
+        There is no room for what it inflates to.
     """
     with path.open("rb") as file:
         _, syntax = begin_of_data_set(file)
-        with SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(path.parent)) as inflated:
-            source: BinaryIO = file
-            if syntax == DeflatedExplicitVRLittleEndian:
-                inflate_into(file, inflated, _LARGEST_INFLATED)
-                inflated.seek(0)
-                source = cast(BinaryIO, inflated)
+        with (
+            inflated_file(file, new_file, in_memory=_IN_MEMORY_BYTES, limit=_LARGEST_INFLATED)
+            if syntax == DeflatedExplicitVRLittleEndian
+            else nullcontext(file)
+        ) as source:
             dataset = read_dataset(
                 source,
                 is_implicit_VR=syntax == ImplicitVRLittleEndian,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -16,6 +17,9 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.tag import BaseTag
 
 from index.errors import InvalidInstance
+
+NewFile = Callable[[int], Path]
+"""Makes an empty file for so many bytes on the file system of the archive; raises `OutOfSpace`."""
 
 _BLOCK_BYTES = 1 << 20
 _INFLATING = threading.BoundedSemaphore(2)
@@ -78,16 +82,57 @@ def inflate_into(source: BinaryIO, sink: IO[bytes], limit: int) -> None:
     zlib.error
         Not deflated.
     """
+    for block in _inflated_blocks(source, limit):
+        sink.write(block)
+
+
+@contextmanager
+def inflated_file(source: BinaryIO, new_file: NewFile, *, in_memory: int, limit: int) -> Iterator[BinaryIO]:
+    """Give what the rest of `source`, a deflated data set, inflates to, as a file that stands at its beginning.
+
+    Parameters
+    ----------
+    new_file
+        Where it goes when it is too large for the memory; the file does not stay.
+    in_memory
+        Bytes up to which it is kept in memory.
+    limit
+        Bytes that it may have.
+
+    Raises
+    ------
+    ValueError
+        More than `limit` bytes, or cut off.
+    zlib.error
+        Not deflated.
+    OutOfSpace
+        There is no room for the file.
+    """
+    begin = source.tell()
+    size = sum(len(block) for block in _inflated_blocks(source, limit))  # before there is a file: is there room?
+    source.seek(begin)
+    path = new_file(size) if size > in_memory else None
+    try:
+        with BytesIO() if path is None else path.open("w+b") as whole:
+            inflate_into(source, whole, limit)
+            whole.seek(0)
+            yield whole
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def _inflated_blocks(source: BinaryIO, limit: int) -> Iterator[bytes]:
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    written = 0
+    size = 0
     while not stream.eof and (block := stream.unconsumed_tail or source.read(_BLOCK_BYTES)):
         inflated = stream.decompress(block, _BLOCK_BYTES)
-        written += len(inflated)
-        if written > limit:
+        size += len(inflated)
+        if size > limit:
             raise ValueError(f"it inflates to more than {limit} bytes")
-        sink.write(inflated)
+        yield inflated
     if not stream.eof:
-        raise ValueError(f"the deflated data set is cut off after {written} bytes")
+        raise ValueError(f"the deflated data set is cut off after {size} bytes")
 
 
 def _inflate(source: BinaryIO, limit: int) -> tuple[bytes, bool]:

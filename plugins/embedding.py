@@ -9,6 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 
 import pydicom
+from pydicom.dataset import Dataset
 
 from config.settings import Settings
 from index import embeddings
@@ -90,7 +91,7 @@ def _embed_series(archive: Archive, series: Series, most: int, progress: Callabl
     chosen = list(_chosen_frames(series, most))
     for done, (instance, numbers) in enumerate(chosen, start=1):
         try:
-            with open_image(series.instances[instance].path) as (dataset, file):
+            with open_image(series.instances[instance].path, archive.scratch_file) as (dataset, file):
                 frames = canonical_frames(dataset, file=file, numbers=numbers)
         except NoPixels as error:
             refused = str(error)
@@ -105,12 +106,19 @@ def _embed_series(archive: Archive, series: Series, most: int, progress: Callabl
     embeddings.store(archive, model.model_id, series.uid, vectors)
 
 
+def _number_of_frames(header: Dataset) -> int:
+    try:
+        return int(header.get("NumberOfFrames") or 1)
+    except (TypeError, ValueError) as error:
+        raise CannotProceed(f"Number of Frames is no number: {error}"[:200]) from error
+
+
 def _chosen_frames(series: Series, most: int) -> Iterator[tuple[int, list[int]]]:
     """Yield (instance, its frame numbers from 1): at most `most` frames, evenly spread over the whole series."""
     frames = []
     for index, path in enumerate(series.paths):
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
-        count = int(header.get("NumberOfFrames", 1) or 1)
+        count = _number_of_frames(header)
         frames += [(index, number) for number in range(1, count + 1)]
     picked = [frames[position] for position in spread(len(frames), most)]
     for index, group in groupby(picked, key=itemgetter(0)):

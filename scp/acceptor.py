@@ -147,11 +147,6 @@ class Acceptor:
         """Associations that are open now."""
         return self._listener.associations
 
-    @property
-    def waiting(self) -> int:
-        """Connections that have not asked for an association yet."""
-        return self._listener.waiting
-
     def stop(self, grace_s: float) -> None:
         """Accept no more, let open associations finish for `grace_s` seconds, then abort them."""
         self._listener.close()

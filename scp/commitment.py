@@ -65,13 +65,13 @@ def commit(archive: Archive, caller: Caller, request: ActionRequest, askers: Ask
     if request.action_type != REQUEST_STORAGE_COMMITMENT:
         raise UnknownAction(f"Action Type ID {request.action_type}: there is 1 only", element="ActionTypeID")
     transaction_uid, references = read_request(request.information)
-    askers.note(caller.title, transaction_uid, request.association)
     try:
         is_taken = commitments.ask(archive, caller.title, transaction_uid, references, address=caller.address)
     except OutOfSpace as error:
         raise ResourceLimitation(str(error)) from error
     if not is_taken:
         raise InvalidArgument("the Transaction UID was used for other instances", element="TransactionUID")
+    askers.note(caller.title, transaction_uid, request.association)
     askers.ring()
     return Answer(SUCCESS)
 

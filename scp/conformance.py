@@ -253,7 +253,7 @@ def _meaning(error: type[Exception]) -> str:
 
 
 def _failure_reason(reason: FailureReason) -> str:
-    return f"{reason:04X} ({reason.name.replace('_', ' ').lower()})"
+    return f"{reason:04X} ({reason.words})"
 
 
 def _behaviours(names: Iterable[str]) -> str:

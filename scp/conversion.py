@@ -6,12 +6,11 @@ one by one, and what is large goes to a file, so that no object is ever in memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -26,7 +25,7 @@ from pydicom.uid import (
 from index.archive import StoredInstance
 from index.decoding import Undecodable
 from index.errors import OutOfSpace
-from index.part10 import inflate_into
+from index.part10 import NewFile, inflated_file
 from scp import pixel_data, transcoding
 from scp.contexts import UNCOMPRESSED
 from scp.errors import ConversionError
@@ -44,9 +43,6 @@ LARGEST_INFLATED = 1 << 32
 
 _ELSEWHERE = {"1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205"}
 """JPIP Referenced: the pixels are on another server (PS3.5 A.6)."""
-
-NewFile = Callable[[int], Path]
-"""Makes an empty file for so many bytes on the file system of the archive; raises `OutOfSpace`."""
 
 
 def target_syntax(stored: str, accepted: Collection[str]) -> str:
@@ -79,7 +75,7 @@ def converted(instance: StoredInstance, target: str, new_file: NewFile) -> Itera
     ConversionError
         The pixel data cannot be decoded here, or the data set cannot be encoded.
     OutOfSpace
-        It would be a file, for which the archive has no room.
+        It would be a file, or has to be inflated to one, for which the archive has no room.
     """
     path, content = _convert(instance, UID(target), new_file)
     try:
@@ -93,7 +89,7 @@ def _convert(instance: StoredInstance, target: UID, new_file: NewFile) -> tuple[
     """Return the converted data set: in a file, or in memory."""
     path = None
     try:
-        with _data_set(instance) as (file, offset):
+        with _data_set(instance, new_file) as (file, offset):
             dataset, bulk = _read(file, offset, UID(instance.transfer_syntax_uid), target)
             size = sum(each.length for each in bulk.values())
             if size <= _IN_MEMORY_BYTES:
@@ -115,7 +111,7 @@ def _convert(instance: StoredInstance, target: UID, new_file: NewFile) -> tuple[
 
 
 @contextmanager
-def _data_set(instance: StoredInstance) -> Iterator[tuple[BinaryIO, int]]:
+def _data_set(instance: StoredInstance, new_file: NewFile) -> Iterator[tuple[BinaryIO, int]]:
     """Give a file with the data set, not deflated, and its offset there."""
     with instance.path.open("rb") as file:
         offset = data_set_offset(instance.path)
@@ -123,9 +119,8 @@ def _data_set(instance: StoredInstance) -> Iterator[tuple[BinaryIO, int]]:
             yield file, offset
             return
         file.seek(offset)
-        with SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(instance.path.parent)) as inflated:
-            inflate_into(file, inflated, LARGEST_INFLATED)
-            yield cast(BinaryIO, inflated), 0
+        with inflated_file(file, new_file, in_memory=_IN_MEMORY_BYTES, limit=LARGEST_INFLATED) as inflated:
+            yield inflated, 0
 
 
 def _read(file: BinaryIO, offset: int, stored: UID, target: UID) -> tuple[Dataset, dict[BaseTag, Bulk]]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from weakref import WeakSet
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -49,6 +50,9 @@ _MOST_ATTEMPTS = 1_000_000
 _PROPOSALS = [
     Proposal(STORAGE_COMMITMENT, (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)), peer_sends=True)
 ]
+
+_MOST_NAMED = 20
+"""Instances of one request that the log names; the report to the requestor has all of them."""
 
 _FINAL = frozenset({0x0112, 0x0113, 0x0114, 0x0115, 0x0117, 0x0118, 0x0119, 0x0211, 0x0212})
 """Answers to a report that repeating it will not change (PS3.7 10.1.1.1.8); the others may be different next time."""
@@ -115,7 +119,7 @@ class Courier:
         self._seen: WeakSet[Association] = WeakSet()
         self._tidy_at = 0.0
         limits = settings.scp
-        # Longer than one attempt to deliver can take: nobody else tries meanwhile.
+        # Longer than one way to deliver can take: nobody else tries meanwhile.
         self._delivery_s = 2 * limits.dimse_timeout_s + 3 * limits.acse_timeout_s + 60.0
 
     def start(self) -> None:
@@ -209,10 +213,9 @@ class Courier:
             commitment = self._get(job)
         if commitment.state is State.REPORTED:
             return
-        if not self._archive.jobs.renew(job, claim_s=self._delivery_s, progress=0.9):
-            raise _ClaimLost
+        self._keep(job)
         try:
-            self._deliver(commitment)
+            self._deliver(job, commitment)
         except _Undelivered as error:
             hours = self._settings.commitment.retry_hours
             given_up = time.time() > commitment.requested_at + hours * 3600.0
@@ -222,6 +225,11 @@ class Courier:
             ) from error
         commitments.record_report(self._archive, commitment)
         self._askers.forget(commitment.requestor, commitment.transaction_uid)
+
+    def _keep(self, job: Job) -> None:
+        """Hold the claim for one more way to deliver."""
+        if not self._archive.jobs.renew(job, claim_s=self._delivery_s, progress=0.9):
+            raise _ClaimLost
 
     def _get(self, job: Job) -> Commitment:
         found = commitments.get(self._archive, str(job.parameters.get("requestor", "")), job.subject)
@@ -255,16 +263,19 @@ class Courier:
         if failures:
             told = "storage commitment %s of %s: %d of %d instances are not safe"
             _LOG.error(told, commitment.transaction_uid, commitment.requestor, len(failures), count)
+            for reference, reason in islice(failures.items(), _MOST_NAMED):
+                _LOG.error("instance %s is not safe: %s", reference.sop_instance_uid, reason.words)
         else:
             told = "storage commitment %s of %s: all %d instances are safe"
             _LOG.info(told, commitment.transaction_uid, commitment.requestor, count)
 
-    def _deliver(self, commitment: Commitment) -> None:
+    def _deliver(self, job: Job, commitment: Commitment) -> None:
         """Bring the report to its requestor on the first way that works."""
         event_type, information = messages.event(commitment, self._settings.scp.aet)
         troubles: list[str] = []
         with closing(self._notifiers(commitment, troubles)) as notifiers:
             for notifier in notifiers:
+                self._keep(job)
                 try:
                     status = notifier.report(
                         messages.SOP_INSTANCE_UID, event_type, information, stopping=self._stop.is_set

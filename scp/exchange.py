@@ -8,7 +8,6 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_ECHO
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.presentation import PresentationContext
 
@@ -155,6 +154,7 @@ class Exchange:
         for tag in list(dataset.keys()):
             if not tag.is_private:
                 _ = dataset[tag].value  # decoded now: a malformed value is a malformed request
+        transport.decoded(self.assoc)
         return dataset
 
     def respond(self, answer: Answer) -> None:
@@ -167,9 +167,8 @@ class Exchange:
         if (action := getattr(self._request, "ActionTypeID", None)) is not None:
             response.ActionTypeID = action
         response.Status = answer.status.code
-        if not isinstance(response, C_ECHO):
-            response.ErrorComment = answer.status.comment or None
-            response.OffendingElement = list(answer.status.offending) or None
+        response.ErrorComment = answer.status.comment or None
+        response.OffendingElement = list(answer.status.offending) or None
         if answer.counts is not None:
             _set_counts(response, answer.counts, answer.status)
         if answer.identifier is not None:

@@ -18,6 +18,9 @@ from scp.upper_layer import UpperLayer
 
 _LOG = logging.getLogger(__name__)
 
+_END_S = 5.0
+"""How long the thread of the upper layer may take to end, seconds, before it is left alone."""
+
 Handlers = Sequence[tuple[Any, ...]]
 """(event, handler) or (event, handler, arguments), as pynetdicom takes them."""
 
@@ -81,5 +84,8 @@ class InboundAssociation(Association):
             connection = self.dul.socket
             if connection is not None:
                 connection._shutdown_socket()  # noqa: SLF001
-            transport.discard_all(self)
+            transport.discard_all(self)  # whoever receives, or waits for room to, sees that it is over
+            if self.dul.is_alive():
+                self.dul.join(_END_S)
+            transport.discard_all(self)  # what was received meanwhile
             self._ended(self)

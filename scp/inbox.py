@@ -2,12 +2,15 @@
 
 A stored object goes to a file. Commands and Identifiers are kept in memory, and here is why that cannot be used up: a
 message has a largest size, an association may have few of them waiting, and few associations at a time one that is
-large. Who sends a large message while there is no room waits for it, on its own association.
+large. Who sends a large message while there is no room waits for it, on its own association. It leaves the room when it
+is decoded, however long it is served, and has a time by which it has to be there.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from enum import Enum
 
 _LARGEST_COMMAND = 1 << 16
@@ -18,7 +21,13 @@ _LARGEST_DATA_SET = 1 << 24
 
 _LARGE = 1 << 16
 _LARGE_AT_A_TIME = 8
-_PATIENCE_S = 20.0
+_SLOWEST_S = 30.0
+"""A large message has to be there, and its turn to have come, this long after it got room, seconds."""
+
+_PATIENCE_S = 40.0
+"""For room, seconds: longer than a peer that trickles can keep it."""
+
+_LOOK_S = 0.2
 
 _MOST_WAITING = 16
 """Requests of one association that wait to be served; a peer that keeps to PS3.7 waits for each response."""
@@ -68,14 +77,28 @@ class _Stage(Enum):
 
 
 class Inbox:
-    """Account of the messages of one association. Fragments come in one thread, messages are taken in another."""
+    """Account of the messages of one association. Fragments come in one thread, messages are taken in another.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    too_late
+        Called, in a thread of its own, when a large message takes too long; None lets it take its time.
+    """
+
+    def __init__(self, too_late: Callable[[], None] | None = None) -> None:
+        self._too_late = too_late
+        self._timer: threading.Timer | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
         self._stage = _Stage.NONE
         self._context_id = 0
         self._expects_data = False
         self._begun = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the association is gone: nothing is received any more."""
+        return self._is_closed
 
     def fragment(self, context_id: int, header: int) -> None:
         """Check that the next fragment belongs to the message under way; `header` is its message control header.
@@ -117,10 +140,31 @@ class Inbox:
             return
         if self._stage is not _Stage.NONE or waiting:
             raise InboxError("a large request while another one waits for its response")
-        if not _room.acquire(timeout=_PATIENCE_S):
-            raise InboxError(f"no room for a large request within {_PATIENCE_S:g} s")
+        self._enter()
+
+    def _enter(self) -> None:
+        """Wait for room."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _room.acquire(timeout=min(_LOOK_S, _PATIENCE_S)):
+            if self._is_closed:
+                raise InboxError("the association ended before there was room for a large request")
+            if time.monotonic() >= deadline:
+                raise InboxError(f"no room for a large request within {_PATIENCE_S:g} s")
         with self._lock:
+            if self._is_closed:  # `clear` has been here before there was anything to leave
+                _room.release()
+                raise InboxError("the association ended before there was room for a large request")
             self._stage = _Stage.RECEIVING
+            if self._too_late is not None:
+                self._timer = threading.Timer(_SLOWEST_S, self._expire)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _expire(self) -> None:
+        with self._lock:
+            is_late = self._stage in (_Stage.RECEIVING, _Stage.WAITING)
+        if is_late and self._too_late is not None:
+            self._too_late()
 
     def completed(self, waiting: int) -> None:
         """Take note that the message is complete; raises `InboxError` when too many wait."""
@@ -138,13 +182,27 @@ class Inbox:
                 self._leave()
             elif self._stage is _Stage.WAITING and is_message:
                 self._stage = _Stage.SERVED
+                self._stop_timer()
+
+    def decoded(self) -> None:
+        """Take note that the message that is served is decoded: others may have its room."""
+        with self._lock:
+            if self._stage is _Stage.SERVED:
+                self._leave()
 
     def clear(self) -> None:
         """Take note that the association is gone."""
         with self._lock:
+            self._is_closed = True
             if self._stage is not _Stage.NONE:
                 self._leave()
 
     def _leave(self) -> None:
         self._stage = _Stage.NONE
+        self._stop_timer()
         _room.release()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -28,6 +28,10 @@ _CLOSING = 64
 """Associations that have ended for their peers and whose threads have not, before nobody else is let in."""
 
 
+class CannotListen(OSError):
+    """A port cannot be had; `filename` is its address."""
+
+
 class Listener:
     """Takes in associations, as many at the same time as the settings allow.
 
@@ -59,8 +63,8 @@ class Listener:
 
         Raises
         ------
-        OSError
-            A port cannot be had; `filename` of the error is its address.
+        CannotListen
+            A port cannot be had.
         TlsError
             Certificate, key or authorities cannot be used.
         """
@@ -88,8 +92,7 @@ class Listener:
         try:
             return open_door(self._settings.host, port, context)
         except OSError as error:
-            error.filename = f"{self._settings.host}:{port}"
-            raise
+            raise CannotListen(error.errno, error.strerror, f"{self._settings.host}:{port}") from error
 
     @property
     def port(self) -> int:
@@ -106,11 +109,6 @@ class Listener:
         """Associations whose threads run."""
         with self._lock:
             return list(self._running)
-
-    @property
-    def waiting(self) -> int:
-        """Connections that have not asked for an association yet."""
-        return len(self._lobby) if self._lobby is not None else 0
 
     def release(self, assoc: Association) -> None:
         """Give the place of an association that has ended to the next one."""
@@ -139,6 +137,7 @@ class Listener:
             return _LIMIT_EXCEEDED
         if is_congested:
             return _CONGESTED
+        assoc: InboundAssociation | None = None
         try:
             assoc = InboundAssociation(self._entity, arrival, self._handlers, self._ended)
             with self._lock:
@@ -147,6 +146,8 @@ class Listener:
             assoc.start()
         except (OSError, RuntimeError) as error:  # no file handle or no thread is left
             _LOG.error("cannot serve an association of %s: %s", arrival.address[0], error)
+            if assoc is not None:
+                self._ended(assoc)
             return _CONGESTED
         return None
 

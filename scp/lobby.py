@@ -126,10 +126,7 @@ class Lobby:
         looked = 0.0
         while not self._closing.is_set():
             for key, _ in self._selector.select(_LOOK_S):
-                if isinstance(key.data, Door):
-                    self._open(key.data)
-                elif key.data.connection in self._visitors:
-                    self._attend(key.data)
+                self._see_to(key.data)
             now = time.monotonic()
             if now - looked > _LOOK_S:
                 looked = now
@@ -140,6 +137,20 @@ class Lobby:
         for visitor in list(self._visitors.values()):
             self._drop(visitor)
         self._selector.close()
+
+    def _see_to(self, ready: Door | _Visitor) -> None:
+        """Do what there is to do; what goes wrong over one connection is no other's trouble."""
+        try:
+            if isinstance(ready, Door):
+                self._open(ready)
+            elif ready.connection in self._visitors:
+                self._attend(ready)
+        except Exception:  # noqa: BLE001  (without this thread the node would be deaf)
+            _LOG.exception("a connection had to be dropped")
+            if isinstance(ready, Door):
+                self._deaf_until = time.monotonic() + _LOOK_S
+            else:
+                self._drop(ready)
 
     def _open(self, door: Door) -> None:
         if time.monotonic() < self._deaf_until:
@@ -163,15 +174,17 @@ class Lobby:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if door.tls is not None:
                 connection = door.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            if len(self._visitors) >= self._most:
+                self._drop_oldest()
+            visitor = _Visitor(
+                connection, address, time.monotonic() + self._patience_s, shaking_hands=door.tls is not None
+            )
+            self._take_in(visitor)
         except OSError:  # it is gone already
             connection.close()
-            return
-        if len(self._visitors) >= self._most:
-            self._drop_oldest()
-        visitor = _Visitor(
-            connection, address, time.monotonic() + self._patience_s, shaking_hands=door.tls is not None
-        )
-        self._take_in(visitor)
+        except BaseException:
+            connection.close()
+            raise
 
     def _take_in(self, visitor: _Visitor) -> None:
         self._visitors[visitor.connection] = visitor
@@ -262,12 +275,14 @@ class Lobby:
             self._drop(visitor)
 
     def _forget(self, visitor: _Visitor) -> None:
-        del self._visitors[visitor.connection]
-        self._selector.unregister(visitor.connection)
+        self._visitors.pop(visitor.connection, None)
+        with contextlib.suppress(KeyError, ValueError):  # it is out already
+            self._selector.unregister(visitor.connection)
 
     def _drop(self, visitor: _Visitor) -> None:
         self._forget(visitor)
-        visitor.connection.close()
+        with contextlib.suppress(OSError):
+            visitor.connection.close()
 
     def _drop_oldest(self) -> None:
         if self._visitors:

@@ -8,7 +8,7 @@ from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
-from scp.contexts import Operation, acceptable, is_private, operation_of
+from scp.contexts import UNCOMPRESSED, Operation, acceptable, is_private, operation_of
 
 
 def supported_contexts(assoc: Association, *, private: bool = False) -> list[PresentationContext]:
@@ -29,8 +29,9 @@ def supported_contexts(assoc: Association, *, private: bool = False) -> list[Pre
         if not is_storage and is_private(uid):
             continue
         accepted = acceptable(uid, syntaxes, to_send=is_storage and role is not None and bool(role.scp_role))
-        if accepted:
-            supported.append(presentation_context(uid, accepted, both_roles=is_storage))
+        if is_storage or operation_of(uid) is not None:
+            # Known, but in none of these transfer syntaxes: the answer is result 4, and not 3 (PS3.8 table 9-18).
+            supported.append(presentation_context(uid, accepted or UNCOMPRESSED, both_roles=is_storage))
     return supported
 
 

@@ -183,6 +183,12 @@ class PeerSocket(AssociationSocket):
         with contextlib.suppress(OSError):
             connection.close()
 
+    def hang_up(self) -> None:
+        """End the connection, from any thread: the one that reads comes to the end of what there is, and closes it."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):  # without TLS's own farewell, which is the business of that thread
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
     def end_sending(self) -> None:
         """Tell the peer that nothing more comes, with TLS's own message where there is TLS."""
         connection = self.socket

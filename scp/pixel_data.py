@@ -81,7 +81,8 @@ def decoded(dataset: Dataset, file: BinaryIO, stored: UID, target: UID) -> Bulk 
     if length > LONGEST_VALUE:
         raise ConversionError(f"its pixels are {length} bytes, at most {LONGEST_VALUE} fit into a data element")
     compressed = _compressed_bytes(source, start)
-    pixels = decoding.frames(dataset, source, stored, **_options(dataset, stored))
+    options = _options(dataset, stored)
+    pixels = decoding.frames(dataset, source, stored, **options)
     first, properties = next(pixels, (None, {}))
     if first is None:
         raise ConversionError("its pixel data has no frame")
@@ -92,7 +93,9 @@ def decoded(dataset: Dataset, file: BinaryIO, stored: UID, target: UID) -> Bulk 
     _describe(dataset, properties)
     if str(stored) in _METHODS:
         _say_lossy(dataset, stored, length / max(1, compressed))
-    frames = (frame for frame, _ in chain([(first, properties)], pixels))
+    frames: Iterator[Pixels] = (frame for frame, _ in chain([(first, properties)], pixels))
+    if str(stored) in _METHODS and options.get("correct_unused_bits", True):
+        frames = _clipped(frames, dataset)
     blocks = _bits(frames, count) if is_packed else _cells(frames, count, _cell(dataset, target))
     is_bytes = int(dataset.BitsAllocated) <= 8
     return Bulk("OB" if is_bytes else "OW", length + length % 2, chain(blocks, [b"\0" * (length % 2)]))
@@ -138,6 +141,14 @@ def _cell(dataset: Dataset, target: UID) -> np.dtype[Any]:
 def _cells(frames: Iterator[Pixels], count: int, cell: np.dtype[Any]) -> Iterator[bytes]:
     for _ in range(count):
         yield _next(frames).astype(cell, copy=False).tobytes()
+
+
+def _clipped(frames: Iterator[Pixels], dataset: Dataset) -> Iterator[Pixels]:
+    """Keep pixels within Bits Stored: lossy coding may overshoot, and masking the other bits would wrap them."""
+    bits, is_signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation"))
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if is_signed else (0, (1 << bits) - 1)
+    for frame in frames:
+        yield np.clip(frame, low, high)
 
 
 def _bits(frames: Iterator[Pixels], count: int) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -11,7 +12,8 @@ from pydicom.uid import UID
 
 from index.archive import StoredInstance
 from index.errors import ArchiveError
-from scp.conversion import NewFile, converted, target_syntax
+from index.part10 import NewFile
+from scp.conversion import converted, target_syntax
 from scp.destination import Outcome
 from scp.errors import PeerError, ScpError
 from scp.link import Link
@@ -28,6 +30,8 @@ from scp.status import (
     Status,
     status_of,
 )
+
+_LOG = logging.getLogger(__name__)
 
 _PENDING_EVERY_S = 0.5
 """A Pending response goes out at least this often; the first at once."""
@@ -74,6 +78,9 @@ def send(
             return link.store(identity, target, data, priority=priority, originator=originator)
     except PeerError:
         raise
+    except FileNotFoundError as error:
+        _LOG.error("instance %s cannot be sent: its file %s is missing", instance.sop_instance_uid, error.filename)
+        return Status(PROCESSING_FAILURE, "the stored file is missing: it is not sent")
     except (ArchiveError, ScpError, OSError) as error:
         return status_of(error)
 

@@ -113,7 +113,7 @@ class NodeServices:
     def retrieve(self, caller: Caller, request: RetrieveRequest, link: Link | None) -> Iterator[Answer]:
         """Answer a C-MOVE or, with the association to send on, a C-GET."""
         caller.require(Right.MOVE)
-        send = partial(retrieve.send, new_file=self._new_scratch_file, priority=request.priority)
+        send = partial(retrieve.send, new_file=self._archive.scratch_file, priority=request.priority)
         if link is not None:
             instances = self._matches(caller, request)
             outcomes = ((instance, send(link, instance)) for instance in instances)
@@ -130,13 +130,6 @@ class NodeServices:
             yield from retrieve.sub_operations(
                 len(instances), destination.outcomes(), request.cancelled, destination.stop
             )
-
-    def _new_scratch_file(self, size: int) -> Path:
-        """Make an empty file for an object of `size` bytes that is converted for a peer; raises `OutOfSpace`."""
-        self._archive.require_space(size)
-        handle, name = tempfile.mkstemp(dir=self._archive.incoming, prefix=incoming_prefix(), suffix=".converted")
-        os.close(handle)
-        return Path(name)
 
     def commit(self, caller: Caller, request: ActionRequest) -> Answer:
         """Answer an N-ACTION that asks for storage commitment."""

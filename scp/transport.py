@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pynetdicom.association as pynetdicom_association
+from pydicom.datadict import tag_for_keyword
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import _COMMAND_SET_KEYWORDS, C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_ACTION, DIMSEPrimitive
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, DIMSEPrimitive
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass
@@ -41,6 +42,7 @@ from scp.errors import AssociationLost
 from scp.inbox import Inbox, InboxError, refuse_event_report, require_message
 from scp.message_queue import MessageQueue
 from scp.messages import StoreCommand
+from scp.peer_socket import PeerSocket
 from scp.reception import ReceivedFile, Reception
 from scp.status import MISTYPED_ARGUMENT, Status
 from scp.upper_layer import INVALID_PARAMETER, BoundedQueue, UpperLayer
@@ -63,6 +65,10 @@ def _tolerated(_uid: object) -> tuple[bool, str]:
 # PS3.7 gives a DIMSE-N response no Offending Element; whoever has to find out what is wrong is glad of it all the same.
 _COMMAND_SET_KEYWORDS["N-ACTION-RSP"] += ("OffendingElement",)
 N_ACTION.OffendingElement = None  # type: ignore[attr-defined]
+
+# Nor does it give a C-ECHO response anything but a Status, which alone does not tell why an echo was refused.
+_COMMAND_SET_KEYWORDS["C-ECHO-RSP"] += ("OffendingElement", "ErrorComment")
+C_ECHO.ErrorComment = C_ECHO.OffendingElement = None  # type: ignore[attr-defined]
 
 # Older modalities send UIDs with letters or of more than 64 characters; refusing one would cost the association.
 _config.VALIDATORS["UI"] = _tolerated
@@ -130,7 +136,7 @@ class _FileReceivingProvider(DIMSEServiceProvider):
         self._reception = reception
         self._refuse = refuse
         self._receiving: ReceivedFile | None = None
-        self._inbox = Inbox()
+        self._inbox = Inbox(self._hang_up if refuse is not None else None)
         self.msg_queue = MessageQueue()
 
     @property
@@ -167,7 +173,7 @@ class _FileReceivingProvider(DIMSEServiceProvider):
         try:
             if not isinstance(message, C_CANCEL) and message.MessageID is not None:
                 missing = next(word for word in message.REQUEST_KEYWORDS if getattr(message, word) is None)
-                refusal = Status(MISTYPED_ARGUMENT, f"{missing} is missing or empty")
+                refusal = Status(MISTYPED_ARGUMENT, f"{missing} is missing or empty", _tag_of(missing))
                 self._refuse(self.assoc, int(context_id or 0), message, refusal)
         finally:
             discard_received(message)
@@ -176,6 +182,8 @@ class _FileReceivingProvider(DIMSEServiceProvider):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Process a P-DATA primitive one PDV at a time, so that command and data set part in between."""
         for item in primitive.presentation_data_value_list:
+            if self._inbox.is_closed:  # nobody would clean up behind what still comes
+                return
             single = P_DATA()
             single.presentation_data_value_list.append(item)
             try:
@@ -193,6 +201,11 @@ class _FileReceivingProvider(DIMSEServiceProvider):
             except Exception as error:  # noqa: BLE001  (garbage from the peer: it loses the association, nobody else)
                 self._give_up(f"unreadable DIMSE message: {type(error).__name__}: {error}"[:200])
                 return
+
+    def _hang_up(self) -> None:
+        _LOG.warning("closing the connection of %s: a large request takes too long", self.assoc.requestor.address)
+        if isinstance(self.dul.socket, PeerSocket):
+            self.dul.socket.hang_up()
 
     def _give_up(self, why: str) -> None:
         _LOG.warning("aborting the association of %s: %s", self.assoc.requestor.address, why)
@@ -287,10 +300,21 @@ def discard_all(assoc: Association) -> None:
         assoc.dimse.discard_waiting()
 
 
+def decoded(assoc: Association) -> None:
+    """Let others send large requests: the one that is served is decoded, however long it is served."""
+    if isinstance(assoc.dimse, _FileReceivingProvider):
+        assoc.dimse._inbox.decoded()
+
+
 def served(assoc: Association) -> None:
     """Clean up behind a request that has been answered: nobody waits for it to be cancelled any more."""
     if isinstance(assoc.dimse, _FileReceivingProvider):
         assoc.dimse.forget_cancelled()
+
+
+def _tag_of(keyword: str) -> tuple[int, ...]:
+    tag = tag_for_keyword(keyword)
+    return () if tag is None else (int(tag),)
 
 
 def received_file(request: DIMSEPrimitive) -> ReceivedFile | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from pydicom.dataset import Dataset
@@ -18,12 +19,17 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
+from config.application_entities import Right
 from index import commitments
 from index.changes import ChangeKind, since
 from index.commitments import Reference
 from index.errors import OutOfSpace
-from scp.commitment import SOP_INSTANCE_UID
+from scp.askers import Askers
+from scp.caller import Caller
+from scp.commitment import SOP_INSTANCE_UID, commit
 from scp.contexts import STORAGE_COMMITMENT
+from scp.errors import InvalidArgument
+from scp.messages import ActionRequest
 
 UNSTORED = "1.2.826.0.1.3680043.9.7133.9.404"
 PRIVATE_CLASS = "1.3.6.1.4.1.9999.1"
@@ -244,6 +250,23 @@ def test_asking_again_is_answered_again(stored, call):
     with call(node.port) as scu:
         assert scu.ask(request(*references)).Status == 0
         assert scu.report()[0] == 2
+
+
+def test_a_request_that_is_refused_does_not_take_the_report_of_another(archive):
+    """It goes to the association on which it was asked for, not to the one that used its Transaction UID again."""
+    askers, caller = Askers(), Caller("MODALITY", "THARSIS", "127.0.0.1", frozenset({Right.STORE}))
+    first, second = SimpleNamespace(is_established=True), SimpleNamespace(is_established=True)
+
+    def action(association, *references):
+        told = ActionRequest(STORAGE_COMMITMENT, SOP_INSTANCE_UID, 1, request(*references), association)
+        return commit(archive, caller, told, askers)
+
+    action(first, CT1)
+    with pytest.raises(InvalidArgument, match="used for other instances"):
+        action(second, (CTImageStorage, UNSTORED))
+    assert askers.association("MODALITY", "1.2.3.4.5") is first
+    action(second, CT1)
+    assert askers.association("MODALITY", "1.2.3.4.5") is second
 
 
 def test_asking_again_before_the_report_is_one_request(archive):

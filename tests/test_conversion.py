@@ -25,6 +25,7 @@ from pydicom.uid import (
 
 from index.decoding import LARGEST_FRAME
 from index.errors import OutOfSpace
+from index.part10 import inflate_into
 from scp import conversion
 from scp.conversion import converted, target_syntax
 from scp.errors import ConversionError
@@ -58,7 +59,7 @@ def send_as(archive, tmp_path):
 
 def _inflated(file):
     whole = BytesIO()
-    conversion.inflate_into(file, whole, 1 << 24)
+    inflate_into(file, whole, 1 << 24)
     return whole.getvalue()
 
 

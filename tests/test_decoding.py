@@ -19,6 +19,10 @@ from index.decoding import Undecodable, frames, open_image, stored_pixels
 from index.errors import InvalidInstance
 
 
+def in_no_file(size):
+    raise AssertionError(f"{size} bytes fit into the memory")
+
+
 @pytest.mark.parametrize(
     "name",
     ["MR_small.dcm", "MR_small_bigendian.dcm", "image_dfl.dcm", "rtdose.dcm", "rtdose_expb.dcm", "rtdose_rle.dcm",
@@ -32,7 +36,7 @@ def test_a_frame_is_the_same_alone(monkeypatch, name, deferred):
     truth = pydicom.dcmread(path).pixel_array
     count = int(pydicom.dcmread(path).get("NumberOfFrames", 1) or 1)
     stack = truth if count > 1 else truth[None]
-    with open_image(path) as (dataset, file):
+    with open_image(path, in_no_file) as (dataset, file):
         syntax = str(dataset.file_meta.TransferSyntaxUID)
         for index in {0, count // 2, count - 1}:
             [(frame, _)] = frames(dataset, stored_pixels(dataset, file), syntax, indices=[index])
@@ -43,14 +47,31 @@ def test_a_frame_is_the_same_alone(monkeypatch, name, deferred):
 
 def test_what_is_no_part_10_file_is_refused(tmp_path):
     (tmp_path / "text").write_text("no image at all" * 20)
-    with pytest.raises(InvalidInstance), open_image(tmp_path / "text"):
+    with pytest.raises(InvalidInstance), open_image(tmp_path / "text", in_no_file):
         pass
 
 
 def test_no_more_is_inflated_than_the_limit(monkeypatch):
     monkeypatch.setattr(decoding, "_LARGEST_INFLATED", 1000)
-    with pytest.raises(ValueError, match="more than 1000"), open_image(Path(get_testdata_file("image_dfl.dcm"))):
+    path = Path(get_testdata_file("image_dfl.dcm"))
+    with pytest.raises(ValueError, match="more than 1000"), open_image(path, in_no_file):
         pass
+
+
+def test_what_inflates_to_much_goes_to_a_file_that_does_not_stay(monkeypatch, tmp_path):
+    """The file is asked for with its size, so that the archive's reserve is kept."""
+    monkeypatch.setattr(decoding, "_IN_MEMORY_BYTES", 1000)
+    path, sizes = Path(get_testdata_file("image_dfl.dcm")), []
+
+    def new_file(size):
+        sizes.append(size)
+        return tmp_path / "scratch"
+
+    with open_image(path, new_file) as (dataset, file):
+        assert (tmp_path / "scratch").stat().st_size == sizes[0] > 1000
+        [(frame, _)] = frames(dataset, stored_pixels(dataset, file), str(dataset.file_meta.TransferSyntaxUID))
+    assert np.array_equal(frame, pydicom.dcmread(path).pixel_array)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_deflated_frame_inflates_to_what_it_should_have_at_most(make_dataset):
@@ -79,6 +100,23 @@ def test_a_codec_that_crashes_takes_nobody_with_it(monkeypatch, make_dataset):
             codec.ask({"transfer_syntax_uid": syntax, "described": {}}, b"")
     [(frame, _)] = frames(dataset, value, syntax)
     assert np.array_equal(frame, dataset.pixel_array)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_answer_that_nobody_took_is_not_given_to_the_next(monkeypatch, error):
+    """Who is interrupted between question and answer leaves no child behind that is a frame late."""
+    one, other = (pydicom.dcmread(get_testdata_file(name)) for name in ("JPEG2000.dcm", "examples_jpeg2k.dcm"))
+
+    def interrupted(_pipe):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_process, "receive", interrupted)
+        with pytest.raises(error):
+            next(frames(one, one.PixelData, str(one.file_meta.TransferSyntaxUID)))
+    [(frame, _)] = frames(other, other.PixelData, str(other.file_meta.TransferSyntaxUID), raw=True)
+    assert frame.shape == (other.Rows, other.Columns, other.SamplesPerPixel)
+    assert frame.shape[:2] != (one.Rows, one.Columns)
 
 
 @pytest.mark.slow

@@ -102,6 +102,79 @@ def test_who_waits_for_room_gets_it():
         box.clear()
 
 
+def fill():
+    boxes = [Inbox() for _ in range(8)]
+    for box in boxes:
+        receive(box, LARGE)
+    return boxes
+
+
+def test_who_goes_while_waiting_for_room_takes_none(monkeypatch):
+    """The association ends in one thread while another one waits for its room: no place is lost."""
+    boxes, late, told = fill(), Inbox(), []
+
+    def wait():
+        with pytest.raises(InboxError, match="the association ended") as caught:
+            receive(late, LARGE)
+        told.append(caught.value)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    late.clear()
+    for box in boxes:
+        box.clear()
+    thread.join(10)
+    assert told
+    monkeypatch.setattr(inbox, "_PATIENCE_S", 0.05)
+    for box in fill():
+        box.clear()
+
+
+def test_nothing_is_received_for_an_association_that_is_gone():
+    box = Inbox()
+    box.clear()
+    assert box.is_closed
+    with pytest.raises(InboxError, match="the association ended"):
+        receive(box, LARGE)
+    for other in fill():
+        other.clear()
+
+
+def test_a_request_leaves_the_room_when_it_is_decoded(monkeypatch):
+    """It may be served for hours, as a C-MOVE is."""
+    monkeypatch.setattr(inbox, "_PATIENCE_S", 0.05)
+    served = fill()
+    for box in served:
+        box.taken(is_message=True)
+        box.decoded()
+    for box in (*fill(), *served):
+        box.clear()
+
+
+@pytest.mark.parametrize("is_complete", [False, True], ids=["trickles", "behind another one"])
+def test_a_large_request_may_not_take_its_time(monkeypatch, is_complete):
+    monkeypatch.setattr(inbox, "_SLOWEST_S", 0.05)
+    late = threading.Event()
+    box = Inbox(late.set)
+    box.received(100, LARGE, expects_data=True, waiting=0)
+    if is_complete:
+        box.completed(1)
+    assert late.wait(10)
+    box.clear()
+
+
+def test_a_large_request_that_is_served_may_take_its_time(monkeypatch):
+    monkeypatch.setattr(inbox, "_SLOWEST_S", 0.2)
+    late = threading.Event()
+    box = Inbox(late.set)
+    receive(box, LARGE)
+    box.taken(is_message=True)
+    assert not late.wait(0.5)
+    box.clear()
+
+
 def test_one_large_request_of_an_association_at_a_time():
     box = Inbox()
     receive(box, LARGE)

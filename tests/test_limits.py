@@ -23,7 +23,7 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import build_context
 
-from scp import client, query, transport
+from scp import client, inbox, query, transport
 from scp.association_request import LONGEST, flaw, remaining
 from scp.client import Requestor
 from scp.contexts import STUDY_ROOT_FIND, VERIFICATION, Proposal
@@ -134,7 +134,7 @@ def test_what_is_no_association_request_is_aborted(acceptor, wait_until, garbage
     assert pdu[8] == 0  # AA-1: service-user source
     assert connection.recv(1) == b""
     connection.close()
-    wait_until(lambda: not held.associations and not held.waiting, 5)
+    wait_until(lambda: not held.associations and len(held._listener._lobby) == 0, 5)
     assert echo_seconds(node) < 2
 
 
@@ -142,7 +142,7 @@ def test_a_peer_that_aborts_at_once_is_let_go(acceptor, wait_until):
     node, held = acceptor()
     connection = dial(node, struct.pack(">BBI", 7, 0, 4) + bytes(4))
     connection.close()
-    wait_until(lambda: held.waiting == 0, 5)
+    wait_until(lambda: len(held._listener._lobby) == 0, 5)
 
 
 def test_a_probe_leaves_nothing(acceptor, wait_until):
@@ -152,7 +152,7 @@ def test_a_probe_leaves_nothing(acceptor, wait_until):
     files, threads = _handles("self"), threading.active_count()
     for _ in range(500):
         dial(node).close()
-    wait_until(lambda: held.waiting == 0, 10)
+    wait_until(lambda: len(held._listener._lobby) == 0, 10)
     assert _handles("self") <= files + 2
     assert threading.active_count() <= threads
     assert echo_seconds(node) < 2
@@ -163,20 +163,54 @@ def test_a_request_that_does_not_come_is_not_waited_for(acceptor, wait_until, pa
     """The ARTIM timer (PS3.8 9.1.5) runs from the connection on, whatever trickles in."""
     node, held = acceptor(acse_timeout_s=0.5)
     connection = dial(node, part)
-    wait_until(lambda: held.waiting == 1, 5)
+    wait_until(lambda: len(held._listener._lobby) == 1, 5)
     assert connection.recv(10) == b""
-    assert held.waiting == 0
+    assert len(held._listener._lobby) == 0
 
 
 def test_the_oldest_connection_goes_when_there_are_too_many(acceptor, wait_until):
     node, held = acceptor(acse_timeout_s=60.0, max_connections=5)
     idle = [dial(node) for _ in range(5)]
-    wait_until(lambda: held.waiting == 5, 5)
+    wait_until(lambda: len(held._listener._lobby) == 5, 5)
     assert echo_seconds(node) < 2
     assert idle[0].recv(1) == b""
-    assert held.waiting == 4
+    assert len(held._listener._lobby) == 4
     for connection in idle:
         connection.close()
+
+
+@pytest.mark.parametrize("seam", ["scp.lobby.flaw", "scp.lobby._Visitor", "scp.listener.InboundAssociation"])
+def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wait_until, seam):
+    """Whatever is raised over one connection: it is dropped, and the door stays open."""
+    node, held = acceptor()
+
+    def defective(*_, **__):
+        raise KeyError("a mistake")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seam, defective)
+        connection = dial(node, request_pdu())
+        assert answer(connection) == b""
+        connection.close()
+    assert echo_seconds(node) < 2
+    wait_until(lambda: not held.associations, 5)
+
+
+def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, monkeypatch):
+    """Two that cannot be started do not count as two that are open; they are told to come again (PS3.8 9.3.4)."""
+    node, held = acceptor(max_associations=1)
+
+    def no_thread(_association):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scp.listener.InboundAssociation.start", no_thread)
+        for _ in range(2):
+            connection = dial(node, request_pdu())
+            assert answer(connection) == bytes.fromhex("03000000000400020301")
+            connection.close()
+    assert not held.associations
+    assert echo_seconds(node) < 2
 
 
 def test_a_request_may_come_byte_by_byte(acceptor):
@@ -234,7 +268,7 @@ def test_max_associations_counts_associations_only(acceptor, wait_until):
     """One more is rejected-transient, by the presentation provider, local limit exceeded (PS3.8 table 9-21)."""
     node, held = acceptor(max_associations=2, acse_timeout_s=30.0, network_timeout_s=30.0)
     waiting = [dial(node, request_pdu()[:50]) for _ in range(10)]
-    wait_until(lambda: held.waiting == 10, 5)
+    wait_until(lambda: len(held._listener._lobby) == 10, 5)
     first, second = associated(node), associated(node)
     third = dial(node, request_pdu())
     assert answer(third) == bytes.fromhex("03000000000400020302")
@@ -365,6 +399,75 @@ def test_a_peer_that_does_not_read_is_dropped(start_node, make_dataset, wait_unt
     thread.join()
     connection.close()
     assert echo_seconds(node) < 2
+
+
+def find_pdus(size):
+    """P-DATA-TFs with a C-FIND-RQ, and `size` bytes of an Identifier that is longer."""
+    uid = STUDY_ROOT_FIND.encode() + b"\0" * (len(STUDY_ROOT_FIND) % 2)
+    elements = (
+        struct.pack("<HHI", 0, 2, len(uid)) + uid
+        + struct.pack("<HHIH", 0, 0x0100, 2, 0x0020)
+        + struct.pack("<HHIH", 0, 0x0110, 2, 1)
+        + struct.pack("<HHIH", 0, 0x0700, 2, 0)
+        + struct.pack("<HHIH", 0, 0x0800, 2, 1)
+    )  # fmt: skip
+    command = struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
+    pdus = b""
+    for header, content in ((3, command), *((0, bytes(10_000)) for _ in range(size // 10_000))):
+        pdv = struct.pack(">IBB", len(content) + 2, 1, header) + content
+        pdus += struct.pack(">BBI", 4, 0, len(pdv)) + pdv
+    return pdus
+
+
+def test_large_requests_that_do_not_come_to_their_end_keep_nobody_waiting(acceptor, monkeypatch):
+    """Eight peers that stop within an Identifier lose their connections; the ninth has waited for its room."""
+    monkeypatch.setattr(inbox, "_SLOWEST_S", 1.0)
+    node, _ = acceptor(network_timeout_s=60.0)
+    contexts = [build_context(STUDY_ROOT_FIND, ImplicitVRLittleEndian)]
+    slow = [associated(node, contexts=contexts) for _ in range(8)]
+    for connection in slow:
+        connection.sendall(find_pdus(70_000))
+    started = time.monotonic()
+    assert _large_find(node) == [0]
+    assert time.monotonic() - started < 15
+    for connection in slow:
+        assert connection.recv(1) == b""
+        connection.close()
+
+
+def test_large_requests_that_are_served_keep_nobody_waiting(start_node, monkeypatch, wait_until):
+    """Nine at the same time, none of which is done."""
+    monkeypatch.setattr(inbox, "_PATIENCE_S", 5.0)
+    node = start_node()
+    stock, begun, end = query.find, [], threading.Event()
+
+    def endless(*arguments):
+        begun.append(1)
+        end.wait(30)
+        yield from stock(*arguments)
+
+    monkeypatch.setattr(query, "find", endless)
+    results = []
+    threads = [threading.Thread(target=lambda: results.extend(_large_find(node))) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: len(begun) == 9, 4)
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    assert results == [0] * 9
+
+
+def _large_find(node):
+    """The statuses of a C-FIND whose Identifier has more than 64 KiB."""
+    identifier = _study_query()
+    identifier.StudyInstanceUID = [f"1.2.826.0.1.3680043.9.7133.404.{number}" for number in range(10_000)]
+    peer = Peer("127.0.0.1", node.port, "THARSIS")
+    with client._open(peer, [Proposal(STUDY_ROOT_FIND, (ImplicitVRLittleEndian,))], Requestor("LARGE")) as link:
+        transport.hold(link.assoc)
+        return [status.Status for status, _ in link.assoc.send_c_find(identifier, STUDY_ROOT_FIND)]
 
 
 @pytest.mark.parametrize("max_pdu", [0, 8, 64, 1000, 16384])

@@ -248,10 +248,10 @@ def test_who_speaks_something_else_costs_nobody_anything(secure_node, authority,
     client.echo(_peer(node, authority), ME)
     client.echo(Peer("127.0.0.1", node.port, "THARSIS"), ME)
     if len(garbage) < 2:  # they may still become peers
-        assert held.waiting == len(connections)
+        assert len(held._listener._lobby) == len(connections)
     for connection in connections:
         connection.close()
-    wait_until(lambda: held.waiting == 0 and not held.associations, 10)
+    wait_until(lambda: len(held._listener._lobby) == 0 and not held.associations, 10)
 
 
 def test_a_plain_peer_at_the_tls_port_and_the_other_way_round_are_told_apart_in_the_log(
@@ -262,7 +262,7 @@ def test_a_plain_peer_at_the_tls_port_and_the_other_way_round_are_told_apart_in_
         client.echo(Peer("127.0.0.1", node.server.tls_port, "THARSIS"), ME)
     with pytest.raises(client.PeerError):
         client.echo(Peer("localhost", node.port, "THARSIS", client_context(ca=str(authority.ca))), ME)
-    wait_until(lambda: node.server._acceptor.waiting == 0, 5)
+    wait_until(lambda: len(node.server._acceptor._listener._lobby) == 0, 5)
     lines = [record.getMessage() for record in caplog.records if record.name == "tharsis.audit"]
     assert any("TLS handshake" in line for line in lines), lines
     assert any("it speaks TLS, and this port does not" in line for line in lines), lines
