@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import signal
 import sqlite3
 import subprocess
@@ -83,6 +84,7 @@ class Supervisor:
             *(_Process("worker", f"worker-{number}") for number in range(1, settings.jobs.workers + 1)),
         ]
         self._stopping = threading.Event()
+        self._dead: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._lock: IO[str] | None = None
         self.port = settings.scp.port
         self.tls_port = 0
@@ -98,6 +100,7 @@ class Supervisor:
         self._take_lock()
         try:
             self._tidy()
+            threading.Thread(target=self._tidy_after_deaths, daemon=True).start()
             for process in self._processes:  # side by side: each has its libraries to load
                 self._launch(process)
             for process in self._processes:
@@ -149,7 +152,7 @@ class Supervisor:
 
     def _take_lock(self) -> None:
         try:
-            self._data.mkdir(parents=True, exist_ok=True)
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = (self._data / _LOCK_FILE).open("a")
         except OSError as error:
             raise StartError(f"cannot use the data folder {self._data}: {error.strerror}") from error
@@ -168,7 +171,10 @@ class Supervisor:
                 return
 
     def _tidy(self) -> None:
-        """Remove what the last run left half-done: nothing of it was ever acknowledged or found."""
+        """Remove what the last run left half-done: nothing of it was ever acknowledged or found.
+
+        What cannot be tidied up hides nothing that the catalogue knows: it is told, and keeps no node down.
+        """
         try:
             archive = Archive.from_settings(self._settings.archive)
         except sqlite3.Error as error:
@@ -177,16 +183,17 @@ class Supervisor:
             ) from error
         except CatalogueLost as error:
             raise StartError(str(error)) from error
-        received = archive.clear_incoming()
-        removed = archive.finish_removals()
-        if (self._data / STATE_FILE).exists():
-            orphans = Counter(settled.fate.value for settled in settle_orphans(archive))
-            logger.warning(
-                "the last run did not stop cleanly: %d half-received files removed, %d deletions finished, "
-                "files without a row: %s", received, removed,
-                ", ".join(f"{count} {fate}" for fate, count in orphans.items()) or "none",
-            )
-        archive.close()
+        try:
+            received, removed = archive.clear_incoming(), archive.finish_removals()
+            if (self._data / STATE_FILE).exists():
+                logger.warning(
+                    "the last run did not stop cleanly: %d half-received files removed, %d deletions finished, "
+                    "files without a row: %s", received, removed, _settle(archive),
+                )
+        except (sqlite3.Error, OSError, ArchiveError):
+            logger.exception("what the last run left was not tidied up; `tharsis fsck --repair` does so")
+        finally:
+            archive.close()
 
     def _launch(self, process: _Process) -> None:
         process.ready.clear()
@@ -246,20 +253,29 @@ class Supervisor:
         process.restart_at = now + delay
         how = _how_it_ended(process.popen.returncode)
         logger.error("%s (process %d) %s; restarting in %.0f s", process.name, process.popen.pid, how, delay)
-        threading.Thread(target=self._tidy_after, args=(process.popen.pid,), daemon=True).start()
+        self._dead.put(process.popen.pid)
 
-    def _tidy_after(self, pid: int) -> None:
-        """Put right what one process left half-done when it died, while the others go on."""
+    def _tidy_after_deaths(self) -> None:
+        """Tidy up after those who die, once for all who died meanwhile: reading all of files/ may take minutes."""
+        while not self._stopping.is_set():
+            pids = {self._dead.get()}
+            while not self._dead.empty():  # nobody else takes from it
+                pids.add(self._dead.get())
+            self._tidy_after(pids)
+
+    def _tidy_after(self, pids: set[int]) -> None:
+        """Put right what processes left half-done when they died, while the others go on."""
+        names = ", ".join(map(str, sorted(pids)))
         try:
             archive = Archive.from_settings(self._settings.archive)
-            received = archive.clear_incoming(pid)
-            orphans = Counter(settled.fate.value for settled in settle_orphans(archive))
+            received = sum(archive.clear_incoming(pid) for pid in pids)
+            archive.finish_removals()
+            told = _settle(archive)
             archive.close()
-        except (sqlite3.Error, OSError, ArchiveError):
-            logger.exception("what process %d left was not tidied up; `tharsis fsck` finds it", pid)
+        except Exception:  # whatever it is, the next death is tidied up after
+            logger.exception("what process %s left was not tidied up; `tharsis fsck` finds it", names)
             return
-        told = ", ".join(f"{count} {fate}" for fate, count in orphans.items()) or "none"
-        logger.warning("process %d left %d half-received files, files without a row: %s", pid, received, told)
+        logger.warning("process %s left %d half-received files, files without a row: %s", names, received, told)
 
     def _write_state(self) -> None:
         """Tell other commands where the node is: PIDs, AE title, address."""
@@ -287,6 +303,12 @@ def only_user(data: Path) -> Iterator[None]:
         except BlockingIOError:
             raise StartError(f"a node is running on {data}: stop it first") from None
         yield
+
+
+def _settle(archive: Archive) -> str:
+    """Settle the files without a row, and say in words what became of them."""
+    fates = Counter(settled.fate.value for settled in settle_orphans(archive))
+    return ", ".join(f"{count} {fate}" for fate, count in fates.items()) or "none"
 
 
 def _how_it_ended(status: int) -> str:

@@ -87,12 +87,27 @@ def compare(files: FileStore, stored: dict[str, Any] | None, arrival: Arrival) -
             return Stored.DAMAGED
         if stored["sha256"] == arrival.sha256:
             return Stored.SAME if filecmp.cmp(path, arrival.incoming, shallow=False) else Stored.DAMAGED
-        is_same = stored["transfer_syntax_uid"] == arrival.header.transfer_syntax_uid and is_same_data_set(
-            path, arrival.incoming
-        )
+        is_same = is_same_object(files, stored, arrival.incoming, arrival.header)
     except FileNotFoundError:
         return Stored.DAMAGED
     return Stored.SAME if is_same else Stored.OTHER
+
+
+def is_same_object(files: FileStore, stored: dict[str, Any], other: Path, header: Header) -> bool:
+    """Whether the stored instance and the file `other`, of `header`, differ at most in what a receiver writes anew.
+
+    The same bytes in another Transfer Syntax are another data set.
+    """
+    return stored["transfer_syntax_uid"] == header.transfer_syntax_uid and is_same_data_set(
+        files.path(stored["path"]), other
+    )
+
+
+def is_same_row(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether what `compare` says of the one row holds for the other: no file ever gets the path of another."""
+    if one is None or other is None:
+        return one is other
+    return all(one[name] == other[name] for name in ("id", "path", "sha256", "damage"))
 
 
 def refusal(

@@ -6,7 +6,9 @@ transaction that makes the instance findable, appends to the change feed and put
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,11 +20,11 @@ from sqlite_utils import Database
 
 from config.settings import ArchiveSettings
 from index import catalogue, changes, deletion, jobs
-from index.admission import Arrival, Policy, Stored, compare, refusal, require_expected
+from index.admission import Arrival, Policy, Stored, compare, is_same_row, refusal, require_expected
 from index.changes import ChangeKind
 from index.database import CATALOGUE_FILE, Connections
 from index.errors import ArchiveError, CatalogueLost, NotFound, OutOfSpace
-from index.files import FileStore, flush_and_digest, is_valid_uid
+from index.files import FileStore, flush_and_digest, incoming_prefix, is_valid_uid
 from index.header import Header, read_header
 from index.instances import Ingested, Outcome, StoredInstance
 from index.keys import Level
@@ -30,6 +32,8 @@ from index.structure import require_structure
 from index.tally import count, stored_bytes
 
 _PAGE = 1000
+_DEEPEST = 128
+"""Sequences inside each other that any settings let in."""
 
 
 class Archive:
@@ -128,6 +132,13 @@ class Archive:
         self._files.require_space(size)
         self._require_quota(self.database, size)
 
+    def scratch_file(self, size: int) -> Path:
+        """Make an empty file in `incoming` for `size` bytes that do not stay; raises `OutOfSpace`."""
+        self._files.require_space(size)
+        handle, name = tempfile.mkstemp(dir=self.incoming, prefix=incoming_prefix(), suffix=".scratch")
+        os.close(handle)
+        return Path(name)
+
     def _require_quota(self, database: Database, size: int) -> None:
         if not self._quota_bytes:
             return
@@ -181,6 +192,7 @@ class Archive:
         overwrite: str | None = None,
         expected: tuple[str, str] | None = None,
         announce: bool = True,
+        readmit: bool = False,
     ) -> Ingested:
         """Store one instance. When this returns, its bytes and its rows are on disk.
 
@@ -197,6 +209,9 @@ class Archive:
         announce
             Let the series become stable after the settle time. False for one who makes a whole series and queues
             `series_stable` when it is whole.
+        readmit
+            It was accepted once and its file is stored already: neither the quota nor what the settings say by now of
+            other patients and of nesting keeps it out.
 
         Raises
         ------
@@ -212,26 +227,31 @@ class Archive:
         self._refuse_outer_transaction()
         incoming = self._files.receive(source)
         try:
-            cut_off = require_structure(incoming, self._max_nesting)
-            header = read_header(incoming)
+            cut_off = require_structure(incoming, _DEEPEST if readmit else self._max_nesting)
+            header = read_header(incoming, named_by_meta=expected is None)
             require_expected(header, expected)
             sha256 = flush_and_digest(incoming)
             arrival = Arrival(incoming, header, sha256, incoming.stat().st_size, source_aet, cut_off)
             policy = replace(self._policy, overwrite=overwrite) if overwrite else self._policy
-            ingested = self._commit(arrival, policy, announce=announce)
+            if readmit:
+                policy = replace(policy, patient_mismatch="accept")
+            ingested = self._commit(arrival, policy, announce=announce, within_quota=not readmit)
             return replace(ingested, cut_off=cut_off)
         finally:
-            incoming.unlink(missing_ok=True)
+            self._files.release(incoming)
 
-    def _commit(self, arrival: Arrival, policy: Policy, *, announce: bool) -> Ingested:
+    def _commit(self, arrival: Arrival, policy: Policy, *, announce: bool, within_quota: bool) -> Ingested:
         header = arrival.header
         relative = self._files.new_path(*header.uids)
         refused: ArchiveError | None = None
-        standing, replaced = Stored.NOTHING, ""
+        replaced = ""
+        before = catalogue.find_instance(self.database, header.sop_instance_uid)
+        standing = compare(self._files, before, arrival)  # files are read here, where no other writer waits for it
         try:
             with self.transaction() as database:
                 stored = catalogue.find_instance(database, header.sop_instance_uid)
-                standing = compare(self._files, stored, arrival)
+                if not is_same_row(before, stored):
+                    standing = compare(self._files, stored, arrival)
                 if standing is Stored.SAME:
                     return _ingested(header, Outcome.DUPLICATE)
                 refused = refusal(database, policy, arrival, stored, standing)
@@ -240,7 +260,8 @@ class Archive:
                         replaced = catalogue.remove_instance(database, header.sop_instance_uid)
                         if standing is Stored.OTHER:
                             deletion.promise_removal(database, [replaced])
-                    self._require_quota(database, arrival.size)
+                    if within_quota:
+                        self._require_quota(database, arrival.size)
                     self._insert(database, arrival, relative, ChangeKind.REPLACED if replaced else ChangeKind.STORED)
                     if announce:
                         self._announce(database, header, stored)

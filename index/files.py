@@ -7,6 +7,7 @@ valid one; any other is replaced by a digest of it, so that nothing a sender wri
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from index.errors import OutOfSpace
 
@@ -50,6 +52,7 @@ class FileStore:
         self.root = root
         self.incoming = root / "incoming"
         self._reserve_bytes = reserve_mb * _MIB
+        self._held: dict[Path, IO[bytes]] = {}
         for folder in (self.incoming, root / "files"):
             _make_durable_folder(folder)
 
@@ -63,6 +66,8 @@ class FileStore:
 
     def receive(self, source: Path | bytes) -> Path:
         """Bring `source` into the incoming folder and return its path there; a file already there stays.
+
+        A copy is held until `release`: nobody takes it for one that a dead process left.
 
         Raises
         ------
@@ -80,17 +85,29 @@ class FileStore:
         self.require_space(size)
         handle, name = tempfile.mkstemp(dir=self.incoming, prefix=incoming_prefix(), suffix=".part")
         path = Path(name)
+        target = self._held[path] = os.fdopen(handle, "wb")
         try:
-            with os.fdopen(handle, "wb") as target:
-                if isinstance(source, bytes):
-                    target.write(source)
-                else:
-                    with source.open("rb") as origin:
-                        shutil.copyfileobj(origin, target, _MIB)
+            fcntl.flock(target, fcntl.LOCK_SH)
+            if isinstance(source, bytes):
+                target.write(source)
+            else:
+                with source.open("rb") as origin:
+                    shutil.copyfileobj(origin, target, _MIB)
+            target.flush()
         except BaseException:
-            path.unlink(missing_ok=True)
+            self.release(path)
             raise
         return path
+
+    def release(self, incoming: Path) -> None:
+        """Be done with what `receive` returned; what is still in the incoming folder goes."""
+        held = self._held.pop(incoming, None)
+        try:
+            incoming.unlink(missing_ok=True)
+        finally:
+            if held is not None:
+                with suppress(OSError):  # a full disk, of which `receive` has told already
+                    held.close()
 
     def new_path(self, study: str, series: str, instance: str) -> str:
         """Return a path below the data folder for these UIDs that no file has or had."""
@@ -112,11 +129,17 @@ class FileStore:
         _flush_folder(final.parent)
 
     def all_paths(self) -> Iterator[list[str]]:
-        """Yield the paths below the data folder of all stored files, folder by folder."""
+        """Yield the paths below the data folder of all stored files, folder by folder.
+
+        Raises
+        ------
+        OSError
+            A folder cannot be listed: what is in it must not be taken for lost.
+        """
         for study in _folders(self.root / "files"):
             for series in _folders(study):
-                with suppress(FileNotFoundError):
-                    yield sorted(path.relative_to(self.root).as_posix() for path in series.glob("*.dcm"))
+                begin = series.relative_to(self.root).as_posix()
+                yield [f"{begin}/{name}" for name in _stored_names(series)]
 
     def holds_any(self) -> bool:
         """Whether there is any stored file."""
@@ -176,23 +199,31 @@ class FileStore:
         """
         for folder, folders, names in os.walk(self.root / "files"):
             depth = len(Path(folder).relative_to(self.root).parts)  # 1: files, 2: a study, 3: a series
-            for name in names:
-                if depth != _SERIES_DEPTH or not name.endswith(".dcm"):
-                    yield (Path(folder) / name).relative_to(self.root).as_posix()
+            if depth == _SERIES_DEPTH:
+                names += folders
+                folders.clear()
+            for path in (Path(folder) / name for name in names):
+                if depth != _SERIES_DEPTH or not path.name.endswith(".dcm") or _is_no_file(path):
+                    yield path.relative_to(self.root).as_posix()
             folders.sort()
         latest = time.time() - idle_s
         for path in self.incoming.iterdir():
             with suppress(FileNotFoundError):  # received meanwhile
-                if path.is_file() and path.stat().st_mtime <= latest:
+                if path.is_file() and path.stat().st_mtime <= latest and not _is_held(path):
                     yield path.relative_to(self.root).as_posix()
 
     def clear_incoming(self, process: int | None = None) -> int:
-        """Delete what an earlier run, or the process with that ID, left half-received; return how many files."""
+        """Delete what an earlier run, or the process with that ID, left half-received; return how many files.
+
+        What a process that lives is bringing, an import for instance, stays.
+        """
         begin = "" if process is None else incoming_prefix(process)
-        left = [path for path in self.incoming.iterdir() if path.is_file() and path.name.startswith(begin)]
-        for path in left:
-            path.unlink(missing_ok=True)
-        return len(left)
+        left = 0
+        for path in self.incoming.iterdir():
+            if path.is_file() and path.name.startswith(begin) and not _is_held(path):
+                path.unlink(missing_ok=True)
+                left += 1
+        return left
 
 
 def incoming_prefix(process: int | None = None) -> str:
@@ -209,6 +240,32 @@ def _folders(folder: Path) -> list[Path]:
         return []
 
 
+def _stored_names(folder: Path) -> list[str]:
+    """Return the names of the instance files in `folder`, in order; none when it has been removed meanwhile."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.name.endswith(".dcm") and entry.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether there is something else: a folder, a pipe, a link to nowhere."""
+    return not path.is_file() and os.path.lexists(path)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a `receive` of a process that lives has not been released: its lock goes when it dies."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 def flush_and_digest(path: Path) -> str:
     """Flush the file's bytes to disk and return their SHA-256 as hex."""
     with path.open("rb+") as file:
@@ -222,7 +279,7 @@ def _make_durable_folder(folder: Path) -> None:
         missing.append(folder)
         folder = folder.parent
     for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         _flush_folder(path.parent)
 
 

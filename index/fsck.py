@@ -1,7 +1,8 @@
 """``fsck``: files and catalogue compared both ways, and put right where that loses nothing.
 
-Everything is streamed: neither the rows nor the files of an archive are ever in memory. A node may be running: whatever
-looks wrong is looked at again under the write lock, under which no ingest and no deletion is half-done.
+Everything is streamed: neither the rows nor the files of an archive are ever in memory. A node may be running: the row
+of whatever looks wrong is read again under the write lock, under which no ingest and no deletion is half-done. The file
+is not: no path is ever used twice, so that what was read belongs to that row.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 from index import counts
 from index.archive import Archive
-from index.errors import NotFound
+from index.errors import ArchiveError, NotFound
 from index.integrity import COLUMNS, Damage, StoredFile, Verdict, examine, is_current, record
 from index.keys import Level
 from index.orphans import Fate, find_orphans, settle
@@ -83,11 +84,29 @@ Progress = Callable[[str, int, int], None]
 
 
 def check(archive: Archive, options: Options, progress: Progress) -> Iterator[Finding]:
-    """Yield what is wrong, as it is found; what `options` lets repair is repaired before it is yielded."""
+    """Yield what is wrong, as it is found; what `options` lets repair is repaired before it is yielded.
+
+    Raises
+    ------
+    ArchiveError
+        Rows are to be forgotten, and no file of the archive is found at all. Nothing was changed.
+    """
+    if options.repair and options.forget:
+        _require_files(archive)
     yield from _database(archive, options, progress)
     yield from _files(archive, options, progress)
     yield from _instances(archive, options, progress)
     yield from _counts(archive, options, progress)
+
+
+def _require_files(archive: Archive) -> None:
+    """No file at all is a file system that is not mounted rather than an archive whose every instance is lost."""
+    (instances,) = archive.database.execute("SELECT count(*) FROM instance").fetchone()
+    if instances and not archive.files.holds_any():
+        raise ArchiveError(
+            f"of none of the {instances:,} instances there is a file in {archive.files.path('files')}: is it mounted? "
+            "Nothing was forgotten"
+        )
 
 
 def _database(archive: Archive, options: Options, progress: Progress) -> Iterator[Finding]:
@@ -105,10 +124,14 @@ def _files(archive: Archive, options: Options, progress: Progress) -> Iterator[F
     if options.repair:
         archive.finish_removals()
     (folders,) = archive.database.execute("SELECT count(*) FROM series").fetchone()
-    for done, orphans in enumerate(find_orphans(archive)):
-        progress("Files", min(done, folders), folders)
-        for path in orphans:
-            yield from _orphan(archive, path, options)
+    try:
+        for done, orphans in enumerate(find_orphans(archive)):
+            progress("Files", min(done, folders), folders)
+            for path in orphans:
+                yield from _orphan(archive, path, options)
+    except OSError as error:
+        what = str(error.filename or "files")
+        yield Finding(Problem.UNREADABLE, what, f"cannot be listed: {error.strerror or error}")
     for path in archive.files.strays(options.idle_s):
         action = f"moved to {archive.files.quarantine(path)}" if options.repair else ""
         yield Finding(Problem.STRAY, path, "the archive puts no file there", action, is_solved=bool(action))

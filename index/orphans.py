@@ -13,12 +13,12 @@ from enum import StrEnum
 from pydicom.filereader import read_file_meta_info
 
 from index import catalogue, deletion
+from index.admission import is_same_object
 from index.archive import Archive
 from index.errors import ArchiveError, InvalidInstance
 from index.files import flush_and_digest
 from index.header import read_header
-from index.integrity import StoredFile, Verdict, examine, record
-from index.part10 import is_same_data_set
+from index.integrity import Damage, StoredFile, Verdict, examine, record
 
 
 class Fate(StrEnum):
@@ -29,7 +29,7 @@ class Fate(StrEnum):
     RESTORED = "put back"        # it is what a damaged instance was
     REMOVED = "removed"          # its content is stored, or was deleted
     QUARANTINED = "quarantined"
-    LEFT = "left"                # there is no room to take it in
+    LEFT = "left"                # there is no room to take it in, or the disk refuses
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,19 @@ def settle_orphans(archive: Archive) -> Iterator[Settled]:
 
 
 def settle(archive: Archive, path: str) -> Settled:
-    """Take the orphan in when its instance is not stored, remove it when it is a second copy, else quarantine it."""
+    """Take the orphan in when its instance is not stored, remove it when it is a second copy, else quarantine it.
+
+    One that the disk refuses to read or to move is left where it is: the others are settled all the same.
+    """
+    try:
+        return _settle(archive, path)
+    except FileNotFoundError:
+        return Settled(path, Fate.KNOWN, "gone meanwhile")
+    except OSError as error:
+        return Settled(path, Fate.LEFT, error.strerror or str(error))
+
+
+def _settle(archive: Archive, path: str) -> Settled:
     with archive.transaction() as database:
         if catalogue.is_known(database, path):
             return Settled(path, Fate.KNOWN, "")
@@ -89,8 +101,6 @@ def settle(archive: Archive, path: str) -> Settled:
         header = read_header(archive.files.path(path))
     except InvalidInstance as error:
         return _quarantine(archive, path, str(error))
-    except FileNotFoundError:
-        return Settled(path, Fate.KNOWN, "gone meanwhile")
     stored = catalogue.find_instance(archive.database, header.sop_instance_uid)
     if stored is None:
         return _take_in(archive, path, Fate.TAKEN_IN, f"instance {header.sop_instance_uid}")
@@ -98,11 +108,13 @@ def settle(archive: Archive, path: str) -> Settled:
     file = StoredFile(*(stored[name] for name in ("id", "sop_instance_uid", "path", "size", "sha256", "damage")))
     verdict = examine(archive.data, file)
     if verdict.damage is None:
-        if digest == file.sha256 or is_same_data_set(archive.files.path(path), archive.files.path(file.path)):
+        if digest == file.sha256 or is_same_object(archive.files, stored, archive.files.path(path), header):
             archive.files.remove(path)
             return Settled(path, Fate.REMOVED, "a second copy of a stored instance")
         return _quarantine(archive, path, f"instance {header.sop_instance_uid} is stored with other content")
-    if digest != file.sha256:
+    # Another version of what is missing is the only good file, as when the catalogue is older than a replacement. An
+    # altered or unreadable file is still there for a person to compare.
+    if digest != file.sha256 and verdict.damage is not Damage.MISSING:
         return _quarantine(archive, path, f"another version of {header.sop_instance_uid}, which is {verdict.damage}")
     _note(archive, file, verdict)
     return _take_in(archive, path, Fate.RESTORED, f"instance {header.sop_instance_uid} was {verdict.damage}")
@@ -118,7 +130,7 @@ def _take_in(archive: Archive, path: str, fate: Fate, detail: str) -> Settled:
     meta = read_file_meta_info(archive.files.path(path))
     source = str(meta.get("SourceApplicationEntityTitle", "") or "").strip()
     try:
-        archive.ingest(archive.files.borrow(path), source_aet=source)
+        archive.ingest(archive.files.borrow(path), source_aet=source, readmit=True)
     except (ArchiveError, OSError) as error:
         return Settled(path, Fate.LEFT, str(error))
     archive.files.remove(path)

@@ -29,9 +29,7 @@ class Slice:
         Whether no file is due any more.
     """
 
-    files: int
     size: int
-    damaged: int
     is_all: bool
 
 
@@ -66,9 +64,9 @@ def scrub_slice(archive: Archive, *, due_before: float, budget: int, on_fraction
                 break
     finally:  # what was read is not read again, even when the worker has to stop
         with archive.transaction() as database:
-            news = sum(record(database, file, verdict) for file, verdict in verdicts)
-    is_all = len(verdicts) == len(rows) < _PAGE
-    return Slice(len(verdicts), size, news, is_all)
+            for file, verdict in verdicts:
+                record(database, file, verdict)
+    return Slice(size, is_all=len(verdicts) == len(rows) < _PAGE)
 
 
 def next_due(archive: Archive, period_s: float) -> float | None:

@@ -443,6 +443,38 @@ def test_a_fault_at_any_step_leaves_nothing_and_a_retry_succeeds(fault, replace,
     check_consistent(archive)
 
 
+def test_content_is_compared_while_nobody_has_to_wait(archive, make_instance, monkeypatch):
+    archive.ingest(make_instance(1))
+    during = []
+
+    def compare(*arguments):
+        during.append(archive.database.conn.in_transaction)
+        return original(*arguments)
+
+    original = archive_module.compare
+    monkeypatch.setattr(archive_module, "compare", compare)
+    assert archive.ingest(make_instance(1)).outcome is Outcome.DUPLICATE
+    assert during == [False]
+
+
+def test_what_is_replaced_after_the_comparison_is_compared_again(archive, make_instance, monkeypatch):
+    archive.ingest(make_instance(1))
+    other = Archive(archive.data)
+
+    def compare(*arguments):
+        standing = original(*arguments)
+        monkeypatch.setattr(archive_module, "compare", original)
+        other.ingest(make_instance(1, PatientName="New^Name"), overwrite="always")
+        return standing
+
+    original = archive_module.compare
+    monkeypatch.setattr(archive_module, "compare", compare)
+    with pytest.raises(InstanceConflict):
+        archive.ingest(make_instance(1))
+    assert archive.open_instance(uid(1)).path.read_bytes() == make_instance(1, PatientName="New^Name")
+    check_consistent(archive)
+
+
 def test_a_commit_that_fails_leaves_nothing_and_the_next_one_is_its_own(archive, make_instance, monkeypatch):
     def dangle(files, incoming, relative):
         place(files, incoming, relative)

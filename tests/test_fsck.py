@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from index import archive as archive_module
-from index import changes, fsck
+from index import changes, fsck, orphans
 from index.archive import Archive, Outcome
 from index.changes import ChangeKind
-from index.errors import CatalogueLost, OutOfSpace
+from index.errors import ArchiveError, CatalogueLost, OutOfSpace
+from index.files import FileStore
 from index.fsck import Options, Problem
 from index.keys import Level
 
@@ -205,12 +206,89 @@ def test_an_orphan_that_is_what_an_altered_instance_was_is_put_back_and_the_alte
     assert check(filled) == []
 
 
-def test_an_older_version_of_a_lost_instance_does_not_take_its_place(filled, make_instance):
-    path_of(filled, 1).with_name("older.dcm").write_bytes(make_instance(1, PatientName="Old^Name"))
+def test_another_version_of_a_missing_instance_takes_its_place(filled, make_instance):
+    """As after a replacement, when the catalogue was restored from an older copy: there is no other good file."""
+    version = make_instance(1, PatientName="New^Name")
+    path_of(filled, 1).with_name("version.dcm").write_bytes(version)
     path_of(filled, 1).unlink()
+    (finding,) = check(filled, repair=True)
+    assert "put back" in finding.action
+    assert path_of(filled, 1).read_bytes() == version
+    assert check(filled) == []
+
+
+def test_another_version_of_an_altered_instance_does_not_take_its_place(filled, make_instance):
+    path_of(filled, 1).with_name("older.dcm").write_bytes(make_instance(1, PatientName="Old^Name"))
+    alter(filled)
     findings = check(filled, repair=True)
-    assert [finding.problem for finding in findings] == [Problem.ORPHANED, Problem.MISSING]
+    assert [finding.problem for finding in findings] == [Problem.ORPHANED, Problem.ALTERED]
     assert "quarantined" in findings[0].action
+
+
+def test_an_orphan_in_another_transfer_syntax_is_no_second_copy(filled, make_instance):
+    """The bytes of a data set mean something else in another Transfer Syntax (PS3.5 10)."""
+    content = make_instance(1).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.99")
+    path_of(filled, 1).with_name("other.dcm").write_bytes(content)
+    (finding,) = check(filled, repair=True)
+    assert "quarantined" in finding.action
+
+
+def test_an_orphan_is_taken_in_whatever_the_policies_say_by_now(tmp_path, make_instance):
+    open_handed = Archive(tmp_path / "data")
+    open_handed.ingest(make_instance(1))
+    nested = b"".join([b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"] * 20)
+    nested += b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0" * 20
+    deep = make_instance(3)
+    at = deep.index(b"\x08\x00\x60\x00CS")
+    left = {2: make_instance(2, PatientID="other"), 3: deep[:at] + nested + deep[at:]}
+    for number, content in left.items():
+        path_of(open_handed, 1).with_name(f"{number}.dcm").write_bytes(content)
+    strict = Archive(open_handed.data, patient_mismatch="reject", quota_bytes=1, max_nesting=8)
+    assert all("taken back in" in finding.action for finding in check(strict, repair=True))
+    assert {number: path_of(strict, number).read_bytes() for number in left} == left
+
+
+def test_an_orphan_that_the_disk_refuses_to_read_stays_and_the_others_are_settled(filled, make_instance, monkeypatch):
+    folder, original = path_of(filled, 1).parent, orphans.read_header
+    bad, good = folder / "a.dcm", folder / "b.dcm"
+    bad.write_bytes(make_instance(8))
+    good.write_bytes(make_instance(9))
+
+    def refuse(path):
+        if path == bad:
+            raise OSError(5, "Input/output error", str(path))
+        return original(path)
+
+    monkeypatch.setattr(orphans, "read_header", refuse)
+    first, second = check(filled, repair=True)
+    assert (first.is_solved, "Input/output error" in first.action, bad.exists()) == (False, True, True)
+    assert (second.is_solved, good.exists()) == (True, False)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("nowhere"), os.mkfifo],
+                         ids=["folder", "dangling link", "pipe"])
+def test_what_is_no_file_but_named_like_one_is_a_stray(make, filled):
+    make(path_of(filled, 1).with_name("odd.dcm"))
+    (finding,) = check(filled, repair=True)
+    assert (finding.problem, finding.is_solved) == (Problem.STRAY, True)
+    assert check(filled) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_the_check_goes_on(filled, monkeypatch):
+    def refuse(_store):
+        raise OSError(5, "Input/output error", "files/1.2")
+
+    monkeypatch.setattr(FileStore, "all_paths", refuse)
+    lose(filled)
+    assert found(filled) == {Problem.UNREADABLE: 1, Problem.MISSING: 1}
+
+
+def test_what_somebody_is_just_bringing_is_no_stray(filled):
+    received = filled.files.receive(b"half")
+    assert check(filled, repair=True) == []
+    assert received.exists()
+    filled.files.release(received)
+    assert not received.exists()
 
 
 def test_what_a_deletion_left_is_removed_and_does_not_come_back(filled, monkeypatch):
@@ -270,6 +348,20 @@ def test_forget_deletes_the_rows_of_what_is_lost_and_says_so_in_the_feed(filled)
     deleted = [change for change in changes.since(filled.database) if change.kind is ChangeKind.DELETED]
     assert {change.uid for change in deleted} == {uid(1), uid(2)}
     assert all("its content is lost" in change.detail for change in deleted)
+
+
+def test_forget_is_refused_when_no_file_is_found_at_all(filled):
+    """As when the file system below files/ is not mounted."""
+    away = filled.data / "away"
+    (filled.data / "files").rename(away)
+    (filled.data / "files").mkdir()
+    before = list(changes.since(filled.database))
+    with pytest.raises(ArchiveError, match="none of the 4 instances"):
+        check(filled, repair=True, forget=True)
+    assert list(changes.since(filled.database)) == before
+    (filled.data / "files").rmdir()
+    away.rename(filled.data / "files")
+    assert check(filled) == []
 
 
 def test_repair_notes_each_damage_once_in_the_feed(filled):

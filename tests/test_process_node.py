@@ -11,6 +11,9 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
+from commands import supervisor as supervisor_module
+from commands.supervisor import Supervisor
+from config.settings import load_settings
 from index.archive import Archive
 
 
@@ -82,6 +85,61 @@ def test_a_process_that_dies_is_restarted_and_said_so(serve, wait_until, dcmtk, 
     assert f"{name} restarted as process {node.processes()[name]}" in node.log()
     if name == "network":
         wait_until(lambda: dcmtk("echoscu", "-aec", "THARSIS", "127.0.0.1", node.port, check=False).returncode == 0)
+
+
+def test_a_deletion_that_a_dead_process_left_half_done_is_finished(serve, wait_until):
+    node = serve()
+    archive = Archive(node.data)
+    left = node.data / "files" / "1" / "2" / "3-0.dcm"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"deleted")
+    archive.database.execute("INSERT INTO removal (path) VALUES ('files/1/2/3-0.dcm')")
+    os.kill(node.processes()["worker-1"], signal.SIGKILL)
+    wait_until(lambda: not left.exists())
+    wait_until(lambda: archive.database.execute("SELECT count(*) FROM removal").fetchone() == (0,))
+
+
+def test_those_who_die_while_somebody_is_tidied_up_after_share_the_next_time(tmp_path, monkeypatch):
+    supervisor = Supervisor(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))
+    tidied = []
+
+    def tidy_after(pids):
+        tidied.append(pids)
+        if len(tidied) == 1:
+            for pid in (12, 13, 12):
+                supervisor._dead.put(pid)
+        else:
+            supervisor.request_stop()
+
+    monkeypatch.setattr(supervisor, "_tidy_after", tidy_after)
+    supervisor._dead.put(11)
+    supervisor._tidy_after_deaths()
+    assert tidied == [{11}, {12, 13}]
+
+
+def test_a_start_clears_what_the_dead_left_and_nothing_that_an_import_is_bringing(serve):
+    node = serve()
+    os.kill(node.processes()["supervisor"], signal.SIGKILL)
+    node.wait()
+    archive = Archive(node.data)
+    left, bringing = archive.incoming / "1-left.part", archive.files.receive(b"half")
+    left.write_bytes(b"half")
+    odd = node.data / "files" / "1" / "2" / "odd.dcm"
+    odd.mkdir(parents=True)
+    node.start()
+    assert (left.exists(), bringing.exists()) == (False, True)
+    assert odd.exists(), "an oddity is for fsck: it keeps no node down"
+    archive.files.release(bringing)
+
+
+def test_a_start_that_cannot_settle_the_orphans_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+    def fail(_archive):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(supervisor_module, "settle_orphans", fail)
+    (tmp_path / "node.json").write_text("{}")
+    Supervisor(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))._tidy()
+    assert "was not tidied up" in caplog.text
 
 
 def test_its_processes_end_when_the_supervisor_is_killed(serve, wait_until):

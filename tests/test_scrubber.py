@@ -63,7 +63,7 @@ def flip(path):
 
 def test_what_was_just_received_is_not_due(filled):
     done = read_back(filled)
-    assert (done.files, done.is_all) == (0, True)
+    assert (done.size, done.is_all) == (0, True)
 
 
 def test_those_not_read_for_longest_come_first(filled):
