@@ -41,7 +41,7 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
         print_json(facts)
         return
     node = facts["node"]
-    running = f"{node['aet']} on {node['host']}:{node['port']} (process {node['pid']})" if node else "not running"
+    running = _where(node) if node else "not running"
     table = Table(title=escape(f"Archive in {archive.data}"), show_header=False)
     table.add_row("node", running)
     for name in ("patients", "studies", "series", "instances"):
@@ -67,6 +67,12 @@ def _verified_in_words(facts: dict[str, Any]) -> str:
 def _moment(seconds: float | None) -> str | None:
     """Return the moment in ISO 8601, UTC; None for one that has not come."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
+
+
+def _where(node: dict[str, Any]) -> str:
+    ports = [str(node["port"])] if node["port"] else []
+    ports += [f"{node['tls_port']} (TLS)"] if node.get("tls_port") else []
+    return f"{node['aet']} on {node['host']}, port {' and '.join(ports)} (process {node['pid']})"
 
 
 def _facts(archive: Archive) -> dict[str, Any]:

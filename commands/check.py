@@ -50,7 +50,7 @@ def check(
         typer.echo(resources.files("config").joinpath("default.toml").read_text(encoding="utf-8"), nl=False)
         return
     settings = settings_from(config, data=data)
-    findings = [*_names(), _port(settings), *_data(settings), *_versions()]
+    findings = [*_names(), *_ports(settings), *_tls(settings), *_data(settings), *_versions()]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -76,19 +76,38 @@ def _names() -> Iterator[Finding]:
         yield Finding(f"package {name}", good, str(origin) if good else shadow)
 
 
-def _port(settings: Settings) -> Finding:
-    scp = settings.scp
-    what = f"port {scp.port}"
-    node = read_state(settings.archive.data)
-    if node is not None and node.get("port") == scp.port:
+def _ports(settings: Settings) -> Iterator[Finding]:
+    node = read_state(settings.archive.data) or {}
+    if settings.tls.plain:
+        yield _port(settings.scp.host, settings.scp.port, node, "port")
+    if settings.tls.enabled:
+        yield _port(settings.scp.host, settings.tls.port, node, "tls_port")
+
+
+def _port(host: str, port: int, node: dict[str, object], role: str) -> Finding:
+    what = f"port {port}" if role == "port" else f"TLS port {port}"
+    if node.get(role) == port:
         return Finding(what, good=True, detail=f"this node is listening (process {node['pid']})")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((scp.host, scp.port))
+            probe.bind((host, port))
         except OSError as error:
-            return Finding(what, good=False, detail=f"cannot listen on {scp.host}:{scp.port}: {error.strerror}")
-    return Finding(what, good=True, detail=f"free on {scp.host}")
+            return Finding(what, good=False, detail=f"cannot listen on {host}:{port}: {error.strerror}")
+    return Finding(what, good=True, detail=f"free on {host}")
+
+
+def _tls(settings: Settings) -> Iterator[Finding]:
+    from scp.tls import TlsError, server_context
+
+    if not settings.tls.enabled:
+        return
+    try:
+        server_context(settings.tls)
+    except TlsError as error:
+        yield Finding("TLS certificate", good=False, detail=str(error))
+    else:
+        yield Finding("TLS certificate", good=True, detail=f"{settings.tls.certificate} and its key belong together")
 
 
 def _data(settings: Settings) -> Iterator[Finding]:

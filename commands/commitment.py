@@ -97,5 +97,11 @@ def show(peer: Peer, told: Sequence[Told]) -> None:
     for item in told:
         table.add_row(escape(str(item.path)), item.sop_instance_uid, escape(item.reason) or "yes")
     out.print(table)
-    safe = sum(not item.reason for item in told)
-    out.print(f"{peer.title} answers for {safe} of {len(told)} instances", highlight=False)
+    safe, asked = ({item.sop_instance_uid or item.path for item in told if not item.reason},
+                   {item.sop_instance_uid or item.path for item in told})  # fmt: skip
+    out.print(f"{peer.title} answers for {len(safe)} of {len(asked)} instances", highlight=False)
+    if len(asked) < len(told):
+        out.print(
+            "Some of these files share a SOP Instance UID: the answer is about the one that was stored.",
+            highlight=False,
+        )

@@ -133,7 +133,7 @@ def send(
         out.print(f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s", highlight=False)
     told: list[Told] = []
     if commit and lost is None:
-        kept = [result.path for result in results if result.is_stored]
+        kept = [result.path for result in results if result.status is not None and not result.error]
         told = commitment.ask(target, kept, aet, wait_s=wait, listen=listen)
     if as_json:
         answer = {

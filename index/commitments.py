@@ -36,6 +36,11 @@ class FailureReason(IntEnum):
     CLASS_INSTANCE_CONFLICT = 0x0119
     CLASS_NOT_SUPPORTED = 0x0122
 
+    @property
+    def words(self) -> str:
+        """For logs and the Conformance Statement."""
+        return self.name.replace("_", " ").lower()
+
 
 class State(StrEnum):
     """How far a request has come."""

@@ -23,14 +23,21 @@ _FROM = (
 )
 
 
+_MOST_NAMED = 5
+
+
 @dataclass(frozen=True)
 class Extent:
     """What a deletion would take.
 
     Attributes
     ----------
+    patients, studies, series
+        How many go altogether; one that keeps other instances does not.
     size
         Of their files, bytes.
+    of
+        Patient's Name, Patient ID, Study Date and Study Description of the studies that are touched, some of them.
     derived
         Series that were made from what goes and are not part of it, in any number of steps.
     """
@@ -40,6 +47,7 @@ class Extent:
     series: int
     instances: int
     size: int
+    of: tuple[tuple[str, str, str, str], ...]
     derived: tuple[str, ...]
 
 
@@ -64,15 +72,25 @@ class Removed:
 
 def extent(database: Database, level: Level, uid: str) -> Extent:
     """Return what deleting `uid` would take; raises `NotFound`."""
-    patients, studies, series, instances, size = database.execute(
-        "SELECT count(DISTINCT patient.id), count(DISTINCT study.id), count(DISTINCT series.id), count(*), "
-        f"coalesce(sum(instance.size), 0) {_FROM} WHERE {_column(level, uid)} = ?",
-        (uid,),
-    ).fetchone()
+    where = f"{_FROM} WHERE {_column(level, uid)} = ?"
+    instances, size = database.execute(f"SELECT count(*), coalesce(sum(instance.size), 0) {where}", (uid,)).fetchone()
     if not instances:
         raise NotFound(f"no {level.value.lower()} {uid}", element=UNIQUE_KEYS[level])
+    patients, studies, series = (
+        database.execute(
+            f"SELECT count(*) FROM (SELECT 1 {where} GROUP BY {table}.id "
+            f"HAVING count(*) = {table}.number_of_{table}_related_instances)",
+            (uid,),
+        ).fetchone()[0]
+        for table in ("patient", "study", "series")
+    )
+    of = database.execute(
+        "SELECT DISTINCT patient.patient_name, patient.patient_id, study.study_date, study.study_description "
+        f"{where} LIMIT {_MOST_NAMED}",
+        (uid,),
+    ).fetchall()
     derived = () if level is Level.IMAGE else derived_from(database, level, uid)
-    return Extent(patients, studies, series, instances, size, derived)
+    return Extent(patients, studies, series, instances, size, tuple(of), derived)
 
 
 def derived_from(database: Database, level: Level, uid: str) -> tuple[str, ...]:

@@ -75,15 +75,21 @@ class Header:
         return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, named_by_meta: bool = True) -> Header:
     """Read the identity and the key values of the Part 10 file at `path`.
+
+    Parameters
+    ----------
+    named_by_meta
+        Whether File Meta Information may name the instance where the data set does not. Not of what came by C-STORE:
+        this node has written that from the command.
 
     Raises
     ------
     InvalidInstance
         Not a Part 10 file, cut off or unreadable, or without SOP Instance, Series or Study Instance UID.
     """
-    transfer_syntax, charset, values, items = _read(path)
+    transfer_syntax, charset, values, items = _read(path, named_by_meta=named_by_meta)
     timezone = values.pop("TimezoneOffsetFromUTC")
     for keyword in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not values[keyword]:
@@ -105,7 +111,7 @@ def read_header(path: Path) -> Header:
     )
 
 
-def _read(path: Path) -> tuple[str, str, dict[str, str], tuple[Item, ...]]:
+def _read(path: Path, *, named_by_meta: bool) -> tuple[str, str, dict[str, str], tuple[Item, ...]]:
     """Return Transfer Syntax UID, Specific Character Set, the key values and the items of sequences."""
     try:
         meta = read_file_meta_info(path)
@@ -118,8 +124,9 @@ def _read(path: Path) -> tuple[str, str, dict[str, str], tuple[Item, ...]]:
             keyword: _value(elements, keyword, charset) for keyword in [*indexed_keywords(), "TimezoneOffsetFromUTC"]
         }
         items = read_items(dataset, charset)
-        for keyword in ("SOPClassUID", "SOPInstanceUID"):
-            values[keyword] = values[keyword] or _uid(meta, f"MediaStorage{keyword}")
+        values["SOPClassUID"] = values["SOPClassUID"] or _uid(meta, "MediaStorageSOPClassUID")
+        if named_by_meta:
+            values["SOPInstanceUID"] = values["SOPInstanceUID"] or _uid(meta, "MediaStorageSOPInstanceUID")
     except InvalidInstance:
         raise
     except InvalidDicomError as error:

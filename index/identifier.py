@@ -171,14 +171,17 @@ def parse_identifier(
     told: dict[str, list[str]] = {}
     sequences: list[SequenceRequest] = []
     empty: list[tuple[int, str]] = []
-    matched_by_edge = False
+    unmatched = False
     for element in list(identifier.elements()):
         keyword = keyword_for_tag(element.tag)
-        if keyword in _CONTROL or _is_stripped(element.tag):
+        if keyword in _CONTROL:
+            continue
+        if _is_stripped(element.tag):  # a retired key is not answered, and one with a value has not been matched
+            unmatched |= not element.tag.is_private and bool(element.tag.element) and not _is_empty(element, charset)
             continue
         vr, key = vr_of(element), KEYS.get(keyword)
         if keyword in ANSWERED_BY_EDGE:
-            matched_by_edge |= any(value.strip(" \0*") for value in values_of(element, charset))
+            unmatched |= not _is_empty(element, charset)
         elif keyword == _OFFSET:
             told[keyword] = values_of(element, charset)
         elif keyword in SEQUENCES and vr == "SQ" and SEQUENCES[keyword].level.depth <= level.depth:
@@ -209,7 +212,7 @@ def parse_identifier(
         keywords=tuple(dict.fromkeys([*told, *(unique or [UNIQUE_KEYS[level]])])),
         empty=tuple(empty),
         all_supported=not empty
-        and not matched_by_edge
+        and not unmatched
         and all(each.all_supported for each in sequences)
         and (bool(zone) or not any(offset or [])),
         charset=charset,
@@ -259,6 +262,11 @@ def _zone(offset: list[str] | None) -> str:
     if len(values) > 1 or not date_times.is_offset(values[0]):
         raise InvalidIdentifier(f"{_OFFSET}: expected one ±HHMM, got {values[0][:20]!r}", element=_OFFSET)
     return values[0]
+
+
+def _is_empty(element: DataElement | RawDataElement, charset: Charset) -> bool:
+    """Whether the key asks for any value: it has none, or a universal one."""
+    return vr_of(element) == "SQ" or not any(value.strip(" \0*") for value in values_of(element, charset))
 
 
 def _is_stripped(tag: BaseTag) -> bool:

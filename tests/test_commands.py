@@ -224,3 +224,12 @@ def test_the_demo_touches_no_folder_that_is_not_its_own(tharsis, tmp_path):
     assert told.returncode == FAILED
     assert one_sentence(told.stderr)
     assert Path(mine / "thesis.txt").read_text() == "years of work"
+
+
+def test_check_tells_of_a_certificate_that_cannot_be_used(tharsis, tmp_path):
+    config = tmp_path / "my.toml"
+    tls = '[tls]\nenabled = true\nport = 0\ncertificate = "absent.pem"\nkey = "absent.key"\n'
+    config.write_text(f"[scp]\nport = 0\n{tls}")
+    told = tharsis("check", "--config", config, "--data", tmp_path / "data")
+    assert told.returncode == 1
+    assert "absent.pem" in told.stdout

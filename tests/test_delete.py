@@ -58,7 +58,8 @@ def rows(archive, sql):
 
 def test_what_will_go_is_told(worked_on):
     extent = deletion.extent(worked_on.database, Level.SERIES, SERIES)
-    assert (extent.patients, extent.studies, extent.series, extent.instances) == (1, 1, 1, 3)
+    assert (extent.patients, extent.studies, extent.series, extent.instances) == (0, 0, 1, 3)
+    assert len(extent.of) == 1
     assert extent.size == sum(worked_on.open_instance(uid(n)).size for n in (1, 2, 3))
     assert set(extent.derived) == {MADE, MADE_OF_MADE}
     assert deletion.extent(worked_on.database, Level.STUDY, f"{PREFIX}.1").derived == (MADE_OF_MADE,)

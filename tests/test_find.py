@@ -9,9 +9,15 @@ from io import BytesIO
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+)
 from pynetdicom import AE
-from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE
+from pynetdicom.dimse_primitives import C_ECHO, C_FIND, C_GET, C_MOVE
 from pynetdicom.dsutils import encode
 
 from scp.contexts import PATIENT_ROOT_FIND, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
@@ -175,6 +181,47 @@ def test_an_operation_that_the_class_does_not_have_is_refused(filled):
     assert status.Status == 0x0211
     assert status.ErrorComment
     assoc.release()
+
+
+def test_an_echo_on_a_context_of_another_class_is_refused_with_the_reason(filled):
+    entity = AE("VIEWER")
+    entity.add_requested_context(STUDY_ROOT_FIND, ExplicitVRLittleEndian)
+    assoc = entity.associate("127.0.0.1", filled.port, ae_title="THARSIS")
+    request = C_ECHO()
+    request.MessageID, request.AffectedSOPClassUID = 3, STUDY_ROOT_FIND
+    assoc._reactor_checkpoint.clear()
+    assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
+    _, response = assoc.dimse.get_msg(block=True)
+    assoc._reactor_checkpoint.set()
+    assert response.Status == 0x0211
+    assert "C-ECHO" in response.ErrorComment
+    assoc.release()
+
+
+def test_a_context_is_refused_for_what_is_not_supported(start_node):
+    """PS3.8 table 9-18: 3 for the abstract syntax, 4 for the transfer syntaxes."""
+    entity = AE("VIEWER")
+    for uid, syntax in (
+        (STUDY_ROOT_FIND, JPEG2000Lossless),
+        (CTImageStorage, "1.2.3"),
+        ("1.2.840.10008.1.1", "1.2.3"),
+        ("1.2.840.10008.5.1.4.31", ImplicitVRLittleEndian),  # Modality Worklist
+        (PATIENT_ROOT_FIND, ImplicitVRLittleEndian),
+    ):
+        entity.add_requested_context(uid, syntax)
+    assoc = entity.associate("127.0.0.1", start_node().port, ae_title="THARSIS")
+    results = [context.result for context in sorted(
+        [*assoc.accepted_contexts, *assoc.rejected_contexts], key=lambda context: context.context_id
+    )]  # fmt: skip
+    assoc.release()
+    assert results == [4, 4, 4, 3, 0]
+
+
+@pytest.mark.parametrize(("value", "status"), [("NOSUCH", 0xFF01), ("", 0xFF00)])
+def test_a_retired_key_is_stripped_and_one_with_a_value_was_not_matched(filled, value, status):
+    (answer, match), *_ = _find(filled, _identifier("STUDY", StudyInstanceUID="", OtherPatientIDs=value))
+    assert answer.Status == status
+    assert "OtherPatientIDs" not in match
 
 
 def _deflated(identifier, zeros=0):

@@ -184,6 +184,19 @@ def test_a_class_that_the_destination_lacks_fails_alone(start_node, make_file, r
     assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
 
 
+def test_a_file_that_is_gone_fails_alone_and_is_told(start_node, make_file, receive, caplog):
+    receiver = receive()
+    node = _node_for(start_node, receiver.port)
+    node.archive.ingest(make_file(1))
+    node.archive.ingest(make_file(2))
+    node.archive.open_instance(UID_OF(2)).path.unlink()
+    status, identifier = _move(node, _identifier())[-1]
+    assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
+    assert "missing" in status.ErrorComment
+    assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
+    assert f"instance {UID_OF(2)} cannot be sent" in caplog.text
+
+
 def test_a_file_that_is_known_to_be_damaged_fails_alone(start_node, make_file, receive):
     receiver = receive()
     node = _node_for(start_node, receiver.port)

@@ -222,7 +222,7 @@ def test_group_lengths_private_and_retired_keys_are_stripped(filled):
     dataset = identifier(PatientID="P2")
     dataset.add_new(0x00080000, "UL", 10)
     dataset.private_block(0x0011, "SOMEBODY", create=True).add_new(1, "LO", "x")
-    dataset.add_new(0x00080010, "SH", "old")  # Recognition Code, retired
+    dataset.add_new(0x00080010, "SH", "")  # Recognition Code, retired
     query = parse_identifier(transmitted(dataset), Model.STUDY_ROOT)
     (answer,) = find(filled, query)
     assert query.all_supported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -11,12 +12,16 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import load_settings
-from index import changes, derivations, fsck
+from index import changes, commitments, derivations, fsck, jobs, old_catalogue
 from index import rebuild as rebuild_module
 from index.archive import Archive
 from index.changes import ChangeKind
+from index.commitments import Reference
 from index.derivations import Output
+from index.errors import CatalogueLost
 from index.fsck import Options
+from index.keys import Level
+from index.old_catalogue import Missing, RebuildError
 from index.rebuild import count_files, rebuild
 from plugins.worker import Worker
 
@@ -211,6 +216,136 @@ def test_transactions_of_few_files_make_the_same(filled, monkeypatch):
     assert count_files(filled.data) == 5
 
 
+# What the old catalogue still knows
+
+
+def test_an_archive_that_stays_open_does_not_write_to_what_was_replaced(filled, make_instance):
+    make_again(filled.data)
+    with pytest.raises(CatalogueLost, match=r"catalogue\.sqlite is no longer the one that this process opened"):
+        filled.ingest(make_instance(6))
+    filled.close()
+    filled.ingest(make_instance(6))
+    assert Archive(filled.data).open_instance(uid(6)).path.exists()
+
+
+@pytest.mark.parametrize("step", ["_make_durable", "_swap"])
+def test_the_old_catalogue_stays_locked_until_it_is_replaced(step, filled, monkeypatch):
+    tried = []
+    original = getattr(rebuild_module, step)
+
+    def try_to_write(*arguments):
+        with sqlite3.connect(filled.data / "catalogue.sqlite", timeout=0.1) as other:
+            try:
+                other.execute("DELETE FROM job")
+            except sqlite3.OperationalError as error:
+                tried.append(str(error))
+        other.close()
+        return original(*arguments)
+
+    monkeypatch.setattr(rebuild_module, step, try_to_write)
+    make_again(filled.data)
+    assert tried == ["database is locked"]
+
+
+def test_somebody_who_writes_is_told_of_in_one_sentence(filled, monkeypatch):
+    monkeypatch.setattr(old_catalogue, "BUSY_TIMEOUT_S", 0.1)
+    with filled.transaction(), pytest.raises(RebuildError, match="another process is writing"):
+        make_again(filled.data)
+
+
+def test_what_was_deleted_does_not_come_back(filled, monkeypatch):
+    path = filled.open_instance(uid(4)).path
+    relative = path.relative_to(filled.data).as_posix()
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "_remove_files", lambda *_arguments: None)  # the process dies before it removes any
+        filled.delete(Level.IMAGE, uid(4))
+    assert path.exists()
+    made = make_again(filled.data)
+    again = Archive(filled.data)
+    assert (made.instances, made.aside, made.missing) == (4, [], [])
+    assert again.database.execute("SELECT path FROM removal").fetchall() == [(relative,)]
+    assert again.finish_removals() == 1
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_read_just_now_ends_it_and_changes_nothing(code, filled, monkeypatch):
+    before = everything(filled)
+
+    def refuse(_path):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuild_module, "flush_and_digest", refuse)
+        with pytest.raises(RebuildError, match=f"{os.strerror(code)}.*nothing was changed"):
+            make_again(filled.data)
+    assert everything(Archive(filled.data)) == before
+    assert not (filled.data / "quarantine").exists()
+    assert make_again(filled.data).instances == 5
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "z.dcm"])
+def test_of_two_files_of_one_instance_the_acknowledged_one_stays(name, filled, make_instance):
+    path = filled.open_instance(uid(1)).path
+    other = path.with_name(name)
+    other.write_bytes(make_instance(1, PatientName="Never^Acknowledged"))
+    os.utime(other, (4_000_000_000, 4_000_000_000))
+    made = make_again(filled.data)
+    assert Archive(filled.data).open_instance(uid(1)).path == path
+    assert [Path(each.path).name for each in made.aside] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "z.dcm"])
+def test_a_whole_copy_is_preferred_to_the_altered_file(name, filled):
+    path = filled.open_instance(uid(1)).path
+    path.with_name(name).write_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    made = make_again(filled.data)
+    again = Archive(filled.data)
+    assert again.open_instance(uid(1)).path.name == name
+    assert problems(again) == []
+    assert (made.altered, [each.path for each in made.aside]) == (0, [path.relative_to(filled.data).as_posix()])
+
+
+def test_an_instance_whose_file_is_gone_is_told(filled):
+    path = filled.open_instance(uid(4)).path
+    path.unlink()
+    made = make_again(filled.data)
+    assert made.missing == [Missing(uid(4), path.relative_to(filled.data).as_posix())]
+    feed = [change for change in changes.since(Archive(filled.data).database) if change.kind is ChangeKind.MISSING]
+    assert [change.uid for change in feed] == [uid(4)]
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_open_requests_for_storage_commitment_are_taken_over(state, filled):
+    reference = Reference("1.2.840.10008.5.1.4.1.1.2", uid(1))
+    commitments.ask(filled, "CT1", "1.2.3", [reference], address="192.0.2.1")
+    if state == "running":
+        job = filled.jobs.claim("n", claim_s=60.0, max_attempts=3, kinds=jobs.NETWORK_KINDS)
+        assert job is not None
+    assert make_again(filled.data).commitments == 1
+    again = Archive(filled.data)
+    taken = commitments.get(again, "CT1", "1.2.3")
+    assert taken is not None
+    assert (taken.state, taken.references, taken.address) == ("requested", (reference,), "192.0.2.1")
+    job = again.jobs.claim("m", claim_s=60.0, max_attempts=3, kinds=jobs.NETWORK_KINDS)
+    assert job is not None
+    assert (job.subject, job.parameters) == ("1.2.3", {"requestor": "CT1"})
+
+
+def test_a_file_system_without_hard_links_will_do(filled, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    before = everything(filled)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    made = make_again(filled.data)
+    assert everything(Archive(filled.data)) == before
+    with sqlite3.connect(filled.data / made.backup) as old:
+        assert old.execute("SELECT count(*) FROM instance").fetchone() == (5,)
+    old.close()
+
+
 # What this node derived
 
 
@@ -296,6 +431,18 @@ def test_it_is_refused_while_a_node_runs(serve, tharsis):
     refused = tharsis("rebuild", "--data", node.data)
     assert refused.returncode == 1
     assert "stop it first" in refused.stderr
+
+
+@pytest.mark.parametrize("what", ["aside", "missing"])
+def test_the_command_fails_when_something_has_no_place_in_the_catalogue(what, filled, tharsis):
+    path = filled.open_instance(uid(4)).path
+    if what == "missing":
+        path.unlink()
+    else:
+        path.with_name("rubbish.dcm").write_bytes(b"rubbish")
+    told = tharsis("rebuild", "--data", filled.data)
+    assert told.returncode == 1
+    assert (uid(4) if what == "missing" else "rubbish.dcm") in told.stdout
 
 
 def test_derivations_of_an_older_schema_do_not_stop_it(filled):

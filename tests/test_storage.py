@@ -81,6 +81,23 @@ def test_an_object_without_its_uids_is_refused(start_node, make_file, keyword, v
     assert list(node.archive.incoming.iterdir()) == []
 
 
+def test_an_instance_whose_own_data_set_does_not_name_it_is_refused(start_node, make_dataset):
+    node, dataset = start_node(), make_dataset(1, SOPInstanceUID=None)
+    assoc = _associate(node)
+    request = C_STORE()
+    request.MessageID, request.Priority = 3, 1
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, UID_OF(1)
+    context = assoc.accepted_contexts[0]
+    syntax = context.transfer_syntax[0]
+    request.DataSet = BytesIO(encode(dataset, syntax.is_implicit_VR, syntax.is_little_endian))
+    assoc._reactor_checkpoint.clear()
+    assoc.dimse.send_msg(request, context.context_id)
+    _, response = assoc.dimse.get_msg(block=True)
+    assoc._reactor_checkpoint.set()
+    assoc.release()
+    assert (response.Status, response.OffendingElement) == (0xA900, 0x00080018)
+
+
 def test_a_command_that_names_another_object_is_refused(start_node, make_dataset):
     node, dataset = start_node(), make_dataset(1)
     assoc = _associate(node)
@@ -269,6 +286,7 @@ def test_a_request_without_a_mandatory_parameter_is_answered(start_node):
     assoc._reactor_checkpoint.set()
     assert response.Status == 0x0212
     assert "AffectedSOPInstanceUID" in response.ErrorComment
+    assert response.OffendingElement == 0x00001000
     assoc.release()
 
 
