@@ -22,6 +22,7 @@ from index import deletion, fsck, retention
 from index.archive import Archive
 from index.errors import NotFound
 from index.keys import Level
+from index.old_catalogue import RebuildError
 from index.rebuild import Rebuilt, count_files
 from index.rebuild import rebuild as rebuild_catalogue
 from index.tally import stored_bytes
@@ -151,7 +152,8 @@ def rebuild(config: ConfigOption = None, data: DataOption = None, as_json: JsonO
 
     The old catalogue stays beside the new one as catalogue.sqlite.<date>.bak. Only while no node runs on the folder.
     Lost with the catalogue: the change feed, the jobs (also those not done yet) and the vectors, which are made again.
-    What this node derived is derived again under the same UIDs, unless the old catalogue can still tell of it.
+    What this node derived is derived again under the same UIDs, and requests for storage commitment are forgotten,
+    unless the old catalogue can still tell of them. Exit code 1 when files were put aside or instances are missing.
     """
     settings = _settings(config, data)
     folder = settings.archive.data
@@ -161,13 +163,15 @@ def rebuild(config: ConfigOption = None, data: DataOption = None, as_json: JsonO
             started = time.monotonic()
             with progress_bar("Reading files", total, quiet=as_json) as bar:
                 made = rebuild_catalogue(folder, settle_time_s=settings.archive.settle_time_s, on_file=bar.advance)
-    except StartError as error:
+    except (StartError, RebuildError) as error:
         fail(str(error))
     seconds = time.monotonic() - started
     if as_json:
         print_json({**asdict(made), "seconds": round(seconds, 3)})
-        return
-    _print_rebuilt(made, seconds)
+    else:
+        _print_rebuilt(made, seconds)
+    if made.aside or made.missing:
+        raise typer.Exit(FAILED)
 
 
 def _print_rebuilt(made: Rebuilt, seconds: float) -> None:
@@ -178,6 +182,8 @@ def _print_rebuilt(made: Rebuilt, seconds: float) -> None:
     table.add_row("old catalogue", escape(made.backup) or "there was none")
     table.add_row("derivations", f"{made.derivations:,} taken over from the old catalogue" if made.derivations
                   else "none known: what was derived is made again, under the same UIDs")
+    if made.commitments:
+        table.add_row("storage commitment", f"{made.commitments:,} requests wait, taken over from the old catalogue")
     if made.altered:
         table.add_row("altered", f"{made.altered:,} files are not what the old catalogue had recorded")
     out.print(table)
@@ -185,8 +191,13 @@ def _print_rebuilt(made: Rebuilt, seconds: float) -> None:
         out.print(f"{put_aside.path}: {put_aside.why}", markup=False, highlight=False, soft_wrap=True)
     if len(made.aside) > _MOST_SHOWN:
         out.print(f"and {len(made.aside) - _MOST_SHOWN:,} files more in quarantine/", highlight=False)
+    for gone in made.missing[:_MOST_SHOWN]:
+        told = f"{gone.sop_instance_uid}: missing, there is no file {gone.path} any more"
+        out.print(told, markup=False, highlight=False, soft_wrap=True)
+    if len(made.missing) > _MOST_SHOWN:
+        out.print(f"and {len(made.missing) - _MOST_SHOWN:,} instances more are missing", highlight=False)
     out.print(
-        f"Made in {seconds:.1f} s. The change feed begins anew, all earlier jobs are forgotten; every series is queued "
+        f"Made in {seconds:.1f} s. The change feed begins anew, all other jobs are forgotten; every series is queued "
         "to be looked at again when the node runs.", highlight=False,
     )
 
@@ -223,7 +234,8 @@ def delete(
     if as_json:
         print_json({"deleted": deleted, **asdict(extent), "with_derived": derived})
         return
-    out.print(f"{deleted:,} instances deleted, {extent.size / 1e6:,.1f} MB free.", highlight=False)
+    things = "instance" if deleted == 1 else "instances"
+    out.print(f"{deleted:,} {things} deleted, {extent.size / 1e6:,.1f} MB freed.", highlight=False)
 
 
 def _delete(archive: Archive, level: Level, uid: str, reason: str) -> int:
@@ -235,10 +247,13 @@ def _delete(archive: Archive, level: Level, uid: str, reason: str) -> int:
 
 
 def _print_extent(extent: deletion.Extent, level: Level, uid: str, *, with_derived: bool) -> None:
-    out.print(f"{level.value.lower()} {uid}", markup=False, highlight=False)
+    kind = Deletable.INSTANCE if level is Level.IMAGE else Deletable(level.value)
+    out.print(f"{kind.value.lower()} {uid}", markup=False, highlight=False)
     table = Table(show_header=False)
+    for name, patient_id, date, description in extent.of:
+        table.add_row("of", escape(", ".join(each or "-" for each in (name, patient_id, date, description))))
     for name in ("patients", "studies", "series", "instances"):
-        table.add_row(name, f"{getattr(extent, name):,}")
+        table.add_row(f"{name} that go", f"{getattr(extent, name):,}")
     table.add_row("stored", f"{extent.size / 1e6:,.1f} MB")
     if extent.derived:
         what = "go as well" if with_derived else "stay (--derived deletes them too)"

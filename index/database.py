@@ -6,16 +6,17 @@ Any number of processes may read while one writes. `synchronous = FULL` makes a 
 from __future__ import annotations
 
 import fcntl
+import os
 import sqlite3
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlite_utils import Database
 
-from index.errors import CatalogueBusy, OutOfSpace
+from index.errors import CatalogueBusy, CatalogueLost, OutOfSpace
 from index.keys import KEYS, Matching, item_keywords, snake_case
 from index.matching import FUNCTIONS
 from index.migrations import migrations
@@ -37,7 +38,7 @@ class Connections:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        with _first_in_line(path.with_suffix(".lock")), self.transaction() as database:
+        with first_in_line(path), self.transaction() as database:
             migrations.apply(database)
             _add_missing_columns(database)
 
@@ -45,7 +46,7 @@ class Connections:
         """Return this thread's connection, opened on first use, closed when the thread ends."""
         database: Database | None = getattr(self._local, "database", None)
         if database is None:
-            connection = _connect(self._path)
+            connection, self._local.identity = _connect_to_file(self._path)
             database = self._local.database = Database(connection)
             weakref.finalize(database, connection.close)  # on its own it would stay open until a garbage collection
         return database
@@ -76,7 +77,8 @@ class Connections:
     def transaction(self) -> Iterator[Database]:
         """Run the block as one write transaction: all of it is committed, or nothing.
 
-        Raises `OutOfSpace` when the disk has no room for it, `CatalogueBusy` when others do not let it begin.
+        Raises `OutOfSpace` when the disk has no room for it, `CatalogueBusy` when others do not let it begin,
+        `CatalogueLost` when a rebuild has put another catalogue in the place of the one that this thread opened.
 
         A block inside another one of the same thread belongs to that one: it is undone when it raises, and committed
         when the outer one is.
@@ -91,6 +93,8 @@ class Connections:
                 raise CatalogueBusy(f"the catalogue was locked for {BUSY_TIMEOUT_S:g} s: nothing stored") from error
             raise
         try:
+            if begin == _OUTER[0]:
+                self._require_same_file()
             yield database
             connection.execute(commit)
         except BaseException as error:
@@ -100,6 +104,14 @@ class Connections:
             if _is_full(error):
                 raise OutOfSpace("the disk is full: the catalogue cannot grow, nothing stored") from error
             raise
+
+    def _require_same_file(self) -> None:
+        """Refuse to write to a catalogue that has lost its name: nobody would ever read that."""
+        if _identity(self._path) != self._local.identity:
+            raise CatalogueLost(
+                f"{self._path.name} is no longer the one that this process opened (it was made again, or removed): "
+                "nothing stored; start the command again"
+            )
 
 
 _OUTER = ("BEGIN IMMEDIATE", "COMMIT", ("ROLLBACK",))
@@ -113,14 +125,38 @@ def _is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def _first_in_line(lock: Path) -> Iterator[None]:
-    """Let one process at a time create or migrate the database: switching to WAL does not wait for others."""
-    with lock.open("w") as file:
+def first_in_line(path: Path) -> Iterator[None]:
+    """Let one process at a time create, migrate or replace the database: switching to WAL does not wait for others."""
+    with path.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of the file that has that name now; None when there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _connect_to_file(path: Path) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
+    """Return a connection, and which file it is connected to: the name may get another one at any moment."""
+    while True:
+        before = _identity(path)
+        connection = _connect(path)
+        after = _identity(path)
+        if before in (None, after):  # None: connecting has made it
+            return connection, after
+        connection.close()
+
+
 def _connect(path: Path) -> sqlite3.Connection:
+    # Made for its owner only, since it has the names of patients; what SQLite puts beside it gets the same rights.
+    # Only when it is new: to close another descriptor of it would give up this process's locks (POSIX).
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

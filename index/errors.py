@@ -55,7 +55,7 @@ class OutOfSpace(ArchiveError):
 
 
 class CatalogueLost(ArchiveError):
-    """The data folder has files, but no catalogue."""
+    """The data folder has files, but no catalogue; or another one than was opened."""
 
 
 class InvalidIdentifier(ArchiveError):

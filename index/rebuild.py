@@ -1,7 +1,7 @@
 """``rebuild``: the catalogue made again from the files alone, beside the old one, and put in its place at the end.
 
 Until the last step nothing that exists is touched: a rebuild that is interrupted has changed nothing. No node may run
-on the folder meanwhile; the caller sees to that.
+on the folder meanwhile; the caller sees to that. Other commands wait: the old catalogue is locked until it is replaced.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,15 @@ from pathlib import Path
 from pydicom.filereader import read_file_meta_info
 from sqlite_utils import Database
 
-from index import catalogue, changes, jobs
+from index import catalogue, changes, jobs, old_catalogue
 from index.changes import ChangeKind
-from index.database import CATALOGUE_FILE, Connections
+from index.database import CATALOGUE_FILE, Connections, first_in_line
 from index.errors import InvalidInstance
 from index.files import FileStore, flush_and_digest
 from index.header import Header, read_header
 from index.integrity import Damage
 from index.keys import Level
+from index.old_catalogue import Missing, OldCatalogue, RebuildError
 
 _NEW = "catalogue.sqlite.new"
 _BATCH = 500
@@ -58,8 +59,12 @@ class Rebuilt:
         Name of the old catalogue now; empty when there was none.
     derivations
         How many records of what was made from what could be taken over from the old catalogue.
+    commitments
+        How many requests for storage commitment wait, as they did in the old catalogue.
     altered
         How many files are not what the old catalogue had recorded of them.
+    missing
+        Instances of the old catalogue of which there is no file; the change feed tells them as well.
     aside
         Files that are in quarantine now.
     """
@@ -71,37 +76,48 @@ class Rebuilt:
     size: int = 0
     backup: str = ""
     derivations: int = 0
+    commitments: int = 0
     altered: int = 0
+    missing: list[Missing] = field(default_factory=list)
     aside: list[PutAside] = field(default_factory=list)
 
 
 def rebuild(data: Path, *, settle_time_s: float, on_file: Callable[[], None]) -> Rebuilt:
     """Make the catalogue of the data folder `data` again and return what it holds.
 
-    Of two files of one SOP Instance UID the one that was written last stays. Every series becomes stable after the
-    settle time, so that its vectors are made again.
+    Of two files of one SOP Instance UID the one that the old catalogue points to stays, when it is whole; where it
+    knows of neither, the one that was written last. Every series becomes stable after the settle time, so that its
+    vectors are made again.
 
     Parameters
     ----------
     on_file
         Called after each file.
+
+    Raises
+    ------
+    RebuildError
+        A file cannot be read just now, or somebody is writing to the old catalogue; nothing was changed.
     """
     files = FileStore(data.resolve(), reserve_mb=0)
     result = Rebuilt()
     new = files.root / _NEW
     _remove_database(new)
-    with _old_catalogue(files.root / CATALOGUE_FILE) as old:
+    with old_catalogue.locked(files.root / CATALOGUE_FILE) as old:
         connections = Connections(new)
         database = connections.get()
         database.execute("PRAGMA synchronous = OFF")  # made durable as a whole, at the end
         _start_feed(database, old)
-        losers = _fill(connections, files, _Memory(old), on_file, result)
-        result.derivations = _take_over_derivations(connections, old)
+        losers = _fill(connections, files, old, on_file)
+        old.take_over_removals(connections)
+        result.missing = old.tell_missing(connections)
+        result.derivations = old.take_over_derivations(connections)
+        result.commitments = old.take_over_commitments(connections)
         _finish(connections, result, settle_time_s)
         connections.close()
-    del database
-    _make_durable(new)
-    result.backup = _swap(files.root, new)
+        del database
+        _make_durable(new)
+        result.backup = _swap(files.root, new)
     for path, why in losers:
         result.aside.append(PutAside(path, f"{why}; now {files.quarantine(path)}"))
     return result
@@ -112,38 +128,33 @@ def count_files(data: Path) -> int:
     return sum(len(paths) for paths in FileStore(data.resolve(), reserve_mb=0).all_paths())
 
 
-class _Memory:
-    """What the old catalogue still tells of a file: the digest of its content when it was received."""
-
-    def __init__(self, old: Database | None) -> None:
-        self._old = old
-
-    def sha256(self, path: str, otherwise: str) -> str:
-        """Return the digest that was recorded of the file, else `otherwise`."""
-        if self._old is None:
-            return otherwise
-        try:
-            row = self._old.execute("SELECT sha256 FROM instance WHERE path = ?", (path,)).fetchone()
-        except sqlite3.DatabaseError:  # broken at this place
-            return otherwise
-        return otherwise if row is None else str(row[0])
-
-
 def _fill(
-    connections: Connections, files: FileStore, memory: _Memory, on_file: Callable[[], None], result: Rebuilt
+    connections: Connections, files: FileStore, old: OldCatalogue, on_file: Callable[[], None]
 ) -> list[tuple[str, str]]:
     """Insert every file's instance; return the files that have no place in the catalogue, each with the reason."""
     losers: list[tuple[str, str]] = []
-    for batch in _batches(_in_order_of_time(files), _BATCH):
+    removals = old.removals()
+    for batch in _batches(_in_order_of_time(files, removals), _BATCH):
         with connections.transaction() as database:
             for written, path in batch:
-                losers += _insert(database, files, memory, path, written, result)
+                try:
+                    losers += _insert(database, files, old, path, written)
+                except OSError as error:
+                    raise _unreadable(path, error) from error
                 on_file()
     return losers
 
 
+def _unreadable(path: str, error: OSError) -> RebuildError:
+    """Why to stop: a catalogue without the instance of a file that can be read tomorrow would hide it."""
+    return RebuildError(
+        f"{path} cannot be read ({error.strerror or error}): nothing was changed; "
+        "if that stays so, take it out of files/"
+    )
+
+
 def _insert(
-    database: Database, files: FileStore, memory: _Memory, path: str, written: float, result: Rebuilt
+    database: Database, files: FileStore, old: OldCatalogue, path: str, written: float
 ) -> Iterator[tuple[str, str]]:
     """Insert one file's instance; yield the files that lose their place by it, or this one."""
     try:
@@ -153,32 +164,31 @@ def _insert(
     except InvalidInstance as error:
         yield path, str(error)
         return
-    except OSError as error:
-        yield path, f"unreadable: {error.strerror or error}"
-        return
+    recorded = old.sha256(path)
     stored = catalogue.find_instance(database, header.sop_instance_uid)
     if stored is not None:
-        if (files.path(stored["path"]).stat().st_mtime, stored["path"]) > (written, path):
-            yield path, f"an older file of instance {header.sop_instance_uid}"
+        is_same = stored["sha256"] == (recorded or digest)  # then the one that is whole is the better one
+        rival = str(stored["path"])
+        that = (is_same and not stored["damage"], old.sha256(rival) is not None, _written(files, rival), rival)
+        this = (is_same and recorded in (None, digest), recorded is not None, written, path)
+        loser = path if that > this else rival
+        yield loser, f"a second file of instance {header.sop_instance_uid}"
+        if loser == path:
             return
-        yield stored["path"], f"an older file of instance {header.sop_instance_uid}"
         catalogue.remove_instance(database, header.sop_instance_uid)
     _note_other_patient(database, header)
-    recorded = memory.sha256(path, digest)
     catalogue.add_instance(
         database,
         header,
         path=path,
         size=files.path(path).stat().st_size,
-        sha256=recorded,
+        sha256=recorded or digest,
         source_aet=str(source or "").strip(),
         received_at=datetime.fromtimestamp(written, UTC).isoformat(timespec="milliseconds"),
     )
-    if recorded != digest:
-        result.altered += 1
+    if recorded not in (None, digest):
         uid = header.sop_instance_uid
         database.execute("UPDATE instance SET damage = ? WHERE sop_instance_uid = ?", (Damage.ALTERED.value, uid))
-        changes.append(database, ChangeKind.ALTERED, Level.IMAGE, uid, "found when the catalogue was made again")
 
 
 def _note_other_patient(database: Database, header: Header) -> None:
@@ -188,10 +198,20 @@ def _note_other_patient(database: Database, header: Header) -> None:
         changes.append(database, ChangeKind.PATIENT_MISMATCH, Level.IMAGE, header.sop_instance_uid, detail)
 
 
-def _in_order_of_time(files: FileStore) -> Iterator[tuple[float, str]]:
-    """Yield (time of the last change, path), the files of one series in the order in which they came."""
+def _in_order_of_time(files: FileStore, removals: frozenset[str]) -> Iterator[tuple[float, str]]:
+    """Yield (time of the last change, path), the files of one series in the order in which they came.
+
+    Those of `removals` are deleted already, and may be going right now.
+    """
     for paths in files.all_paths():
-        yield from sorted((files.path(path).stat().st_mtime, path) for path in paths)
+        yield from sorted((_written(files, path), path) for path in paths if path not in removals)
+
+
+def _written(files: FileStore, path: str) -> float:
+    try:
+        return files.path(path).stat().st_mtime
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _batches(files: Iterator[tuple[float, str]], size: int) -> Iterator[list[tuple[float, str]]]:
@@ -205,65 +225,20 @@ def _batches(files: Iterator[tuple[float, str]], size: int) -> Iterator[list[tup
         yield batch
 
 
-@contextmanager
-def _old_catalogue(path: Path) -> Iterator[Database | None]:
-    """Give the old catalogue, locked against everybody who would still write to it, or None when it is of no use."""
-    if not path.exists():
-        yield None
-        return
-    database = Database(sqlite3.connect(path, timeout=5.0, isolation_level=None))
-    with closing(database.conn):
-        try:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("SELECT max(seq) FROM change").fetchone()
-            is_usable = True
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-                raise
-            is_usable = False
-        yield database if is_usable else None
-        with suppress(sqlite3.Error):
-            database.execute("ROLLBACK")
-        with suppress(sqlite3.Error):
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def _start_feed(database: Database, old: Database | None) -> None:
+def _start_feed(database: Database, old: OldCatalogue) -> None:
     """Let the new change feed go on behind the old one: a reader that remembers its last number misses nothing."""
-    last = int(time.time())  # more than any feed has rows
-    if old is not None:
-        with suppress(sqlite3.DatabaseError):
-            (last,) = old.execute("SELECT coalesce(max(seq), 0) FROM change").fetchone()
     database.execute("INSERT INTO change (seq, kind, level, uid, at) VALUES (?, ?, ?, '', ?)", (
-        last + 1, ChangeKind.REBUILT.value, Level.PATIENT.value, changes.now(),
+        old.last_change() + 1, ChangeKind.REBUILT.value, Level.PATIENT.value, changes.now(),
     ))
 
 
-def _take_over_derivations(connections: Connections, old: Database | None) -> int:
-    """Copy the records of what was made from what, so that nothing of it is made again; return how many."""
-    if old is None:
-        return 0
-    try:
-        derivations = old.execute("SELECT id, source, recipe, source_digest, outputs, at FROM derivation").fetchall()
-        outputs = old.execute("SELECT series_instance_uid, derivation, instances FROM derivation_output").fetchall()
-    except sqlite3.DatabaseError:
-        return 0
-    with connections.transaction() as database:
-        for row in derivations:
-            database.execute(
-                "INSERT INTO derivation (id, source, recipe, source_digest, outputs, at) VALUES (?, ?, ?, ?, ?, ?)", row
-            )
-        for row in outputs:
-            database.execute(
-                "INSERT INTO derivation_output (series_instance_uid, derivation, instances) VALUES (?, ?, ?)", row
-            )
-    return len(derivations)
-
-
 def _finish(connections: Connections, result: Rebuilt, settle_time_s: float) -> None:
-    """Queue `series_stable` for every series, and count what there is."""
+    """Queue `series_stable` for every series, tell what is altered, and count what there is."""
     due = time.time() + settle_time_s
     with connections.transaction() as database:
+        for (uid,) in database.execute("SELECT sop_instance_uid FROM instance WHERE damage <> ''").fetchall():
+            changes.append(database, ChangeKind.ALTERED, Level.IMAGE, uid, "found when the catalogue was made again")
+            result.altered += 1
         for (uid,) in database.execute("SELECT DISTINCT series_instance_uid FROM series").fetchall():
             jobs.push(database, jobs.SERIES_STABLE, uid, not_before=due)
         for table, name in (
@@ -286,19 +261,34 @@ def _swap(root: Path, new: Path) -> str:
     """Put the new catalogue in the place of the old one, which keeps its content under another name; return that."""
     current = root / CATALOGUE_FILE
     backup = ""
-    if current.exists():
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        backup = f"{CATALOGUE_FILE}.{stamp}.bak"
-        (root / backup).hardlink_to(current)
-    _move_log(root, f"{backup}-wal" if backup else "")
-    new.replace(current)
-    new.with_suffix(".lock").unlink(missing_ok=True)
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with first_in_line(current):  # who opened the old one between two of these steps would leave a log of it behind
+        if current.exists():
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+            backup = f"{CATALOGUE_FILE}.{stamp}.bak"
+            _set_aside(current, root / backup)
+        _move_log(root, f"{backup}-wal" if backup else "")
+        new.replace(current)
+        new.with_suffix(".lock").unlink(missing_ok=True)
+        descriptor = os.open(root, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     return backup
+
+
+def _set_aside(current: Path, backup: Path) -> None:
+    """Give the old catalogue its second name; on a file system without hard links, its only one.
+
+    Not a copy: closing the file after reading it would set free the locks of SQLite in this process
+    (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    try:
+        backup.hardlink_to(current)
+    except FileExistsError:
+        raise
+    except OSError:
+        current.rename(backup)
 
 
 def _move_log(root: Path, name: str) -> None:
