@@ -14,7 +14,17 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from commands.console import FAILED, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
+from commands.console import (
+    FAILED,
+    USAGE,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    fail,
+    out,
+    print_json,
+    progress_bar,
+)
 from commands.console import settings_from as _settings_from
 from commands.supervisor import StartError, only_user, read_state
 from config.settings import Settings
@@ -79,6 +89,8 @@ def check_archive(
     settings = _settings(config, data)
     archive = _open(settings)
     idle_s = _IDLE_WITH_NODE_S if read_state(settings.archive.data) else _IDLE_ALONE_S
+    if forget and not repair:
+        fail("--forget needs --repair", USAGE)
     options = fsck.Options(repair=repair, forget=forget, quick=quick, idle_s=idle_s)
     found: Counter[fsck.Problem] = Counter()
     solved: Counter[fsck.Problem] = Counter()
@@ -150,7 +162,7 @@ def _print_findings(
 def rebuild(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Make the catalogue again from the stored files, when catalogue.sqlite is lost or broken.
 
-    The old catalogue stays beside the new one as catalogue.sqlite.<date>.bak. Only while no node runs on the folder.
+    The old catalogue stays beside the new one as catalogue.sqlite.DATE.bak. Only while no node runs on the folder.
     Lost with the catalogue: the change feed, the jobs (also those not done yet) and the vectors, which are made again.
     What this node derived is derived again under the same UIDs, and requests for storage commitment are forgotten,
     unless the old catalogue can still tell of them. Exit code 1 when files were put aside or instances are missing.

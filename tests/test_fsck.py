@@ -428,3 +428,9 @@ def test_it_works_while_a_node_is_being_sent_to(serve, tharsis, make_file):
     assert all(sent.is_stored for sent in sending)
     assert report.returncode == 0, report.stdout
     assert tharsis("fsck", "--json", "--data", node.data).returncode == 0
+
+
+def test_forget_without_repair_is_wrong_usage(tharsis, tmp_path):
+    told = tharsis("fsck", "--forget", "--data", tmp_path)
+    assert told.returncode == 2
+    assert "--forget needs --repair" in told.stderr
