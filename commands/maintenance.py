@@ -86,11 +86,11 @@ def check_archive(
     Repairing takes orphaned files back in, moves what is of no use to quarantine/, and counts again. An instance whose
     content is lost stays listed until it is sent again, or until --forget.
     """
+    if forget and not repair:
+        fail("--forget needs --repair", USAGE)
     settings = _settings(config, data)
     archive = _open(settings)
     idle_s = _IDLE_WITH_NODE_S if read_state(settings.archive.data) else _IDLE_ALONE_S
-    if forget and not repair:
-        fail("--forget needs --repair", USAGE)
     options = fsck.Options(repair=repair, forget=forget, quick=quick, idle_s=idle_s)
     found: Counter[fsck.Problem] = Counter()
     solved: Counter[fsck.Problem] = Counter()
