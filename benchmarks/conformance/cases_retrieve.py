@@ -32,7 +32,7 @@ from benchmarks.conformance.receivers import CLASSES
 from benchmarks.conformance.wire import Context
 
 RETRIEVE = "C-MOVE and C-GET"
-LONGEST_STORING_S = 240
+LONGEST_STORING_S = 900
 """So long is tried to store what the case of many sub-operations needs, seconds."""
 CT_GET = [Context(str(CTImageStorage), (str(ExplicitVRLittleEndian),), (0, 1))]
 MR = {"Modality": "MR", "SOPClassUID": str(MRImageStorage)}
