@@ -148,7 +148,7 @@ def _canonical(
 def _pixel_aspect(dataset: Dataset, index: int, turn: Turn) -> float:
     """Return height over width of a pixel once it is turned, 1.0 when the instance does not say.
 
-    The spacing in the patient comes first, then that on the detector, then the bare ratio (PS3.3 10.7.1.3, C.7.6.3.1.7).
+    Spacing in the patient comes first, then that on the detector, then the bare ratio (PS3.3 10.7.1.3, C.7.6.3.1.7).
     """
     measures = functional_group(dataset, index, "PixelMeasuresSequence") or dataset
     for source, keyword in (

@@ -115,7 +115,7 @@ def _padding(dataset: Dataset, stored: Stored) -> Mask:
     ends: npt.NDArray[Any] = np.array([value, value if limit is None else limit], as_written).astype(stored.dtype)
     unused = stored.dtype.itemsize * 8 - int(dataset.get("BitsStored") or 0)
     if ends.dtype.kind in "iu" and 0 < unused < stored.dtype.itemsize * 8:
-        ends = ends << unused >> unused  # the decoders clear unused bits, and some scanners pad with values that use them
+        ends = ends << unused >> unused  # some scanners pad with values that need the bits which decoders clear
     return np.asarray((stored >= ends.min()) & (stored <= ends.max()))
 
 
