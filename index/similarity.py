@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from sqlite_utils import Database
 
 from index import candidates, embeddings
-from index.aggregation import Search, ranked
+from index.aggregation import ranked
 from index.archive import Archive
 from index.embeddings import EmbeddingModel
 from index.errors import NotEmbedded, UnknownModel
@@ -21,6 +21,7 @@ from index.example import find_example, locate
 from index.matches import Match
 from index.neighbours import Aggregation, Exclude, Neighbour, SearchMode, SimilarityAnswer, SimilarityRequest
 from index.references import Reference, is_reference, resolve_reference
+from index.search import Search
 from index.unit_vectors import distance, score
 from index.vectors import Grain, VectorIndex
 

@@ -37,7 +37,7 @@ SERIES = {
     "brain, axial 1": (f"{NIH}/mr_0004/*", slice(0, 30)),
     "brain, axial 2": (f"{NIH}/mr_0005/*", slice(0, 30)),
 }
-"""Name, files, and which of them in the order of Instance Number: interleaved halves of one series, or two scans of one head."""
+"""Name, files, and which of them by Instance Number: interleaved halves of a series, or two scans of one head."""
 
 MOST = 8
 
