@@ -15,6 +15,14 @@ from rich.table import Column, Table
 
 from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
 from commands.console import settings_from as _settings_from
+from commands.images import (
+    ImagesOption,
+    ModalityOption,
+    PatientPatternOption,
+    PatientTableOption,
+    content,
+    image_converter,
+)
 from commands.supervisor import read_state
 from index import integrity, tally
 from index.archive import Archive
@@ -25,7 +33,8 @@ from index.jobs import STATES
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
 
 
-def _open(config: Path | None, data: Path | None, *, must_exist: bool = True) -> Archive:
+def open_archive(config: Path | None, data: Path | None, *, must_exist: bool = True) -> Archive:
+    """Return the archive that the options and the settings name; a folder that is none ends the command."""
     settings = _settings_from(config, data=data)
     folder = settings.archive.data
     if must_exist and not (folder / "catalogue.sqlite").exists() and not (folder / "files").exists():
@@ -35,7 +44,7 @@ def _open(config: Path | None, data: Path | None, *, must_exist: bool = True) ->
 
 def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Show what the node holds and what it is doing."""
-    archive = _open(config, data)
+    archive = open_archive(config, data)
     facts = _facts(archive)
     if as_json:
         print_json(facts)
@@ -114,7 +123,7 @@ def list_jobs(
     unknown = sorted(set(state or ()) - set(STATES))
     if unknown:
         fail(f"no job is ever {unknown[0]!r}; the states are {', '.join(STATES)}", USAGE)
-    jobs = _open(config, data).jobs.recent(states=tuple(state or ()), limit=limit)
+    jobs = open_archive(config, data).jobs.recent(states=tuple(state or ()), limit=limit)
     if as_json:
         print_json([vars(job) for job in jobs])
         return
@@ -128,13 +137,13 @@ def list_jobs(
 @jobs_app.command("retry")
 def retry(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
     """Run a job that has ended once more."""
-    _told(_open(config, data).jobs.retry, number, "is queued again")
+    _told(open_archive(config, data).jobs.retry, number, "is queued again")
 
 
 @jobs_app.command("cancel")
 def cancel(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
     """Cancel a job that is queued or running."""
-    _told(_open(config, data).jobs.cancel, number, "is cancelled")
+    _told(open_archive(config, data).jobs.cancel, number, "is cancelled")
 
 
 def _told(action: Callable[[int], int | None], number: int, done: str) -> None:
@@ -149,14 +158,20 @@ def import_files(
     paths: Annotated[list[Path], typer.Argument(help="Files, and folders to look through.", exists=True)],
     config: ConfigOption = None,
     data: DataOption = None,
+    images: ImagesOption = False,
+    modality: ModalityOption = None,
+    patient_pattern: PatientPatternOption = None,
+    patient_table: PatientTableOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring DICOM files into the archive, without the network; the node may be running meanwhile.
 
-    Files that are not DICOM Part 10 are counted and left alone. A file that is refused is named with the reason; the
-    others go on, and the exit code is then 1.
+    Files that are not DICOM Part 10 are counted and left alone, unless they are images and `--images` is given: each
+    then becomes a study of its own. A file that is refused is named with the reason; the others go on, and the exit
+    code is then 1.
     """
-    archive = _open(config, data, must_exist=False)
+    convert = image_converter(modality, patient_pattern, patient_table, images=images)
+    archive = open_archive(config, data, must_exist=False)
     files = find_files(paths)
     outcomes: Counter[str] = Counter()
     refused: list[dict[str, str]] = []
@@ -165,7 +180,8 @@ def import_files(
         for file in files:
             bar.advance()
             try:
-                outcome = archive.ingest(file).outcome.value if is_part10(file) else "not DICOM"
+                source = file if is_part10(file) else content(file, convert)
+                outcome = "not DICOM" if source is None else archive.ingest(source).outcome.value
             except (ArchiveError, OSError) as error:
                 outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
                 reason = str(error.strerror) if isinstance(error, OSError) else str(error)

@@ -6,10 +6,8 @@ wrote (CSV). A series without a value has no label: it is left out, not put into
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from index.archive import Archive
 from index.decoding import open_image
 from index.errors import ArchiveError
 from index.keys import KEYS
+from index.tables import InvalidTable, Line, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,10 @@ def read_labels(archive: Archive, source: str) -> dict[str, str]:
         return _from_headers(archive, source)
     if not Path(source).is_file():
         raise InvalidLabels(f"labels come from a DICOM keyword or a CSV file, and {source!r} is neither")
-    return _from_table(archive, Path(source))
+    try:
+        return _from_table(archive, Path(source))
+    except InvalidTable as error:
+        raise InvalidLabels(str(error)) from error
 
 
 def unlabelled(archive: Archive, labels: Mapping[str, str]) -> int:
@@ -134,20 +136,11 @@ def _code(item: Dataset) -> str:
     return next((text for text in told if text), "")
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A line of a table of labels."""
-
-    number: int
-    reference: str
-    label: str
-
-
 def _from_table(archive: Archive, file: Path) -> dict[str, str]:
-    lines = _lines(file)
+    lines = read_table(file)
     found: dict[str, str] = {}
     for column, what in _REFERENCES:
-        given: dict[str, _Line] = {}
+        given: dict[str, Line] = {}
         for uid, reference in archive.database.execute(
             f"SELECT DISTINCT series.series_instance_uid, {column} FROM {_JOINED}"
         ):
@@ -155,49 +148,14 @@ def _from_table(archive: Archive, file: Path) -> dict[str, str]:
             if line is None:
                 continue
             other = given.setdefault(uid, line)
-            if other.label != line.label:
+            if other.value != line.value:
                 one, two = sorted((other, line), key=lambda each: each.number)
                 raise InvalidLabels(
                     f"{file}, lines {one.number} and {two.number}: series {uid} gets two labels by {what}, "
-                    f"{one.label!r} and {two.label!r}"
+                    f"{one.value!r} and {two.value!r}"
                 )
         for uid, line in given.items():
-            found.setdefault(uid, line.label)
+            found.setdefault(uid, line.value)
     if not found:
         raise InvalidLabels(f"{file}: none of its {len(lines)} lines names a patient, study, series or instance here")
     return found
-
-
-def _lines(file: Path) -> dict[str, _Line]:
-    """Return the lines of a table by their references; raises `InvalidLabels`."""
-    lines: dict[str, _Line] = {}
-    for line in _read(file):
-        other = lines.setdefault(line.reference, line)
-        if other.label != line.label:
-            raise InvalidLabels(
-                f"{file}, lines {other.number} and {line.number}: {line.reference!r} has two labels, "
-                f"{other.label!r} and {line.label!r}"
-            )
-    if not lines:
-        raise InvalidLabels(f"{file}: a table of labels was expected, and it is empty")
-    return lines
-
-
-def _read(file: Path) -> Iterator[_Line]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, strict=True)
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if not any(cells):
-                    continue
-                where = f"{file}, line {reader.line_num}"
-                if len(cells) < 2:
-                    raise InvalidLabels(f"{where}: expected 2 columns (what is labelled, label), got {len(cells)}")
-                if not cells[0] or not cells[1]:
-                    raise InvalidLabels(f"{where}: the {'label' if cells[0] else 'first column'} is empty")
-                yield _Line(reader.line_num, cells[0], cells[1])
-    except UnicodeDecodeError as error:
-        raise InvalidLabels(f"{file}: expected text in UTF-8, got other bytes at {error.start}") from error
-    except csv.Error as error:
-        raise InvalidLabels(f"{file}, line {reader.line_num}: {error}") from error

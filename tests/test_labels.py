@@ -78,15 +78,15 @@ def test_labels_come_from_a_table(filled, tmp_path, table, labels):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        (b"P1,ill\nP2\n", "line 2: expected 2 columns (what is labelled, label), got 1"),
-        (b"P1,ill\n\nP2, \n", "line 3: the label is empty"),
+        (b"P1,ill\nP2\n", "line 2: expected 2 columns, separated by a comma, got 1"),
+        (b"P1,ill\n\nP2, \n", "line 3: the second column is empty"),
         (b",ill\n", "line 1: the first column is empty"),
-        (b"P1,ill\nP1,well\n", "lines 1 and 2: 'P1' has two labels, 'ill' and 'well'"),
+        (b"P1,ill\nP1,well\n", "lines 1 and 2: 'P1' is 'ill' in one and 'well' in the other"),
         (f"{ROOT}.9.2,one\n{ROOT}.9.1,two\n".encode(), f"lines 1 and 2: series {A} gets two labels by SOP"),
         (b"P7,ill\nP8,well\n", "none of its 2 lines names"),
         (b"", "it is empty"),
         (b"P1,\xff\n", "expected text in UTF-8"),
-        (b'P1,"ill\n', "line 1: unexpected end of data"),
+        (b'P1,"ill\n', "no CSV after line 0: unexpected end of data"),
     ],
 )
 def test_a_mistake_in_a_table_is_told_with_its_line(filled, tmp_path, table, said):
