@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ Numbers = npt.NDArray[np.int64]
 Texts = npt.NDArray[np.str_]
 Truth = npt.NDArray[np.uint8]
 Part = npt.NDArray[np.bool_]
+AnyNumber = TypeVar("AnyNumber", bound=np.integer[Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,21 @@ class Corpus:
         arrays: dict[str, Any] = {name: value[chosen] for name, value in self._arrays().items()}
         return replace(self, **arrays)
 
+    def compact(self) -> Corpus:
+        """Return the same images with only those classes and segments that occur, numbered anew in their order.
+
+        What training sees does not then depend on names that only held-out patients have.
+        """
+        labels, classes = _renumbered(self.labels, self.classes, UNKNOWN)
+        if self.truth is None:
+            return replace(self, labels=labels, classes=classes, segments=())
+        named = ("", *self.segments)
+        truth, segments = _renumbered(self.truth, named, NO_TRUTH, always=(0,))
+        has_truth = len(segments) > 1
+        return replace(
+            self, labels=labels, classes=classes, truth=truth if has_truth else None, segments=segments[1:]
+        )
+
     @cached_property
     def neighbours(self) -> Numbers:
         """The images before and after each in its series, or itself; axes (n, 2)."""
@@ -96,6 +112,16 @@ class Corpus:
     def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def _renumbered(
+    numbers: npt.NDArray[AnyNumber], names: tuple[str, ...], none: int, always: tuple[int, ...] = ()
+) -> tuple[npt.NDArray[AnyNumber], tuple[str, ...]]:
+    """Return `numbers` without gaps and the names that go with them; `none` stays, and so do those in `always`."""
+    used = [number for number in range(len(names)) if number in always or bool((numbers == number).any())]
+    table = np.full(max(none, len(names)) + 1, none, dtype=numbers.dtype)
+    table[used] = np.arange(len(used))
+    return np.where(numbers == none, numbers, table[numbers]), tuple(names[number] for number in used)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +147,6 @@ def split(corpus: Corpus, *, fraction: float, seed: int) -> Split:
     """Split by patient; the same patients are held out as in `tharsis evaluate` with that seed and fraction."""
     keys = [patient_key(*pair) for pair in zip(corpus.patients, corpus.studies, strict=True)]
     held_out = np.array([is_held_out(key, seed=seed, fraction=fraction) for key in keys], dtype=np.bool_)
-    watched = np.array([is_held_out(f"validation {key}", seed=seed, fraction=_VALIDATION) for key in keys], dtype=np.bool_)
-    validation = watched & ~held_out
+    validated = [is_held_out(f"validation {key}", seed=seed, fraction=_VALIDATION) for key in keys]
+    validation = np.array(validated, dtype=np.bool_) & ~held_out
     return Split(~held_out & ~validation, validation, held_out)

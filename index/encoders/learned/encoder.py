@@ -14,6 +14,7 @@ import torch
 from index.encoders.encoder import Images, model_id
 from index.encoders.learned import checkpoint
 from index.encoders.learned.checkpoint import UnusableFile
+from index.encoders.learned.device import best_device
 from index.encoders.learned.learner import channels_last, features_of
 from index.encoders.learned.size import Size
 from index.encoders.learned.tandem import Tandem
@@ -129,6 +130,5 @@ def _size(told: Mapping[str, Any]) -> Size:
 
 
 def _placed(network: Tandem) -> Tandem:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.requires_grad_(requires_grad=False)
-    return channels_last(network.to(device)).eval()
+    return channels_last(network.to(best_device())).eval()

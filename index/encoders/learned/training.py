@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from index.encoders.learned import checkpoint
-from index.encoders.learned.corpus import Corpus
+from index.encoders.learned import augment, checkpoint, whitening
+from index.encoders.learned.corpus import Corpus, Images
+from index.encoders.learned.device import best_device
 from index.encoders.learned.encoder import weights_file
 from index.encoders.learned.learner import Learner, as_batch, features_of, follow, new_learner, shadow_of
 from index.encoders.learned.recipe import Recipe
 from index.encoders.learned.stages import Restoring, Stage, TellingApart, shuffled
-from index.encoders.learned import augment, whitening
 from index.encoders.learned.whitening import Features, Labels
 
 _WARM_UP = 0.1
@@ -155,7 +156,7 @@ def train(
         raise CannotTrain(f"training needs at least 8 images, and there are {len(training)}")
     watched = validation if len(validation) else training
     learner = new_learner(recipe.widths, len(training.classes), len(training.segments), recipe.seed)
-    learner.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    learner.to(best_device())
     state = _State(learner, shadow_of(learner))
     identity = {"recipe": asdict(recipe), "images": [training.digest(), validation.digest()]}
     if saved is not None and saved.exists():
@@ -173,6 +174,13 @@ def train(
     fitted = whitening.fit(features, labels, recipe.widths.dimension)
     weights = weights_file(state.shadow.network, recipe.widths, fitted)
     return Trained(weights, state.shadow, tuple(state.history))
+
+
+def predicted(learner: Learner, images: Images) -> npt.NDArray[np.int64]:
+    """Return the class that the classifier says of each of `images`, axes (n, row, column), as numbers, axis (n,)."""
+    device = best_device()
+    told = learner.classify(torch.from_numpy(features_of(learner.network, images)).to(device))
+    return np.asarray(told.argmax(dim=1).cpu().numpy(), dtype=np.int64)
 
 
 def _resume(state: _State, saved: Path, identity: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Xception (Chollet, CVPR 2017; arXiv:1610.02357), written from the paper: depthwise separable convolutions.
 
-One departure. The paper's images have 299 pixels a side; here come context maps of 64 or 32. The last blocks of the entry
-flow therefore keep the resolution (`Size.entry_strides`), so that the middle flow sees 8 × 8 (paper: 19 × 19). The number
-of weights does not depend on it.
+One departure. The paper's images have 299 pixels a side; here come context maps of 64 or 32. The last blocks of the
+entry flow therefore keep the resolution (`Size.entry_strides`), so that the middle flow sees 8 × 8 (paper: 19 × 19).
+The number of weights does not depend on it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Xception(nn.Module):
         a, b, c = size.entry
         strides = size.entry_strides
         self.entry = nn.Sequential(
-            
+
             ShrinkingBlock(second, a, a, stride=strides[0], begins_with_relu=False),
             ShrinkingBlock(a, b, b, stride=strides[1]),
             ShrinkingBlock(b, c, c, stride=strides[2]),
