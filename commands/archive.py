@@ -15,6 +15,14 @@ from rich.table import Column, Table
 
 from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
 from commands.console import settings_from as _settings_from
+from commands.images import (
+    ImagesOption,
+    ModalityOption,
+    PatientPatternOption,
+    PatientTableOption,
+    content,
+    image_converter,
+)
 from commands.supervisor import read_state
 from index import integrity, tally
 from index.archive import Archive
@@ -150,13 +158,19 @@ def import_files(
     paths: Annotated[list[Path], typer.Argument(help="Files, and folders to look through.", exists=True)],
     config: ConfigOption = None,
     data: DataOption = None,
+    images: ImagesOption = False,
+    modality: ModalityOption = None,
+    patient_pattern: PatientPatternOption = None,
+    patient_table: PatientTableOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring DICOM files into the archive, without the network; the node may be running meanwhile.
 
-    Files that are not DICOM Part 10 are counted and left alone. A file that is refused is named with the reason; the
-    others go on, and the exit code is then 1.
+    Files that are not DICOM Part 10 are counted and left alone, unless they are images and `--images` is given: each
+    then becomes a study of its own. A file that is refused is named with the reason; the others go on, and the exit
+    code is then 1.
     """
+    convert = image_converter(modality, patient_pattern, patient_table, images=images)
     archive = open_archive(config, data, must_exist=False)
     files = find_files(paths)
     outcomes: Counter[str] = Counter()
@@ -166,7 +180,8 @@ def import_files(
         for file in files:
             bar.advance()
             try:
-                outcome = archive.ingest(file).outcome.value if is_part10(file) else "not DICOM"
+                source = file if is_part10(file) else content(file, convert)
+                outcome = "not DICOM" if source is None else archive.ingest(source).outcome.value
             except (ArchiveError, OSError) as error:
                 outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
                 reason = str(error.strerror) if isinstance(error, OSError) else str(error)
