@@ -31,10 +31,13 @@ _NOT_PICTURES = {"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "ECG", "REG", "D
 @hookimpl
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
     """Embed every series of images, but not projections (they show angles, not anatomy) and not segmentations."""
+    return [Work(KIND, series.uid)] if settings.similarity.enabled and is_picture(series) else []
+
+
+def is_picture(series: Series) -> bool:
+    """Whether the series shows anatomy, so that it can be embedded."""
     header = series.header
-    is_picture = "Rows" in header and str(header.get("Modality", "")) not in _NOT_PICTURES
-    wanted = settings.similarity.enabled and is_picture and not series.holds_projections
-    return [Work(KIND, series.uid)] if wanted else []
+    return "Rows" in header and str(header.get("Modality", "")) not in _NOT_PICTURES and not series.holds_projections
 
 
 @hookimpl
@@ -137,6 +140,13 @@ def _embed_series(
     archive: Archive, model: Encoder, series: Series, most: int, progress: Callable[[float], None]
 ) -> None:
     embeddings.register(archive, model.model_id, model.dimension)
+    embeddings.store(archive, model.model_id, series.uid, frame_vectors(archive, model, series, most, progress))
+
+
+def frame_vectors(
+    archive: Archive, model: Encoder, series: Series, most: int, progress: Callable[[float], None]
+) -> list[embeddings.FrameVector]:
+    """Return the vectors of at most `most` frames of the series; raises `CannotProceed` when it has no image."""
     vectors: list[embeddings.FrameVector] = []
     refused = ""
     chosen = list(_chosen_frames(series, most))
@@ -154,7 +164,7 @@ def _embed_series(
         raise CannotProceed(refused or "the series has no image")
     if refused:
         logger.warning("series %s: some images were left out: %s", series.uid, refused)
-    embeddings.store(archive, model.model_id, series.uid, vectors)
+    return vectors
 
 
 def _number_of_frames(header: Dataset) -> int:

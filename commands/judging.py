@@ -1,0 +1,157 @@
+"""Encoders judged on an archive: who takes part, their vectors, the figures. `tharsis evaluate` shows them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from index.archive import Archive
+from index.embeddings import FrameVector
+from index.encoders.encoder import Encoder
+from index.errors import ArchiveError
+from index.evaluation import KS, Figure, Scores, by_class, chance, measure, summarise
+from index.gallery import Gallery, Member, Part, gallery, members, stored_frames
+from index.keys import Level
+from index.neighbours import Exclude
+from index.probe import Probe, linear_probe
+from plugins.embedding import frame_vectors, is_picture
+from plugins.node import CannotProceed, Series
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+"""Stands beside the encoders: what a random order reaches."""
+
+Summary = dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How encoders are judged.
+
+    Attributes
+    ----------
+    most
+        Frames of a series that are embedded where the archive has no vectors.
+    queries
+        At most so many items are asked about, drawn by the seed.
+    """
+
+    part: Part = field(default_factory=Part)
+    level: Level = Level.IMAGE
+    ks: tuple[int, ...] = KS
+    exclude: frozenset[Exclude] = frozenset({Exclude.SAME_PATIENT})
+    most: int = 24
+    queries: int = 5000
+    seed: int = 0
+    probe: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What encoders reached.
+
+    Attributes
+    ----------
+    figures, classes, probes
+        By encoder (ModelID), `RANDOM` among those of the first two.
+    scores
+        By encoder: what each query reached.
+    left_out
+        Queries without any relevant item.
+    without_vectors
+        Labelled series of the part that no vectors could be made of.
+    """
+
+    gallery: Gallery
+    figures: Mapping[str, Summary]
+    classes: Mapping[str, Mapping[str, Summary]]
+    probes: Mapping[str, Probe]
+    scores: Mapping[str, Scores]
+    left_out: int
+    without_vectors: int
+
+
+Progress = Callable[[str, float], None]
+"""Told what is being done, and the fraction of it that is."""
+
+
+def judge(
+    archive: Archive, encoders: Sequence[Encoder], labels: Mapping[str, str], terms: Terms, progress: Progress
+) -> Verdict:
+    """Judge `encoders` on the labelled series of the archive.
+
+    Raises
+    ------
+    ValueError
+        A probe that cannot be fitted (see `index.probe`).
+    """
+    everybody = members(archive, labels)
+    judged = [member for member in everybody if terms.part.holds(member)]
+    frames_of = _frames_of(archive, encoders, judged, terms, progress)
+    ranked = gallery(judged, frames_of, terms.level)
+    queries = _queries(len(ranked.items), terms)
+    scores = {
+        name: measure(vectors, ranked.items, ks=terms.ks, exclude=terms.exclude, queries=queries, seed=terms.seed)
+        for name, vectors in ranked.vectors.items()
+    }
+    by_chance = chance(ranked.items, ks=terms.ks, exclude=terms.exclude, queries=queries)
+    scores[RANDOM] = by_chance
+    probes: dict[str, Probe] = {}
+    if terms.probe:
+        training = [member for member in everybody if not terms.part.holds(member)]
+        fitted_on = gallery(training, _frames_of(archive, encoders, training, terms, progress), terms.level)
+        probes = _probes(fitted_on, ranked, terms)
+    return Verdict(
+        gallery=ranked,
+        figures={name: summarise(score, ranked.items, seed=terms.seed) for name, score in scores.items()},
+        classes={name: by_class(score, ranked.items, seed=terms.seed) for name, score in scores.items()},
+        probes=probes,
+        scores=scores,
+        left_out=by_chance.left_out,
+        without_vectors=len(judged) - len(np.unique(ranked.items.series)),
+    )
+
+
+def _queries(count: int, terms: Terms) -> npt.NDArray[np.intp]:
+    if count <= terms.queries:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(terms.seed).choice(count, size=terms.queries, replace=False))
+
+
+def _frames_of(
+    archive: Archive, encoders: Sequence[Encoder], chosen: Sequence[Member], terms: Terms, progress: Progress
+) -> dict[str, dict[str, list[FrameVector]]]:
+    """Return the vectors of the chosen series, by encoder: the stored ones, and for the rest new ones."""
+    found: dict[str, dict[str, list[FrameVector]]] = {}
+    for encoder in encoders:
+        own = stored_frames(archive, encoder.model_id, chosen)
+        missing = [member.series_instance_uid for member in chosen if member.series_instance_uid not in own]
+        for done, uid in enumerate(missing):
+            progress(f"Embedding with {encoder.name}", done / len(missing))
+            own[uid] = _embedded(archive, encoder, uid, terms.most)
+        if missing:
+            progress(f"Embedding with {encoder.name}", 1.0)
+        found[encoder.model_id] = own
+    return found
+
+
+def _embedded(archive: Archive, encoder: Encoder, uid: str, most: int) -> list[FrameVector]:
+    """Return the vectors of a series, none when it is no picture or cannot be decoded."""
+    try:
+        series = Series(archive, uid)
+        return frame_vectors(archive, encoder, series, most, lambda _fraction: None) if is_picture(series) else []
+    except (CannotProceed, ArchiveError, OSError) as error:
+        logger.warning("series %s takes no part: %s", uid, error)
+        return []
+
+
+def _probes(training: Gallery, held_out: Gallery, terms: Terms) -> dict[str, Probe]:
+    return {
+        name: linear_probe(training.vectors[name], training.items, vectors, held_out.items, seed=terms.seed)
+        for name, vectors in held_out.vectors.items()
+    }
