@@ -15,7 +15,6 @@ from rich.table import Column, Table
 from commands.archive import open_archive
 from commands.console import USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
 from commands.console import settings_from as _settings_from
-from commands.evaluation_pictures import draw
 from commands.judging import RANDOM, Summary, Terms, Verdict, judge
 from index.archive import Archive
 from index.encoders import registry
@@ -101,7 +100,7 @@ def evaluate(
     verdict = _judged(archive, encoders, found, terms, quiet=as_json)
     if not verdict.figures[RANDOM]:
         fail(f"nothing to judge by: no two patients of this part share a label of {source}")
-    files = draw(archive, verdict, terms.exclude, picture) if picture is not None else []
+    files = _drawn(archive, verdict, terms, picture) if picture is not None else []
     if as_json:
         print_json(_report(verdict, terms, source, unlabelled(archive, found), by_class=by_class))
         return
@@ -172,6 +171,12 @@ def _judged(
             return judge(archive, encoders, labels, terms, progress)
         except ValueError as error:
             fail(str(error))
+
+
+def _drawn(archive: Archive, verdict: Verdict, terms: Terms, file: Path) -> list[Path]:
+    from commands.evaluation_pictures import draw  # matplotlib takes a second
+
+    return draw(archive, verdict, terms.exclude, file)
 
 
 def _report(verdict: Verdict, terms: Terms, source: str, lacking: int, *, by_class: bool) -> dict[str, Any]:

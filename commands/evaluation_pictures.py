@@ -68,7 +68,7 @@ def _bars(axis: Axes, figures: Mapping[str, Summary], names: Mapping[str, str]) 
             error_kw={"elinewidth": 1.0, "capsize": 2.0},
             label=names.get(encoder, encoder),
         )
-    axis.set_xticks(np.arange(len(metrics)), metrics, fontsize=8)
+    axis.set_xticks(np.arange(len(metrics)), metrics, fontsize=8, rotation=30)
     axis.set_ylim(0.0, 1.05)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -84,10 +84,10 @@ def neighbour_sheet(
     vectors, items = verdict.gallery.vectors[encoder], verdict.gallery.items
     lines: list[list[Picture]] = []
     names: list[str] = []
-    for query in _chosen(verdict, encoder, rows):
+    for query, what in _chosen(verdict, encoder, rows):
         order = ranked(vectors, items, query, exclude)[:_NEIGHBOURS]
         label = str(items.labels[query])
-        names.append(label)
+        names.append(f"{label}\n{what}")
         row = [_picture(archive, verdict, query, "query", label)]
         for rank, index in enumerate(order.tolist(), start=1):
             other = str(items.labels[index])
@@ -98,15 +98,16 @@ def neighbour_sheet(
     sheet(lines, file, title=f"Queries and their nearest neighbours by {encoder}", row_names=names)
 
 
-def _chosen(verdict: Verdict, encoder: str, rows: int) -> Sequence[int]:
+def _chosen(verdict: Verdict, encoder: str, rows: int) -> Sequence[tuple[int, str]]:
+    """Return queries, class by class, with the word for each."""
     scores, labels = verdict.scores[encoder], verdict.gallery.items.labels
     own = {label: np.flatnonzero(labels[scores.queries] == label) for label in np.unique(labels[scores.queries])}
-    found: list[int] = []
-    for share in (0.5, 0.1):
+    found: dict[int, str] = {}
+    for what, share in (("median", 0.5), ("lower tenth", 0.1)):
         for places in own.values():
             ordered = places[np.argsort(scores.values["mAP"][places], kind="stable")]
-            found.append(int(scores.queries[ordered[int(share * (len(ordered) - 1))]]))
-    return sorted(dict.fromkeys(found[:rows]), key=lambda query: str(labels[query]))
+            found.setdefault(int(scores.queries[ordered[int(share * (len(ordered) - 1))]]), what)
+    return sorted(list(found.items())[:rows], key=lambda pair: str(labels[pair[0]]))
 
 
 def _picture(archive: Archive, verdict: Verdict, index: int, title: str, subtitle: str) -> Picture:

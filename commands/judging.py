@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.errors import InvalidDicomError
 
 from index.archive import Archive
 from index.embeddings import FrameVector
@@ -17,9 +19,11 @@ from index.evaluation import KS, Figure, Scores, by_class, chance, measure, summ
 from index.gallery import Gallery, Member, Part, gallery, members, stored_frames
 from index.keys import Level
 from index.neighbours import Exclude
-from index.probe import Probe, linear_probe
 from plugins.embedding import frame_vectors, is_picture
 from plugins.node import CannotProceed, Series
+
+if TYPE_CHECKING:
+    from index.probe import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +149,14 @@ def _embedded(archive: Archive, encoder: Encoder, uid: str, most: int) -> list[F
     try:
         series = Series(archive, uid)
         return frame_vectors(archive, encoder, series, most, lambda _fraction: None) if is_picture(series) else []
-    except (CannotProceed, ArchiveError, OSError) as error:
+    except (CannotProceed, ArchiveError, InvalidDicomError, OSError) as error:
         logger.warning("series %s takes no part: %s", uid, error)
         return []
 
 
 def _probes(training: Gallery, held_out: Gallery, terms: Terms) -> dict[str, Probe]:
+    from index.probe import linear_probe  # scikit-learn takes a second
+
     return {
         name: linear_probe(training.vectors[name], training.items, vectors, held_out.items, seed=terms.seed)
         for name, vectors in held_out.vectors.items()

@@ -19,7 +19,7 @@ from index.evaluation import Figure, Items, Scores, summarise
 from index.unit_vectors import Vectors
 
 _FOLDS = 5
-_STRENGTHS = np.logspace(-5, 1, 13)
+_STRENGTHS = np.logspace(-5, 1, 7)
 """Inverse regularisations that are tried, on standardised vectors: they mean the same for every encoder."""
 
 
