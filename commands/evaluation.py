@@ -161,14 +161,9 @@ def _exclusions(given: Sequence[str]) -> frozenset[Exclude]:
 def _judged(
     archive: Archive, encoders: Sequence[Encoder], labels: Mapping[str, str], terms: Terms, *, quiet: bool
 ) -> Verdict:
-    with progress_bar("Judging", quiet=quiet) as bar:
-
-        def progress(what: str, fraction: float) -> None:
-            bar.describe(what)
-            bar.fraction(fraction)
-
+    with progress_bar("Embedding", quiet=quiet) as bar:
         try:
-            return judge(archive, encoders, labels, terms, progress)
+            return judge(archive, encoders, labels, terms, bar.fraction)
         except ValueError as error:
             fail(str(error))
 

@@ -19,8 +19,9 @@ from index.evaluation import KS, Figure, Scores, by_class, chance, measure, summ
 from index.gallery import Gallery, Member, Part, gallery, members, stored_frames
 from index.keys import Level
 from index.neighbours import Exclude
-from plugins.embedding import frame_vectors, is_picture
+from plugins.embedding import is_picture
 from plugins.node import CannotProceed, Series
+from plugins.slices import Slices, choose_slices
 
 if TYPE_CHECKING:
     from index.probe import Probe
@@ -80,8 +81,11 @@ class Verdict:
     without_vectors: int
 
 
-Progress = Callable[[str, float], None]
-"""Told what is being done, and the fraction of it that is."""
+Progress = Callable[[float], None]
+"""Told which fraction of the embedding is done, first of what is judged, then of what a probe is fitted on."""
+
+_BATCH = 64
+"""Images that are embedded together."""
 
 
 def judge(
@@ -131,27 +135,40 @@ def _frames_of(
     archive: Archive, encoders: Sequence[Encoder], chosen: Sequence[Member], terms: Terms, progress: Progress
 ) -> dict[str, dict[str, list[FrameVector]]]:
     """Return the vectors of the chosen series, by encoder: the stored ones, and for the rest new ones."""
-    found: dict[str, dict[str, list[FrameVector]]] = {}
-    for encoder in encoders:
-        own = stored_frames(archive, encoder.model_id, chosen)
-        missing = [member.series_instance_uid for member in chosen if member.series_instance_uid not in own]
-        for done, uid in enumerate(missing):
-            progress(f"Embedding with {encoder.name}", done / len(missing))
-            own[uid] = _embedded(archive, encoder, uid, terms.most)
-        if missing:
-            progress(f"Embedding with {encoder.name}", 1.0)
-        found[encoder.model_id] = own
+    found = {encoder.model_id: stored_frames(archive, encoder.model_id, chosen) for encoder in encoders}
+    uids = [member.series_instance_uid for member in chosen]
+    missing = [uid for uid in uids if any(uid not in own for own in found.values())]
+    waiting: list[tuple[str, Slices]] = []
+    for done, uid in enumerate(missing, start=1):
+        slices = _slices(archive, uid, terms.most)
+        if slices is not None:
+            waiting.append((uid, slices))
+        if done == len(missing) or sum(len(each.frames) for _, each in waiting) >= _BATCH:
+            for encoder in encoders:
+                _encode(encoder, waiting, found[encoder.model_id])
+            waiting.clear()
+            progress(done / len(missing))
     return found
 
 
-def _embedded(archive: Archive, encoder: Encoder, uid: str, most: int) -> list[FrameVector]:
-    """Return the vectors of a series, none when it is no picture or cannot be decoded."""
+def _slices(archive: Archive, uid: str, most: int) -> Slices | None:
+    """Return the slices of a series, None when it is no picture or cannot be decoded."""
     try:
         series = Series(archive, uid)
-        return frame_vectors(archive, encoder, series, most, lambda _fraction: None) if is_picture(series) else []
+        return choose_slices(archive, series, most, lambda _fraction: None) if is_picture(series) else None
     except (CannotProceed, ArchiveError, InvalidDicomError, OSError) as error:
         logger.warning("series %s takes no part: %s", uid, error)
-        return []
+        return None
+
+
+def _encode(encoder: Encoder, waiting: Sequence[tuple[str, Slices]], own: dict[str, list[FrameVector]]) -> None:
+    """Add the vectors of what is waiting, except of series that have vectors."""
+    new = [(uid, slices) for uid, slices in waiting if uid not in own]
+    if not new:
+        return
+    vectors = iter(encoder.encode(np.concatenate([slices.images for _, slices in new])))
+    for uid, slices in new:
+        own[uid] = [(*frame, next(vectors)) for frame in slices.frames]
 
 
 def _probes(training: Gallery, held_out: Gallery, terms: Terms) -> dict[str, Probe]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+import tharsis as composition
 from commands.judging import RANDOM, Terms, judge
 from index import embeddings
 from index.encoders import registry
@@ -28,7 +31,10 @@ from index.split import is_held_out
 from index.unit_vectors import unit
 
 ROOT = "1.2.826.0.1.3680043.9.7133"
-QUIET = lambda _what, _fraction: None  # noqa: E731
+
+
+def quiet(_fraction: float) -> None:
+    """Nobody watches."""
 
 
 class Constant:
@@ -82,7 +88,7 @@ def test_stored_vectors_are_used_and_the_rest_is_embedded_for_the_run_alone(fill
     embeddings.register(filled, encoder.model_id, 2)
     stored = np.array([0.6, 0.8], dtype=np.float32)
     embeddings.store(filled, encoder.model_id, uid(3), [(f"{ROOT}.9.30", 0, stored)])
-    verdict = judge(filled, [encoder], labels, Terms(), QUIET)
+    verdict = judge(filled, [encoder], labels, Terms(), quiet)
     assert encoder.seen == 2 * 12
     place = verdict.gallery.frames.index((f"{ROOT}.9.30", 0))
     np.testing.assert_allclose(verdict.gallery.vectors[encoder.model_id][place], stored, atol=1e-6)
@@ -92,7 +98,7 @@ def test_stored_vectors_are_used_and_the_rest_is_embedded_for_the_run_alone(fill
 
 @pytest.mark.parametrize(("level", "items"), [(Level.IMAGE, 26), (Level.SERIES, 13)])
 def test_images_or_whole_series_are_ranked(filled, level, items):
-    verdict = judge(filled, [Constant()], read_labels(filled, "SeriesDescription"), Terms(level=level), QUIET)
+    verdict = judge(filled, [Constant()], read_labels(filled, "SeriesDescription"), Terms(level=level), quiet)
     assert len(verdict.gallery.items) == len(verdict.gallery.frames) == items
     assert verdict.left_out == 0
     assert set(verdict.figures) == {Constant().model_id, RANDOM}
@@ -119,13 +125,13 @@ def test_a_series_that_cannot_be_embedded_is_counted_not_hidden(filled):
     other = filled.open_instance(f"{ROOT}.9.51").path
     for file in (path, other):
         file.write_bytes(b"no DICOM")
-    verdict = judge(filled, [Constant()], read_labels(filled, "SeriesDescription"), Terms(), QUIET)
+    verdict = judge(filled, [Constant()], read_labels(filled, "SeriesDescription"), Terms(), quiet)
     assert verdict.without_vectors == 1
     assert uid(5) not in verdict.gallery.items.series
 
 
 def test_only_as_many_queries_are_asked_as_wanted(filled):
-    verdict = judge(filled, [Constant()], read_labels(filled, "SeriesDescription"), Terms(queries=7), QUIET)
+    verdict = judge(filled, [Constant()], read_labels(filled, "SeriesDescription"), Terms(queries=7), quiet)
     assert len(verdict.scores[RANDOM].queries) == len(verdict.scores[Constant().model_id].queries) == 7
 
 
