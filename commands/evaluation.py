@@ -27,6 +27,8 @@ from index.labels import InvalidLabels, read_labels, unlabelled
 from index.neighbours import Exclude
 
 _NOTHING = "NOTHING"
+_NO_LABELS = "none"
+"""What training notes when it had none."""
 
 
 def evaluate(
@@ -86,8 +88,8 @@ def evaluate(
     part = _part(held_out, seed, note)
     if probe and part.fraction is None:
         fail("a probe is fitted on those who are not held out: give --held-out", USAGE)
-    source = labels or str(note.get("labels") or "")
-    if not source:
+    source = labels or str(note.get("labels") or _NO_LABELS)
+    if source == _NO_LABELS:
         fail("--labels has to say which series belong together: a DICOM keyword or a CSV file", USAGE)
     terms = Terms(
         part=part, level=_level(level), ks=_cut_offs(k), exclude=_exclusions(exclude or []), queries=queries,
@@ -124,14 +126,14 @@ def _note(archive: Archive, encoders: Sequence[Encoder], *, decides: bool) -> Ma
     """Return what training noted about the models; when it decides who is held out, they have to agree."""
     chosen = {encoder.model_id for encoder in encoders}
     notes = [weights.facts for weights in registry.trained(archive) if weights.model_id in chosen and weights.facts]
-    splits = {(note.get("held_out"), note.get("seed")) for note in notes}
+    splits = {(note.get("held_out_fraction"), note.get("seed")) for note in notes}
     if decides and len(splits) > 1:
         fail("these models held out different patients in training: say which with --held-out and --seed", USAGE)
     return notes[0] if notes else {}
 
 
 def _part(held_out: float | None, seed: int | None, note: Mapping[str, Any]) -> Part:
-    fraction = held_out if held_out is not None else note.get("held_out")
+    fraction = held_out if held_out is not None else note.get("held_out_fraction")
     chosen = seed if seed is not None else note.get("seed", 0)
     return Part(float(fraction) if fraction else None, int(chosen))
 

@@ -31,20 +31,20 @@ def draw(archive: Archive, verdict: Verdict, exclude: frozenset[Exclude], file: 
     return [file, beside]
 
 
-def chart(sets: Mapping[str, Mapping[str, Summary]], file: Path, names: Mapping[str, str] | None = None) -> None:
+def chart(sets: Mapping[str, Mapping[str, Summary]], file: Path, *, grey: str = RANDOM) -> None:
     """Draw the metrics of encoders as bars with their intervals.
 
     Parameters
     ----------
     sets
         Title of each panel → encoder → its figures.
-    names
-        How the legend calls the encoders, where it is not by their key.
+    grey
+        The one that is drawn in grey.
     """
     canvas = Canvas(figsize=(7.0 * len(sets), 3.6), dpi=100, layout="constrained")
     axes = canvas.subplots(1, len(sets), squeeze=False, sharey=True)[0]
     for axis, (title, figures) in zip(axes, sets.items(), strict=True):
-        _bars(axis, figures, names or {})
+        _bars(axis, figures, grey)
         axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("mean over queries, 95 % interval", fontsize=8)
     axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -52,7 +52,7 @@ def chart(sets: Mapping[str, Mapping[str, Summary]], file: Path, names: Mapping[
     canvas.savefig(file)
 
 
-def _bars(axis: Axes, figures: Mapping[str, Summary], names: Mapping[str, str]) -> None:
+def _bars(axis: Axes, figures: Mapping[str, Summary], grey: str) -> None:
     metrics = list(next(iter(figures.values())))
     width = 0.8 / len(figures)
     colours = iter(_COLOURS * len(figures))
@@ -64,9 +64,9 @@ def _bars(axis: Axes, figures: Mapping[str, Summary], names: Mapping[str, str]) 
             values,
             width * 0.92,
             yerr=np.abs(ends - values),
-            color=_GREY if encoder == RANDOM else next(colours),
+            color=_GREY if encoder == grey else next(colours),
             error_kw={"elinewidth": 1.0, "capsize": 2.0},
-            label=names.get(encoder, encoder),
+            label=encoder,
         )
     axis.set_xticks(np.arange(len(metrics)), metrics, fontsize=8, rotation=30)
     axis.set_ylim(0.0, 1.05)

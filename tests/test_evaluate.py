@@ -194,10 +194,8 @@ def test_a_mistake_is_told_in_one_sentence(filled, options, code, said):
 
 def test_what_training_noted_decides_who_is_judged(filled, monkeypatch):
     """Labels, held-out share and seed come from the note beside the weights; two notes that differ need a word."""
-    notes = [
-        Weights(f"m{number}", Path(f"m{number}.pt"), {"labels": "SeriesDescription", "held_out": 0.5, "seed": number})
-        for number in (3, 4)
-    ]
+    note = {"labels": "SeriesDescription", "held_out_fraction": 0.5}
+    notes = [Weights(f"m{seed}", Path(f"m{seed}.pt"), {**note, "seed": seed}) for seed in (3, 4)]
     monkeypatch.setattr(registry, "trained", lambda _archive: notes)
     monkeypatch.setattr(registry, "load", lambda _archive, model_id: Constant(model_id))
 
