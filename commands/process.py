@@ -59,8 +59,10 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     from scp.tls import TlsError
 
     _raise_file_limit()
+    wanted = settings.similarity
+    similarity = Similarity(archive, shortlist=wanted.shortlist) if wanted.enabled else None
     try:
-        server = Server(archive, settings, Similarity(archive) if settings.similarity.enabled else None, name=name)
+        server = Server(archive, settings, similarity, name=name)
         server.start()
     except CannotListen as error:
         _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})

@@ -11,7 +11,7 @@ from sqlite_utils import Database
 from index.embeddings import EmbeddingModel
 from index.errors import InvalidIdentifier, NotEmbedded, UnknownQuery, WrongDimension
 from index.neighbours import SimilarityRequest
-from index.unit_vectors import Vectors, from_bytes, mean_direction, unit
+from index.unit_vectors import Vectors, from_bytes, mean_direction, unit, whole_direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,10 @@ class Example:
     def means(self) -> Vectors:
         """Return the vector of each part, axes (part, d)."""
         return np.stack([mean_direction(part) for part in self.parts])
+
+    def wholes(self) -> Vectors:
+        """Return the vector of each part as series have one, axes (part, 2d)."""
+        return np.stack([whole_direction(part) for part in self.parts])
 
 
 @dataclass(frozen=True)
