@@ -18,7 +18,7 @@ from index.embeddings import FrameVector
 from index.evaluation import Items
 from index.keys import Level
 from index.split import is_held_out, patient_key
-from index.unit_vectors import Vectors, from_bytes, mean_direction
+from index.unit_vectors import Vectors, from_bytes, whole_direction
 
 FramesOf = Mapping[str, Sequence[FrameVector]]
 """Series Instance UID → the vectors of its frames, of one encoder."""
@@ -109,7 +109,10 @@ def stored_frames(archive: Archive, model_id: str, chosen: Sequence[Member]) -> 
 
 
 def gallery(chosen: Sequence[Member], frames_of: Mapping[str, FramesOf], level: Level) -> Gallery:
-    """Return the items at `level` (IMAGE: each frame; SERIES: each series as a whole) with their vectors.
+    """Return the items at `level` with their vectors.
+
+    At level IMAGE each frame is one; at level SERIES each series, by the vector that the node's search shortlists by
+    (mean beside maximum, `index.unit_vectors.whole_direction`), without the re-ranking that follows there.
 
     Parameters
     ----------
@@ -137,7 +140,8 @@ def gallery(chosen: Sequence[Member], frames_of: Mapping[str, FramesOf], level: 
             owners.append(member)
             shown.append(group[len(group) // 2])
             for name, vectors in own.items():
-                rows[name].append(mean_direction(np.stack([vectors[frame] for frame in group])))
+                own_frames = np.stack([vectors[frame] for frame in group])
+                rows[name].append(whole_direction(own_frames) if level is Level.SERIES else own_frames[0])
     columns = [
         np.array([getattr(owner, name) for owner in owners], dtype=np.str_)
         for name in ("label", "patient", "study_instance_uid", "series_instance_uid")
