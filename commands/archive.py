@@ -28,6 +28,7 @@ from index import integrity, tally
 from index.archive import Archive
 from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
 from index.files import is_part10
+from index.image_files import is_image_file
 from index.jobs import STATES
 
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
@@ -184,8 +185,7 @@ def import_files(
                 outcome = "not DICOM" if source is None else archive.ingest(source).outcome.value
             except (ArchiveError, OSError) as error:
                 outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
-                reason = str(error.strerror) if isinstance(error, OSError) else str(error)
-                refused.append({"file": str(file), "reason": reason})
+                refused.append({"file": str(file), "reason": _reason(file, error)})
             outcomes[outcome] += 1
     seconds = time.monotonic() - started
     if as_json:
@@ -196,6 +196,12 @@ def import_files(
         out.print(f"{sum(outcomes.values())} files in {seconds:.1f} s: " + _list(outcomes), highlight=False)
     if refused:
         raise typer.Exit(FAILED)
+
+
+def _reason(file: Path, error: ArchiveError | OSError) -> str:
+    if isinstance(error, InstanceConflict) and is_image_file(file):
+        return "this image is stored already, under another name or description: that one was kept"
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
 
 
 def _list(outcomes: Counter[str]) -> str:
