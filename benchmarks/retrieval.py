@@ -89,10 +89,10 @@ def bring_in(folder: Path, archive: Archive) -> Counter[str]:
     return outcomes
 
 
-def run(name: str, archive: Archive, settings: Settings, seed: int, held_out: float) -> Result:
+def run(name: str, archive: Archive, settings: Settings, seed: int, held_out: float, threads: int) -> Result:
     """Train on one part, judge on the other."""
     started = time.monotonic()
-    run_training(archive, settings, Wishes(LABELS, held_out, seed, "small", None, 32, 0, False, False, None))
+    run_training(archive, settings, Wishes(LABELS, held_out, seed, "small", None, 32, threads, False, False, None))
     seconds = time.monotonic() - started
     learned, texture = registry.load(archive, registry.trained(archive)[-1].model_id), registry.built_in()
     terms = Terms(part=Part(held_out, seed), seed=seed, probe=True)
@@ -135,6 +135,7 @@ def main() -> int:
     parser.add_argument("shared", type=Path, help="the folder that has pneumoniamnist_png and MedNIST")
     parser.add_argument("--seeds", default="0,1", help="of split and training, separated by commas")
     parser.add_argument("--held-out", type=float, default=0.3)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--data", type=Path, help="keep the data folders here")
     parser.add_argument("--write-docs", action="store_true", help="put table and pictures into docs/")
@@ -147,7 +148,7 @@ def main() -> int:
             archives[name] = Archive.from_settings(settings.archive)
             print(name, dict(bring_in(told.shared / name, archives[name])), flush=True)
             for seed in map(int, told.seeds.split(",")):
-                results.append(run(name, archives[name], settings, seed, told.held_out))
+                results.append(run(name, archives[name], settings, seed, told.held_out, told.threads))
                 print(*results[-1].rows(), f"training {results[-1].seconds:.0f} s", sep="\n", flush=True)
         print(table(results))
         if told.write_docs:
