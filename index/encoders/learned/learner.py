@@ -76,9 +76,9 @@ def shadow_of(learner: Learner) -> Learner:
 
 
 @torch.no_grad()
-def follow(shadow: Learner, learner: Learner, averaging: float, step: int) -> None:
-    """Move the weights of `shadow` towards those of `learner`, faster in the first steps."""
-    share = 1.0 - min(averaging, (1.0 + step) / (10.0 + step))
+def follow(shadow: Learner, learner: Learner, steps: float, step: int) -> None:
+    """Move the weights of `shadow` towards those of `learner`: an average over the last `steps`, fewer at the start."""
+    share = max(1.0 / max(steps, 1.0), 1.0 / (1.0 + step))
     for average, current in zip(shadow.state_dict().values(), learner.state_dict().values(), strict=True):
         if average.is_floating_point():
             average.lerp_(current, share)

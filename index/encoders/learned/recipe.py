@@ -35,7 +35,7 @@ class Recipe:
     decay
         Weight decay (Loshchilov and Hutter, ICLR 2019).
     averaging
-        Of the moving average of the weights, per step: that average is what is judged and kept.
+        Share of a stage's steps that the moving average of the weights reaches back: it is what is judged and kept.
     contrastive
         Weight of the supervised contrastive term beside the cross-entropy.
     smoothing
@@ -51,7 +51,7 @@ class Recipe:
     rate: float = 2e-3
     fine_tuning: float = 0.3
     decay: float = 0.05
-    averaging: float = 0.97
+    averaging: float = 0.1
     contrastive: float = 1.0
     smoothing: float = 0.1
 

@@ -200,13 +200,17 @@ def _stage_epochs(state: _State, stage: Stage, images: int, recipe: Recipe) -> I
     while state.epoch < stage.epochs and state.epoch - state.best_epoch < recipe.patience:
         random = _generator(recipe.seed, stage.name, state.epoch)
         batches = shuffled(images, recipe.batch, random)
-        loss = 0.0
+        reach = recipe.averaging * stage.epochs * len(batches)
+        total = 0.0
         state.learner.train()
         for index, rows in enumerate(batches):
             rate = recipe.rate * _schedule((state.epoch + (index + 0.5) / len(batches)) / stage.epochs)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["share"]
-            loss += len(rows) * _step(state, optimiser, stage.loss(state.learner, rows, random), recipe) / images
+            _step(state, optimiser, loss := stage.loss(state.learner, rows, random))
+            follow(state.shadow, state.learner, reach, state.step)
+            state.step += 1
+            total += len(rows) * float(loss.detach())
         state.epoch += 1
         figure = stage.judge(state.shadow.eval(), _generator(recipe.seed, stage.name, -1))
         is_best = figure >= state.best
@@ -214,19 +218,16 @@ def _stage_epochs(state: _State, stage: Stage, images: int, recipe: Recipe) -> I
             state.best, state.best_epoch = figure, state.epoch
             state.kept = {name: value.clone() for name, value in state.shadow.state_dict().items()}
         state.optimiser = optimiser.state_dict()
-        epoch = Epoch(stage.name, state.epoch, stage.epochs, loss, stage.figure, figure, is_best)
+        epoch = Epoch(stage.name, state.epoch, stage.epochs, total / images, stage.figure, figure, is_best)
         state.history.append(epoch)
         yield epoch
 
 
-def _step(state: _State, optimiser: torch.optim.Optimizer, loss: torch.Tensor, recipe: Recipe) -> float:
+def _step(state: _State, optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.learner.parameters(), _STEEPEST)
     optimiser.step()
-    follow(state.shadow, state.learner, recipe.averaging, state.step)
-    state.step += 1
-    return float(loss.detach())
 
 
 def _end_stage(state: _State) -> None:

@@ -36,7 +36,7 @@ class Whitening:
 
     def __call__(self, features: Features) -> Features:
         """Return the vectors, axes (n, d), not yet of length 1, of `features`, axes (n, channel)."""
-        return (features - self.mean) @ self.projection
+        return np.asarray((features - self.mean) @ self.projection, dtype=np.float32)
 
 
 def fit(features: Features, labels: Labels, dimension: int, shrinkage: float = SHRINKAGE) -> Whitening:
