@@ -9,6 +9,7 @@ seed, the interval of the learned encoder's mAP does not lie above that of the t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -90,14 +91,18 @@ def bring_in(folder: Path, archive: Archive) -> Counter[str]:
 
 
 def run(name: str, archive: Archive, settings: Settings, seed: int, held_out: float, threads: int) -> Result:
-    """Train on one part, judge on the other."""
-    started = time.monotonic()
-    run_training(archive, settings, Wishes(LABELS, held_out, seed, "small", None, 32, threads, False, False, None))
-    seconds = time.monotonic() - started
-    learned, texture = registry.load(archive, registry.trained(archive)[-1].model_id), registry.built_in()
+    """Train on one part, judge on the other; what a run in the same data folder trained is not trained again."""
+    note = archive.data / f"retrieval-{seed}-{held_out:g}.json"
+    if not note.exists():
+        started = time.monotonic()
+        run_training(archive, settings, Wishes(LABELS, held_out, seed, "small", None, 32, threads, False, False, None))
+        seconds = time.monotonic() - started
+        note.write_text(json.dumps({"model": registry.trained(archive)[-1].model_id, "seconds": seconds}))
+    trained = json.loads(note.read_text())
+    learned, texture = registry.load(archive, trained["model"]), registry.built_in()
     terms = Terms(part=Part(held_out, seed), seed=seed, probe=True)
     verdict = judge(archive, [learned, texture], read_labels(archive, LABELS), terms, lambda _fraction: None)
-    return Result(name, seed, seconds, verdict, learned.model_id, texture.model_id)
+    return Result(name, seed, trained["seconds"], verdict, learned.model_id, texture.model_id)
 
 
 def table(results: list[Result]) -> str:
@@ -137,7 +142,7 @@ def main() -> int:
     parser.add_argument("--held-out", type=float, default=0.3)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--data", type=Path, help="keep the data folders here")
+    parser.add_argument("--data", type=Path, help="keep the data folders here, and go on where a run stopped")
     parser.add_argument("--write-docs", action="store_true", help="put table and pictures into docs/")
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
