@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from commands.archive import open_archive
-from commands.console import USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
+from commands.console import USAGE, ConfigOption, DataOption, JsonOption, err, fail, out, print_json, progress_bar
 from commands.console import settings_from as _settings_from
 from commands.judging import RANDOM, Summary, Terms, Verdict, judge
 from index.archive import Archive
@@ -29,6 +29,8 @@ from index.neighbours import Exclude
 _NOTHING = "NOTHING"
 _NO_LABELS = "none"
 """What training notes when it had none."""
+
+_TOO_GOOD = "A model was trained on some of those that it is judged on: its figures are too good."
 
 
 def evaluate(
@@ -84,7 +86,8 @@ def evaluate(
     """
     archive = open_archive(config, data)
     encoders = _encoders(archive, model or [])
-    note = _note(archive, encoders, decides=held_out is None)
+    notes = _notes(archive, encoders, decides=held_out is None)
+    note = notes[0] if notes else {}
     part = _part(held_out, seed, note)
     if probe and part.fraction is None:
         fail("a probe is fitted on those who are not held out: give --held-out", USAGE)
@@ -99,12 +102,16 @@ def evaluate(
         found = read_labels(archive, source)
     except InvalidLabels as error:
         fail(str(error), USAGE)
+    seen = _was_seen(part, notes)
+    if seen:
+        err.print(_TOO_GOOD, style="yellow", soft_wrap=True)
     verdict = _judged(archive, encoders, found, terms, quiet=as_json)
     if not verdict.figures[RANDOM]:
         fail(f"nothing to judge by: no two patients of this part share a label of {source}")
     files = _drawn(archive, verdict, terms, picture) if picture is not None else []
     if as_json:
-        print_json(_report(verdict, terms, source, unlabelled(archive, found), by_class=by_class))
+        report = _report(verdict, terms, source, unlabelled(archive, found), by_class=by_class)
+        print_json(report | {"judged_on_training_patients": seen})
         return
     _print(verdict, terms, source, unlabelled(archive, found), by_class=by_class)
     for file in files:
@@ -122,14 +129,25 @@ def _encoders(archive: Archive, wanted: Sequence[str]) -> list[Encoder]:
     return list(unique.values())
 
 
-def _note(archive: Archive, encoders: Sequence[Encoder], *, decides: bool) -> Mapping[str, Any]:
+def _notes(archive: Archive, encoders: Sequence[Encoder], *, decides: bool) -> list[Mapping[str, Any]]:
     """Return what training noted about the models; when it decides who is held out, they have to agree."""
     chosen = {encoder.model_id for encoder in encoders}
-    notes = [weights.facts for weights in registry.trained(archive) if weights.model_id in chosen and weights.facts]
+    notes: list[Mapping[str, Any]] = [
+        weights.facts for weights in registry.trained(archive) if weights.model_id in chosen and weights.facts
+    ]
     splits = {(note.get("held_out_fraction"), note.get("seed")) for note in notes}
     if decides and len(splits) > 1:
         fail("these models held out different patients in training: say which with --held-out and --seed", USAGE)
-    return notes[0] if notes else {}
+    return notes
+
+
+def _was_seen(part: Part, notes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a model was trained on some of those that it is judged on: its figures are then too good."""
+    for note in notes:
+        noted = float(note.get("held_out_fraction") or 0.0)
+        if part.fraction is None or part.fraction > noted or part.seed != note.get("seed"):
+            return True
+    return False
 
 
 def _part(held_out: float | None, seed: int | None, note: Mapping[str, Any]) -> Part:

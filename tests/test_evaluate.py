@@ -204,8 +204,11 @@ def test_what_training_noted_decides_who_is_judged(filled, monkeypatch):
 
     report = json.loads(run("--model", "m3").stdout)
     assert (report["labels"], report["held_out"], report["seed"]) == ("SeriesDescription", 0.5, 3)
+    assert not report["judged_on_training_patients"]
     everybody = json.loads(run("--model", "m3", "--held-out", "0").stdout)
     assert (everybody["held_out"], everybody["patients"]) == (None, 12)
+    assert everybody["judged_on_training_patients"]
+    assert "figures are too good" in run("--model", "m3", "--seed", "9").stderr
     told = run("--model", "m3", "--model", "m4")
     assert told.exit_code == 2
     assert "--held-out and --seed" in told.output
