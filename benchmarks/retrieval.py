@@ -21,9 +21,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from commands.evaluation import in_words
 from commands.evaluation_pictures import chart, neighbour_sheet
-from commands.images import image_converter
+from commands.evaluation_run import in_words
+from commands.images import image_converter, is_image_file
 from commands.judging import RANDOM, Terms, Verdict, judge
 from commands.training_run import Wishes, run_training
 from config.settings import Settings, load_settings
@@ -31,7 +31,6 @@ from index.archive import Archive
 from index.encoders import registry
 from index.errors import InstanceConflict
 from index.gallery import Part
-from index.image_files import is_image_file
 from index.labels import read_labels
 
 SETS = ("pneumoniamnist_png", "MedNIST")

@@ -22,13 +22,13 @@ from commands.images import (
     PatientTableOption,
     content,
     image_converter,
+    is_image_file,
 )
 from commands.supervisor import read_state
 from index import integrity, tally
 from index.archive import Archive
 from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
 from index.files import is_part10
-from index.image_files import is_image_file
 from index.jobs import STATES
 
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
