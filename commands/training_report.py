@@ -17,11 +17,12 @@ from matplotlib.patches import Rectangle
 from commands.training_judgement import Judgement
 from index.encoders.learned.corpus import UNKNOWN, Corpus
 from index.encoders.learned.training import Epoch
-from index.evaluation import Figure, metric_names
+from index.evaluation import Figure
 
 mpl.use("Agg")
 
 PAGE = "report.html"
+_METRICS = ("P@1", "P@5", "P@10", "mAP", "NDCG@10")
 _RIGHT, _WRONG, _OPEN = "#2e9e5b", "#d1495b", "#8a94a0"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c2733;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}
@@ -186,9 +187,8 @@ def _figures(report: Report) -> str:
     figures = report.judgement.figures
     if not figures or not all(figures.values()):
         return "<p>The held-out images have labels of fewer than two classes: there is nothing to measure.</p>"
-    names = metric_names((1, 5, 10))
-    rows = [[encoder, *(_cell(own[name]) for name in names)] for encoder, own in figures.items()]
-    found = "<h2>How good it is</h2>" + _table(["held-out images", *names], rows)
+    rows = [[encoder, *(_cell(own[name]) for name in _METRICS)] for encoder, own in figures.items()]
+    found = "<h2>How good it is</h2>" + _table(["held-out images", *_METRICS], rows)
     found += (
         "<p class=note>Mean over all held-out images as queries, the query's own patient left out, with the 95 % "
         "bootstrap interval over patients.</p>"

@@ -122,6 +122,8 @@ def _train(run: _Run, checkpoint: Path, *, resume: bool) -> Trained:
     try:
         with _bar(run.recipe.restoring_epochs + run.recipe.epochs) as show:
             return train(run.training, run.validation, run.recipe, saved=checkpoint, progress=show)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command with --resume goes on after the last whole epoch")
     except OtherRun as error:
         fail(f"{error}; give the options of the interrupted training, or leave out --resume")
     except (CannotTrain, UnusableFile) as error:

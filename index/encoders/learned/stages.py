@@ -176,7 +176,8 @@ def _neighbours(corpus: Corpus, rows: Numbers, random: torch.Generator) -> Numbe
 
 def in_order(count: int, batch: int) -> Iterator[Numbers]:
     """Yield the rows 0 … `count` − 1 in batches."""
-    yield from np.array_split(np.arange(count), max(1, -(-count // batch)))
+    if count:
+        yield from np.array_split(np.arange(count), -(-count // batch))
 
 
 def shuffled(count: int, batch: int, random: torch.Generator) -> list[Numbers]:

@@ -23,7 +23,7 @@ from index.encoders.learned.device import best_device
 from index.encoders.learned.encoder import weights_file
 from index.encoders.learned.learner import Learner, as_batch, features_of, follow, new_learner, shadow_of
 from index.encoders.learned.recipe import Recipe
-from index.encoders.learned.stages import Restoring, Stage, TellingApart, shuffled
+from index.encoders.learned.stages import Restoring, Stage, TellingApart, in_order, shuffled
 from index.encoders.learned.whitening import Features, Labels
 
 _WARM_UP = 0.1
@@ -33,6 +33,7 @@ _STEEPEST = 5.0
 """Gradients longer than this are shortened."""
 
 _VIEWS_TO_WHITEN = 2
+_WHITENED_AT_ONCE = 256
 
 
 class CannotTrain(ValueError):
@@ -260,13 +261,12 @@ def _to_whiten(
     random = _generator(recipe.seed, "whitening", 0)
     features, labels = [], []
     for corpus in (training, validation):
-        seen = [corpus.images]
-        for _ in range(_VIEWS_TO_WHITEN if len(corpus) else 0):
-            batch = as_batch(corpus.images, learner.network.side, torch.device("cpu"))
-            seen.append(augment.views(batch, random, recipe.strength)[:, 0].numpy())
-        for images in seen:
-            features.append(features_of(learner.network, images))
-            labels.append(corpus.labels)
+        for rows in in_order(len(corpus), _WHITENED_AT_ONCE):
+            batch = as_batch(corpus.images[rows], learner.network.side, torch.device("cpu"))
+            seen = [augment.views(batch, random, recipe.strength) for _ in range(_VIEWS_TO_WHITEN)]
+            for images in (corpus.images[rows], *(view[:, 0].numpy() for view in seen)):
+                features.append(features_of(learner.network, images))
+                labels.append(corpus.labels[rows])
     return np.concatenate(features), np.concatenate(labels)
 
 
