@@ -22,6 +22,7 @@ from commands.images import (
     PatientTableOption,
     content,
     image_converter,
+    is_image_file,
 )
 from commands.supervisor import read_state
 from index import integrity, tally
@@ -184,8 +185,7 @@ def import_files(
                 outcome = "not DICOM" if source is None else archive.ingest(source).outcome.value
             except (ArchiveError, OSError) as error:
                 outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
-                reason = str(error.strerror) if isinstance(error, OSError) else str(error)
-                refused.append({"file": str(file), "reason": reason})
+                refused.append({"file": str(file), "reason": _reason(file, error)})
             outcomes[outcome] += 1
     seconds = time.monotonic() - started
     if as_json:
@@ -196,6 +196,12 @@ def import_files(
         out.print(f"{sum(outcomes.values())} files in {seconds:.1f} s: " + _list(outcomes), highlight=False)
     if refused:
         raise typer.Exit(FAILED)
+
+
+def _reason(file: Path, error: ArchiveError | OSError) -> str:
+    if isinstance(error, InstanceConflict) and is_image_file(file):
+        return "this image is stored already, under another name or description: that one was kept"
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
 
 
 def _list(outcomes: Counter[str]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands.console import USAGE, fail
-from index.image_files import is_image_file, read_image_file
-from index.image_patients import PatientOf, by_pattern, by_table, own_patient
-from index.secondary_capture import MODALITY, Description, secondary_capture
+
+if TYPE_CHECKING:
+    from index.image_patients import PatientOf
 
 ImagesOption = Annotated[
     bool,
@@ -22,7 +22,7 @@ ImagesOption = Annotated[
         "Series Description.",
     ),
 ]
-ModalityOption = Annotated[str | None, typer.Option(help=f"Modality of the images; {MODALITY} when not given.")]
+ModalityOption = Annotated[str | None, typer.Option(help="Modality of the images; OT (other) when not given.")]
 PatientPatternOption = Annotated[
     str | None,
     typer.Option(
@@ -34,6 +34,8 @@ PatientTableOption = Annotated[
     Path | None,
     typer.Option(metavar="CSV", help="Table of file names (or paths) and Patient IDs.", exists=True, dir_okay=False),
 ]
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 Convert = Callable[[Path], bytes]
 """Part 10 file of an image file; raises `InvalidInstance`, `OSError`."""
@@ -51,6 +53,9 @@ def image_converter(
         return None
     if modality is not None and not re.fullmatch(r"[A-Z0-9_ ]{1,16}", modality):
         fail(f"--modality: expected up to 16 capitals and digits, such as OT or DX, got {modality!r}", USAGE)
+    from index.image_files import read_image_file
+    from index.secondary_capture import MODALITY, Description, secondary_capture
+
     patient_of = _patient_of(pattern, table)
 
     def convert(file: Path) -> bytes:
@@ -63,6 +68,8 @@ def image_converter(
 
 
 def _patient_of(pattern: str | None, table: Path | None) -> PatientOf:
+    from index.image_patients import by_pattern, by_table, own_patient
+
     if pattern is not None and table is not None:
         fail("--patient-pattern and --patient-table are two ways of saying the same: give one of them", USAGE)
     try:
@@ -71,6 +78,11 @@ def _patient_of(pattern: str | None, table: Path | None) -> PatientOf:
         return by_table(table) if table is not None else own_patient
     except ValueError as error:
         fail(str(error), USAGE)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether `path` is named like an image that `index.image_files` reads."""
+    return path.suffix.lower() in _SUFFIXES
 
 
 def content(file: Path, convert: Convert | None) -> bytes | None:

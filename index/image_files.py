@@ -20,7 +20,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from index.decoding import LARGEST_FRAME
 from index.errors import InvalidInstance
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _LONGEST_SIDE = 65535
 """Rows and Columns are unsigned shorts."""
@@ -46,11 +45,6 @@ class ImageFile:
     samples: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
     lossy_ratio: float | None
     sha256: str
-
-
-def is_image_file(path: Path) -> bool:
-    """Whether `path` is named like an image that `read_image_file` reads."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def read_image_file(path: Path) -> ImageFile:

@@ -213,6 +213,7 @@ def test_import_takes_images_when_asked(tharsis, tmp_path, make_file):
     assert again["outcomes"] == {"duplicate": 3, "refused": 1, "not DICOM": 1}
     other = json.loads(tharsis("import", pictures / "Hand", "--images", "--data", data, "--json").stdout)
     assert other["outcomes"] == {"conflict": 1}  # the same image, said to be of another modality
+    assert "this image is stored already" in other["refused"][0]["reason"]
 
     held = json.loads(tharsis("status", "--data", data, "--json").stdout)
     assert (held["patients"], held["studies"], held["series"], held["instances"]) == (3, 3, 3, 3)
