@@ -36,7 +36,7 @@ from index.labels import read_labels
 SETS = ("pneumoniamnist_png", "MedNIST")
 LABELS = "SeriesDescription"
 METRICS = ("P@1", "P@5", "P@10", "R@10", "mAP", "NDCG@10")
-WIDEST = 1300
+WIDEST = 1000
 """Columns of a picture for the documentation."""
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
