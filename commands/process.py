@@ -53,14 +53,17 @@ def _take_standard_output() -> TextIO:
 
 
 def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+    from index.bases.limits import IndexLimits
     from index.similarity import Similarity
     from scp.listener import CannotListen
     from scp.server import Server
     from scp.tls import TlsError
 
     _raise_file_limit()
+    wanted = settings.similarity
+    search = Similarity(archive, IndexLimits.from_settings(wanted)) if wanted.enabled else None
     try:
-        server = Server(archive, settings, Similarity(archive) if settings.similarity.enabled else None, name=name)
+        server = Server(archive, settings, search, name=name)
         server.start()
     except CannotListen as error:
         _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})

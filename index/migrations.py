@@ -3,7 +3,7 @@
 Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``item`` (items of their sequences),
 ``change`` (append-only feed), ``job`` (durable queue), ``derivation`` and ``derivation_output`` (what was made from
 what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``embedding_change``
-(lets that cache follow), ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by
+(lets that cache follow), ``vector_base`` (the saved index that counts), ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by
 triggers), ``commitment`` (requests for storage commitment). Key columns come from `index.keys`.
 """
 
@@ -301,3 +301,30 @@ def queries(database: Database) -> None:
 def outputs_of_derivations(database: Database) -> None:
     """Find what a derivation made without reading all outputs, when it is forgotten."""
     database.execute("CREATE INDEX derivation_output_of ON derivation_output(derivation)")
+
+
+_VECTOR_BASES = """
+CREATE TABLE vector_base (
+    model_id TEXT NOT NULL REFERENCES encoder(model_id) ON DELETE CASCADE,
+    grain TEXT NOT NULL CHECK (grain IN ('frame', 'series')),
+    folder TEXT NOT NULL UNIQUE,
+    seq INTEGER NOT NULL,
+    vectors INTEGER NOT NULL,
+    dimension INTEGER NOT NULL,
+    last_id INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    files TEXT NOT NULL,
+    curve TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL,
+    PRIMARY KEY (model_id, grain)
+);
+CREATE INDEX embedding_row ON embedding(model_id, series, instance);
+DROP INDEX embedding_instance;
+CREATE INDEX embedding_instance ON embedding(instance, model_id);
+"""
+
+
+@migrations()
+def vector_bases(database: Database) -> None:
+    """Which saved index of vectors counts; and rows of embeddings found without reading their vectors."""
+    _run(database, _VECTOR_BASES)

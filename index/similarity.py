@@ -17,6 +17,7 @@ from sqlite_utils import Database
 
 from index import candidates, embeddings
 from index.archive import Archive
+from index.bases.limits import IndexLimits
 from index.embeddings import EmbeddingModel
 from index.errors import NotEmbedded, UnknownModel
 from index.example import Example, find_example, locate
@@ -51,14 +52,24 @@ class _Match:
         return (-self.cosine, *self.entity(Level.IMAGE), self.frame)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The best match of each entity, best first, and how they were found."""
+
+    matches: list[_Match]
+    mode: SearchMode = SearchMode.EXACT
+    estimated_recall: float = 1.0
+
+
 class Similarity:
     """Answers similarity queries from one archive. Safe to share between threads.
 
     Indexes are read at the first query that needs them, and then follow the archive.
     """
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, limits: IndexLimits | None = None) -> None:
         self._archive = archive
+        self._limits = limits
         self._indexes: dict[tuple[str, Grain], VectorIndex] = {}
         self._lock = threading.Lock()
 
@@ -84,14 +95,14 @@ class Similarity:
             index.refresh()
             example = find_example(database, model, request)
             selection = candidates.select(database, model.model_id, grain, request, example)
-            matches = find_matches(database, index, example, selection, request)
+            found = find_matches(database, index, example, selection, request)
             index_size = index.count(selection)
         return SimilarityAnswer(
-            neighbours=tuple(_neighbours(matches, request)),
+            neighbours=tuple(_neighbours(found.matches, request)),
             model_id=model.model_id,
             index_size=index_size,
-            mode=SearchMode.EXACT,
-            estimated_recall=1.0,
+            mode=found.mode,
+            estimated_recall=found.estimated_recall,
         )
 
     def _model(self, request: SimilarityRequest) -> EmbeddingModel:
@@ -108,7 +119,9 @@ class Similarity:
         with self._lock:
             key = (model.model_id, grain)
             if key not in self._indexes:
-                self._indexes[key] = VectorIndex(self._archive, model.model_id, model.dimension, grain)
+                self._indexes[key] = VectorIndex(
+                    self._archive, model.model_id, model.dimension, grain, self._limits
+                )
             return self._indexes[key]
 
 
@@ -127,12 +140,12 @@ def _one_state(database: Database) -> Iterator[Database]:
 
 def _nearest(
     database: Database, index: VectorIndex, example: Example, selection: Selection, request: SimilarityRequest
-) -> list[_Match]:
+) -> _Found:
     """Return the matches of single vectors: widen the search until k different entities are certain."""
     queries = example.means()
     wanted = request.k
     while True:
-        found = [index.nearest(query, wanted, selection) for query in queries]
+        found = index.nearest_each(queries, wanted, selection, request.mode)
         # Below the last hit of a query that found only a part, others of it may be missing.
         horizon = max((float(hits.cosines[-1]) for hits in found if not hits.complete), default=-np.inf)
         best: dict[int, float] = {}
@@ -142,13 +155,15 @@ def _nearest(
                     best[row] = max(cosine, best.get(row, -np.inf))
         matches = _best_of_each(_matches(database, best), request.level)
         if len(matches) >= request.k or all(hits.complete for hits in found):
-            return matches
+            is_exact = all(hits.mode is SearchMode.EXACT for hits in found)
+            mode = SearchMode.EXACT if is_exact else SearchMode.APPROX
+            return _Found(matches, mode, min(hits.estimated_recall for hits in found))
         wanted *= 4
 
 
 def _pairwise(
     database: Database, index: VectorIndex, example: Example, selection: Selection, request: SimilarityRequest
-) -> list[_Match]:
+) -> _Found:
     """Return the matches of series by all pairs of a frame of the query and a frame of theirs."""
     queries = np.concatenate(example.parts)
     ends = np.cumsum([len(part) for part in example.parts])[:-1]
@@ -164,7 +179,7 @@ def _pairwise(
         leading = pairs.max(axis=1)
         for start, stop, value in zip(starts, [*starts[1:], len(ids)], np.round(values, 12), strict=True):
             best[int(ids[start + leading[start:stop].argmax()])] = float(value)
-    return _best_of_each(_matches(database, best), request.level)
+    return _Found(_best_of_each(_matches(database, best), request.level))
 
 
 def _whole_series(database: Database, ids: Ids) -> Iterator[tuple[Ids, npt.NDArray[np.intp]]]:
