@@ -1,4 +1,4 @@
-"""Nearest vectors: recall@10, milliseconds a query, build time and size of this node's index beside its peers, in one run.
+"""Nearest vectors: recall@10, ms a query, build time and size of this node's index and of its peers, in one run.
 
     python benchmarks/similarity.py --count 100000 --dimension 512 --peers faiss hnswlib mrpt
     python benchmarks/similarity.py --count 1000000 --dimension 256 --peers mrpt --keep /tmp/vectors
@@ -97,7 +97,7 @@ def _timed(make: Callable[[], Any]) -> tuple[Any, Row]:
 
 
 def node_rows(problem: Problem, archive: Archive, model_id: str) -> Iterator[Row]:
-    """This node: exact, then its own choice for a size beyond the exact limit, tuned to each target."""
+    """Exact search of this node, then its own choice for a size beyond the exact limit, tuned to each target."""
     dimension = problem.vectors.shape[1]
     limits = IndexLimits(exact_up_to=min(200_000, len(problem.vectors) // 2))
     made = files.find(archive.database, model_id, Grain.FRAME)
@@ -182,7 +182,8 @@ def mrpt_rows(problem: Problem) -> Iterator[Row]:
             def ask(queries: np.ndarray, tuned: Any = tuned) -> np.ndarray:
                 return np.stack([np.asarray(tuned.ann(query), dtype=np.int64) for query in queries])
 
-            yield problem.judged(f"mrpt {metadata.version('mrpt')}", ask, target=target, promised=tuned.parameters()["estimated_recall"], **took)
+            promised = tuned.parameters()["estimated_recall"]
+            yield problem.judged(f"mrpt {metadata.version('mrpt')}", ask, target=target, promised=promised, **took)
 
 
 _ROWS_OF = {"faiss": faiss_rows, "hnswlib": hnswlib_rows, "mrpt": mrpt_rows}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from sqlite_utils import Database
 
+from index.bases.rows import fetch_ids, of_grain
+from index.bases.selection import Grain, Selection
 from index.example import Example
 from index.keys import Level
 from index.neighbours import Exclude, SimilarityRequest
-from index.bases.rows import fetch_ids, of_grain
-from index.bases.selection import Grain, Selection
 
 _SERIES = "patient JOIN study ON study.patient = patient.id JOIN series ON series.study = study.id"
 _IMAGES = f"{_SERIES} JOIN instance ON instance.series = series.id"

@@ -2,9 +2,10 @@
 
 Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``item`` (items of their sequences),
 ``change`` (append-only feed), ``job`` (durable queue), ``derivation`` and ``derivation_output`` (what was made from
-what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``embedding_change``
-(lets that cache follow), ``vector_base`` (the saved index that counts), ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by
-triggers), ``commitment`` (requests for storage commitment). Key columns come from `index.keys`.
+what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is a cache), ``embedding_change`` (lets
+those caches follow), ``vector_base`` (the saved index that counts), ``removal`` (files that a committed deletion still
+has to remove), ``tally`` (sums, kept by triggers), ``commitment`` (requests for storage commitment). Key columns come
+from `index.keys`.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ class SimilarityRequest:
     aggregation
         None: INSTANCE for images, SERIES_MEAN for series and studies. A study ranks by its best series.
     mode
-        EXACT: every vector is compared. APPROX: by the approximate index, where there is one. None: as the index is made
-        for so many vectors.
+        EXACT: every vector is compared. APPROX: by the approximate index, where there is one. None: the index's own
+        choice.
     filter
         Ordinary matching that applies before the search. Conditions on images select, at the other levels, the
         series that have such an image.
@@ -183,8 +183,8 @@ class SimilarityAnswer:
     mode
         How they were found, whatever was asked: EXACT where there is no approximate index, or a filter leaves few.
     estimated_recall
-        Share of the true nearest vectors that such a search finds: the lower 95 % confidence bound that was measured when
-        the index was made. 1.0 for an exact search.
+        Share of the true nearest vectors that such a search finds: the lower 95 % confidence bound that was measured
+        when the index was made. 1.0 for an exact search.
     """
 
     neighbours: tuple[Neighbour, ...]

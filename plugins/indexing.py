@@ -1,7 +1,7 @@
 """Built-in plug-in: makes the saved indexes of vectors, and makes them again when they have fallen behind.
 
-A look once a minute decides and cleans up; each index that is due is a job of its own, which shows its progress. All have
-one subject, so that no two of them run at the same time.
+A look once a minute decides and cleans up; each index that is due is a job of its own, which shows its progress. All
+have one subject, so that no two of them run at the same time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def build(task: Task) -> None:
     made = building.build(task.archive, wanted["model_id"], Grain(wanted["grain"]), limits, task.progress)
     if made is None:
         return
-    logger.info("%s index of %d vectors of %s: %.1f s", made.kind, made.vectors, made.model_id, time.monotonic() - started)
+    took = time.monotonic() - started
+    logger.info("%s index of %d vectors of %s: %.1f s", made.kind, made.vectors, made.model_id, took)
     if made.curve is not None:
         step = made.curve.step(made.curve.levels[0].neighbours, limits.target_recall)
         told = (step.recall, step.bound, step.effort, limits.target_recall)

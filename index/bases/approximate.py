@@ -74,8 +74,8 @@ class Approximate:
     def share_visited(self, effort: int) -> float:
         """Return about which share of the vectors a search with this effort compares."""
         if self._kind is Kind.HNSW:
-            return min(1.0, effort * _LINKS / max(1, self._index.ntotal))
-        return min(1.0, effort / self._index.nlist)
+            return min(1.0, effort * _LINKS / max(1, int(self._index.ntotal)))
+        return min(1.0, effort / int(self._index.nlist))
 
     def ladder(self, wanted: int) -> Sequence[int]:
         """Return the efforts worth trying for so many neighbours, rising."""
@@ -85,7 +85,7 @@ class Approximate:
 
 
 def largest_products(vectors: Vectors, queries: Vectors, most: int) -> tuple[Vectors, Ids]:
-    """Return the largest inner products of each query with `vectors`, axes (n, d), and where: axes (m, most), best first."""
+    """Return the largest inner products of each query with `vectors`, axes (n, d), and where: axes (m, most)."""
     products, positions = _faiss.knn(queries, vectors, min(most, len(vectors)), _faiss.METRIC_INNER_PRODUCT)
     return np.asarray(products), np.asarray(positions)
 
@@ -141,7 +141,7 @@ class Growing:
         elif kind is Kind.IVF:
             self._index = _faiss.index_factory(dimension, f"IVF{lists},SQ8", inner)
         else:
-            self._index = _faiss.index_factory(dimension, f"IVF{lists},PQ{_codes(dimension)}", inner)
+            self._index = _faiss.index_factory(dimension, f"IVF{lists},PQ{_codes(dimension)}np", inner)
 
     @property
     def ranks_exactly(self) -> bool:
@@ -165,7 +165,7 @@ class Growing:
         self._index.train(np.ascontiguousarray(vectors[chosen]))
 
     def add(self, vectors: Vectors, on_fraction: Callable[[float], None]) -> None:
-        """Add `vectors`, axes (n, d), in order; `on_fraction` is called with the fraction done and may raise to stop."""
+        """Add `vectors`, axes (n, d), in order; `on_fraction` gets the fraction done, and may raise to stop."""
         for first in range(0, len(vectors), _BLOCK):
             on_fraction(first / len(vectors))
             self._index.add(np.ascontiguousarray(vectors[first : first + _BLOCK]))

@@ -162,7 +162,8 @@ def _finished(
         growing.write(folder / files.INDEX)
     progress(0.98)
     name, written = files.finish(folder)
-    made = Made(model_id, grain, name, seq, *vectors.shape, int(ids[-1]), kind, written, curve)
+    count, dimension = vectors.shape
+    made = Made(model_id, grain, name, seq, count, dimension, int(ids[-1]), kind, written, curve)
     files.commit(archive, made)
     return made
 
@@ -177,7 +178,8 @@ def _measured(growing: Growing, held: Vectors, queries: Vectors, progress: Progr
         candidates = searchable.search(asked, wanted, effort)
         if growing.ranks_exactly:
             return candidates
-        return np.stack([_best(held, query, row[row >= 0], wanted) for query, row in zip(asked, candidates, strict=True)])
+        pairs = zip(asked, candidates, strict=True)
+        return np.stack([_best(held, query, row[row >= 0], wanted) for query, row in pairs])
 
     return measure(search, queries, truth, searchable.ladder, lambda fraction: progress(0.5 + 0.5 * fraction))
 

@@ -1,4 +1,4 @@
-"""Exact search: inner products in single precision sort out who may be among the nearest, double precision ranks them."""
+"""Exact search: inner products in single precision tell who may be among the nearest, double precision ranks them."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _masked(products: npt.NDArray[np.float32], mask: Mask | None) -> npt.NDArray
 def _leading(products: npt.NDArray[np.float32], k: int, dimension: int) -> Positions:
     """Return the indexes of the `k` largest, and of all that may belong to them but for rounding.
 
-    The inner product of unit vectors of d values is off by at most about d·2⁻²⁴ in single precision, in whatever order it
-    is summed (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+    The inner product of unit vectors of d values is off by at most about d·2⁻²⁴ in single precision, in whatever order
+    it is summed (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
     """
     if len(products) <= k:
         return np.flatnonzero(products > -np.inf)
@@ -90,7 +90,7 @@ def rank(
     state: State, query: Vectors, positions: Positions, k: int, *, complete: bool,
     mode: SearchMode = SearchMode.EXACT, estimated_recall: float = 1.0,
 ) -> Hits:  # fmt: skip
-    """Return the best `k` at `positions`, and those that tie with the last, by their exact cosines with `query`, axis (d,).
+    """Return the best `k` at `positions`, and those that tie with the last, by their exact cosines with `query`.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -118,13 +119,12 @@ def every(database: Database) -> list[Made]:
     return [_made(row) for row in database.execute(f"SELECT {_COLUMNS} FROM vector_base ORDER BY model_id, grain")]
 
 
-def _made(row: tuple[object, ...]) -> Made:
+def _made(row: tuple[Any, ...]) -> Made:
     values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    files = {name: (size, crc) for name, (size, crc) in json.loads(str(values["files"])).items()}
-    curve = Curve.from_json(str(values["curve"])) if values["curve"] else None
-    return Made(**{
-        **values, "grain": Grain(values["grain"]), "kind": Kind(values["kind"]), "files": files, "curve": curve
-    })  # type: ignore[arg-type]
+    values["grain"], values["kind"] = Grain(values["grain"]), Kind(values["kind"])
+    values["files"] = {name: (size, crc) for name, (size, crc) in json.loads(values["files"]).items()}
+    values["curve"] = Curve.from_json(values["curve"]) if values["curve"] else None
+    return Made(**values)
 
 
 def open_base(archive: Archive, made: Made) -> Base:

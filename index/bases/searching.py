@@ -63,7 +63,14 @@ class _Search:
     """An approximate search for several queries at a time; those for which it does not do are searched exactly."""
 
     def __init__(
-        self, state: State, approximate: Approximate, curve: Curve, target: float, competing: Competing, *, may_miss: bool
+        self,
+        state: State,
+        approximate: Approximate,
+        curve: Curve,
+        target: float,
+        competing: Competing,
+        *,
+        may_miss: bool,
     ) -> None:
         self._state = state
         self._approximate = approximate

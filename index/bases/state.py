@@ -53,7 +53,8 @@ class _Buffer:
         end, buffer = self.filled + len(ids), self
         if end > len(self.ids):
             buffer = _Buffer(self.vectors.shape[1], max(end, 2 * len(self.ids)))
-            buffer.ids[: self.filled], buffer.vectors[: self.filled] = self.ids[: self.filled], self.vectors[: self.filled]
+            buffer.ids[: self.filled] = self.ids[: self.filled]
+            buffer.vectors[: self.filled] = self.vectors[: self.filled]
         buffer.ids[self.filled : end], buffer.vectors[self.filled : end] = ids, vectors
         buffer.filled = end
         return buffer
@@ -198,7 +199,7 @@ class State:
         alive = np.ones(self.in_base + added, dtype=np.bool_)
         alive[: len(self.alive)] = self.alive
         alive[held] = np.isin(self.ids(held), np.concatenate(present)) if present else False
-        return replace(self, seq=seq, alive=alive, _buffer=buffer, _added=added)._compacted()
+        return _compacted(replace(self, seq=seq, alive=alive, _buffer=buffer, _added=added))
 
     @cached_property
     def _last_id(self) -> int:
@@ -206,11 +207,16 @@ class State:
         last += [int(self.added_ids[-1])] if self._added else []
         return max(last, default=0)
 
-    def _compacted(self) -> State:
-        """Drop added rows that are gone when they are the larger part."""
+    def without_dead_additions(self) -> State:
+        """Return the same rows in less memory."""
         kept = self.alive[self.in_base :]
-        if len(kept) < _WORTH_COMPACTING or np.count_nonzero(kept) > len(kept) // 2:
-            return self
         buffer = _Buffer(self.added_vectors.shape[1]).extended(self.added_ids[kept], self.added_vectors[kept])
         alive = np.concatenate([self.alive[: self.in_base], np.ones(buffer.filled, np.bool_)])
         return replace(self, alive=alive, _buffer=buffer, _added=buffer.filled)
+
+
+def _compacted(state: State) -> State:
+    """Drop added rows that are gone when they are the larger part."""
+    kept = state.alive[state.in_base :]
+    is_worth_it = len(kept) >= _WORTH_COMPACTING and np.count_nonzero(kept) < len(kept) // 2
+    return state.without_dead_additions() if is_worth_it else state

@@ -97,7 +97,7 @@ class Curve:
 
 
 def lower_bound(mean: float, count: int, *, alternatives: int = 1) -> float:
-    """Return the lower 95 % confidence bound of the expectation of what lies in [0, 1] and has this mean over `count` draws.
+    """Return the lower 95 % confidence bound of the expectation of values in [0, 1] with this mean over `count` draws.
 
     Parameters
     ----------
