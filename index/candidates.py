@@ -36,10 +36,10 @@ def select(
     among = None
     if request.filter is not None and request.filter.conditions:
         where, parameters = request.filter.where()
-        matched = "instance" if request.level is Level.IMAGE else "series"
         # Most conditions are on patient, study and series: then the images, of which there are most, are not looked at.
-        tables = _IMAGES if matched == "instance" or "instance." in where else _SERIES
-        chosen = f"SELECT {matched}.id FROM {tables} WHERE {where}"
+        asks_images = "instance." in where
+        matched = "instance" if asks_images and request.level is Level.IMAGE else "series"
+        chosen = f"SELECT {matched}.id FROM {_IMAGES if asks_images else _SERIES} WHERE {where}"
         among = fetch_ids(database, f"{own} AND {matched} IN ({chosen})", [model_id, *parameters])
     without = [
         fetch_ids(
