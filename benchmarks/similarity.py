@@ -5,7 +5,8 @@
     python benchmarks/similarity.py --restart --keep /tmp/vectors
 
 All work on the same clustered vectors and answer the same queries, which none of them holds; the truth is this node's
-exact search. Times are those of one thread. The node is asked through its own `VectorIndex`, over an archive of rows:
+exact search. Times are processor time, which other programs on the machine do not change: of one thread for queries, of
+all threads for building. The node is asked through its own `VectorIndex`, over an archive of rows:
 its times include the look for changes in SQL, the mask of deleted rows and exact ranking in double precision.
 Compare what stands in one table: machines differ.
 """
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,13 +60,13 @@ class Problem:
     def judged(self, name: str, ask: Callable[[np.ndarray], np.ndarray], **more: Any) -> Row:
         """Ask one by one and all at once; `ask` takes queries (m, d) and returns rows (m, 10)."""
         ask(self.queries[:5])
-        found, start = [], time.perf_counter()
+        found, start = [], time.process_time()
         for query in self.queries:
             found.append(ask(query[None, :])[0])  # noqa: PERF401 - timed
-        single = time.perf_counter() - start
-        start = time.perf_counter()
+        single = time.process_time() - start
+        start = time.process_time()
         ask(self.queries)
-        batched = time.perf_counter() - start
+        batched = time.process_time() - start
         if not len(self.truth):
             self.truth = np.stack(found)
         shares = [np.isin(true, mine).mean() for true, mine in zip(self.truth, found, strict=True)]
@@ -91,22 +93,22 @@ def _resident() -> int:
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, Row]:
     """Make an index; return it, and what that took in seconds and in resident memory."""
-    before, start = _resident(), time.perf_counter()
+    before, start = _resident(), time.process_time()
     made = make()
-    return made, {"build_s": time.perf_counter() - start, "mb": (_resident() - before) / 1e6}
+    return made, {"build_s": time.process_time() - start, "mb": (_resident() - before) / 1e6}
 
 
-def node_rows(problem: Problem, archive: Archive, model_id: str) -> Iterator[Row]:
+def node_rows(problem: Problem, archive: Archive, model_id: str, hnsw_up_to: int) -> Iterator[Row]:
     """Exact search of this node, then its own choice for a size beyond the exact limit, tuned to each target."""
     dimension = problem.vectors.shape[1]
-    limits = IndexLimits(exact_up_to=min(200_000, len(problem.vectors) // 2))
+    limits = IndexLimits(exact_up_to=min(200_000, len(problem.vectors) // 2), hnsw_up_to=hnsw_up_to)
     made = files.find(archive.database, model_id, Grain.FRAME)
-    start = time.perf_counter()
+    start = time.process_time()
     if made is None:
         made = building.build(archive, model_id, Grain.FRAME, limits, lambda _fraction: None)
     assert made is not None
     size = sum(size for size, _ in made.files.values()) / 1e6
-    took: Row = {"build_s": time.perf_counter() - start, "mb": size}
+    took: Row = {"build_s": time.process_time() - start, "mb": size}
     first = made.last_id - made.vectors + 1  # row ids follow each other in the archive that `fill` made
 
     def asking(index: VectorIndex, mode: SearchMode | None) -> Callable[[np.ndarray], np.ndarray]:
@@ -121,7 +123,7 @@ def node_rows(problem: Problem, archive: Archive, model_id: str) -> Iterator[Row
     with one_thread():
         yield problem.judged("tharsis exact", asking(index, SearchMode.EXACT), build_s=0.0, mb=size)
         for target in TARGETS:
-            tuned = IndexLimits(exact_up_to=limits.exact_up_to, target_recall=target)
+            tuned = replace(limits, target_recall=target)
             index = VectorIndex(archive, model_id, dimension, Grain.FRAME, tuned)
             index.refresh()
             assert made.curve is not None
@@ -132,8 +134,8 @@ def node_rows(problem: Problem, archive: Archive, model_id: str) -> Iterator[Row
 
 def faiss_rows(problem: Problem) -> Iterator[Row]:
     def make() -> Any:
-        index = faiss.IndexHNSWFlat(problem.vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 64
+        index = faiss.IndexHNSWFlat(problem.vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 80
         index.add(problem.vectors)
         return index
 
@@ -142,7 +144,7 @@ def faiss_rows(problem: Problem) -> Iterator[Row]:
         for effort in EFFORTS:
             parameters = faiss.SearchParametersHNSW(efSearch=effort)
             yield problem.judged(
-                f"faiss {faiss.__version__} HNSW16",
+                f"faiss {faiss.__version__} HNSW32",
                 lambda queries, parameters=parameters: index.search(queries, K, params=parameters)[1],
                 effort=effort, **took,
             )  # fmt: skip
@@ -153,7 +155,7 @@ def hnswlib_rows(problem: Problem) -> Iterator[Row]:
 
     def make() -> Any:
         index = hnswlib.Index(space="ip", dim=problem.vectors.shape[1])
-        index.init_index(max_elements=len(problem.vectors), ef_construction=64, M=16)
+        index.init_index(max_elements=len(problem.vectors), ef_construction=80, M=32)
         index.add_items(problem.vectors, num_threads=2)
         index.set_num_threads(1)
         return index
@@ -163,7 +165,7 @@ def hnswlib_rows(problem: Problem) -> Iterator[Row]:
         for effort in EFFORTS:
             index.set_ef(effort)
             ask = lambda queries: index.knn_query(queries, K)[0].astype(np.int64)  # noqa: E731
-            yield problem.judged(f"hnswlib {metadata.version('hnswlib')} M16", ask, effort=effort, **took)
+            yield problem.judged(f"hnswlib {metadata.version('hnswlib')} M32", ask, effort=effort, **took)
 
 
 def mrpt_rows(problem: Problem) -> Iterator[Row]:
@@ -189,12 +191,12 @@ def mrpt_rows(problem: Problem) -> Iterator[Row]:
 _ROWS_OF = {"faiss": faiss_rows, "hnswlib": hnswlib_rows, "mrpt": mrpt_rows}
 
 
-def measure(problem: Problem, archive: Archive, model_id: str, peers: Iterable[str]) -> Row:
+def measure(problem: Problem, archive: Archive, model_id: str, peers: Iterable[str], hnsw_up_to: int) -> Row:
     result: Row = {
         "count": len(problem.vectors), "dimension": problem.vectors.shape[1], "queries": len(problem.queries),
         "cpus": os.cpu_count(), "rows": [], "not_run": [],
     }  # fmt: skip
-    parts = [("tharsis", lambda each: node_rows(each, archive, model_id))]
+    parts = [("tharsis", lambda each: node_rows(each, archive, model_id, hnsw_up_to))]
     parts += [(peer, _ROWS_OF[peer]) for peer in peers]
     for name, rows in parts:
         try:
@@ -209,7 +211,7 @@ def measure(problem: Problem, archive: Archive, model_id: str, peers: Iterable[s
 def table(result: Row) -> str:
     """Return the result as a table in Markdown."""
     lines = [
-        f"{result['count']:,} × {result['dimension']}, {result['queries']} queries, recall@{K}, one thread:", "",
+        f"{result['count']:,} × {result['dimension']}, {result['queries']} queries, recall@{K}, processor time:", "",
         "| index | target | promised | recall@10 | ms | ms batched | build s | MB |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -253,6 +255,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--hnsw-up-to", type=int, default=IndexLimits().hnsw_up_to, help="the node's setting")
     parser.add_argument("--keep", type=Path, help="folder of the archive; it stays, and what it holds is used again")
     parser.add_argument("--restart", action="store_true", help="time from the start of a process to its first answer")
     parser.add_argument("--json", action="store_true")
@@ -265,7 +268,7 @@ def main() -> None:
         archive = Archive(arguments.keep or Path(temporary))
         known = archive.database.execute("SELECT model_id FROM encoder").fetchone()
         model_id = known[0] if known else fill(archive, problem.vectors, "synthetic-1", series_vectors=False)
-        result = measure(problem, archive, model_id, arguments.peers)
+        result = measure(problem, archive, model_id, arguments.peers, arguments.hnsw_up_to)
     print(json.dumps(result, indent=1) if arguments.json else table(result))
 
 

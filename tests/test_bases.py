@@ -531,6 +531,15 @@ def test_queries_that_measure_are_not_in_the_index_that_is_measured(monkeypatch:
     np.testing.assert_array_equal(np.sort(again), np.sort(truth))
 
 
+def test_a_graph_that_misses_the_target_gives_way_to_lists(stored: Path, tmp_path: Path) -> None:
+    archive = copied(stored, tmp_path)
+    limits = IndexLimits(save_from=1, exact_up_to=0, target_recall=0.99)  # more than three hundred queries can prove
+    told: list[float] = []
+    assert build(archive, limits, told.append).kind is Kind.IVF
+    assert told == sorted(told)
+    assert list(building.due(archive, limits)) == []
+
+
 def test_a_base_of_another_dimension_is_not_used(hnsw: Archive) -> None:
     made = files.find(hnsw.database, MODEL, Grain.FRAME)
     opening = vectors_module._Opening(hnsw, made)

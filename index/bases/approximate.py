@@ -21,7 +21,7 @@ from index.unit_vectors import Vectors
 _faiss: Any = faiss
 # Its type stubs describe the C++ signatures, not those of its Python wrappers.
 
-_LINKS, _CONSTRUCTION_EFFORT = 16, 64
+_LINKS, _CONSTRUCTION_EFFORT = 32, 80
 """Of a graph: links of a vector at each layer (twice as many at the lowest), and candidates weighed for them."""
 
 _VALUES_A_CODE = 4

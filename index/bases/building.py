@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from index.unit_vectors import Vectors
 _MOST_QUERIES = 1000
 _QUERIES_SHARE = 0.1
 """Vectors kept out of an index until its recall is measured with them: how many at most, and of all at most."""
+
+_NEXT = {kind: (kind,) for kind in Kind} | {Kind.HNSW: (Kind.HNSW, Kind.IVF)}
+"""What is tried in turn: vectors in clusters far apart can leave a graph in parts, and lists do not mind."""
 
 Progress = Callable[[float], None]
 """Called with the fraction done; may raise to stop: then nothing has happened."""
@@ -57,7 +60,7 @@ def _why(archive: Archive, model_id: str, grain: Grain, limits: IndexLimits) -> 
         return "" if kind is None else f"{count:,} vectors have no base"
     if not files.seems_whole(archive, made):
         return "its files are damaged"
-    if kind is not made.kind:
+    if kind is None or made.kind not in _NEXT[kind]:
         return f"{count:,} vectors want {kind or 'no base'}, not {made.kind}"
     removed = made.vectors - (count - later)
     if later + removed > limits.rebuild_share * made.vectors:
@@ -102,7 +105,8 @@ def build(archive: Archive, model_id: str, grain: Grain, limits: IndexLimits, pr
             order = _order(len(ids), split)
             np.save(folder / files.IDS, ids[order])
             vectors = _copied(folder / files.VECTORS, database, (model_id, grain, ids, order), dimension, progress)
-            return _finished(archive, folder, kind, (model_id, grain, seq, ids), vectors, split, progress)
+            what = (model_id, grain, seq, ids)
+            return _finished(archive, folder, _NEXT[kind], what, vectors, split, limits.target_recall, progress)
 
 
 @contextmanager
@@ -148,24 +152,47 @@ def _copied(
 
 
 def _finished(
-    archive: Archive, folder: Path, kind: Kind, what: tuple[str, Grain, int, Ids], vectors: Vectors, split: int,
-    progress: Progress,
+    archive: Archive, folder: Path, kinds: Sequence[Kind], what: tuple[str, Grain, int, Ids], vectors: Vectors,
+    split: int, target: float, progress: Progress,
 ) -> Made:  # fmt: skip
+    """Build the first of `kinds` that reaches the target, else the last one, and let it count."""
     model_id, grain, seq, ids = what
-    curve = None
+    curve, kind = None, kinds[0]
     if kind is not Kind.FLAT:
-        growing = Growing(kind, vectors.shape[1], len(vectors))
-        growing.train(vectors)
-        growing.add(vectors[:split], lambda fraction: progress(0.1 + 0.7 * fraction))
-        curve = _measured(growing, vectors[:split], vectors[split:], lambda fraction: progress(0.8 + 0.15 * fraction))
-        growing.add(vectors[split:], lambda fraction: progress(0.95 + 0.02 * fraction))
-        growing.write(folder / files.INDEX)
+        for number, kind in enumerate(kinds):
+            share = _Share(progress, 0.1 + 0.88 * number / len(kinds), 0.88 / len(kinds))
+            curve = _indexed(folder / files.INDEX, kind, vectors, split, share)
+            if curve.reaches(target):
+                break
     progress(0.98)
     name, written = files.finish(folder)
     count, dimension = vectors.shape
     made = Made(model_id, grain, name, seq, count, dimension, int(ids[-1]), kind, written, curve)
     files.commit(archive, made)
     return made
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A part of the progress, from 0 to 1 as the part sees it."""
+
+    whole: Progress
+    start: float
+    size: float
+
+    def __call__(self, fraction: float) -> None:
+        self.whole(self.start + self.size * fraction)
+
+
+def _indexed(path: Path, kind: Kind, vectors: Vectors, split: int, progress: Progress) -> Curve:
+    """Build and write an index of `vectors`, axes (n, d); return what those from `split` on have measured."""
+    growing = Growing(kind, vectors.shape[1], len(vectors))
+    growing.train(vectors)
+    growing.add(vectors[:split], _Share(progress, 0.0, 0.75))
+    curve = _measured(growing, vectors[:split], vectors[split:], _Share(progress, 0.75, 0.2))
+    growing.add(vectors[split:], _Share(progress, 0.95, 0.05))
+    growing.write(path)
+    return curve
 
 
 def _measured(growing: Growing, held: Vectors, queries: Vectors, progress: Progress) -> Curve:

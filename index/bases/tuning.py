@@ -84,6 +84,10 @@ class Curve:
             return step
         return Step(-(-step.effort * wanted // level.neighbours), step.recall, step.bound)
 
+    def reaches(self, target: float) -> bool:
+        """Whether there is an effort for every level that reaches `target`."""
+        return all(level.reaching(target).bound >= target for level in self.levels)
+
     def to_json(self) -> str:
         """Return it as a row of the catalogue keeps it."""
         return json.dumps(asdict(self))
