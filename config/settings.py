@@ -175,7 +175,7 @@ class SimilaritySettings(_Section):
     max_frames_per_series: Annotated[int, Field(ge=1)]
     default_k: Annotated[int, Field(ge=1, le=500)]
     decorate: bool
-    exact_up_to: Annotated[int, Field(ge=0)]
+    exact_up_to: Annotated[int, Field(ge=1000)]
     hnsw_up_to: Annotated[int, Field(ge=0)]
     ivf_up_to: Annotated[int, Field(ge=0)]
     target_recall: Annotated[float, Field(gt=0, le=0.99)]

@@ -146,9 +146,9 @@ def test_sizes_choose_the_kind() -> None:
 
 
 def test_settings_say_the_limits() -> None:
-    told = load_settings(environment={"THARSIS_SIMILARITY_EXACT_UP_TO": "7", "THARSIS_SIMILARITY_TARGET_RECALL": "0.8"})
+    told = load_settings(environment={}, overrides={"similarity": {"exact_up_to": 1007, "target_recall": 0.8}})
     limits = IndexLimits.from_settings(told.similarity)
-    assert (limits.exact_up_to, limits.target_recall) == (7, 0.8)
+    assert (limits.exact_up_to, limits.target_recall) == (1007, 0.8)
     assert IndexLimits.from_settings(load_settings(environment={}).similarity) == IndexLimits()
 
 
@@ -410,7 +410,7 @@ def test_death_between_file_and_row_leaves_the_old_base(
 
 def test_an_interrupted_job_changes_nothing_and_the_next_one_builds(hnsw: Archive) -> None:
     before = files.find(hnsw.database, MODEL, Grain.FRAME)
-    settings = load_settings(environment={}, overrides={"similarity": {"exact_up_to": 0, "save_from": 1}})
+    settings = load_settings(environment={}, overrides={"similarity": {"exact_up_to": 1000, "save_from": 1}})
     parameters = {"model_id": MODEL, "grain": "frame"}
     told: list[float] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,24 +89,62 @@ def build(archive: Archive, model_id: str, grain: Grain, limits: IndexLimits, pr
     WrongDimension
         The vectors are not of one length.
     """
+    with files.unfinished(archive) as folder:
+        copy = _copied(archive, folder, (model_id, grain), limits, progress)
+        if copy is not None:
+            return _finished(archive, folder, copy, limits.target_recall, progress)
+    before = files.find(archive.database, model_id, grain)
+    if before is not None:
+        files.forget(archive, before)
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """The rows of one state of the catalogue, in files of a base to be.
+
+    Attributes
+    ----------
+    vectors
+        Axes (n, d), mapped.
+    split
+        Where the sample begins with which recall is measured.
+    """
+
+    model_id: str
+    grain: Grain
+    kind: Kind
+    seq: int
+    last_id: int
+    vectors: Vectors
+    split: int
+
+
+def _copied(
+    archive: Archive, folder: Path, what: tuple[str, Grain], limits: IndexLimits, progress: Progress
+) -> _Copy | None:
+    """Copy the rows; None when they want no base. It builds nothing: SQLite's log grows while a state is read."""
     with archive.snapshot() as database, _one_state(database):
         _, seq = rows.changes(database)
-        ids = rows.all_ids(database, model_id, grain)
+        ids = rows.all_ids(database, *what)
         kind = limits.kind(len(ids))
         if kind is None:
-            before = files.find(database, model_id, grain)
-            if before is not None:
-                files.forget(archive, before)
             return None
         dimension = _dimension(database, int(ids[0]))
         archive.require_space(2 * len(ids) * dimension * 4)
-        with files.unfinished(archive) as folder:
-            split = len(ids) - _queries(kind, len(ids))
-            order = _order(len(ids), split)
-            np.save(folder / files.IDS, ids[order])
-            vectors = _copied(folder / files.VECTORS, database, (model_id, grain, ids, order), dimension, progress)
-            what = (model_id, grain, seq, ids)
-            return _finished(archive, folder, _NEXT[kind], what, vectors, split, limits.target_recall, progress)
+        split = len(ids) - _queries(kind, len(ids))
+        order = _order(len(ids), split)
+        np.save(folder / files.IDS, ids[order])
+        vectors = np.lib.format.open_memmap(folder / files.VECTORS, "w+", np.float32, (len(ids), dimension))
+        place = np.empty(len(ids), dtype=np.int64)
+        place[order] = np.arange(len(ids))
+        done = 0
+        for _, block in rows.read(database, *what, ids, dimension):
+            vectors[place[done : done + len(block)]] = block
+            done += len(block)
+            progress(0.1 * done / len(ids))
+        vectors.flush()
+    return _Copy(*what, kind, seq, int(ids[-1]), np.asarray(vectors), split)
 
 
 @contextmanager
@@ -134,40 +172,22 @@ def _order(count: int, split: int) -> Ids:
     return np.concatenate([np.flatnonzero(~is_sample), np.flatnonzero(is_sample)])
 
 
-def _copied(
-    path: Path, database: Database, what: tuple[str, Grain, Ids, Ids], dimension: int, progress: Progress
-) -> Vectors:
-    """Copy the vectors into a file in the order of the base, and return them mapped, axes (n, d)."""
-    model_id, grain, ids, order = what
-    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), dimension))
-    place = np.empty(len(ids), dtype=np.int64)
-    place[order] = np.arange(len(ids))
-    done = 0
-    for _, block in rows.read(database, model_id, grain, ids, dimension):
-        vectors[place[done : done + len(block)]] = block
-        done += len(block)
-        progress(0.1 * done / len(ids))
-    vectors.flush()
-    return np.asarray(vectors)
-
-
-def _finished(
-    archive: Archive, folder: Path, kinds: Sequence[Kind], what: tuple[str, Grain, int, Ids], vectors: Vectors,
-    split: int, target: float, progress: Progress,
-) -> Made:  # fmt: skip
-    """Build the first of `kinds` that reaches the target, else the last one, and let it count."""
-    model_id, grain, seq, ids = what
-    curve, kind = None, kinds[0]
+def _finished(archive: Archive, folder: Path, copy: _Copy, target: float, progress: Progress) -> Made:
+    """Build the first kind that reaches the target, else the last one tried, and let it count."""
+    curve, kinds = None, _NEXT[copy.kind]
+    kind = kinds[0]
     if kind is not Kind.FLAT:
         for number, kind in enumerate(kinds):
             share = _Share(progress, 0.1 + 0.88 * number / len(kinds), 0.88 / len(kinds))
-            curve = _indexed(folder / files.INDEX, kind, vectors, split, share)
+            curve = _indexed(folder / files.INDEX, kind, copy.vectors, copy.split, share)
             if curve.reaches(target):
                 break
     progress(0.98)
     name, written = files.finish(folder)
-    count, dimension = vectors.shape
-    made = Made(model_id, grain, name, seq, count, dimension, int(ids[-1]), kind, written, curve)
+    count, dimension = copy.vectors.shape
+    made = Made(
+        copy.model_id, copy.grain, name, copy.seq, count, dimension, copy.last_id, kind, written, curve
+    )
     files.commit(archive, made)
     return made
 
