@@ -53,6 +53,7 @@ def _take_standard_output() -> TextIO:
 
 
 def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+    from index.bases.limits import IndexLimits
     from index.similarity import Similarity
     from scp.listener import CannotListen
     from scp.server import Server
@@ -60,9 +61,10 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
 
     _raise_file_limit()
     wanted = settings.similarity
-    similarity = Similarity(archive, shortlist=wanted.shortlist) if wanted.enabled else None
+    limits = IndexLimits.from_settings(wanted)
+    search = Similarity(archive, shortlist=wanted.shortlist, limits=limits) if wanted.enabled else None
     try:
-        server = Server(archive, settings, similarity, name=name)
+        server = Server(archive, settings, search, name=name)
         server.start()
     except CannotListen as error:
         _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})

@@ -25,7 +25,7 @@ STORAGE_COMMITMENT = "storage_commitment"
 NETWORK_KINDS = (STORAGE_COMMITMENT,)
 """Kinds of job that need the network: processes that serve it do them, no worker takes one."""
 
-RECURRING = ("retention", "scrub")
+RECURRING = ("look_after_vectors", "retention", "scrub")
 """Kinds of job that queue themselves again for ever: no work that anybody waits for."""
 
 STATES = ("queued", "running", "done", "failed", "cancelled")

@@ -2,10 +2,10 @@
 
 Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``item`` (items of their sequences),
 ``change`` (append-only feed), ``job`` (durable queue), ``derivation`` and ``derivation_output`` (what was made from
-what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``activation`` (which
-encoder answered when), ``embedding_change`` (lets that cache follow), ``removal`` (files that a committed deletion
-still has to remove), ``tally`` (sums, kept by triggers), ``commitment`` (requests for storage commitment). Key columns
-come from `index.keys`.
+what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is a cache), ``activation`` (which encoder
+answered when), ``embedding_change`` (lets those caches follow), ``vector_base`` (the saved index that counts),
+``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
+(requests for storage commitment). Key columns come from `index.keys`.
 """
 
 from __future__ import annotations
@@ -339,3 +339,30 @@ def whole_series(database: Database) -> None:
             database.execute(
                 "INSERT INTO embedding (model_id, series, vector) VALUES (?, ?, ?)", (model_id, series, whole)
             )
+
+
+_VECTOR_BASES = """
+CREATE TABLE vector_base (
+    model_id TEXT NOT NULL REFERENCES encoder(model_id) ON DELETE CASCADE,
+    grain TEXT NOT NULL CHECK (grain IN ('frame', 'series')),
+    folder TEXT NOT NULL UNIQUE,
+    seq INTEGER NOT NULL,
+    vectors INTEGER NOT NULL,
+    dimension INTEGER NOT NULL,
+    last_id INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    files TEXT NOT NULL,
+    curve TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL,
+    PRIMARY KEY (model_id, grain)
+);
+CREATE INDEX embedding_row ON embedding(model_id, series, instance);
+DROP INDEX embedding_instance;
+CREATE INDEX embedding_instance ON embedding(instance, model_id);
+"""
+
+
+@migrations()
+def vector_bases(database: Database) -> None:
+    """Which saved index of vectors counts; and rows of embeddings found without reading their vectors."""
+    _run(database, _VECTOR_BASES)

@@ -77,6 +77,9 @@ class SimilarityRequest:
     aggregation
         None: INSTANCE for images; for series and studies a shortlist by the mean and maximum of each series, ranked by
         LATE_INTERACTION. A study ranks by its best series.
+    mode
+        EXACT: every vector is compared. APPROX: by the approximate index, where there is one. None: the index's own
+        choice.
     filter
         Ordinary matching that applies before the search. Conditions on images select, at the other levels, the
         series that have such an image.
@@ -100,7 +103,7 @@ class SimilarityRequest:
     model_id: str = ""
     aggregation: Aggregation | None = None
     exclude: frozenset[Exclude] = frozenset({Exclude.SAME_SERIES})
-    mode: SearchMode = SearchMode.EXACT
+    mode: SearchMode | None = None
     filter: Query | None = None
     region: tuple[int, int, int, int] | None = None
 
@@ -117,8 +120,6 @@ class SimilarityRequest:
             raise InvalidIdentifier(f"1 to {MOST_RESULTS} results can be asked, got {self.k}", element="MaximumResults")
         if not 0.0 <= self.minimum_score <= 1.0:
             raise InvalidIdentifier(f"a score lies in 0 to 1, got {self.minimum_score}", element="MinimumScore")
-        if self.mode is SearchMode.APPROX:
-            raise InvalidIdentifier("this index is searched EXACT, not APPROX", element="SearchMode")
 
     def _check_what_is_asked_about(self) -> None:
         named = [self.sop_instance_uid, self.series_instance_uid, self.study_instance_uid]
@@ -180,8 +181,11 @@ class SimilarityAnswer:
     ----------
     index_size
         Vectors that competed, after filters and exclusions.
+    mode
+        How they were found, whatever was asked: EXACT where there is no approximate index, or a filter leaves few.
     estimated_recall
-        1.0 for an exact search.
+        Share of the true nearest vectors that such a search finds: the lower 95 % confidence bound that was measured
+        when the index was made. 1.0 for an exact search.
     """
 
     neighbours: tuple[Neighbour, ...]

@@ -15,6 +15,7 @@ from sqlite_utils import Database
 from index import candidates, embeddings
 from index.aggregation import ranked
 from index.archive import Archive
+from index.bases.limits import IndexLimits
 from index.embeddings import EmbeddingModel
 from index.errors import NotEmbedded, UnknownModel
 from index.example import find_example, locate
@@ -39,11 +40,16 @@ class Similarity:
     shortlist
         Series or studies that are re-ranked by late interaction when a query names no aggregation; more when it asks
         for more.
+    limits
+        From which size on an index is approximate, and how good it has to be; None: as the settings say by default.
     """
 
-    def __init__(self, archive: Archive, *, shortlist: int = SHORTLIST) -> None:
+    def __init__(
+        self, archive: Archive, *, shortlist: int = SHORTLIST, limits: IndexLimits | None = None
+    ) -> None:
         self._archive = archive
         self._shortlist = shortlist
+        self._limits = limits
         self._indexes: dict[tuple[str, Grain], VectorIndex] = {}
         self._lock = threading.Lock()
 
@@ -92,7 +98,7 @@ class Similarity:
             key = (model.model_id, grain)
             if key not in self._indexes:
                 dimension = model.whole_dimension if grain is Grain.SERIES else model.dimension
-                self._indexes[key] = VectorIndex(self._archive, model.model_id, dimension, grain)
+                self._indexes[key] = VectorIndex(self._archive, model.model_id, dimension, grain, self._limits)
             return self._indexes[key]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pluggy
 
-from plugins import embedding, hookspecs, reconstruction, scrubber
+from plugins import embedding, hookspecs, indexing, reconstruction, scrubber
 from plugins.hookspecs import JobFunction
 from plugins.segmentation import plugin as segmentation
 
@@ -23,6 +23,7 @@ BUILT_IN: Mapping[str, ModuleType] = {
     "reconstruction": reconstruction,
     "segmentation": segmentation,
     "embedding": embedding,
+    "indexing": indexing,
     "scrubber": scrubber,
 }
 

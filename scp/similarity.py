@@ -157,7 +157,7 @@ def _request(
         minimum_score=block.get("MinimumScore", 0.0),
         model_id=block.get("ModelID", ""),
         aggregation=Aggregation.parse(block["Aggregation"]) if "Aggregation" in block else None,
-        mode=SearchMode.parse(block.get("SearchMode", SearchMode.EXACT)),
+        mode=SearchMode.parse(block["SearchMode"]) if "SearchMode" in block else None,
         filter=keys,
     )
     if "Exclude" in block:

@@ -205,7 +205,7 @@ def test_status_and_jobs_tell_what_the_node_does(serve, tharsis, wait_until, mak
     assert told["node"]["port"] == node.port
     assert told["encoders"][0]["embeddings"] == 2
     kinds = {job["kind"] for job in json.loads(tharsis("jobs", "list", "--data", node.data, "--json").stdout)}
-    assert kinds == {"series_stable", "embed", "scrub", "retention"}
+    assert kinds == {"series_stable", "embed", "scrub", "retention", "look_after_vectors"}
 
 
 def test_an_unknown_caller_is_refused_when_the_settings_say_so(serve, dcmtk):

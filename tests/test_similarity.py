@@ -395,7 +395,6 @@ def test_minimum_score_cuts_the_tail(similarity: Similarity) -> None:
         ({"sop_instance_uid": "1.2", "minimum_score": float("nan")}, "0 to 1"),
         ({"sop_instance_uid": "1.2", "level": Level.PATIENT}, "not PATIENT"),
         ({"sop_instance_uid": "1.2", "aggregation": Aggregation.SERIES_MEAN}, "ranks series"),
-        ({"sop_instance_uid": "1.2", "mode": SearchMode.APPROX}, "EXACT"),
         ({"sop_instance_uid": "1.2", "region": (0, 0, 8, 8)}, "region"),
     ],
 )
