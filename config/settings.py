@@ -175,6 +175,10 @@ class SimilaritySettings(_Section):
     max_frames_per_series: Annotated[int, Field(ge=1)]
     default_k: Annotated[int, Field(ge=1, le=500)]
     decorate: bool
+    echo: bool
+    embed_timeout_s: Positive
+    question_minutes: Positive
+    question_images: Annotated[int, Field(ge=1)]
 
 
 class LogSettings(_Section):

@@ -4,7 +4,8 @@ Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists),
 ``change`` (append-only feed), ``job`` (durable queue), ``derivation`` and ``derivation_output`` (what was made from
 what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``embedding_change``
 (lets that cache follow), ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by
-triggers), ``commitment`` (requests for storage commitment). Key columns come from `index.keys`.
+triggers), ``commitment`` (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had
+embedded, and the images that were sent to ask). Key columns come from `index.keys`.
 """
 
 from __future__ import annotations
@@ -228,6 +229,35 @@ CREATE INDEX item_procedure ON item(sequence, requested_procedure_id);
 CREATE INDEX item_step ON item(sequence, scheduled_procedure_step_id);
 """
 
+_ASKED = """
+CREATE TABLE asked (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_id TEXT NOT NULL REFERENCES encoder(model_id) ON DELETE CASCADE,
+    instance INTEGER REFERENCES instance(id) ON DELETE CASCADE,
+    frame INTEGER NOT NULL DEFAULT 0,
+    region TEXT NOT NULL DEFAULT '',
+    file TEXT NOT NULL DEFAULT '',
+    vectors BLOB,
+    refused_as TEXT NOT NULL DEFAULT '',
+    refusal TEXT NOT NULL DEFAULT '',
+    at REAL NOT NULL
+);
+CREATE UNIQUE INDEX asked_of ON asked(model_id, instance, frame, region) WHERE instance IS NOT NULL;
+CREATE INDEX asked_instance ON asked(instance);
+CREATE INDEX asked_at ON asked(at);
+CREATE TABLE question (
+    asked INTEGER PRIMARY KEY REFERENCES asked(id) ON DELETE CASCADE,
+    asker TEXT NOT NULL,
+    patient_id TEXT NOT NULL,
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    is_closed INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX question_asker ON question(asker);
+CREATE INDEX job_of_subject ON job(subject, kind);
+"""
+
 
 def _run(database: Any, script: str) -> None:
     for statement in _statements(script):
@@ -301,3 +331,9 @@ def queries(database: Database) -> None:
 def outputs_of_derivations(database: Database) -> None:
     """Find what a derivation made without reading all outputs, when it is forgotten."""
     database.execute("CREATE INDEX derivation_output_of ON derivation_output(derivation)")
+
+
+@migrations()
+def asked(database: Database) -> None:
+    """Vectors of what is embedded only because somebody asks about it, and the images that were sent to ask."""
+    _run(database, _ASKED)

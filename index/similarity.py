@@ -7,7 +7,7 @@ Filters and exclusions apply before the search; equal scores rank by UID.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,9 +19,10 @@ from index import candidates, embeddings
 from index.archive import Archive
 from index.embeddings import EmbeddingModel
 from index.errors import NotEmbedded, UnknownModel
-from index.example import Example, find_example, locate
+from index.example import Example, find_example, locate, missing_part
 from index.keys import Level
-from index.neighbours import Aggregation, Exclude, Neighbour, SearchMode, SimilarityAnswer, SimilarityRequest
+from index.neighbours import Aggregation, Exclude, Neighbour, SearchMode, Sent, SimilarityAnswer, SimilarityRequest
+from index.on_demand import OnDemand, never
 from index.references import Reference, is_reference, resolve_reference
 from index.unit_vectors import cosines, distance, score
 from index.vectors import Grain, Ids, Selection, VectorIndex
@@ -55,15 +56,26 @@ class Similarity:
     """Answers similarity queries from one archive. Safe to share between threads.
 
     Indexes are read at the first query that needs them, and then follow the archive.
+
+    Parameters
+    ----------
+    on_demand
+        Has embedded what is asked about and has no stored vector; None: such a query is refused.
     """
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, on_demand: OnDemand | None = None) -> None:
         self._archive = archive
+        self._on_demand = on_demand
         self._indexes: dict[tuple[str, Grain], VectorIndex] = {}
         self._lock = threading.Lock()
 
-    def search(self, request: SimilarityRequest) -> SimilarityAnswer:
+    def search(self, request: SimilarityRequest, cancelled: Callable[[], bool] = never) -> SimilarityAnswer:
         """Return the neighbours of what `request` names, best first.
+
+        Parameters
+        ----------
+        cancelled
+            Asked while vectors are made on demand.
 
         Raises
         ------
@@ -71,8 +83,11 @@ class Similarity:
             No encoder with that ModelID, or a vector before there is any encoder (Status C003).
         UnknownQuery, NotEmbedded, WrongDimension, InvalidIdentifier
             As `index.example.find_example`.
+        QueryCancelled
+            `cancelled` said so.
         """
         model = self._model(request)
+        self._provide(model, request, cancelled)
         grain = Grain.SERIES if request.how is Aggregation.SERIES_MEAN else Grain.FRAME
         by_vector = request.how in (Aggregation.INSTANCE, Aggregation.SERIES_MEAN)
         find_matches = _nearest if by_vector else _pairwise
@@ -93,6 +108,14 @@ class Similarity:
             mode=SearchMode.EXACT,
             estimated_recall=1.0,
         )
+
+    def _provide(self, model: EmbeddingModel, request: SimilarityRequest, cancelled: Callable[[], bool]) -> None:
+        """Wait for the vectors of what is asked about, where they have to be made."""
+        if self._on_demand is None:
+            return
+        part = missing_part(self._archive.database, model, request)
+        if part is not None:
+            self._on_demand.require(model.model_id, part, cancelled)
 
     def _model(self, request: SimilarityRequest) -> EmbeddingModel:
         if request.model_id:
@@ -226,6 +249,7 @@ __all__ = [
     "Neighbour",
     "Reference",
     "SearchMode",
+    "Sent",
     "Similarity",
     "SimilarityAnswer",
     "SimilarityRequest",
