@@ -19,6 +19,7 @@ from commands.conformance import conformance
 from commands.console import FAILED
 from commands.demo import demo
 from commands.maintenance import check_archive, delete, rebuild, show_retention
+from commands.models import models_app
 from commands.network import commit, find, send, similar
 from commands.scans import reconstruct, simulate
 from commands.serve import serve
@@ -70,6 +71,7 @@ app.command("fsck", rich_help_panel="Keeping the archive")(check_archive)
 app.command("rebuild", rich_help_panel="Keeping the archive")(rebuild)
 app.command("delete", rich_help_panel="Keeping the archive")(delete)
 app.command("retention", rich_help_panel="Keeping the archive")(show_retention)
+app.add_typer(models_app, name="models", rich_help_panel="Similar cases")
 app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
 app.command("import", rich_help_panel="Scans and images")(import_files)

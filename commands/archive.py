@@ -25,7 +25,8 @@ from index.jobs import STATES
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
 
 
-def _open(config: Path | None, data: Path | None, *, must_exist: bool = True) -> Archive:
+def open_archive(config: Path | None, data: Path | None, *, must_exist: bool = True) -> Archive:
+    """Return the archive that the options and the settings name; a folder that is none ends the command."""
     settings = _settings_from(config, data=data)
     folder = settings.archive.data
     if must_exist and not (folder / "catalogue.sqlite").exists() and not (folder / "files").exists():
@@ -35,7 +36,7 @@ def _open(config: Path | None, data: Path | None, *, must_exist: bool = True) ->
 
 def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Show what the node holds and what it is doing."""
-    archive = _open(config, data)
+    archive = open_archive(config, data)
     facts = _facts(archive)
     if as_json:
         print_json(facts)
@@ -114,7 +115,7 @@ def list_jobs(
     unknown = sorted(set(state or ()) - set(STATES))
     if unknown:
         fail(f"no job is ever {unknown[0]!r}; the states are {', '.join(STATES)}", USAGE)
-    jobs = _open(config, data).jobs.recent(states=tuple(state or ()), limit=limit)
+    jobs = open_archive(config, data).jobs.recent(states=tuple(state or ()), limit=limit)
     if as_json:
         print_json([vars(job) for job in jobs])
         return
@@ -128,13 +129,13 @@ def list_jobs(
 @jobs_app.command("retry")
 def retry(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
     """Run a job that has ended once more."""
-    _told(_open(config, data).jobs.retry, number, "is queued again")
+    _told(open_archive(config, data).jobs.retry, number, "is queued again")
 
 
 @jobs_app.command("cancel")
 def cancel(number: int, config: ConfigOption = None, data: DataOption = None) -> None:
     """Cancel a job that is queued or running."""
-    _told(_open(config, data).jobs.cancel, number, "is cancelled")
+    _told(open_archive(config, data).jobs.cancel, number, "is cancelled")
 
 
 def _told(action: Callable[[int], int | None], number: int, done: str) -> None:
@@ -156,7 +157,7 @@ def import_files(
     Files that are not DICOM Part 10 are counted and left alone. A file that is refused is named with the reason; the
     others go on, and the exit code is then 1.
     """
-    archive = _open(config, data, must_exist=False)
+    archive = open_archive(config, data, must_exist=False)
     files = find_files(paths)
     outcomes: Counter[str] = Counter()
     refused: list[dict[str, str]] = []

@@ -14,7 +14,7 @@ from sqlite_utils import Database
 
 from index.archive import Archive
 from index.changes import now
-from index.errors import NotFound, UnknownModel, WrongDimension
+from index.errors import NotFound, UnknownModel, WrongDimension, WrongState
 from index.unit_vectors import Vectors, mean_direction, to_bytes, unit
 
 FrameVector = tuple[str, int, Vectors]
@@ -31,15 +31,23 @@ class EmbeddingModel:
         Length d of its vectors.
     active
         Whether queries that name no model are answered with it. At most one is.
+    wanted
+        Whether it is to become the active one as soon as it has embedded what the archive holds. At most one is.
     """
 
     model_id: str
     dimension: int
     active: bool
+    wanted: bool = False
 
 
-def register(archive: Archive, model_id: str, dimension: int) -> EmbeddingModel:
+def register(archive: Archive, model_id: str, dimension: int, *, activate_first: bool = True) -> EmbeddingModel:
     """Make the encoder known; the first one becomes the active one. Known already: nothing changes.
+
+    Parameters
+    ----------
+    activate_first
+        False: not even when it is the first.
 
     Raises
     ------
@@ -47,11 +55,14 @@ def register(archive: Archive, model_id: str, dimension: int) -> EmbeddingModel:
         Known with vectors of another length.
     """
     with archive.transaction() as database:
-        database.execute(
-            "INSERT INTO encoder (model_id, dimension, active, at) "
-            "VALUES (?, ?, NOT EXISTS (SELECT 1 FROM encoder WHERE active), ?) ON CONFLICT (model_id) DO NOTHING",
-            (model_id, dimension, now()),
-        )
+        is_new = not database.execute("SELECT 1 FROM encoder WHERE model_id = ?", (model_id,)).fetchone()
+        if is_new:
+            database.execute(
+                "INSERT INTO encoder (model_id, dimension, active, at) VALUES (?, ?, 0, ?)",
+                (model_id, dimension, now()),
+            )
+            if activate_first and active_model(archive) is None:
+                activate(archive, model_id)
         found = model(archive, model_id)
     if found.dimension != dimension:
         raise WrongDimension(f"{model_id} has vectors of {found.dimension} values, not {dimension}", element="ModelID")
@@ -59,24 +70,73 @@ def register(archive: Archive, model_id: str, dimension: int) -> EmbeddingModel:
 
 
 def activate(archive: Archive, model_id: str) -> None:
-    """Answer with this encoder from now on; raises `UnknownModel`."""
+    """Answer with this encoder from now on, and with no other one later; raises `UnknownModel`."""
     with archive.transaction() as database:
         model(archive, model_id)
-        database.execute("UPDATE encoder SET active = (model_id = ?)", (model_id,))
+        database.execute("UPDATE encoder SET active = (model_id = ?), wanted = 0", (model_id,))
+        database.execute("INSERT INTO activation (model_id, at) VALUES (?, ?)", (model_id, now()))
+
+
+def want(archive: Archive, model_id: str) -> None:
+    """Embed with this encoder too from now on, so that it can become the active one; raises `UnknownModel`."""
+    with archive.transaction() as database:
+        if model(archive, model_id).active:
+            database.execute("UPDATE encoder SET wanted = 0")
+        else:
+            database.execute("UPDATE encoder SET wanted = (model_id = ?)", (model_id,))
+
+
+def previous_model(archive: Archive) -> EmbeddingModel | None:
+    """Return the encoder that was active before the one that is, or None when there was none that is still known."""
+    row = archive.database.execute(
+        "SELECT activation.model_id FROM activation JOIN encoder ON encoder.model_id = activation.model_id "
+        "WHERE NOT encoder.active ORDER BY activation.id DESC LIMIT 1"
+    ).fetchone()
+    return None if row is None else model(archive, row[0])
+
+
+def forget(archive: Archive, model_id: str) -> int:
+    """Delete the encoder and all its vectors, and return how many they were.
+
+    Raises
+    ------
+    UnknownModel
+        Not known here.
+    WrongState
+        Queries are answered with it, or are to be.
+    """
+    with archive.transaction() as database:
+        found = model(archive, model_id)
+        if found.active or found.wanted:
+            raise WrongState(f"{model_id} is {'the active encoder' if found.active else 'about to be activated'}")
+        deleted = database.execute("DELETE FROM embedding WHERE model_id = ?", (model_id,)).rowcount
+        database.execute("DELETE FROM activation WHERE model_id = ?", (model_id,))
+        database.execute("DELETE FROM encoder WHERE model_id = ?", (model_id,))
+    return int(deleted)
 
 
 def active_model(archive: Archive) -> EmbeddingModel | None:
     """Return the active encoder, or None before the first one is registered."""
-    row = archive.database.execute("SELECT model_id, dimension FROM encoder WHERE active").fetchone()
-    return None if row is None else EmbeddingModel(row[0], row[1], active=True)
+    return next((found for found in models(archive) if found.active), None)
+
+
+def wanted_model(archive: Archive) -> EmbeddingModel | None:
+    """Return the encoder that is to become the active one, or None."""
+    return next((found for found in models(archive) if found.wanted), None)
+
+
+def models(archive: Archive) -> list[EmbeddingModel]:
+    """Return all encoders that are known, the first known first."""
+    rows = archive.database.execute("SELECT model_id, dimension, active, wanted FROM encoder ORDER BY at, rowid")
+    return [EmbeddingModel(row[0], row[1], active=bool(row[2]), wanted=bool(row[3])) for row in rows]
 
 
 def model(archive: Archive, model_id: str) -> EmbeddingModel:
     """Return the encoder with that ModelID; raises `UnknownModel` (Status C003)."""
-    row = archive.database.execute("SELECT dimension, active FROM encoder WHERE model_id = ?", (model_id,)).fetchone()
-    if row is None:
+    found = next((found for found in models(archive) if found.model_id == model_id), None)
+    if found is None:
         raise UnknownModel(f"no model {model_id[:64]!r} here", element="ModelID")
-    return EmbeddingModel(model_id, row[0], active=bool(row[1]))
+    return found
 
 
 def store(archive: Archive, model_id: str, series_instance_uid: str, frames: Iterable[FrameVector]) -> int:
@@ -143,12 +203,17 @@ def _replace(
             )
 
 
-def series_lacking(archive: Archive, model_id: str, other_model_id: str) -> list[str]:
-    """Return the Series Instance UIDs that have vectors of `other_model_id`, but none of `model_id`."""
+def series_lacking(archive: Archive, model_id: str) -> list[str]:
+    """Return the Series Instance UIDs that other encoders have vectors of, but not the one of `model_id`."""
     rows = archive.database.execute(
         "SELECT DISTINCT series.series_instance_uid FROM embedding JOIN series ON series.id = embedding.series "
-        "WHERE embedding.model_id = ? AND NOT EXISTS "
-        "(SELECT 1 FROM embedding AS own WHERE own.series = embedding.series AND own.model_id = ?)",
-        (other_model_id, model_id),
+        "WHERE NOT EXISTS (SELECT 1 FROM embedding AS own WHERE own.series = embedding.series AND own.model_id = ?)",
+        (model_id,),
     )
     return [uid for (uid,) in rows]
+
+
+def series_embedded(archive: Archive) -> dict[str, int]:
+    """Return how many series have vectors, by ModelID."""
+    rows = archive.database.execute("SELECT model_id, count(DISTINCT series) FROM embedding GROUP BY model_id")
+    return dict(rows.fetchall())

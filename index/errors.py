@@ -11,7 +11,7 @@
     ├── CatalogueLost          files without a catalogue: `tharsis rebuild` makes it again
     ├── InvalidIdentifier      a query that the information model does not allow
     ├── NotFound               no such patient, study, series, instance, job
-    ├── WrongState             a job that cannot be retried or cancelled in the state that it is in
+    ├── WrongState             a job or an encoder that is not in a state in which that can be done
     └── SimilarityError
         ├── UnknownQuery       the query's image or series is not in the archive
         ├── NotEmbedded        it is in the archive, but has no embedding yet
@@ -68,7 +68,7 @@ class NotFound(ArchiveError):
 
 
 class WrongState(ArchiveError):
-    """A job is not in a state in which what was asked can be done."""
+    """A job or an encoder is not in a state in which what was asked can be done."""
 
 
 class SimilarityError(ArchiveError):

@@ -2,10 +2,11 @@
 
 Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``item`` (items of their sequences),
 ``change`` (append-only feed), ``job`` (durable queue), ``derivation`` and ``derivation_output`` (what was made from
-what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``embedding_change``
-(lets that cache follow), ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by
-triggers), ``commitment`` (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had
-embedded, and the images that were sent to ask). Key columns come from `index.keys`.
+what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``activation`` (which
+encoder answered when), ``embedding_change`` (lets that cache follow), ``removal`` (files that a committed deletion
+still has to remove), ``tally`` (sums, kept by triggers), ``commitment`` (requests for storage commitment), ``asked``
+and ``question`` (what similarity queries had embedded, and the images that were sent to ask). Key columns come from
+`index.keys`.
 """
 
 from __future__ import annotations
@@ -144,6 +145,16 @@ END;
 CREATE TRIGGER embedding_removed AFTER DELETE ON embedding BEGIN
     INSERT INTO embedding_change (model_id, embedding, removed) VALUES (old.model_id, old.id, 1);
 END;
+"""
+
+_ACTIVATIONS = """
+ALTER TABLE encoder ADD COLUMN wanted INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE activation (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_id TEXT NOT NULL REFERENCES encoder(model_id),
+    at TEXT NOT NULL
+);
+INSERT INTO activation (model_id, at) SELECT model_id, at FROM encoder WHERE active;
 """
 
 _LOOKUPS = """
@@ -331,6 +342,12 @@ def queries(database: Database) -> None:
 def outputs_of_derivations(database: Database) -> None:
     """Find what a derivation made without reading all outputs, when it is forgotten."""
     database.execute("CREATE INDEX derivation_output_of ON derivation_output(derivation)")
+
+
+@migrations()
+def activations(database: Database) -> None:
+    """Which encoder answered when, so that one can go back; and which one is to follow."""
+    _run(database, _ACTIVATIONS)
 
 
 @migrations()

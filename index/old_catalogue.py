@@ -20,6 +20,8 @@ from index.keys import Level
 _DERIVATION = "id, source, recipe, source_digest, outputs, at"
 _OUTPUT = "series_instance_uid, derivation, instances"
 _COMMITMENT = "requestor, transaction_uid, address, state, instances, failures, requested_at, reported_at"
+_ENCODER = "model_id, dimension, active, wanted, at"
+_ACTIVATION = "id, model_id, at"
 _JOB = "kind, subject, parameters, not_before, attempts, error, created"
 
 
@@ -138,6 +140,15 @@ class OldCatalogue:
             _insert(database, "derivation", _DERIVATION, derivations)
             _insert(database, "derivation_output", _OUTPUT, outputs)
         return len(derivations)
+
+    def take_over_encoders(self, connections: Connections) -> None:
+        """Copy which encoders there are and which one answers; their vectors are made again from the images."""
+        encoders = self._read(f"SELECT {_ENCODER} FROM encoder")
+        if encoders is None:
+            return
+        with connections.transaction() as database:
+            _insert(database, "encoder", _ENCODER, encoders)
+            _insert(database, "activation", _ACTIVATION, self._rows(f"SELECT {_ACTIVATION} FROM activation"))
 
     def take_over_commitments(self, connections: Connections) -> int:
         """Copy the requests for storage commitment, and queue those that wait; return how many wait."""

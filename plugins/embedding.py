@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 
@@ -15,10 +14,10 @@ from config.settings import Settings
 from index import embeddings
 from index.archive import Archive
 from index.decoding import open_image
+from index.encoders import registry
 from index.encoders.encoder import Encoder
 from index.encoders.pixels import NoPixels, canonical_frames, spread
-from index.encoders.texture import TextureEncoder
-from index.errors import NotFound
+from index.errors import NotFound, UnknownModel
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
 
@@ -46,45 +45,97 @@ def job_functions() -> Mapping[str, JobFunction]:
 
 @hookimpl
 def worker_started(archive: Archive, settings: Settings) -> None:
-    """Queue the change of encoder when the vectors that queries use come from another one."""
-    active = embeddings.active_model(archive)
-    if settings.similarity.enabled and active is not None and active.model_id != encoder().model_id:
-        archive.jobs.push(ADOPT, encoder().model_id)
+    """Queue the change to this version's own encoder when the active one cannot embed what comes in any more."""
+    active, wanted = embeddings.active_model(archive), embeddings.wanted_model(archive)
+    if not settings.similarity.enabled or active is None:
+        return
+    if wanted is None and not _can_embed(archive, active.model_id):
+        model = registry.built_in()
+        logger.warning("the encoder %s cannot be used any more: %s follows it", active.model_id, model.model_id)
+        wanted = embeddings.register(archive, model.model_id, model.dimension)
+    if wanted is not None:
+        replace_encoder(archive, wanted.model_id)
 
 
-@lru_cache(maxsize=1)
-def encoder() -> Encoder:
-    """Return the encoder of this node, loaded once per process."""
-    return TextureEncoder.load()
+def replace_encoder(archive: Archive, model_id: str) -> None:
+    """Embed what the archive holds with this encoder, in the background, and answer with it when that is done.
+
+    Queries are answered with the old one meanwhile, and what comes in is embedded with both.
+    """
+    with archive.transaction():
+        embeddings.want(archive, model_id)
+        archive.jobs.push(ADOPT, model_id)
+
+
+def restore_encoder(archive: Archive, model_id: str) -> None:
+    """Answer with this encoder from now on, and embed in the background what it has not seen yet."""
+    with archive.transaction():
+        embeddings.activate(archive, model_id)
+        archive.jobs.push(ADOPT, model_id)
 
 
 def embed(task: Task) -> None:
     """Embed slices of the task's series, evenly spread over it, and with them the series as a whole."""
-    _embed_series(task.archive, task.series(), task.settings.similarity.max_frames_per_series, task.progress)
+    models = _models_at_work(task.archive)
+    for done, model in enumerate(models):
+        progress = task.progress_of(done, len(models))
+        _embed_series(task.archive, model, task.series(), task.settings.similarity.max_frames_per_series, progress)
 
 
 def adopt(task: Task) -> None:
-    """Embed with this node's encoder what another one has embedded so far, then answer with the new vectors.
+    """Embed with the task's encoder what others have embedded so far; then answer with it, if that is still wanted.
 
-    Queries are answered with the old ones meanwhile. A run that was interrupted goes on where it stopped.
+    A run that was interrupted goes on where it stopped.
     """
-    model = encoder()
-    old = embeddings.active_model(task.archive)
-    if old is None or old.model_id == model.model_id:
-        return
-    left = embeddings.series_lacking(task.archive, model.model_id, old.model_id)
-    for done, uid in enumerate(left):
-        task.progress(done / len(left))
-        most = task.settings.similarity.max_frames_per_series
+    archive = task.archive
+    try:
+        model = registry.load(archive, task.job.subject)
+    except UnknownModel as error:
+        raise CannotProceed(str(error)) from error
+    tried: set[str] = set()
+    while left := [uid for uid in embeddings.series_lacking(archive, model.model_id) if uid not in tried]:
+        for done, uid in enumerate(left):  # more of them may come meanwhile, from jobs that began before this one
+            task.progress(done / len(left))
+            tried.add(uid)
+            try:
+                most = task.settings.similarity.max_frames_per_series
+                _embed_series(archive, model, Series(archive, uid), most, task.progress_of(done, len(left)))
+            except (CannotProceed, NotFound) as error:
+                logger.warning("series %s has no vectors of %s: %s", uid, model.model_id, error)
+    with archive.transaction():
+        if embeddings.model(archive, model.model_id).wanted:
+            embeddings.activate(archive, model.model_id)
+
+
+def _models_at_work(archive: Archive) -> list[Encoder]:
+    """Return the encoders that a new series is embedded with: the active one, and the one that is to follow it."""
+    known = (embeddings.active_model(archive), embeddings.wanted_model(archive))
+    wanted = [found.model_id for found in known if found is not None]
+    if not wanted:
+        return [registry.built_in()]
+    usable: list[Encoder] = []
+    for model_id in wanted:
         try:
-            _embed_series(task.archive, Series(task.archive, uid), most, lambda _fraction: None)
-        except (CannotProceed, NotFound) as error:
-            logger.warning("series %s has no vectors of the new encoder: %s", uid, error)
-    embeddings.activate(task.archive, model.model_id)
+            usable.append(registry.load(archive, model_id))
+        except UnknownModel as error:
+            logger.warning("not embedded with %s: %s", model_id, error)
+            refused = str(error)
+    if not usable:
+        raise CannotProceed(refused)
+    return usable
 
 
-def _embed_series(archive: Archive, series: Series, most: int, progress: Callable[[float], None]) -> None:
-    model = encoder()
+def _can_embed(archive: Archive, model_id: str) -> bool:
+    try:
+        registry.load(archive, model_id)
+    except UnknownModel:
+        return False
+    return True
+
+
+def _embed_series(
+    archive: Archive, model: Encoder, series: Series, most: int, progress: Callable[[float], None]
+) -> None:
     embeddings.register(archive, model.model_id, model.dimension)
     vectors: list[embeddings.FrameVector] = []
     refused = ""

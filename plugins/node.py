@@ -164,3 +164,7 @@ class Task:
     def series(self) -> Series:
         """The job's subject as a series."""
         return Series(self.archive, self.job.subject)
+
+    def progress_of(self, part: int, parts: int) -> Callable[[float], None]:
+        """Return the `progress` of one of `parts` equal parts of the job; `part` counts from 0."""
+        return lambda fraction: self.progress((part + fraction) / parts)

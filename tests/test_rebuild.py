@@ -12,7 +12,7 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import load_settings
-from index import changes, commitments, derivations, fsck, jobs, old_catalogue
+from index import changes, commitments, derivations, embeddings, fsck, jobs, old_catalogue
 from index import rebuild as rebuild_module
 from index.archive import Archive
 from index.changes import ChangeKind
@@ -331,6 +331,18 @@ def test_open_requests_for_storage_commitment_are_taken_over(state, filled):
     job = again.jobs.claim("m", claim_s=60.0, max_attempts=3, kinds=jobs.NETWORK_KINDS)
     assert job is not None
     assert (job.subject, job.parameters) == ("1.2.3", {"requestor": "CT1"})
+
+
+def test_the_encoder_that_answered_answers_again(filled):
+    for model_id in ("texture-1-0", "learned-1-0"):
+        embeddings.register(filled, model_id, 4)
+    embeddings.activate(filled, "learned-1-0")
+    make_again(filled.data)
+    again = Archive(filled.data)
+    active, previous = embeddings.active_model(again), embeddings.previous_model(again)
+    assert active is not None
+    assert previous is not None
+    assert (active.model_id, previous.model_id) == ("learned-1-0", "texture-1-0")
 
 
 def test_a_file_system_without_hard_links_will_do(filled, monkeypatch):

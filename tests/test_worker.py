@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pluggy
 import pytest
@@ -222,22 +222,3 @@ def test_every_hook_is_documented():
     for hook in hooks:
         assert hook.__doc__, hook.__name__
         assert hook.__doc__.strip().count("\n") >= 2, f"{hook.__name__}: say when it is asked and what it may answer"
-
-
-def test_a_new_encoder_is_adopted_and_the_old_one_answers_meanwhile(archive, stored, settings, monkeypatch):
-    from index import embeddings
-    from plugins import embedding
-
-    Worker(archive, settings, "w", managed(embedding)).run_until_idle()
-    first = embeddings.active_model(archive)
-    real = embedding.encoder()
-    newer = SimpleNamespace(model_id="texture-2-000000000000", dimension=real.dimension, encode=real.encode)
-    monkeypatch.setattr(embedding, "encoder", lambda: newer)
-    embedding.worker_started(archive, settings)
-    assert embeddings.active_model(archive) == first
-    Worker(archive, settings, "w", managed(embedding)).run_until_idle()
-    active = embeddings.active_model(archive)
-    assert active is not None
-    assert active.model_id == newer.model_id
-    counted = archive.database.execute("SELECT model_id, count(*) FROM embedding GROUP BY 1").fetchall()
-    assert dict(counted) == {first.model_id: 2, newer.model_id: 2}
