@@ -60,10 +60,11 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     from scp.tls import TlsError
 
     _raise_file_limit()
-    on_demand = OnDemand(archive, timeout_s=settings.similarity.embed_timeout_s)
-    search = Similarity(archive, on_demand) if settings.similarity.enabled else None
+    wanted = settings.similarity
+    on_demand = OnDemand(archive, timeout_s=wanted.embed_timeout_s)
+    similarity = Similarity(archive, on_demand, shortlist=wanted.shortlist) if wanted.enabled else None
     try:
-        server = Server(archive, settings, search, name=name)
+        server = Server(archive, settings, similarity, name=name)
         server.start()
     except CannotListen as error:
         _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})

@@ -173,6 +173,7 @@ class SimilaritySettings(_Section):
 
     enabled: bool
     max_frames_per_series: Annotated[int, Field(ge=1)]
+    shortlist: Annotated[int, Field(ge=1)]
     default_k: Annotated[int, Field(ge=1, le=500)]
     decorate: bool
     echo: bool

@@ -1,7 +1,7 @@
 """Embeddings as rows: the truth of which every vector index is a cache.
 
 A series is embedded as a whole: its rows under one model are replaced in one transaction, a vector per frame and one
-for the series (the direction of the mean of its frames). Rows of two models never mix.
+for the series (`index.unit_vectors.whole_direction`, twice as long). Rows of two models never mix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlite_utils import Database
 from index.archive import Archive
 from index.changes import now
 from index.errors import NotFound, UnknownModel, WrongDimension, WrongState
-from index.unit_vectors import Vectors, mean_direction, to_bytes, unit
+from index.unit_vectors import Vectors, to_bytes, unit, whole_direction
 
 FrameVector = tuple[str, int, Vectors]
 """SOP Instance UID; frame number from 1, or 0 for a single-frame instance; vector, axis (d,)."""
@@ -39,6 +39,11 @@ class EmbeddingModel:
     dimension: int
     active: bool
     wanted: bool = False
+
+    @property
+    def whole_dimension(self) -> int:
+        """Length 2d of the vectors of whole series."""
+        return 2 * self.dimension
 
 
 def register(archive: Archive, model_id: str, dimension: int, *, activate_first: bool = True) -> EmbeddingModel:
@@ -195,7 +200,7 @@ def _replace(
         own = [(places[uid][0], frame, vector) for uid, frame, vector in rows if places[uid][1] == series]
         if not own:
             continue
-        whole = mean_direction(np.stack([vector for _, _, vector in own]))
+        whole = whole_direction(np.stack([vector for _, _, vector in own]))
         for instance, frame, vector in [(None, 0, whole), *own]:
             database.execute(
                 "INSERT INTO embedding (model_id, series, instance, frame, vector) VALUES (?, ?, ?, ?, ?)",

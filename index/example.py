@@ -14,7 +14,7 @@ from index.asked import Part
 from index.embeddings import EmbeddingModel
 from index.errors import InvalidIdentifier, NotEmbedded, UnknownQuery, WrongDimension
 from index.neighbours import Exclude, Sent, SimilarityRequest
-from index.unit_vectors import Vectors, from_bytes, mean_direction, unit
+from index.unit_vectors import Vectors, from_bytes, mean_direction, unit, whole_direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,10 @@ class Example:
     def means(self) -> Vectors:
         """Return the vector of each part, axes (part, d)."""
         return np.stack([mean_direction(part) for part in self.parts])
+
+    def wholes(self) -> Vectors:
+        """Return the vector of each part as series have one, axes (part, 2d)."""
+        return np.stack([whole_direction(part) for part in self.parts])
 
 
 @dataclass(frozen=True)

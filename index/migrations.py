@@ -16,6 +16,7 @@ from typing import Any
 from sqlite_utils import Database, Migrations
 
 from index.keys import Key, Level, Matching, item_keywords, keys_of, snake_case
+from index.unit_vectors import from_bytes, to_bytes, whole_direction
 
 migrations = Migrations("tharsis")
 
@@ -348,6 +349,26 @@ def outputs_of_derivations(database: Database) -> None:
 def activations(database: Database) -> None:
     """Which encoder answered when, so that one can go back; and which one is to follow."""
     _run(database, _ACTIVATIONS)
+
+
+@migrations()
+def whole_series(database: Database) -> None:
+    """The vector of a series says what is to be seen in any of it, beside what most of it looks like.
+
+    It is made again from the vectors of its frames, as a new row, so that indexes follow.
+    """
+    means = database.execute("SELECT id, model_id, series FROM embedding WHERE instance IS NULL").fetchall()
+    for row, model_id, series in means:
+        frames = database.execute(
+            "SELECT vector FROM embedding WHERE model_id = ? AND series = ? AND instance IS NOT NULL",
+            (model_id, series),
+        ).fetchall()
+        database.execute("DELETE FROM embedding WHERE id = ?", (row,))
+        if frames:
+            whole = to_bytes(whole_direction([from_bytes(vector) for (vector,) in frames]))
+            database.execute(
+                "INSERT INTO embedding (model_id, series, vector) VALUES (?, ?, ?)", (model_id, series, whole)
+            )
 
 
 @migrations()

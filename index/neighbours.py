@@ -101,7 +101,8 @@ class SimilarityRequest:
     model_id
         Empty: the active encoder.
     aggregation
-        None: INSTANCE for images, SERIES_MEAN for series and studies. A study ranks by its best series.
+        None: INSTANCE for images; for series and studies a shortlist by the mean and maximum of each series, ranked by
+        LATE_INTERACTION. A study ranks by its best series.
     filter
         Ordinary matching that applies before the search. Conditions on images select, at the other levels, the
         series that have such an image.
@@ -168,11 +169,11 @@ class SimilarityRequest:
             )
 
     @property
-    def how(self) -> Aggregation:
-        """The aggregation, with the default of the level."""
+    def how(self) -> Aggregation | None:
+        """The aggregation; where none is named INSTANCE for images, and None, by shortlist, for series and studies."""
         if self.aggregation is not None:
             return self.aggregation
-        return Aggregation.INSTANCE if self.level is Level.IMAGE else Aggregation.SERIES_MEAN
+        return Aggregation.INSTANCE if self.level is Level.IMAGE else None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,23 @@ def mean_direction(vectors: npt.ArrayLike) -> Vectors:
     return unit(np.mean(np.asarray(vectors, dtype=np.float64), axis=0))
 
 
+def whole_direction(vectors: npt.ArrayLike) -> Vectors:
+    """Return the vector of a series, axis (2d,), of length 1, by those of its frames, axes (n, d).
+
+    The direction of their mean beside that of their elementwise maximum, both of the same length: what most of it looks
+    like, and whatever is to be seen in any of it. Of one vector v this is v beside v.
+
+    Raises
+    ------
+    ValueError
+        As `mean_direction`.
+    """
+    largest = np.max(np.asarray(vectors, dtype=np.float64), axis=0)
+    length = np.linalg.norm(largest)
+    half = largest / length if length > 0.0 else largest  # no component is positive anywhere: that half says nothing
+    return unit(np.concatenate([mean_direction(vectors).astype(np.float64), half]))
+
+
 def to_bytes(vector: Vectors) -> bytes:
     """Return `vector` as a row of the catalogue keeps it: float32, little endian."""
     return vector.astype(_STORED).tobytes()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index.archive import Archive
+from index.neighbours import SearchMode
 from index.unit_vectors import Vectors, cosines, from_bytes
 
 _faiss: Any = faiss
@@ -72,6 +73,8 @@ class Hits:
     ids: Ids
     cosines: npt.NDArray[np.float64]
     complete: bool
+    mode: SearchMode = SearchMode.EXACT
+    estimated_recall: float = 1.0
 
 
 class VectorIndex:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from itertools import groupby
-from operator import itemgetter
-
-import pydicom
-from pydicom.dataset import Dataset
+from collections.abc import Callable, Mapping
 
 from config.settings import Settings
 from index import embeddings
 from index.archive import Archive
-from index.decoding import open_image
 from index.encoders import registry
 from index.encoders.encoder import Encoder
-from index.encoders.pixels import NoPixels, canonical_frames, spread
 from index.errors import NotFound, UnknownModel
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
+from plugins.slices import choose_slices
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +69,7 @@ def restore_encoder(archive: Archive, model_id: str) -> None:
 
 
 def embed(task: Task) -> None:
-    """Embed slices of the task's series, evenly spread over it, and with them the series as a whole."""
+    """Embed slices of the task's series, spread over what they show, and with them the series as a whole."""
     models = _models_at_work(task.archive)
     for done, model in enumerate(models):
         progress = task.progress_of(done, len(models))
@@ -137,40 +131,6 @@ def _embed_series(
     archive: Archive, model: Encoder, series: Series, most: int, progress: Callable[[float], None]
 ) -> None:
     embeddings.register(archive, model.model_id, model.dimension)
-    vectors: list[embeddings.FrameVector] = []
-    refused = ""
-    chosen = list(_chosen_frames(series, most))
-    for done, (instance, numbers) in enumerate(chosen, start=1):
-        try:
-            with open_image(series.instances[instance].path, archive.scratch_file) as (dataset, file):
-                frames = canonical_frames(dataset, file=file, numbers=numbers)
-        except NoPixels as error:
-            refused = str(error)
-            continue
-        uid = series.instances[instance].sop_instance_uid
-        vectors += [(uid, *pair) for pair in zip(frames.numbers, model.encode(frames.images), strict=True)]
-        progress(done / len(chosen))
-    if not vectors:
-        raise CannotProceed(refused or "the series has no image")
-    if refused:
-        logger.warning("series %s: some images were left out: %s", series.uid, refused)
-    embeddings.store(archive, model.model_id, series.uid, vectors)
-
-
-def _number_of_frames(header: Dataset) -> int:
-    try:
-        return int(header.get("NumberOfFrames") or 1)
-    except (TypeError, ValueError) as error:
-        raise CannotProceed(f"Number of Frames is no number: {error}"[:200]) from error
-
-
-def _chosen_frames(series: Series, most: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield (instance, its frame numbers from 1): at most `most` frames, evenly spread over the whole series."""
-    frames = []
-    for index, path in enumerate(series.paths):
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
-        count = _number_of_frames(header)
-        frames += [(index, number) for number in range(1, count + 1)]
-    picked = [frames[position] for position in spread(len(frames), most)]
-    for index, group in groupby(picked, key=itemgetter(0)):
-        yield index, [number for _, number in group]
+    slices = choose_slices(archive, series, most, progress)
+    vectors = zip(slices.frames, model.encode(slices.images), strict=True)
+    embeddings.store(archive, model.model_id, series.uid, [(*frame, vector) for frame, vector in vectors])

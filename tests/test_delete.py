@@ -68,7 +68,7 @@ def test_what_will_go_is_told(worked_on):
 
 
 def test_the_vectors_go_and_the_index_follows(worked_on):
-    index = VectorIndex(worked_on, "m", 4, Grain.SERIES)
+    index = VectorIndex(worked_on, "m", 8, Grain.SERIES)
     index.refresh()
     assert index.count(Selection()) == 2
     Archive(worked_on.data).delete(Level.SERIES, SERIES)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from index import embeddings
+from index import embeddings, migrations
 from index.archive import Archive
 from index.errors import NotFound, UnknownModel, WrongDimension
 from index.keys import Level
-from index.unit_vectors import cosines, distance, from_bytes, mean_direction, score, to_bytes, unit
+from index.unit_vectors import cosines, distance, from_bytes, mean_direction, score, to_bytes, unit, whole_direction
 
 SERIES = "1.2.826.0.1.3680043.9.7133.2"
 UIDS = [f"1.2.826.0.1.3680043.9.7133.9.{number}" for number in (1, 2, 3)]
@@ -53,9 +53,10 @@ def test_frames_and_the_series_are_rows(archive: Archive) -> None:
     stored = rows(archive)
     assert [row[:2] for row in stored] == [("", 0), (UIDS[0], 0), (UIDS[1], 1), (UIDS[1], 2), (UIDS[2], 0)]
     np.testing.assert_array_equal(np.stack([from_bytes(row[2]) for row in stored[1:]]), found)
-    mean = found.mean(axis=0)
-    np.testing.assert_allclose(from_bytes(stored[0][2]), mean / np.linalg.norm(mean), atol=1e-6)
-    assert len(stored[0][2]) == 16
+    mean, largest = found.mean(axis=0), found.max(axis=0)
+    halves = [mean / np.linalg.norm(mean), largest / np.linalg.norm(largest)]
+    np.testing.assert_allclose(from_bytes(stored[0][2]), np.concatenate(halves) / np.sqrt(2), atol=1e-6)
+    assert [len(row[2]) for row in stored] == [32, 16, 16, 16, 16]
 
 
 def test_vectors_are_scaled_to_length_one(archive: Archive) -> None:
@@ -80,8 +81,8 @@ def test_a_series_uid_in_two_studies_is_two_series(archive: Archive, make_datase
     other = "1.2.826.0.1.3680043.9.7133.9.8"
     found = vectors(2)
     embeddings.store(archive, "a-1", SERIES, [(UIDS[0], 0, found[0]), (other, 0, found[1])])
-    means = [from_bytes(row[2]) for row in rows(archive) if not row[0]]
-    np.testing.assert_allclose(means, found, atol=1e-6)
+    wholes = [from_bytes(row[2]) for row in rows(archive) if not row[0]]
+    np.testing.assert_allclose(wholes, np.tile(found, 2) / np.sqrt(2), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,27 @@ def test_what_cannot_be_stored_leaves_the_rows_alone(
     with pytest.raises(error):
         embeddings.store(archive, model_id, series, [(uid, frame, np.array(vector)) for uid, frame, vector in frames])
     assert rows(archive) == before
+
+
+def test_series_of_before_get_their_second_half(archive: Archive) -> None:
+    """A catalogue of before: the vector of a series was the direction of its mean alone."""
+    embeddings.register(archive, "b-1", 4)
+    for model_id, seed in (("a-1", 0), ("b-1", 1)):
+        frames = [(uid, 0, vector) for uid, vector in zip(UIDS, vectors(3, seed), strict=True)]
+        embeddings.store(archive, model_id, SERIES, frames)
+    expected = {model_id: {row[0]: row[2] for row in rows(archive, model_id)} for model_id in ("a-1", "b-1")}
+    with archive.transaction() as database:
+        for model_id, seed in (("a-1", 0), ("b-1", 1)):
+            before = (to_bytes(mean_direction(vectors(3, seed))), model_id)
+            database.execute("UPDATE embedding SET vector = ? WHERE instance IS NULL AND model_id = ?", before)
+    seen = archive.database.execute("SELECT max(seq) FROM embedding_change").fetchone()[0]
+    migrations.whole_series(archive.database)
+    for model_id, whole in expected.items():
+        assert {row[0]: row[2] for row in rows(archive, model_id)} == whole
+    followed = archive.database.execute(
+        "SELECT removed, count(*) FROM embedding_change WHERE seq > ? GROUP BY removed", (seen,)
+    ).fetchall()
+    assert followed == [(0, 2), (1, 2)], "an index that had read the rows of before would keep them"
 
 
 def test_deleting_an_instance_deletes_its_rows(archive: Archive) -> None:
@@ -137,6 +159,11 @@ def test_unit_vectors() -> None:
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, -1]], atol=1e-7)
     np.testing.assert_array_equal(from_bytes(to_bytes(found[0])), found[0])
     np.testing.assert_allclose(mean_direction([[1, 0], [0, 1]]), [0.5**0.5] * 2, atol=1e-7)
+    np.testing.assert_allclose(whole_direction([[3, 4]]), np.array([0.6, 0.8, 0.6, 0.8]) / 2**0.5, atol=1e-7)
+    np.testing.assert_allclose(whole_direction([[1, 0], [0, 1]]), [0.5] * 4, atol=1e-7)
+    np.testing.assert_allclose(whole_direction([[-1, 0], [0, -1]]), [-(0.5**0.5)] * 2 + [0, 0], atol=1e-7)
+    with pytest.raises(ValueError, match="without direction"):
+        whole_direction([[1, 0], [-1, 0]])
     np.testing.assert_allclose(cosines(found, found), [[1, -0.8], [-0.8, 1]], atol=1e-6)
     random = vectors(50)
     assert np.all(np.diag(cosines(random, random)) == 1.0)

@@ -11,7 +11,8 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.uid import MRImageStorage, UltrasoundImageStorage
 
-from index.encoders.pixels import NoPixels, Region, canonical_frames, spread
+from index.encoders.pixels import NoPixels, Region, canonical_frames
+from index.encoders.slices import spread
 from index.encoders.square import to_square
 from index.errors import InvalidIdentifier
 

@@ -29,7 +29,7 @@ from index.similarity import (
     is_reference,
     resolve_reference,
 )
-from index.unit_vectors import unit
+from index.unit_vectors import unit, whole_direction
 from index.vectors import VectorIndex
 
 D = 6
@@ -127,7 +127,11 @@ def mean(frames: list[Frame]) -> np.ndarray:
 
 
 def naive(
-    asked: list[Frame], level: Level, how: Aggregation, exclude: frozenset[Exclude], keep: Callable[[Frame], bool]
+    asked: list[Frame],
+    level: Level,
+    how: Aggregation | None,
+    exclude: frozenset[Exclude],
+    keep: Callable[[Frame], bool],
 ) -> list[tuple[float, tuple[str, ...]]]:
     """Scores and UIDs of everything that may be answered, best first; UIDs from the study down."""
     hidden: set[str] = set()
@@ -154,6 +158,7 @@ def naive(
                     Aggregation.SERIES_MEAN: mean(part) @ mean(theirs),
                     Aggregation.SERIES_MAX: pairs.max(),
                     Aggregation.LATE_INTERACTION: pairs.max(axis=1).mean(),
+                    None: pairs.max(axis=1).mean(),
                 }[how]
                 scored = [((theirs[0].study, series)[: level.depth], value)]
             for uids, value in scored:
@@ -191,10 +196,10 @@ FILTERS: list[tuple[Query | None, Callable[[Frame], bool]]] = [
 
 @pytest.mark.parametrize("query", range(len(QUERIES)))
 @pytest.mark.parametrize(
-    ("level", "how"), [(Level.IMAGE, Aggregation.INSTANCE), *itertools.product(LEVELS[1:], Aggregation)]
+    ("level", "how"), [(Level.IMAGE, Aggregation.INSTANCE), *itertools.product(LEVELS[1:], [*Aggregation, None])]
 )
 def test_neighbours_are_those_of_the_naive_implementation(
-    similarity: Similarity, query: int, level: Level, how: Aggregation
+    similarity: Similarity, query: int, level: Level, how: Aggregation | None
 ) -> None:
     named, is_asked = QUERIES[query]
     asked = [frame for frame in FRAMES if is_asked(frame)]
@@ -236,7 +241,8 @@ def test_identical_scores_exactly_one_and_names_the_frame(similarity: Similarity
     assert (itself.sop_instance_uid, itself.frame, itself.score, itself.distance) == (sop, 2, 1.0, 0.0)
     series = similarity.search(replace(request, level=Level.SERIES, aggregation=Aggregation.SERIES_MAX)).neighbours[0]
     assert (series.sop_instance_uid, series.frame, series.score) == (sop, 2, 1.0)
-    whole = SimilarityRequest(level=Level.SERIES, series_instance_uid=SERIES_3, exclude=frozenset(), k=1)
+    whole = SimilarityRequest(level=Level.SERIES, series_instance_uid=SERIES_3, exclude=frozenset(), k=1,
+                              aggregation=Aggregation.SERIES_MEAN)  # fmt: skip
     (mean_of_it,) = similarity.search(whole).neighbours
     assert (mean_of_it.series_instance_uid, mean_of_it.score) == (SERIES_3, 1.0)
     assert (mean_of_it.sop_instance_uid, mean_of_it.frame) == ("", 0)
@@ -286,6 +292,70 @@ def test_a_series_hidden_behind_frames_of_a_better_one_is_still_found(tmp_path: 
     )
     found = [neighbour.series_instance_uid for neighbour in Similarity(archive).search(request).neighbours]
     assert found == [f"{ROOT}.2.1.1", f"{ROOT}.3.1.1"]
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Archive, dict[str, np.ndarray]]:
+    """60 series of 1 to 6 frames in 30 studies, and their vectors."""
+    archive = Archive(tmp_path_factory.mktemp("crowd"))
+    embeddings.register(archive, "a-1", D)
+    random = np.random.default_rng(3)
+    stored = {}
+    for number in range(60):
+        study = f"{ROOT}.{1000 + number // 2}"
+        series = f"{study}.{number % 2 + 1}"
+        vectors = unit(random.normal(size=D) + random.normal(scale=0.8, size=(1 + number % 6, D)))
+        own = [Frame(number, study, series, f"{series}.{index}", 0, index, "CT", vector)
+               for index, vector in enumerate(vectors, 1)]  # fmt: skip
+        for frame in own:
+            archive.ingest(instance(frame, 1))
+        embeddings.store(archive, "a-1", series, [(frame.sop, 0, frame.vector) for frame in own])
+        stored[series] = vectors
+    return archive, stored
+
+
+def late_interaction(asked: np.ndarray, vectors: np.ndarray) -> float:
+    return float((np.float64(asked) @ np.float64(vectors).T).max(axis=1).mean())
+
+
+@pytest.mark.parametrize(("shortlist", "k"), [(1, 1), (5, 1), (5, 3), (5, 8), (1, 500), (500, 10)])
+def test_the_default_ranks_a_shortlist_by_late_interaction(
+    crowd: tuple[Archive, dict[str, np.ndarray]], shortlist: int, k: int
+) -> None:
+    archive, stored = crowd
+    searcher = Similarity(archive, shortlist=shortlist)
+    for asked in list(stored)[::7]:
+        others = [series for series in stored if series != asked]
+        whole = {series: float(whole_direction(stored[asked]) @ whole_direction(stored[series])) for series in others}
+        listed = sorted(others, key=lambda series: -whole[series])[: max(shortlist, k)]
+        exact = {series: late_interaction(stored[asked], stored[series]) for series in listed}
+        expected = sorted(listed, key=lambda series: -exact[series])[:k]
+        answer = searcher.search(SimilarityRequest(level=Level.SERIES, series_instance_uid=asked, k=k))
+        assert [neighbour.series_instance_uid for neighbour in answer.neighbours] == expected
+        np.testing.assert_allclose([2 * neighbour.score - 1 for neighbour in answer.neighbours],
+                                   [exact[series] for series in expected], atol=1e-6)  # fmt: skip
+        assert answer.index_size == 59
+
+
+def test_a_shortlist_of_studies_never_answers_too_few(crowd: tuple[Archive, dict[str, np.ndarray]]) -> None:
+    archive, stored = crowd
+    for k in (1, 7, 29, 500):
+        request = SimilarityRequest(level=Level.STUDY, series_instance_uid=next(iter(stored)), k=k)
+        found = Similarity(archive, shortlist=2).search(request).neighbours
+        assert len({neighbour.study_instance_uid for neighbour in found}) == len(found) == min(k, 30)
+
+
+def test_a_vector_asks_for_series_as_a_series_of_one_frame_would(
+    crowd: tuple[Archive, dict[str, np.ndarray]]
+) -> None:
+    archive, stored = crowd
+    vector = stored[f"{ROOT}.1001.1"][0]
+    values = {series: float(np.max(np.float64(vectors) @ vector)) for series, vectors in stored.items()}
+    answer = Similarity(archive).search(SimilarityRequest(level=Level.SERIES, vector=vector, k=60))
+    assert [n.series_instance_uid for n in answer.neighbours] == sorted(values, key=lambda series: -values[series])
+    first = answer.neighbours[0]
+    assert (first.series_instance_uid, first.sop_instance_uid, first.score) == (
+        f"{ROOT}.1001.1", f"{ROOT}.1001.1.1", 1.0)  # fmt: skip
 
 
 def test_minimum_score_cuts_the_tail(similarity: Similarity) -> None:
@@ -386,7 +456,7 @@ def test_rows_of_another_process_are_found_and_deleted_ones_are_not(tmp_path: Pa
 MOMENTS = [(VectorIndex, "refresh"), (search_module, "find_example"), (candidates, "select")]
 
 
-@pytest.mark.parametrize("how", Aggregation)
+@pytest.mark.parametrize("how", [*Aggregation, None])
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize(("place", "name"), MOMENTS, ids=[name for _, name in MOMENTS])
 def test_a_series_that_is_embedded_anew_during_the_search_stays_excluded(
