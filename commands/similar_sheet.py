@@ -23,7 +23,9 @@ from scp.requestor import Peer
 _PER_ROW = 6
 _LONGEST_LINE = 34
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-_ABOUT = ("SOPClassUID", "PatientName", "PatientID", "StudyDescription", "SeriesDescription", "Modality", "InstanceNumber")
+_ABOUT = (
+    "SOPClassUID", "PatientName", "PatientID", "StudyDescription", "SeriesDescription", "Modality", "InstanceNumber",
+)  # fmt: skip
 _SYNTAXES = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 _NOT_PICTURES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "ECG", "REG", "DOC"})
 

@@ -8,7 +8,7 @@ is ``<AET>_SIM``, where a reference (``~<ref>``) in an ordinary key asks, or an 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,11 +75,12 @@ def find(desk: Desk, caller: Caller, request: FindRequest, asked: Question) -> I
     """
     answer, wanted = _search(desk, caller, request, asked, desk.settings.default_k)
     all_supported = wanted.filter is None or wanted.filter.all_supported
+    identifiers = _identifiers(desk.archive, request.identifier, wanted.level, answer.neighbours)
     for neighbour in answer.neighbours:
         if request.cancelled():
             yield Answer(CANCELLED)
             return
-        identifier = _identifier(desk.archive, request.identifier, wanted.level, neighbour)
+        identifier = identifiers.get(_entity(wanted.level, neighbour))
         if identifier is None:
             continue
         if asked.is_private:
@@ -100,7 +101,7 @@ def matches(desk: Desk, caller: Caller, request: RetrieveRequest, asked: Questio
     answer, wanted = _search(desk, caller, request, asked, most)
     found = []
     for neighbour in answer.neighbours:
-        parsed = catalogue_query.parse_identifier(_uids(wanted.level, neighbour), Model.STUDY_ROOT, retrieve=True)
+        parsed = catalogue_query.parse_identifier(_uids(wanted.level, [neighbour]), Model.STUDY_ROOT, retrieve=True)
         found.extend(catalogue_query.instances(desk.archive, parsed))
     return found
 
@@ -168,26 +169,36 @@ def _sent(desk: Desk, caller: Caller) -> Sent:
     return sent
 
 
-def _uids(level: Level, neighbour: Neighbour) -> Dataset:
-    """Identifier that selects just this neighbour."""
+def _uids(level: Level, neighbours: Sequence[Neighbour]) -> Dataset:
+    """Identifier that selects just these neighbours."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level.value
-    values = (neighbour.study_instance_uid, neighbour.series_instance_uid, neighbour.sop_instance_uid)
-    for keyword, value in zip(_UIDS[: level.depth], values, strict=False):
-        setattr(identifier, keyword, value)
+    for place, keyword in enumerate(_UIDS[: level.depth]):
+        setattr(identifier, keyword, [_entity(level, neighbour)[place] for neighbour in neighbours])
     return identifier
 
 
-def _identifier(archive: Archive, asked: Dataset, level: Level, neighbour: Neighbour) -> Dataset | None:
-    """The catalogue's answer for this neighbour with the keys asked for; None when it was deleted meanwhile."""
+def _entity(level: Level, neighbour: Neighbour) -> tuple[str, ...]:
+    """The UIDs of what is answered, from the study down to `level`."""
+    uids = (neighbour.study_instance_uid, neighbour.series_instance_uid, neighbour.sop_instance_uid)
+    return uids[: level.depth]
+
+
+def _identifiers(
+    archive: Archive, asked: Dataset, level: Level, neighbours: Sequence[Neighbour]
+) -> dict[tuple[str, ...], Dataset]:
+    """The catalogue's answers, by their UIDs, with the keys asked for; those that were deleted meanwhile are missing."""
+    if not neighbours:
+        return {}
     identifier = Dataset()
     for element in asked:
         identifier.add_new(element.tag, element.VR, None)
-    identifier.update(_uids(level, neighbour))
+    identifier.update(_uids(level, neighbours))
     if "SpecificCharacterSet" in asked:
         identifier.SpecificCharacterSet = asked.SpecificCharacterSet
     parsed = catalogue_query.parse_identifier(identifier, Model.STUDY_ROOT)
-    return next(catalogue_query.find(archive, parsed), None)
+    found = catalogue_query.find(archive, parsed)
+    return {tuple(str(answer[keyword].value) for keyword in _UIDS[: level.depth]): answer for answer in found}
 
 
 def _block(neighbour: Neighbour, answer: SimilarityAnswer) -> dict[str, Any]:
