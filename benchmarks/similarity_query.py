@@ -1,6 +1,6 @@
 """How long a similarity query takes on a running node, end to end, and what each part of it takes.
 
-    python benchmarks/similarity_query.py --count 100000 --dimension 256 --json
+    python benchmarks/similarity_query.py --count 100000 --dimension 128 --json
 
 Fills an archive with synthetic vectors (rows only), starts `tharsis serve` on it, and sends C-FIND requests with the
 private block over one association, then over several at the same time. Then the same questions are put to the same
@@ -140,6 +140,7 @@ class Clocks:
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        """Run the clocks while the block does."""
         execute, methods = Database.execute, ("refresh", "nearest", "vectors", "competing", "count")
         originals = {name: getattr(VectorIndex, name) for name in methods}
         clocks = self
@@ -245,7 +246,7 @@ def measure(data: Path, level: str, count: int, k: int, port: int, seed: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000, help="vectors")
-    parser.add_argument("--dimension", type=int, default=256, help="256: those of the texture encoder")
+    parser.add_argument("--dimension", type=int, default=128, help="128: as the texture encoder's")
     parser.add_argument("--queries", type=int, default=200, help="for each level and number of associations")
     parser.add_argument("-k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -271,11 +272,11 @@ def _report(facts: dict[str, Any]) -> str:
     lines = [f"{facts['vectors']:,} vectors of {facts['dimension']} values, k = {facts['k']}"]
     for result in facts["results"]:
         lines.append(f"{result['level']}: the first query, which reads the index, took {result['first_query_s']:.2f} s")
-        for run in result["runs"]:
-            lines.append(
-                f"  {run['associations']} association(s): median {run['median_ms']:.1f} ms, "
-                f"99th percentile {run['p99_ms']:.1f} ms, {run['queries_per_s']:.0f} queries/s"
-            )
+        lines += [
+            f"  {run['associations']} association(s): median {run['median_ms']:.1f} ms, "
+            f"99th percentile {run['p99_ms']:.1f} ms, {run['queries_per_s']:.0f} queries/s"
+            for run in result["runs"]
+        ]
         parts = result["parts"]
         lines.append(
             f"  of the median over one: SQL {parts['sql_ms']:.1f}, vector index {parts['index_ms']:.1f}, "

@@ -3,8 +3,8 @@
     python benchmarks/synthetic_vectors.py /tmp/data --count 100000 --dimension 512
 
 What it makes is rows only: nothing can be retrieved, and nothing of it is in `files/`. 1e5 vectors take ten seconds or
-so. A node that runs on the folder keeps answering with these vectors as long as their ModelID is that of its encoder, which
-is what they get when their length allows it.
+so. A node that runs on the folder keeps answering with these vectors as long as their ModelID is that of its encoder,
+which is what they get when their length allows it.
 """
 
 from __future__ import annotations

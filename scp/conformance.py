@@ -54,6 +54,7 @@ from scp.errors import (
     UnknownDestination,
     UnrecognizedOperation,
 )
+from scp.similarity import MOST_RETRIEVED
 from scp.status import (
     CANCELLED,
     CANNOT_UNDERSTAND,
@@ -102,7 +103,7 @@ RAISED: dict[str, tuple[type[Exception], ...]] = {
     "query": (*_QUERY, *_ACCESS),
     "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ACCESS),
     "similarity": (*_QUERY, *_SIMILAR, *_ACCESS),
-    "asking": (InvalidInstance, NotEmbedded, UnknownModel, OutOfSpace, *_ACCESS),
+    "asking": (InvalidInstance, NotEmbedded, UnknownModel, OutOfSpace, CatalogueBusy, *_ACCESS),
 }
 """What each service refuses; `scp.status` has the codes."""
 
@@ -177,6 +178,11 @@ def statement(settings: Settings) -> str:
                 [(_class_name(uid), uid) for uid, kind in QUERY_RETRIEVE.items() if kind.similarity],
             ),
             "private_elements": _private_block(),
+            "most_retrieved": MOST_RETRIEVED,
+            "embed_timeout": f"{settings.similarity.embed_timeout_s:g}",
+            "decorate": str(settings.similarity.decorate).lower(),
+            "question_minutes": f"{settings.similarity.question_minutes:g}",
+            "question_images": settings.similarity.question_images,
             "configuration": _configuration(settings),
             "client_certificates": _CLIENT_CERTIFICATES[settings.tls.client_certificates],
             "storage_classes": _table(("SOP Class", "UID"), sorted((_name(uid), uid) for uid in STORAGE)),

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydicom.config import IGNORE
 from pydicom.datadict import add_private_dict_entries
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from index.errors import InvalidIdentifier
@@ -159,7 +158,4 @@ def put_block(identifier: Dataset, values: dict[str, Any]) -> None:
     block = identifier.private_block(GROUP, CREATOR, create=True)
     for keyword, value in values.items():
         element = ELEMENTS[keyword]
-        # Each answer of a query gets one, so what these values are is not asked again.
-        made = DataElement(block.get_tag(element.number), element.vr, value, validation_mode=IGNORE)
-        made.private_creator = CREATOR
-        identifier.add(made)
+        block.add_new(element.number, element.vr, value)

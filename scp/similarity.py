@@ -187,7 +187,7 @@ def _entity(level: Level, neighbour: Neighbour) -> tuple[str, ...]:
 def _identifiers(
     archive: Archive, asked: Dataset, level: Level, neighbours: Sequence[Neighbour]
 ) -> dict[tuple[str, ...], Dataset]:
-    """The catalogue's answers, by their UIDs, with the keys asked for; those that were deleted meanwhile are missing."""
+    """The catalogue's answers with the keys asked for, by their UIDs; what was deleted meanwhile is missing."""
     if not neighbours:
         return {}
     identifier = Dataset()
