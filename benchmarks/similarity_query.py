@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -264,12 +265,22 @@ def main() -> None:
                 measure(data, level, arguments.queries, arguments.k, port, arguments.seed)
                 for level in arguments.levels
             ]
-    facts = {"vectors": arguments.count, "dimension": arguments.dimension, "k": arguments.k, "results": results}
+    facts = {
+        "vectors": arguments.count,
+        "dimension": arguments.dimension,
+        "k": arguments.k,
+        "processors": os.cpu_count(),
+        "load_average": os.getloadavg()[1],  # what else ran meanwhile is in every figure
+        "results": results,
+    }
     print(json.dumps(facts, indent=2) if arguments.json else _report(facts))
 
 
 def _report(facts: dict[str, Any]) -> str:
-    lines = [f"{facts['vectors']:,} vectors of {facts['dimension']} values, k = {facts['k']}"]
+    lines = [
+        f"{facts['vectors']:,} vectors of {facts['dimension']} values, k = {facts['k']}; "
+        f"{facts['processors']} processors, load average {facts['load_average']:.1f}"
+    ]
     for result in facts["results"]:
         lines.append(f"{result['level']}: the first query, which reads the index, took {result['first_query_s']:.2f} s")
         lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,16 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from pydicom import dcmread
+from typer.testing import CliRunner
 
 from commands.supervisor import Supervisor
 from config.settings import load_settings
 from index.archive import Archive
 from index.embeddings import active_model
+from index.encoders.pixels import canonical_frames
+from index.encoders.texture import TextureEncoder
 from index.jobs import EMBED_ASKED
 from index.keys import Level
 from index.similarity import Similarity, SimilarityRequest
 from scp.private_elements import CREATOR
+from tharsis import app
 
 ROOT = "1.2.826.0.1.3680043.9.7133"
 SIDE = 48
@@ -119,6 +125,7 @@ def test_both_doors_with_dcmtk(node, target, dcmtk, make_image, tmp_path, wait_u
     door_1_takes_every_request_element(node, dcmtk)
     door_1_sends_the_top_k_in_rank_order(node, target, dcmtk, tmp_path)
     door_2_answers_an_image_that_was_sent(node, dcmtk, make_image, tmp_path)
+    the_shell_asks_through_both(node, make_image, tmp_path)
     the_encoder_process_loads_what_it_needs_and_no_more(node)
     a_question_outlives_the_encoder_process(node, dcmtk, wait_until)
     a_question_outlives_a_restart(node, dcmtk)
@@ -210,6 +217,44 @@ def door_2_answers_an_image_that_was_sent(node, dcmtk, make_image, tmp_path):
     held = "SELECT count(*) FROM instance WHERE sop_instance_uid = ?"
     assert archive.database.execute(held, (f"{ROOT}.9.20.1",)).fetchone() == (0,)
     assert not list(archive.incoming.glob("*.part"))
+
+
+def _tharsis(*arguments):
+    """Run a command in this process: to start Python anew for each takes longer than what it does."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def the_shell_asks_through_both(node, make_image, tmp_path):
+    peer = ["--peer", f"THARSIS@127.0.0.1:{node.port}", "--aet", "DOCTOR"]
+
+    def ask(*arguments):
+        told = _tharsis("similar", *arguments, *peer, "--json", "--level", "STUDY")
+        assert told.exit_code == 0, told.stderr
+        answers = json.loads(told.stdout)
+        return [int(answer["StudyInstanceUID"].rsplit(".", 1)[1]) for answer in answers], answers
+
+    sheet = tmp_path / "sheet.png"
+    cases, answers = ask("--image", f"{ROOT}.9.1.1", "--region", "4,4,40,40", "-k", 3, "--picture", sheet)
+    assert cases[0] == 4
+    assert [answer["Rank"] for answer in answers] == ["1", "2", "3"]
+    assert answers[0]["MatchedSOPInstanceUID"] == f"{ROOT}.9.4.2"
+    image = imread(sheet)
+    assert image.shape[1] > 3 * image.shape[0] / 2, "four pictures in a row"
+    assert image[..., :3].std() > 0.1
+    vector = tmp_path / "query.npy"
+    np.save(vector, TextureEncoder.load().encode(canonical_frames(dcmread(make_image(0, 2))).images))
+    assert ask("--vector", vector, "-k", 1)[0] == [0]
+    assert ask("--reference", "a0", "-k", 1)[0] == [3]
+    sent = make_image(22, 1, PixelData=_pixels(1, 2.4).tobytes())
+    cases, answers = ask("--file", sent, "--min-score", 0.3, "--exclude", "SAME_PATIENT", "--picture", sheet)
+    assert set(cases[:2]) == {1, 4}
+    assert ask("--study", f"{ROOT}.1.0", "--aggregation", "SERIES_MEAN", "--mode", "EXACT", "--key", "PatientID=P2")[
+        0
+    ] == [2]
+    refused = _tharsis("similar", "--image", f"{ROOT}.9.1.1", "--region", "40,40,40,40", *peer)
+    assert refused.exit_code == 1
+    assert "A900" in refused.stderr
+    assert "not inside the image" in refused.stderr
 
 
 def a_question_outlives_the_encoder_process(node, dcmtk, wait_until):
