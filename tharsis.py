@@ -18,12 +18,14 @@ from commands.check import check
 from commands.conformance import conformance
 from commands.console import FAILED
 from commands.demo import demo
+from commands.evaluation import evaluate
 from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.models import models_app
 from commands.network import commit, find, send
 from commands.scans import reconstruct, simulate
 from commands.serve import serve
 from commands.similar import similar
+from commands.training import train_encoder
 from config.identity import version
 from index.errors import ArchiveError
 
@@ -72,7 +74,9 @@ app.command("fsck", rich_help_panel="Keeping the archive")(check_archive)
 app.command("rebuild", rich_help_panel="Keeping the archive")(rebuild)
 app.command("delete", rich_help_panel="Keeping the archive")(delete)
 app.command("retention", rich_help_panel="Keeping the archive")(show_retention)
+app.command("train", rich_help_panel="Similar cases")(train_encoder)
 app.add_typer(models_app, name="models", rich_help_panel="Similar cases")
+app.command("evaluate", rich_help_panel="Similar cases")(evaluate)
 app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
 app.command("import", rich_help_panel="Scans and images")(import_files)

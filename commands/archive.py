@@ -15,6 +15,15 @@ from rich.table import Column, Table
 
 from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
 from commands.console import settings_from as _settings_from
+from commands.images import (
+    ImagesOption,
+    ModalityOption,
+    PatientPatternOption,
+    PatientTableOption,
+    content,
+    image_converter,
+    is_image_file,
+)
 from commands.supervisor import read_state
 from index import integrity, tally
 from index.archive import Archive
@@ -150,13 +159,19 @@ def import_files(
     paths: Annotated[list[Path], typer.Argument(help="Files, and folders to look through.", exists=True)],
     config: ConfigOption = None,
     data: DataOption = None,
+    images: ImagesOption = False,
+    modality: ModalityOption = None,
+    patient_pattern: PatientPatternOption = None,
+    patient_table: PatientTableOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring DICOM files into the archive, without the network; the node may be running meanwhile.
 
-    Files that are not DICOM Part 10 are counted and left alone. A file that is refused is named with the reason; the
-    others go on, and the exit code is then 1.
+    Files that are not DICOM Part 10 are counted and left alone, unless they are images and `--images` is given: each
+    then becomes a study of its own. A file that is refused is named with the reason; the others go on, and the exit
+    code is then 1.
     """
+    convert = image_converter(modality, patient_pattern, patient_table, images=images)
     archive = open_archive(config, data, must_exist=False)
     files = find_files(paths)
     outcomes: Counter[str] = Counter()
@@ -166,11 +181,11 @@ def import_files(
         for file in files:
             bar.advance()
             try:
-                outcome = archive.ingest(file).outcome.value if is_part10(file) else "not DICOM"
+                source = file if is_part10(file) else content(file, convert)
+                outcome = "not DICOM" if source is None else archive.ingest(source).outcome.value
             except (ArchiveError, OSError) as error:
                 outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
-                reason = str(error.strerror) if isinstance(error, OSError) else str(error)
-                refused.append({"file": str(file), "reason": reason})
+                refused.append({"file": str(file), "reason": _reason(file, error)})
             outcomes[outcome] += 1
     seconds = time.monotonic() - started
     if as_json:
@@ -181,6 +196,12 @@ def import_files(
         out.print(f"{sum(outcomes.values())} files in {seconds:.1f} s: " + _list(outcomes), highlight=False)
     if refused:
         raise typer.Exit(FAILED)
+
+
+def _reason(file: Path, error: ArchiveError | OSError) -> str:
+    if isinstance(error, InstanceConflict) and is_image_file(file):
+        return "this image is stored already, under another name or description: that one was kept"
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
 
 
 def _list(outcomes: Counter[str]) -> str:

@@ -9,69 +9,22 @@ late interaction; what counts is the frames, and what it costs does not grow wit
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from sqlite_utils import Database
 
-from index.example import Example
-from index.matches import Match, best_of_each, matches_of
-from index.neighbours import Aggregation, SearchMode, SimilarityRequest
-from index.unit_vectors import Vectors, cosines, from_bytes
-from index.vectors import Hits, Ids, Selection, VectorIndex
-
-_BLOCK = 16384
-"""Frames whose pairwise cosines are in memory at a time, about."""
-
-_RERANKED = 256
-"""Series whose frames are in memory at a time while a shortlist is re-ranked."""
+from index.matches import best_of_each, matches_of
+from index.neighbours import Aggregation, SearchMode
+from index.pairs import by_pairs, contenders
+from index.search import Found, Search
+from index.unit_vectors import Vectors, cosines
+from index.vectors import Hits
 
 _ROUNDING = 1e-6
 """How far the mean half of a stored vector, in single precision, may be off."""
 
 Cosines = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Search:
-    """What one query looks through, in one state of the catalogue.
-
-    Attributes
-    ----------
-    index
-        Of the frames, or of the series.
-    selection
-        What of it competes.
-    """
-
-    database: Database
-    model_id: str
-    index: VectorIndex
-    example: Example
-    selection: Selection
-    request: SimilarityRequest
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """The best match of each entity, best first, and how they were found."""
-
-    matches: list[Match]
-    mode: SearchMode = SearchMode.EXACT
-    estimated_recall: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Frames of whole series: ids, axis (n,), vectors, axes (n, d), and the index at which each series starts."""
-
-    ids: Ids
-    vectors: Vectors
-    starts: npt.NDArray[np.intp]
 
 
 def ranked(search: Search, shortlist: int) -> Found:
@@ -88,8 +41,10 @@ def ranked(search: Search, shortlist: int) -> Found:
     if how is Aggregation.SERIES_MEAN:
         return _best(search, _by_mean(search))
     if how is None:
-        return _reranked(search, _by_whole(search, max(search.request.k, shortlist)))
-    return _best(search, Found(_by_pairs(search, _competing(search))))
+        found = _by_whole(search, max(search.request.k, shortlist))
+        matches = by_pairs(search, sorted({match.series for match in found.matches}))
+        return _best(search, Found(matches, found.mode, found.estimated_recall))
+    return _best(search, Found(by_pairs(search, contenders(search))))
 
 
 def _best(search: Search, found: Found) -> Found:
@@ -157,59 +112,3 @@ def _nearest(
 def _mode(found: list[Hits]) -> SearchMode:
     is_exact = all(hits.mode is SearchMode.EXACT for hits in found)
     return SearchMode.EXACT if is_exact else SearchMode.APPROX
-
-
-def _reranked(search: Search, shortlist: Found) -> Found:
-    """Return the entities of `shortlist`, ranked by the late interaction of all frames of its series."""
-    series = sorted({match.series for match in shortlist.matches})
-    blocks = (_frames(search, series[first : first + _RERANKED]) for first in range(0, len(series), _RERANKED))
-    matches = _by_pairs(search, blocks)
-    return _best(search, Found(matches, shortlist.mode, shortlist.estimated_recall))
-
-
-def _by_pairs(search: Search, blocks: Iterator[_Block]) -> list[Match]:
-    """Return the matches of series, each with its frame that is the nearest to a frame of the query."""
-    queries = np.concatenate(search.example.parts)
-    ends = np.cumsum([len(part) for part in search.example.parts])[:-1]
-    best: dict[int, float] = {}
-    for block in blocks:
-        pairs = cosines(block.vectors, queries)
-        partners = np.maximum.reduceat(pairs, block.starts, axis=0)
-        if search.request.how is Aggregation.SERIES_MAX:
-            values = partners.max(axis=1)
-        else:
-            values = np.max([part.mean(axis=1) for part in np.split(partners, ends, axis=1)], axis=0)
-        leading = pairs.max(axis=1)
-        stops = chain(block.starts[1:], [len(block.ids)])
-        for start, stop, value in zip(block.starts, stops, np.round(values, 12), strict=True):
-            best[int(block.ids[start + leading[start:stop].argmax()])] = float(value)
-    return matches_of(search.database, best)
-
-
-def _competing(search: Search) -> Iterator[_Block]:
-    """Yield the frames that compete, in blocks of whole series."""
-    ids = search.index.competing(search.selection)
-    rows = search.database.execute(
-        "SELECT id, series FROM embedding WHERE id IN (SELECT value FROM json_each(?)) ORDER BY series, id",
-        (json.dumps(ids.tolist()),),
-    ).fetchall()
-    if not rows:
-        return
-    table = np.asarray(rows, dtype=np.int64)
-    starts = np.flatnonzero(np.r_[True, np.diff(table[:, 1]) != 0])
-    cuts = starts[np.flatnonzero(np.diff(starts // _BLOCK)) + 1]
-    for first, last in zip([0, *cuts], [*cuts, len(table)], strict=True):
-        inside = starts[(starts >= first) & (starts < last)]
-        yield _Block(table[first:last, 0], search.index.vectors(table[first:last, 0]), inside - first)
-
-
-def _frames(search: Search, series: list[int]) -> _Block:
-    """Return the frames of rows of the table `series`: these few are read from their rows, of the same state."""
-    rows = search.database.execute(
-        "SELECT id, series, vector FROM embedding WHERE model_id = ? AND instance IS NOT NULL "
-        "AND series IN (SELECT value FROM json_each(?)) ORDER BY series, id",
-        (search.model_id, json.dumps(series)),
-    ).fetchall()
-    ids, owners = (np.asarray([row[column] for row in rows], dtype=np.int64) for column in (0, 1))
-    starts = np.flatnonzero(np.r_[True, np.diff(owners) != 0])
-    return _Block(ids, np.stack([from_bytes(row[2]) for row in rows]), starts)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from sqlite_utils import Database
 
 from index import candidates, embeddings
-from index.aggregation import Search, ranked
+from index.aggregation import ranked
 from index.archive import Archive
 from index.embeddings import EmbeddingModel
 from index.errors import NotEmbedded, UnknownModel
@@ -22,6 +22,7 @@ from index.matches import Match
 from index.neighbours import Aggregation, Exclude, Neighbour, SearchMode, Sent, SimilarityAnswer, SimilarityRequest
 from index.on_demand import OnDemand, never
 from index.references import Reference, is_reference, resolve_reference
+from index.search import Search
 from index.unit_vectors import distance, score
 from index.vectors import Grain, VectorIndex
 

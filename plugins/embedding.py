@@ -25,10 +25,13 @@ _NOT_PICTURES = {"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "ECG", "REG", "D
 @hookimpl
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
     """Embed every series of images, but not projections (they show angles, not anatomy) and not segmentations."""
+    return [Work(KIND, series.uid)] if settings.similarity.enabled and is_picture(series) else []
+
+
+def is_picture(series: Series) -> bool:
+    """Whether the series shows anatomy, so that it can be embedded."""
     header = series.header
-    is_picture = "Rows" in header and str(header.get("Modality", "")) not in _NOT_PICTURES
-    wanted = settings.similarity.enabled and is_picture and not series.holds_projections
-    return [Work(KIND, series.uid)] if wanted else []
+    return "Rows" in header and str(header.get("Modality", "")) not in _NOT_PICTURES and not series.holds_projections
 
 
 @hookimpl

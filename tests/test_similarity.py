@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from index import candidates, embeddings
+from index import candidates, embeddings, pairs
 from index import similarity as search_module
 from index.archive import Archive
 from index.errors import InvalidIdentifier, NotEmbedded, UnknownModel, UnknownQuery, WrongDimension
@@ -335,6 +335,22 @@ def test_the_default_ranks_a_shortlist_by_late_interaction(
         np.testing.assert_allclose([2 * neighbour.score - 1 for neighbour in answer.neighbours],
                                    [exact[series] for series in expected], atol=1e-6)  # fmt: skip
         assert answer.index_size == 59
+
+
+@pytest.mark.parametrize("how", [Aggregation.SERIES_MAX, Aggregation.LATE_INTERACTION])
+@pytest.mark.parametrize("level", [Level.SERIES, Level.STUDY])
+def test_pairs_are_compared_in_blocks_of_any_size(
+    crowd: tuple[Archive, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch, level: Level, how: Aggregation
+) -> None:
+    archive, stored = crowd
+    requests = [SimilarityRequest(level=level, series_instance_uid=list(stored)[11], aggregation=how, k=k)
+                for k in (1, 5, 500)]  # fmt: skip
+    expected = [Similarity(archive).search(request) for request in requests]
+    for block, series, few in ((1, 1, 0), (7, 2, 0), (7, 1000, 5000)):
+        monkeypatch.setattr(pairs, "_BLOCK", block)
+        monkeypatch.setattr(pairs, "_SERIES", series)
+        monkeypatch.setattr(pairs, "_FEW", few)
+        assert [Similarity(archive).search(request) for request in requests] == expected
 
 
 def test_a_shortlist_of_studies_never_answers_too_few(crowd: tuple[Archive, dict[str, np.ndarray]]) -> None:

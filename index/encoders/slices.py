@@ -119,8 +119,8 @@ def in_order(places: Sequence[Place]) -> list[Place]:
 def contents(images: Images, ranges: Sequence[float]) -> npt.NDArray[np.float64]:
     """Return how much each canonical image of a series shows, axis (n,): 0 to 1.
 
-    The area that is not background, times how much of the widest range of values in the series the image takes: a frame
-    of nothing but noise fills its greys, but with a small range.
+    The area that is not background, times the square (as energies go) of the share that the image has of the widest
+    range of values in the series: a frame of nothing but noise fills its greys, but with a small range.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def contents(images: Images, ranges: Sequence[float]) -> npt.NDArray[np.float64]
     cells = images.reshape(len(images), _CELLS, edge, _CELLS, edge).mean(axis=(2, 4))
     areas = (cells > _FOREGROUND).mean(axis=(1, 2))
     widest = max(ranges)
-    return np.asarray(areas * np.asarray(ranges) / widest if widest > 0 else np.zeros(len(images)))
+    return np.asarray(areas * np.square(np.asarray(ranges) / widest) if widest > 0 else np.zeros(len(images)))
 
 
 def chosen(content: npt.NDArray[np.float64], most: int) -> list[int]:

@@ -1,0 +1,217 @@
+"""The report of a training: pictures, and one page that shows them beside the figures and needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure as Picture
+from matplotlib.patches import Rectangle
+
+from commands.training_judgement import Judgement
+from index.encoders.learned.corpus import UNKNOWN, Corpus
+from index.encoders.learned.training import Epoch
+from index.evaluation import Figure
+
+mpl.use("Agg")
+
+PAGE = "report.html"
+_METRICS = ("P@1", "P@5", "P@10", "mAP", "NDCG@10")
+_RIGHT, _WRONG, _OPEN = "#2e9e5b", "#d1495b", "#8a94a0"
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1c2733;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.2rem}p{max-width:46rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.3rem .9rem;text-align:right;
+border-bottom:1px solid #dde3e9}td:first-child,th:first-child{text-align:left}img{max-width:100%;height:auto}
+.note{color:#5a6772}code{background:#f1f4f7;padding:.1rem .3rem;overflow-wrap:anywhere}
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What the page tells.
+
+    Attributes
+    ----------
+    model_id
+        Of the encoder that was trained.
+    facts
+        What is written beside the weights.
+    history
+        Every epoch.
+    held_out
+        The images that it is judged on.
+    judgement
+        The figures.
+    neighbours
+        Some of the held-out images (by their row), each with its nearest.
+    """
+
+    model_id: str
+    facts: Mapping[str, Any]
+    history: Sequence[Epoch]
+    held_out: Corpus
+    judgement: Judgement
+    neighbours: Sequence[tuple[int, Sequence[int]]]
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write the page and its pictures (PNG) into `folder`, and return the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, Callable[[Report], Picture]] = {"curves": _curves}
+    if report.judgement.confusion is not None:
+        pictures["confusion"] = _confusion
+    if report.neighbours:
+        pictures["neighbours"] = _neighbours
+    for name, draw in pictures.items():
+        draw(report).savefig(folder / f"{name}.png", dpi=110)
+    page = folder / PAGE
+    page.write_text(_page(report, {name: folder / f"{name}.png" for name in pictures}), encoding="utf-8")
+    return page
+
+
+def _curves(report: Report) -> Picture:
+    """Loss on the training images and figure on the validation images, stage beside stage."""
+    stages = list(dict.fromkeys(epoch.stage for epoch in report.history))
+    picture = Picture(figsize=(5.2 * len(stages), 3.6), layout="constrained")
+    for axes, stage in zip(picture.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        own = [epoch for epoch in report.history if epoch.stage == stage]
+        numbers = [epoch.epoch for epoch in own]
+        axes.plot(numbers, [epoch.loss for epoch in own], color="#33658a", label="loss, training")
+        axes.set_title(f"{stage}: {len(own)} of {own[0].epochs} epochs")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss, training", color="#33658a")
+        other = axes.twinx()
+        other.plot(numbers, [epoch.figure for epoch in own], color="#d1495b")
+        other.set_ylabel(f"{own[0].figure_name}, validation", color="#d1495b")
+        kept = max((epoch for epoch in own if epoch.best), key=lambda epoch: epoch.epoch)
+        other.plot(kept.epoch, kept.figure, "o", color="#d1495b")
+    return picture
+
+
+def _confusion(report: Report) -> Picture:
+    table = report.judgement.confusion
+    if table is None:
+        raise ValueError("there is no confusion matrix without classes")
+    names = report.held_out.classes
+    side = 2.2 + 0.6 * len(names)
+    picture = Picture(figsize=(side + 1.2, side), layout="constrained")
+    axes = picture.subplots()
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    for row, column in np.ndindex(*table.shape):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(table[row, column]), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), [name[:24] for name in names], rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), [name[:24] for name in names])
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("label")
+    return picture
+
+
+def _neighbours(report: Report) -> Picture:
+    """Queries in the first column, their neighbours behind them, framed by whether they have the query's label."""
+    corpus = report.held_out
+    names = (*corpus.classes, "no label")
+    columns = 1 + max(len(found) for _, found in report.neighbours)
+    picture = Picture(figsize=(1.35 * columns, 1.6 * len(report.neighbours)), layout="constrained")
+    axes = picture.subplots(len(report.neighbours), columns, squeeze=False)
+    for line, (query, found) in zip(axes, report.neighbours, strict=True):
+        for place, axis in enumerate(line):
+            axis.set_axis_off()
+            if place > len(found):
+                continue
+            row = query if place == 0 else found[place - 1]
+            axis.imshow(corpus.images[row].astype(np.float32), cmap="gray", vmin=0.0, vmax=1.0)
+            axis.set_title(("query: " if place == 0 else "") + names[corpus.labels[row]][:18], fontsize=7)
+            if place > 0:
+                axis.add_patch(_frame(axis, _colour(corpus, query, row)))
+    return picture
+
+
+def _colour(corpus: Corpus, query: int, row: int) -> str:
+    if UNKNOWN in (corpus.labels[query], corpus.labels[row]):
+        return _OPEN
+    return _RIGHT if corpus.labels[query] == corpus.labels[row] else _WRONG
+
+
+def _frame(axis: Any, colour: str) -> Rectangle:
+    return Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4)
+
+
+def _page(report: Report, pictures: Mapping[str, Path]) -> str:
+    parts = [
+        f"<h1>Training of {escape(report.model_id)}</h1>",
+        f"<p class=note>{escape(_summary(report))}</p>",
+        _figures(report),
+        "<h2>How the training went</h2>",
+        "<p>Loss on the training images, and the figure on the validation images that early stopping watched; the dot "
+        "is the epoch that was kept.</p>",
+        _image(pictures["curves"]),
+    ]
+    if "confusion" in pictures:
+        parts += [
+            "<h2>What the classifier takes for what</h2>",
+            "<p>Held-out images: each row is a label, each column what the classifier says.</p>",
+            _image(pictures["confusion"]),
+        ]
+    if "neighbours" in pictures:
+        parts += [
+            "<h2>Nearest neighbours</h2>",
+            "<p>Held-out images and what the encoder finds most similar among the other held-out patients: "
+            "<span style='color:#2e9e5b'>green</span> has the query's label, <span style='color:#d1495b'>red</span> "
+            "another one, grey is not known.</p>",
+            _image(pictures["neighbours"]),
+        ]
+    parts.append(_facts(report.facts))
+    head = f"<meta charset=utf-8><title>{escape(report.model_id)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _summary(report: Report) -> str:
+    facts = report.facts
+    return (
+        f"Size {facts['size']}, seed {facts['seed']}. Trained on {facts['training']} images of "
+        f"{facts['training_patients']} patients, stopped by {facts['validation']} of {facts['validation_patients']}, "
+        f"judged on {facts['held_out']} of {facts['held_out_patients']} others, which influenced nothing."
+    )
+
+
+def _figures(report: Report) -> str:
+    figures = report.judgement.figures
+    if not figures or not all(figures.values()):
+        return "<p>The held-out images have labels of fewer than two classes: there is nothing to measure.</p>"
+    rows = [[encoder, *(_cell(own[name]) for name in _METRICS)] for encoder, own in figures.items()]
+    found = "<h2>How good it is</h2>" + _table(["held-out images", *_METRICS], rows)
+    found += (
+        "<p class=note>Mean over all held-out images as queries, the query's own patient left out, with the 95 % "
+        "bootstrap interval over patients.</p>"
+    )
+    rows = [[name, *map(_cell, pair)] for name, pair in report.judgement.classes.items()]
+    return found + _table(["mAP of the class", "learned", "texture"], rows)
+
+
+def _cell(figure: Figure) -> str:
+    return f"{figure.value:.3f}<br><small>{figure.low:.3f}–{figure.high:.3f}</small>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{cell if n else escape(cell)}</td>" for n, cell in enumerate(row)) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _image(file: Path) -> str:
+    content = base64.b64encode(file.read_bytes()).decode("ascii")
+    return f'<img alt="{escape(file.stem)}" src="data:image/png;base64,{content}">'
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    rows = [[name.replace("_", " "), escape(str(value))] for name, value in sorted(facts.items())]
+    return "<h2>What the weights depend on</h2>" + _table(["", ""], rows)

@@ -1,0 +1,181 @@
+"""Which slices are embedded: those that show something, in the order in which they lie, however long the series is."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import EnhancedMRImageStorage, MRImageStorage
+
+from index import decoding
+from index.archive import Archive
+from index.encoders.slices import LOOKED_AT, Place, chosen, contents, in_order, places_of
+from plugins.node import CannotProceed, Series
+from plugins.slices import Slices, choose_slices
+
+Make = Callable[..., Dataset]
+SERIES = "1.2.826.0.1.3680043.9.7133.2"
+SIDE = 48
+
+
+def body(radius: float, *, level: int = 800) -> np.ndarray:
+    """A disc of that radius in noise: nothing but noise when it is 0."""
+    noise = np.random.default_rng(int(radius * 1000) + 1).rayleigh(8, size=(SIDE, SIDE))
+    rows, columns = np.indices((SIDE, SIDE)) - SIDE / 2
+    return np.where(np.hypot(rows, columns) < radius, level, 0) + noise
+
+
+def mr(make: Make, number: int, pixels: np.ndarray, position: float | None = None, **values: Any) -> Dataset:
+    geometry = {} if position is None else {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+                                            "ImagePositionPatient": [0, 0, position]}  # fmt: skip
+    frames = {"NumberOfFrames": len(pixels)} if pixels.ndim == 3 else {}
+    described = {"SOPClassUID": MRImageStorage, "Modality": "MR", "Rows": SIDE, "Columns": SIDE,
+                 "PixelData": np.round(pixels).astype(np.uint16).tobytes()}  # fmt: skip
+    return make(number, **described | geometry | frames | values)
+
+
+def stored(folder: Path, datasets: list[Dataset]) -> tuple[Archive, Series]:
+    archive = Archive(folder)
+    for dataset in datasets:
+        buffer = BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        archive.ingest(buffer.getvalue())
+    return archive, Series(archive, SERIES)
+
+
+def choose(folder: Path, datasets: list[Dataset], most: int) -> Slices:
+    return choose_slices(*stored(folder, datasets), most, lambda _fraction: None)
+
+
+def numbers(slices: Slices) -> list[int]:
+    return [int(uid.rpartition(".")[2]) for uid, _ in slices.frames]
+
+
+def test_empty_ends_are_left_out_and_the_rest_is_spread(make_dataset: Make, tmp_path: Path) -> None:
+    radii = [0] * 10 + [15] * 20 + [0] * 10
+    series = [mr(make_dataset, number, body(radius), float(number)) for number, radius in enumerate(radii, 1)]
+    found = numbers(choose(tmp_path, series, 10))
+    assert len(found) == 10
+    assert set(found) <= set(range(11, 31))
+    assert max(np.diff(found)) <= 3
+
+
+def test_a_part_gets_slices_by_what_there_is_to_see(make_dataset: Make, tmp_path: Path) -> None:
+    radii = [5] * 20 + [20] * 20
+    series = [mr(make_dataset, number, body(radius), float(number)) for number, radius in enumerate(radii, 1)]
+    found = numbers(choose(tmp_path, series, 10))
+    assert len(found) == 10
+    assert sum(number > 20 for number in found) == 9
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_order_is_by_position_not_by_number(make_dataset: Make, tmp_path: Path, direction: int) -> None:
+    order = np.random.default_rng(0).permutation(24)
+    series = [mr(make_dataset, number, body(10 + place / 4), float(direction * place))
+              for number, place in enumerate(order, 1)]  # fmt: skip
+    found = [order[number - 1] for number in numbers(choose(tmp_path, series, 6))]
+    assert found == sorted(found, reverse=direction < 0)
+    assert np.ptp(found) > 16
+
+
+def test_frames_of_an_enhanced_object_have_their_own_positions(make_dataset: Make, tmp_path: Path) -> None:
+    radii = [0, 12, 0, 14, 0, 16, 0, 18]  # two interleaved stacks: what is seen lies beyond what is empty
+    dataset = mr(make_dataset, 1, np.stack([body(radius) for radius in radii]), SOPClassUID=EnhancedMRImageStorage)
+    shared, orientation, groups = Dataset(), Dataset(), []
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PlaneOrientationSequence = Sequence([orientation])
+    for index in range(len(radii)):
+        place, group = Dataset(), Dataset()
+        place.ImagePositionPatient = [0, 0, -float(index)]
+        group.PlanePositionSequence = Sequence([place])
+        groups.append(group)
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    slices = choose(tmp_path, [dataset], 8)
+    assert [number for _, number in slices.frames] == [8, 6, 4, 2]
+    assert len(slices.images) == 4
+
+
+def test_a_single_image_is_taken_whatever_it_shows(make_dataset: Make, tmp_path: Path) -> None:
+    for radius in (15, 0):
+        slices = choose(tmp_path / str(radius), [mr(make_dataset, 7, body(radius))], 24)
+        assert slices.frames == ((f"{SERIES[:-2]}.9.7", 0),)
+    flat = choose(tmp_path / "flat", [mr(make_dataset, 7, np.zeros((3, SIDE, SIDE)))], 2)
+    assert [number for _, number in flat.frames] == [1, 3]
+
+
+def test_a_long_series_is_not_read_whole(
+    make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    whole = decoding.frames
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        decoded.extend(options["indices"])
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr("index.encoders.pixels.frames", counted)
+    pixels = np.repeat(body(15)[None], 300, axis=0)
+    slices = choose(tmp_path, [mr(make_dataset, 1, pixels)], 4)
+    assert len(decoded) == LOOKED_AT * 4
+    assert len(slices.frames) == 4
+    assert {number - 1 for _, number in slices.frames} <= set(decoded)
+    assert min(decoded) < 20
+    assert max(decoded) > 280
+
+
+def test_what_cannot_be_decoded_is_left_out_unless_it_is_all(make_dataset: Make, tmp_path: Path) -> None:
+    good, bad = mr(make_dataset, 1, body(15)), mr(make_dataset, 2, body(15))
+    bad.PixelData = bad.PixelData[:100]
+    assert numbers(choose(tmp_path / "both", [good, bad], 24)) == [1]
+    with pytest.raises(CannotProceed, match="cannot be decoded"):
+        choose(tmp_path / "one", [bad], 24)
+
+
+def test_choice_is_the_same_every_time(make_dataset: Make, tmp_path: Path) -> None:
+    series = [mr(make_dataset, number, body(number % 17), float(number)) for number in range(1, 20)]
+    first, second = (choose(tmp_path / name, series, 8) for name in "ab")
+    assert first.frames == second.frames
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+@pytest.mark.parametrize(
+    ("content", "most", "expected"),
+    [
+        ([], 3, []),
+        ([0.0, 0.0, 0.0], 1, [1]),
+        ([0.0, 1.0, 1.0, 0.0], 3, [1, 2]),
+        ([1.0] * 6, 3, [0, 2, 4]),
+        ([100.0, 1.0, 0.1, 60.0], 2, [0, 3]),
+        ([100.0, 10.0, 10.0, 10.0], 3, [0, 1, 2]),
+        ([10.0, 10.0, 10.0, 100.0], 3, [1, 2, 3]),
+    ],
+)
+def test_spread_over_content(content: list[float], most: int, expected: list[int]) -> None:
+    assert chosen(np.asarray(content), most) == expected
+
+
+def test_stacks_of_a_localizer_are_kept_apart() -> None:
+    axial, sagittal = (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)
+    places = [Place(0, 1, axial, 5.0), Place(1, 1, sagittal, 2.0), Place(2, 1, axial, -5.0), Place(3, 1, sagittal, 1.0)]
+    assert [place.instance for place in in_order(places)] == [2, 0, 3, 1]
+    assert in_order([*places, Place(4, 1)]) == [*places, Place(4, 1)]
+    again = [Place(0, 1, axial, 5.0), Place(1, 1, axial, 5.0), Place(2, 1, axial, 4.0)]
+    assert [place.instance for place in in_order(again)] == [2, 0, 1]
+
+
+def test_headers_that_say_nothing_or_nonsense(make_dataset: Make) -> None:
+    for values in ({"NumberOfFrames": ""}, {"ImagePositionPatient": [0, 0]}):
+        assert [place.normal for place in places_of(make_dataset(**values), 3)] == [None]
+
+
+def test_noise_alone_shows_little() -> None:
+    random = np.random.default_rng(0)
+    images = np.stack([np.clip(random.normal(0.5, 0.2, (128, 128)), 0, 1), np.full((128, 128), 0.5)]).astype(np.float32)
+    noise, tissue = contents(images, [30.0, 900.0])
+    assert noise < 0.05 * tissue
+    assert contents(images[:0], []).size == 0
