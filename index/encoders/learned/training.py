@@ -195,10 +195,11 @@ def _resume(state: _State, saved: Path, identity: dict[str, Any]) -> None:
 def _stage_epochs(state: _State, stage: Stage, images: int, recipe: Recipe) -> Iterator[Epoch]:
     """Run the epochs that are left of a stage, and yield each when `state` holds it."""
     groups = stage.weights(state.learner)
+    patience = recipe.patience * stage.epochs
     optimiser = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=recipe.decay)
     if state.optimiser:
         optimiser.load_state_dict(state.optimiser)
-    while state.epoch < stage.epochs and state.epoch - state.best_epoch < recipe.patience:
+    while state.epoch < stage.epochs and state.epoch - state.best_epoch < max(1.0, patience):
         random = _generator(recipe.seed, stage.name, state.epoch)
         batches = shuffled(images, recipe.batch, random)
         reach = recipe.averaging * stage.epochs * len(batches)
