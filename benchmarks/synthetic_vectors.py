@@ -2,9 +2,9 @@
 
     python benchmarks/synthetic_vectors.py /tmp/data --count 100000 --dimension 512
 
-What it makes is rows only: nothing can be retrieved, and nothing of it is in `files/`. 1e5 vectors take ten seconds.
-A node that runs on the folder keeps answering with these vectors as long as their ModelID is that of its encoder, which
-is what they get when their length allows it.
+What it makes is rows only: nothing can be retrieved, and nothing of it is in `files/`. 1e5 vectors take ten seconds or
+so. A node that runs on the folder keeps answering with these vectors as long as their ModelID is that of its encoder,
+which is what they get when their length allows it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from index import embeddings
 from index.archive import Archive
 from index.encoders.texture import TextureEncoder
-from index.unit_vectors import Vectors, mean_direction, unit
+from index.unit_vectors import Vectors, unit, whole_direction
 
 ROOT = "2.25.20260713"
 SLICES, SERIES_A_STUDY, STUDIES_A_PATIENT = 20, 2, 2
@@ -93,7 +93,7 @@ def fill(archive: Archive, vectors: Vectors, model_id: str = "", *, series_vecto
     model_id
         Empty: this node's own texture encoder where its vectors are as long, else ``synthetic-1-<d>``.
     series_vectors
-        Whether each series gets its own vector (the mean direction) as well.
+        Whether each series gets its own vector as well.
     """
     model_id = model_id or _model_for(vectors.shape[1])
     embeddings.register(archive, model_id, vectors.shape[1])
@@ -146,7 +146,7 @@ def _insert(
     rows = [(model_id, series, image, 0, vector.astype("<f4").tobytes()) for image, series, _, vector in images]
     if series_vectors:
         rows += [
-            (model_id, tables["series"].first + at, None, 0, mean_direction(group).astype("<f4").tobytes())
+            (model_id, tables["series"].first + at, None, 0, whole_direction(group).astype("<f4").tobytes())
             for at, group in enumerate(groups)
         ]
     tables["embedding"].insert(database, rows)
