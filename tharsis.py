@@ -21,9 +21,10 @@ from commands.demo import demo
 from commands.evaluation import evaluate
 from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.models import models_app
-from commands.network import commit, find, send, similar
+from commands.network import commit, find, send
 from commands.scans import reconstruct, simulate
 from commands.serve import serve
+from commands.similar import similar
 from commands.training import train_encoder
 from config.identity import version
 from index.errors import ArchiveError

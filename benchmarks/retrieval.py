@@ -25,7 +25,7 @@ from commands.evaluation_pictures import chart, neighbour_sheet
 from commands.evaluation_run import in_words
 from commands.images import image_converter, is_image_file
 from commands.judging import RANDOM, Terms, Verdict, judge
-from commands.training_run import Wishes, run_training
+from commands.training_run import CHECKPOINT, Wishes, run_training
 from config.settings import Settings, load_settings
 from index.archive import Archive
 from index.encoders import registry
@@ -36,6 +36,9 @@ from index.labels import read_labels
 SETS = ("pneumoniamnist_png", "MedNIST")
 LABELS = "SeriesDescription"
 METRICS = ("P@1", "P@5", "P@10", "R@10", "mAP", "NDCG@10")
+WIDEST = 1000
+"""Columns of a picture for the documentation."""
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 
@@ -94,7 +97,8 @@ def run(name: str, archive: Archive, settings: Settings, seed: int, held_out: fl
     note = archive.data / f"retrieval-{seed}-{held_out:g}.json"
     if not note.exists():
         started = time.monotonic()
-        run_training(archive, settings, Wishes(LABELS, held_out, seed, "small", None, 32, threads, False, False, None))
+        resume = (registry.models_folder(archive) / CHECKPOINT).exists()
+        run_training(archive, settings, Wishes(LABELS, held_out, seed, "small", None, 32, threads, resume, False, None))
         seconds = time.monotonic() - started
         note.write_text(json.dumps({"model": registry.trained(archive)[-1].model_id, "seconds": seconds}))
     trained = json.loads(note.read_text())
@@ -115,7 +119,9 @@ def table(results: list[Result]) -> str:
 
 def draw(results: list[Result], archives: dict[str, Archive], folder: Path) -> list[Path]:
     """Draw the chart and the sheets of the first seed."""
-    first = {result.name: result for result in reversed(results)}
+    first: dict[str, Result] = {}
+    for result in results:
+        first.setdefault(result.name, result)
     files = [folder / "retrieval.png", *(folder / f"retrieval-{name}.png" for name in first)]
     panels = {
         f"{name}, seed {result.seed}": {
@@ -126,10 +132,12 @@ def draw(results: list[Result], archives: dict[str, Archive], folder: Path) -> l
     }
     chart(panels, files[0], grey="chance")
     for file, (name, result) in zip(files[1:], first.items(), strict=True):
-        neighbour_sheet(archives[name], result.verdict, result.learned, Terms().exclude, file, rows=6)
+        neighbour_sheet(archives[name], result.verdict, result.learned, Terms().exclude, file)
     for file in files:
         with Image.open(file) as image:
-            image.convert("RGB").quantize(96).save(file, optimize=True)
+            small = image.convert("RGB")
+            small.thumbnail((WIDEST, image.height), Image.Resampling.LANCZOS)
+            small.quantize(64).save(file, optimize=True)
     return files
 
 

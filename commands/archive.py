@@ -27,6 +27,7 @@ from commands.images import (
 from commands.supervisor import read_state
 from index import integrity, tally
 from index.archive import Archive
+from index.bases import files as bases
 from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
 from index.files import is_part10
 from index.jobs import STATES
@@ -46,7 +47,7 @@ def open_archive(config: Path | None, data: Path | None, *, must_exist: bool = T
 def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Show what the node holds and what it is doing."""
     archive = open_archive(config, data)
-    facts = _facts(archive)
+    facts = _facts(archive, _settings_from(config, data=data).similarity.target_recall)
     if as_json:
         print_json(facts)
         return
@@ -64,7 +65,16 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
     table.add_row("jobs", ", ".join(f"{count} {state}" for state, count in facts["jobs"].items()) or "none")
     for model in facts["encoders"]:
         table.add_row("embeddings", f"{model['embeddings']:,} of {model['model_id']}")
+    for base in facts["vector_indexes"]:
+        table.add_row("index", _index_in_words(base))
     out.print(table)
+
+
+def _index_in_words(base: dict[str, Any]) -> str:
+    told = f"{base['kind']} of {base['vectors']:,} {base['grain']} vectors of {base['model_id']}"
+    if base["recall"] is None:
+        return f"{told}, exact"
+    return f"{told}, recall {base['recall']:.3f} (at least {base['recall_bound']:.3f}, target {base['target']:g})"
 
 
 def _verified_in_words(facts: dict[str, Any]) -> str:
@@ -85,7 +95,7 @@ def _where(node: dict[str, Any]) -> str:
     return f"{node['aet']} on {node['host']}, port {' and '.join(ports)} (process {node['pid']})"
 
 
-def _facts(archive: Archive) -> dict[str, Any]:
+def _facts(archive: Archive, target_recall: float) -> dict[str, Any]:
     database = archive.database
     counts = {
         name: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - names from this line
@@ -107,6 +117,21 @@ def _facts(archive: Archive) -> dict[str, Any]:
         "studies_deleted_by_retention": tally.value(database, tally.STUDIES_DELETED_BY_RETENTION),
         "jobs": archive.jobs.counts(),
         "encoders": [{"model_id": model, "embeddings": number} for model, number in encoders],
+        "vector_indexes": [_index_facts(made, target_recall) for made in bases.every(database)],
+    }
+
+
+def _index_facts(made: bases.Made, target: float) -> dict[str, Any]:
+    step = made.curve.step(made.curve.levels[0].neighbours, target) if made.curve else None
+    return {
+        "model_id": made.model_id,
+        "grain": made.grain.value,
+        "kind": made.kind.value,
+        "vectors": made.vectors,
+        "made_at": made.at,
+        "target": target if step else None,
+        "recall": step.recall if step else None,
+        "recall_bound": step.bound if step else None,
     }
 
 

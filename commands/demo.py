@@ -19,7 +19,8 @@ from rich.table import Table
 from commands.console import err, fail, out, progress_bar, settings_from
 from commands.demo_data import SCANS, Sample, real_images, simulate_sample
 from commands.demo_report import Report, show
-from commands.network import identifier_from, similarity_identifier
+from commands.network import identifier_from
+from commands.similar import similarity_identifier
 from commands.supervisor import StartError, Supervisor, read_state
 from config import logs
 from config.settings import Settings, load_settings

@@ -78,8 +78,8 @@ def neighbour_sheet(
 ) -> None:
     """Draw queries of each class beside their nearest neighbours, those of another class marked.
 
-    Of each class come the query of median average precision and, while there are rows left, one at the lower tenth:
-    what is typical and what goes wrong, rather than what looks good.
+    Of each class comes the query of median average precision and, while there are rows left, the one at the lower
+    tenth, first of the class that fares worst: what is typical and what goes wrong, rather than what looks good.
     """
     vectors, items = verdict.gallery.vectors[encoder], verdict.gallery.items
     lines: list[list[Picture]] = []
@@ -101,11 +101,13 @@ def neighbour_sheet(
 def _chosen(verdict: Verdict, encoder: str, rows: int) -> Sequence[tuple[int, str]]:
     """Return queries, class by class, with the word for each."""
     scores, labels = verdict.scores[encoder], verdict.gallery.items.labels
-    own = {label: np.flatnonzero(labels[scores.queries] == label) for label in np.unique(labels[scores.queries])}
+    precision = scores.values["mAP"]
+    own = [np.flatnonzero(labels[scores.queries] == label) for label in np.unique(labels[scores.queries])]
+    own.sort(key=lambda places: float(precision[places].mean()))
     found: dict[int, str] = {}
     for what, share in (("median", 0.5), ("lower tenth", 0.1)):
-        for places in own.values():
-            ordered = places[np.argsort(scores.values["mAP"][places], kind="stable")]
+        for places in own:
+            ordered = places[np.argsort(precision[places], kind="stable")]
             found.setdefault(int(scores.queries[ordered[int(share * (len(ordered) - 1))]]), what)
     return sorted(list(found.items())[:rows], key=lambda pair: str(labels[pair[0]]))
 

@@ -1,4 +1,4 @@
-"""Commands that talk DICOM to a node, this one or any other: send, find, similar."""
+"""Commands that talk DICOM to a node, this one or any other: send, commit, find."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from commands.commitment import DEFAULT_WAIT_S, ListenOption, Told, WaitOption
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, progress_bar
 from config.settings import ae_title
 from index.keys import UNIQUE_KEYS, Level
-from index.neighbours import Exclude
 from scp import client
 from scp.client import Requestor, SentFile
-from scp.contexts import PATIENT_ROOT_FIND, SIMILARITY_FIND, STUDY_ROOT_FIND
+from scp.contexts import PATIENT_ROOT_FIND, STUDY_ROOT_FIND
 from scp.errors import PeerError
-from scp.private_elements import CREATOR, ELEMENTS, GROUP, dcmtk_dictionary, put_block
 from scp.requestor import Peer
 from scp.tls import TlsError, client_context
 
@@ -247,67 +245,3 @@ def _text(answer: Dataset, keyword: str) -> str:
     if value is None:
         return ""
     return "\\".join(map(str, value)) if not isinstance(value, str) and hasattr(value, "append") else str(value)
-
-
-def similar(
-    study: Annotated[str | None, typer.Option(help="Study Instance UID to find similar cases to.")] = None,
-    series: Annotated[str | None, typer.Option(help="Series Instance UID to find similar cases to.")] = None,
-    image: Annotated[str | None, typer.Option(help="SOP Instance UID to find similar cases to.")] = None,
-    keys: Annotated[
-        list[str] | None, typer.Option("--key", metavar="KEY[=VALUE]", help="Only among these, and show them.")
-    ] = None,
-    level: Annotated[Level, typer.Option(case_sensitive=False, help="What to list.")] = Level.SERIES,
-    k: Annotated[int, typer.Option("-k", min=1, max=500, help="How many.")] = 10,
-    exclude: Annotated[
-        Exclude, typer.Option(case_sensitive=False, help="What of the query's own surroundings to leave out.")
-    ] = Exclude.SAME_SERIES,
-    peer: PeerOption = DEFAULT_PEER,
-    aet: TitleOption = DEFAULT_TITLE,
-    tls: TlsOption = False,
-    tls_ca: TlsCaOption = None,
-    tls_cert: TlsCertificateOption = None,
-    tls_key: TlsKeyOption = None,
-    dictionary: Annotated[
-        bool, typer.Option("--dcmtk-dictionary", help="Print the private block as a dictionary for DCMTK and stop.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a Tharsis node for similar cases (C-FIND with its private block).
-
-    The node's settings have to give our AE title the right "similar".
-
-    Example:  tharsis similar --series 1.2.3 -k 5 --exclude SAME_STUDY --key Modality=CT
-    """
-    if dictionary:
-        typer.echo(dcmtk_dictionary(), nl=False)
-        return
-    asked = {"QueryStudyInstanceUID": study, "QuerySeriesInstanceUID": series, "QuerySOPInstanceUID": image}
-    given = {keyword: uid for keyword, uid in asked.items() if uid}
-    if len(given) != 1:
-        fail("give exactly one of --study, --series and --image", USAGE)
-    target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
-    identifier = similarity_identifier(keys or [], level, **given, MaximumResults=k, Exclude=[exclude.value])
-    try:
-        answers = list(client.find(target, identifier, SIMILARITY_FIND, Requestor(aet)))
-    except client.RequestFailed as error:
-        fail(str(error))
-    except PeerError as error:
-        fail(str(error), UNREACHABLE)
-    keywords = [element.keyword for element in identifier if element.keyword and not element.tag.is_private]
-    print_answers(answers, keywords, as_json=as_json, first=[_ranking(answer) for answer in answers])
-
-
-def _ranking(answer: Dataset) -> dict[str, Any]:
-    block = answer.private_block(GROUP, CREATOR)
-    rank, score = (block[ELEMENTS[keyword].number].value for keyword in ("Rank", "Score"))
-    return {"Rank": str(rank), "Score": f"{score:.4f}"}
-
-
-def similarity_identifier(keys: list[str], level: Level, **block: Any) -> Dataset:
-    """Return the Identifier of a similarity query: ordinary keys as filters, and the private block."""
-    identifier = identifier_from(keys, level)
-    identifier.StudyInstanceUID = identifier.get("StudyInstanceUID")
-    if level.depth >= Level.SERIES.depth:
-        identifier.SeriesInstanceUID = identifier.get("SeriesInstanceUID")
-    put_block(identifier, block)
-    return identifier

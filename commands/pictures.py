@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 mpl.use("Agg")
@@ -23,6 +23,7 @@ mpl.use("Agg")
 SEGMENT_COLOURS = ("#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#b5179e", "#43aa8b")
 _BACKGROUND = "#101418"
 _TEXT = "#e8eaed"
+_FRAME = "#f9c74f"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,8 @@ class Picture:
         Lowest and highest value shown; None: the 1st and the 99.5th percentile.
     labels
         Segment numbers over the image, (row, column); 0 is shown as the image alone.
+    region
+        x, y, width and height in pixels of a part to be framed.
     """
 
     title: str
@@ -46,6 +49,7 @@ class Picture:
     subtitle: str = ""
     window: tuple[float, float] | None = None
     labels: NDArray[np.integer] | None = None
+    region: tuple[int, int, int, int] | None = None
 
 
 def sheet(
@@ -69,8 +73,9 @@ def sheet(
     """
     columns = max(len(row) for row in rows)
     height = 2.3 * max(picture.image.shape[0] / picture.image.shape[1] for row in rows for picture in row)
+    height += 0.17 * max(picture.subtitle.count("\n") for row in rows for picture in row)
     figure = Figure(
-        figsize=(2.3 * columns + 0.4, (height + 0.35) * len(rows) + 0.5 + 0.25 * ((len(legend) + 1) // 2)),
+        figsize=(2.3 * columns + 0.4, (height + 0.5) * len(rows) + 0.5 + 0.25 * ((len(legend) + 1) // 2)),
         dpi=110,
         facecolor=_BACKGROUND,
         layout="constrained",
@@ -112,6 +117,11 @@ def _draw(axis: Axes, picture: Picture) -> None:
         shown = np.ma.masked_equal(picture.labels, 0)
         axis.imshow(
             shown, cmap=ListedColormap(colours), vmin=0.5, vmax=highest + 0.5, alpha=0.6, interpolation="nearest"
+        )
+    if picture.region is not None:
+        x, y, width, height = picture.region
+        axis.add_patch(
+            Rectangle((x - 0.5, y - 0.5), width, height, edgecolor=_FRAME, facecolor="none", linewidth=1.5)
         )
     axis.set_title(picture.title, color=_TEXT, fontsize=8)
     if picture.subtitle:

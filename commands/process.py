@@ -1,4 +1,4 @@
-"""One process of the node: ``python -m commands.process network`` or ``… worker``, started by the supervisor.
+"""One process of the node, started by the supervisor: ``python -m commands.process network`` (or worker, or encoder).
 
 The settings come as one JSON line on standard input, which then stays open: when it closes, the supervisor is gone and
 the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output.
@@ -30,12 +30,12 @@ _ORPHAN_GRACE_S = 5.0
 
 
 def main(role: str, name: str) -> None:
-    """Run as `role` (``network`` or ``worker``) until told to stop."""
+    """Run as `role` (``network``, ``worker`` or ``encoder``) until told to stop."""
     settings = Settings.model_validate_json(sys.stdin.readline())
     supervisor = _take_standard_output()
     logs.configure(settings.logs.level, name)
     archive = Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
-    run = _network if role == "network" else _worker
+    run = {"network": _network, "worker": _worker, "encoder": _encoder}[role]
     run(archive, settings, name, supervisor)
     # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
     logging.shutdown()
@@ -53,6 +53,8 @@ def _take_standard_output() -> TextIO:
 
 
 def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+    from index.bases.limits import IndexLimits
+    from index.on_demand import OnDemand
     from index.similarity import Similarity
     from scp.listener import CannotListen
     from scp.server import Server
@@ -60,9 +62,11 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
 
     _raise_file_limit()
     wanted = settings.similarity
-    similarity = Similarity(archive, shortlist=wanted.shortlist) if wanted.enabled else None
+    on_demand = OnDemand(archive, timeout_s=wanted.embed_timeout_s)
+    limits = IndexLimits.from_settings(wanted)
+    search = Similarity(archive, on_demand, shortlist=wanted.shortlist, limits=limits) if wanted.enabled else None
     try:
-        server = Server(archive, settings, similarity, name=name)
+        server = Server(archive, settings, search, name=name)
         server.start()
     except CannotListen as error:
         _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})
@@ -92,6 +96,27 @@ def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO)
     worker = Worker(archive, settings, name)
     _on_stop(worker.stop)
     _tell(supervisor, {"ready": True})
+    worker.run()
+
+
+def _encoder(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+    from index.jobs import EMBED_ASKED
+    from plugins.asked import Attention, warm_up
+    from plugins.manager import load_plugins
+    from plugins.worker import Worker
+
+    attention = Attention(archive, settings)
+    worker = Worker(
+        archive, settings, name, load_plugins(only=["asked"]), kinds=(EMBED_ASKED,), wait=attention.wait
+    )
+
+    def stop() -> None:
+        worker.stop()
+        attention.ring()
+
+    _on_stop(stop)
+    _tell(supervisor, {"ready": True})
+    warm_up(archive)
     worker.run()
 
 

@@ -176,6 +176,16 @@ class SimilaritySettings(_Section):
     shortlist: Annotated[int, Field(ge=1)]
     default_k: Annotated[int, Field(ge=1, le=500)]
     decorate: bool
+    echo: bool
+    embed_timeout_s: Positive
+    question_minutes: Positive
+    question_images: Annotated[int, Field(ge=1)]
+    exact_up_to: Annotated[int, Field(ge=1000)]
+    hnsw_up_to: Annotated[int, Field(ge=0)]
+    ivf_up_to: Annotated[int, Field(ge=0)]
+    target_recall: Annotated[float, Field(gt=0, le=0.99)]
+    rebuild_share: Annotated[float, Field(gt=0, le=1)]
+    save_from: Annotated[int, Field(ge=1)]
 
 
 class LogSettings(_Section):

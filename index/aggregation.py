@@ -72,6 +72,7 @@ def _by_mean(search: Search) -> Found:
         search.request.k,
         lambda vectors: cosines(vectors[:, :half], means),
         bound=lambda cosine: np.sqrt(2.0) * cosine + _ROUNDING,
+        is_tuned=False,
     )
 
 
@@ -80,7 +81,9 @@ def _nearest(
     queries: Vectors,
     least: int,
     compare: Callable[[Vectors], Cosines],
+    *,
     bound: Callable[[float], float] = lambda cosine: cosine,
+    is_tuned: bool = True,
 ) -> Found:
     """Return matches of single vectors: widen the search until `least` different entities are certain.
 
@@ -92,10 +95,13 @@ def _nearest(
         Cosines, axes (n, part), of stored vectors, axes (n, D), with the parts of the example.
     bound
         What such a cosine can be at most, of a row that the index did not find because its own was no more than this.
+    is_tuned
+        Whether `queries` are like the vectors on which an approximate index was tuned; the search is exact if not.
     """
     wanted = least
+    mode = search.request.mode if is_tuned else SearchMode.EXACT
     while True:
-        found = [search.index.nearest(query, wanted, search.selection) for query in queries]
+        found = search.index.nearest_each(queries, wanted, search.selection, mode)
         # Below the last hit of a query that found only a part, others of it may be missing.
         horizon = max((bound(float(hits.cosines[-1])) for hits in found if not hits.complete), default=-np.inf)
         ids = np.unique(np.concatenate([hits.ids for hits in found]))

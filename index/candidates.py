@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 from sqlite_utils import Database
 
+from index.bases.rows import fetch_ids, of_grain
+from index.bases.selection import Grain, Selection
 from index.example import Example
 from index.keys import Level
 from index.neighbours import Exclude, SimilarityRequest
-from index.vectors import Grain, Ids, Selection
 
-_EVERYTHING = (
-    "patient JOIN study ON study.patient = patient.id JOIN series ON series.study = study.id "
-    "JOIN instance ON instance.series = series.id"
-)
+_SERIES = "patient JOIN study ON study.patient = patient.id JOIN series ON series.study = study.id"
+_IMAGES = f"{_SERIES} JOIN instance ON instance.series = series.id"
 
 _EXCLUDED_SERIES = {
     Exclude.SAME_SERIES: "SELECT value FROM json_each(?)",
@@ -33,24 +32,20 @@ def select(
     database: Database, model_id: str, grain: Grain, request: SimilarityRequest, example: Example
 ) -> Selection:
     """Return which rows of `grain` under the model pass the filter of `request` and are not excluded."""
-    instance = "instance IS NULL" if grain is Grain.SERIES else "instance IS NOT NULL"
-    own = f"SELECT id FROM embedding WHERE model_id = ? AND {instance}"
+    own = f"SELECT id FROM embedding WHERE model_id = ? AND {of_grain(grain)}"
     among = None
     if request.filter is not None and request.filter.conditions:
         where, parameters = request.filter.where()
-        matched = "instance" if request.level is Level.IMAGE else "series"
-        among = _ids(
-            database,
-            f"{own} AND {matched} IN (SELECT {matched}.id FROM {_EVERYTHING} WHERE {where})",
-            [model_id, *parameters],
-        )
+        # Most conditions are on patient, study and series: then the images, of which there are most, are not looked at.
+        asks_images = "instance." in where
+        matched = "instance" if asks_images and request.level is Level.IMAGE else "series"
+        chosen = f"SELECT {matched}.id FROM {_IMAGES if asks_images else _SERIES} WHERE {where}"
+        among = fetch_ids(database, f"{own} AND {matched} IN ({chosen})", [model_id, *parameters])
     without = [
-        _ids(database, f"{own} AND series IN ({_EXCLUDED_SERIES[exclude]})", [model_id, str(list(example.series))])
+        fetch_ids(
+            database, f"{own} AND series IN ({_EXCLUDED_SERIES[exclude]})", [model_id, str(list(example.series))]
+        )
         for exclude in sorted(request.exclude)
         if example.series
     ]
-    return Selection(among, np.concatenate([np.empty(0, dtype=np.int64), *without]))
-
-
-def _ids(database: Database, sql: str, parameters: list[str | int | float]) -> Ids:
-    return np.fromiter((row[0] for row in database.execute(sql, parameters)), dtype=np.int64)
+    return Selection(among, np.unique(np.concatenate([np.empty(0, dtype=np.int64), *without])))

@@ -16,7 +16,8 @@
         ├── UnknownQuery       the query's image or series is not in the archive
         ├── NotEmbedded        it is in the archive, but has no embedding yet
         ├── UnknownModel       no such ModelID
-        └── WrongDimension     a query vector of another length than the model's
+        ├── WrongDimension     a query vector of another length than the model's
+        └── QueryCancelled     whoever asked wants no answer any more
 
 Each carries one sentence for the user; `element` is the keyword of the DICOM element to blame, where one is.
 """
@@ -79,7 +80,7 @@ class UnknownQuery(SimilarityError):
 
 
 class NotEmbedded(SimilarityError):
-    """The query's image or series is stored, but has no embedding yet."""
+    """The query's image or series has no embedding, or not yet; the comment says why."""
 
 
 class UnknownModel(SimilarityError):
@@ -88,3 +89,7 @@ class UnknownModel(SimilarityError):
 
 class WrongDimension(SimilarityError):
     """A query vector of another length than the model's."""
+
+
+class QueryCancelled(SimilarityError):
+    """Whoever asked cancelled the request while its vectors were being made."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 from sqlite_utils import Database
 
+from index import asked
+from index.asked import Part
 from index.embeddings import EmbeddingModel
 from index.errors import InvalidIdentifier, NotEmbedded, UnknownQuery, WrongDimension
-from index.neighbours import SimilarityRequest
+from index.neighbours import Exclude, Sent, SimilarityRequest
 from index.unit_vectors import Vectors, from_bytes, mean_direction, unit, whole_direction
 
 
@@ -53,7 +56,7 @@ class _Place:
 
 def locate(database: Database, request: SimilarityRequest) -> tuple[int, ...]:
     """Return the series rows that hold what `request` names, none for a vector; raises `UnknownQuery`."""
-    if request.vector is not None:
+    if request.vector is not None or request.sent is not None:
         return ()
     place = _place(request)
     rows = database.execute(
@@ -82,14 +85,68 @@ def find_example(database: Database, model: EmbeddingModel, request: SimilarityR
     """
     if request.vector is not None:
         return _from_vector(request.vector, model)
+    if request.sent is not None:
+        return _from_sent(database, request.sent, model, request.exclude)
     place, series = _place(request), locate(database, request)
     if request.frame_number is not None:
         _require_frame(database, place.uid, request.frame_number)
-    parts = _stored(database, model.model_id, series, place, request.frame_number)
+    parts: list[Vectors] = []
+    if request.region is None:
+        parts = _stored(database, model.model_id, series, place, request.frame_number)
+    if not parts and request.sop_instance_uid:
+        made = asked.find(database, model.model_id, _part(request))
+        parts = [] if made is None else [made]
     if not parts:
         what = f"frame {request.frame_number} of " if request.frame_number is not None else ""
+        what = what if request.region is None else f"a region of {what}"
         raise NotEmbedded(f"not embedded (yet): {what}{place.table} {place.uid[:64]}", element=place.keyword)
     return Example(tuple(parts), series)
+
+
+def missing_part(database: Database, model: EmbeddingModel, request: SimilarityRequest) -> Part | None:
+    """Return what has to be embedded before `find_example` can answer; None: nothing, or what only a worker embeds.
+
+    Raises
+    ------
+    UnknownQuery, InvalidIdentifier
+        As `find_example`.
+    """
+    if not request.sop_instance_uid:
+        return None
+    place, series = _place(request), locate(database, request)
+    if request.frame_number is not None:
+        _require_frame(database, place.uid, request.frame_number)
+    if request.region is None and _stored(database, model.model_id, series, place, request.frame_number):
+        return None
+    return _part(request)
+
+
+def _part(request: SimilarityRequest) -> Part:
+    return Part(request.sop_instance_uid, request.frame_number or 0, request.region)
+
+
+def _from_sent(database: Database, sent: Sent, model: EmbeddingModel, exclude: frozenset[Exclude]) -> Example:
+    if sent.model_id != model.model_id:
+        raise NotEmbedded(f"what was sent is embedded by {sent.model_id}, not {model.model_id}: send it again")
+    # Of all that the wider exclusions leave out any series will do, so the archive need not hold the sent one itself.
+    own = "series_instance_uid = :series AND study_instance_uid = :study"
+    if Exclude.SAME_STUDY in exclude:
+        own = "study_instance_uid = :study"
+    if Exclude.SAME_PATIENT in exclude and sent.patient_id:
+        own = "study_instance_uid = :study OR patient_id = :patient"
+    values = {
+        "series": sent.series_instance_uid,
+        "study": sent.study_instance_uid,
+        "patient": sent.patient_id,
+        "instances": json.dumps(sent.sop_instance_uids),
+    }
+    rows = database.execute(
+        "SELECT series.id FROM patient JOIN study ON study.patient = patient.id JOIN series ON series.study = study.id "
+        f"WHERE {own} UNION SELECT series FROM instance "
+        "WHERE sop_instance_uid IN (SELECT value FROM json_each(:instances)) ORDER BY 1",
+        values,
+    )
+    return Example((sent.vectors,), tuple(row[0] for row in rows))
 
 
 def _from_vector(vector: Vectors, model: EmbeddingModel) -> Example:

@@ -25,7 +25,13 @@ STORAGE_COMMITMENT = "storage_commitment"
 NETWORK_KINDS = (STORAGE_COMMITMENT,)
 """Kinds of job that need the network: processes that serve it do them, no worker takes one."""
 
-RECURRING = ("retention", "scrub")
+EMBED_ASKED = "embed_asked"
+"""Embed what a similarity query asks about: somebody waits for it, so a process of its own does nothing else."""
+
+NOT_FOR_WORKERS = (*NETWORK_KINDS, EMBED_ASKED)
+"""Kinds of job that an ordinary worker leaves alone."""
+
+RECURRING = ("look_after_vectors", "retention", "scrub")
 """Kinds of job that queue themselves again for ever: no work that anybody waits for."""
 
 STATES = ("queued", "running", "done", "failed", "cancelled")

@@ -2,10 +2,11 @@
 
 Tables: ``patient`` → ``study`` → ``series`` → ``instance`` (what exists), ``item`` (items of their sequences),
 ``change`` (append-only feed), ``job`` (durable queue), ``derivation`` and ``derivation_output`` (what was made from
-what), ``encoder`` and ``embedding`` (vectors; the truth of which the faiss index is a cache), ``activation`` (which
-encoder answered when), ``embedding_change`` (lets that cache follow), ``removal`` (files that a committed deletion
-still has to remove), ``tally`` (sums, kept by triggers), ``commitment`` (requests for storage commitment). Key columns
-come from `index.keys`.
+what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is a cache), ``activation`` (which encoder
+answered when), ``embedding_change`` (lets those caches follow), ``vector_base`` (the saved index that counts),
+``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
+(requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
+were sent to ask). Key columns come from `index.keys`.
 """
 
 from __future__ import annotations
@@ -240,6 +241,35 @@ CREATE INDEX item_procedure ON item(sequence, requested_procedure_id);
 CREATE INDEX item_step ON item(sequence, scheduled_procedure_step_id);
 """
 
+_ASKED = """
+CREATE TABLE asked (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_id TEXT NOT NULL REFERENCES encoder(model_id) ON DELETE CASCADE,
+    instance INTEGER REFERENCES instance(id) ON DELETE CASCADE,
+    frame INTEGER NOT NULL DEFAULT 0,
+    region TEXT NOT NULL DEFAULT '',
+    file TEXT NOT NULL DEFAULT '',
+    vectors BLOB,
+    refused_as TEXT NOT NULL DEFAULT '',
+    refusal TEXT NOT NULL DEFAULT '',
+    at REAL NOT NULL
+);
+CREATE UNIQUE INDEX asked_of ON asked(model_id, instance, frame, region) WHERE instance IS NOT NULL;
+CREATE INDEX asked_instance ON asked(instance);
+CREATE INDEX asked_at ON asked(at);
+CREATE TABLE question (
+    asked INTEGER PRIMARY KEY REFERENCES asked(id) ON DELETE CASCADE,
+    asker TEXT NOT NULL,
+    patient_id TEXT NOT NULL,
+    study_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    is_closed INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX question_asker ON question(asker);
+CREATE INDEX job_of_subject ON job(subject, kind);
+"""
+
 
 def _run(database: Any, script: str) -> None:
     for statement in _statements(script):
@@ -339,3 +369,36 @@ def whole_series(database: Database) -> None:
             database.execute(
                 "INSERT INTO embedding (model_id, series, vector) VALUES (?, ?, ?)", (model_id, series, whole)
             )
+
+
+_VECTOR_BASES = """
+CREATE TABLE vector_base (
+    model_id TEXT NOT NULL REFERENCES encoder(model_id) ON DELETE CASCADE,
+    grain TEXT NOT NULL CHECK (grain IN ('frame', 'series')),
+    folder TEXT NOT NULL UNIQUE,
+    seq INTEGER NOT NULL,
+    vectors INTEGER NOT NULL,
+    dimension INTEGER NOT NULL,
+    last_id INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    files TEXT NOT NULL,
+    curve TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL,
+    PRIMARY KEY (model_id, grain)
+);
+CREATE INDEX embedding_row ON embedding(model_id, series, instance);
+DROP INDEX embedding_instance;
+CREATE INDEX embedding_instance ON embedding(instance, model_id);
+"""
+
+
+@migrations()
+def vector_bases(database: Database) -> None:
+    """Which saved index of vectors counts; and rows of embeddings found without reading their vectors."""
+    _run(database, _VECTOR_BASES)
+
+
+@migrations()
+def asked(database: Database) -> None:
+    """Vectors of what is embedded only because somebody asks about it, and the images that were sent to ask."""
+    _run(database, _ASKED)

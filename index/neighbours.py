@@ -15,6 +15,10 @@ MOST_RESULTS = 500
 """Largest Maximum Results of a query."""
 
 
+Region = tuple[int, int, int, int]
+"""x and y of the upper left pixel, from 0, width and height: a rectangle of pixels."""
+
+
 class _Choice(StrEnum):
     """A defined term of the similarity request."""
 
@@ -57,6 +61,28 @@ class SearchMode(_Choice):
 
 
 @dataclass(frozen=True, eq=False)
+class Sent:
+    """Images of one series that were sent to ask about them, and are not archived.
+
+    Attributes
+    ----------
+    model_id
+        Encoder of the vectors.
+    vectors
+        Of all frames, axes (n, d).
+    patient_id, study_instance_uid, series_instance_uid, sop_instance_uids
+        Whose images they are: should the archive hold that series, it is the query's own one.
+    """
+
+    model_id: str
+    vectors: Vectors
+    patient_id: str
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uids: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class SimilarityRequest:
     """A similarity query.
 
@@ -64,7 +90,7 @@ class SimilarityRequest:
     ----------
     level
         What is returned: STUDY, SERIES or IMAGE.
-    sop_instance_uid, series_instance_uid, study_instance_uid, vector
+    sop_instance_uid, series_instance_uid, study_instance_uid, vector, sent
         What is asked about: exactly one of them. `vector`, axis (d,), of any length but zero.
     frame_number
         Of `sop_instance_uid`, from 1; None: all of its frames.
@@ -77,11 +103,14 @@ class SimilarityRequest:
     aggregation
         None: INSTANCE for images; for series and studies a shortlist by the mean and maximum of each series, ranked by
         LATE_INTERACTION. A study ranks by its best series.
+    mode
+        EXACT: every vector is compared. APPROX: by the approximate index, where there is one. None: the index's own
+        choice.
     filter
         Ordinary matching that applies before the search. Conditions on images select, at the other levels, the
         series that have such an image.
     region
-        x, y, width, height in pixels.
+        Of `sop_instance_uid`, or of that frame of it.
 
     Raises
     ------
@@ -100,9 +129,10 @@ class SimilarityRequest:
     model_id: str = ""
     aggregation: Aggregation | None = None
     exclude: frozenset[Exclude] = frozenset({Exclude.SAME_SERIES})
-    mode: SearchMode = SearchMode.EXACT
+    mode: SearchMode | None = None
     filter: Query | None = None
-    region: tuple[int, int, int, int] | None = None
+    region: Region | None = None
+    sent: Sent | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be answered."""
@@ -117,12 +147,10 @@ class SimilarityRequest:
             raise InvalidIdentifier(f"1 to {MOST_RESULTS} results can be asked, got {self.k}", element="MaximumResults")
         if not 0.0 <= self.minimum_score <= 1.0:
             raise InvalidIdentifier(f"a score lies in 0 to 1, got {self.minimum_score}", element="MinimumScore")
-        if self.mode is SearchMode.APPROX:
-            raise InvalidIdentifier("this index is searched EXACT, not APPROX", element="SearchMode")
 
     def _check_what_is_asked_about(self) -> None:
         named = [self.sop_instance_uid, self.series_instance_uid, self.study_instance_uid]
-        given = sum(map(bool, named)) + (self.vector is not None)
+        given = sum(map(bool, named)) + (self.vector is not None) + (self.sent is not None)
         if given != 1:
             raise InvalidIdentifier(f"one query instance, series, study or vector is required, got {given}")
         if self.frame_number is not None and not self.sop_instance_uid:
@@ -130,8 +158,15 @@ class SimilarityRequest:
         if self.frame_number is not None and self.frame_number < 1:
             raise InvalidIdentifier(f"frames count from 1, got {self.frame_number}", element="QueryFrameNumber")
         if self.region is not None:
+            self._check_region(self.region)
+
+    def _check_region(self, region: Region) -> None:
+        if not self.sop_instance_uid:
+            raise InvalidIdentifier("a query region needs its query instance", element="QueryRegion")
+        if len(region) != 4 or min(region) < 0 or min(region[2:]) < 1:
             raise InvalidIdentifier(
-                "a query region is not supported: stored vectors describe whole frames", element="QueryRegion"
+                f"a region is x, y, width and height in pixels, got {', '.join(map(str, region))[:40]}",
+                element="QueryRegion",
             )
 
     @property
@@ -180,8 +215,11 @@ class SimilarityAnswer:
     ----------
     index_size
         Vectors that competed, after filters and exclusions.
+    mode
+        How they were found, whatever was asked: EXACT where there is no approximate index, or a filter leaves few.
     estimated_recall
-        1.0 for an exact search.
+        Share of the true nearest vectors that such a search finds: the lower 95 % confidence bound that was measured
+        when the index was made. 1.0 for an exact search.
     """
 
     neighbours: tuple[Neighbour, ...]

@@ -57,7 +57,7 @@ def _values(search: Search, partners: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if search.request.how is Aggregation.SERIES_MAX:
         return np.asarray(partners.max(axis=1))
     ends = np.cumsum([len(part) for part in search.example.parts])[:-1]
-    return np.max([part.mean(axis=1) for part in np.split(partners, ends, axis=1)], axis=0)
+    return np.asarray(np.max([part.mean(axis=1) for part in np.split(partners, ends, axis=1)], axis=0))
 
 
 def _frames(search: Search, series: list[int]) -> tuple[Ids, npt.NDArray[np.intp], Vectors]:

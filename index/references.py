@@ -1,6 +1,7 @@
-"""References typed into an ordinary query: ``~<ref>``, ``SIM:<ref>``, ``SIM:<ref>:k=10``.
+"""References typed into an ordinary query: ``~<ref>``, ``SIM:<ref>``, ``SIM:<ref>:k=10``; or bare, ``~``, ``~:k=10``.
 
-``<ref>`` is a UID (study, series or instance), an accession number or a patient ID (its latest study), in any case.
+``<ref>`` is a UID (study, series or instance), an accession number or a patient ID (its latest study), in any case. A
+bare mark means what the asker has sent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LATEST = "ORDER BY {exact} DESC, study.study_date DESC, study.study_time DESC, 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a reference names: exactly one of the three UIDs.
+    """What a reference names: one of the three UIDs, or none for what the asker has sent.
 
     Attributes
     ----------
@@ -34,6 +35,11 @@ class Reference:
     series_instance_uid: str = ""
     sop_instance_uid: str = ""
     k: int | None = None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it names nothing of the archive."""
+        return not (self.study_instance_uid or self.series_instance_uid or self.sop_instance_uid)
 
 
 def is_reference(value: str) -> bool:
@@ -47,7 +53,7 @@ def resolve_reference(archive: Archive, value: str) -> Reference:
     Raises
     ------
     InvalidIdentifier
-        Nothing in it, or an option that there is not (Status A900).
+        An option that there is not (Status A900).
     UnknownQuery
         Names nothing here (Status C001).
     """
@@ -58,7 +64,7 @@ def resolve_reference(archive: Archive, value: str) -> Reference:
         text = text[: option.start()]
     name = text.strip().strip("*").strip()
     if not name:
-        raise InvalidIdentifier("the reference names nothing: an accession number, a patient ID or a UID is expected")
+        return Reference(k=k)
     found = _find(archive.database, name)
     if found is None:
         raise UnknownQuery(f"names nothing in this archive: {name[:64]!r}")

@@ -14,7 +14,7 @@ _SLICE_S = 2.0
 """A slice ends after this, but not in the middle of a file, seconds."""
 
 _KEPT_VECTOR_CHANGES = 100_000
-"""An index of vectors that is further behind reads all rows again."""
+"""A process whose index of vectors is further behind starts again from the saved one, or from all rows."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,13 @@ def next_due(archive: Archive, period_s: float) -> float | None:
 
 
 def forget_vector_changes(archive: Archive) -> None:
-    """Delete old rows of `embedding_change`: an index that had not seen them yet reads all vectors again."""
+    """Delete old rows of `embedding_change` that every saved index has seen.
+
+    A process that had not seen them yet starts again.
+    """
     with archive.transaction() as database:
         database.execute(
-            "DELETE FROM embedding_change WHERE seq <= (SELECT max(seq) FROM embedding_change) - ?",
+            "DELETE FROM embedding_change WHERE seq <= (SELECT max(seq) FROM embedding_change) - ? "
+            "AND seq <= coalesce((SELECT min(seq) FROM vector_base), 9e18)",
             (_KEPT_VECTOR_CHANGES,),
         )

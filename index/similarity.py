@@ -7,7 +7,7 @@ Filters and exclusions apply before the search; equal scores rank by UID.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlite_utils import Database
@@ -15,11 +15,13 @@ from sqlite_utils import Database
 from index import candidates, embeddings
 from index.aggregation import ranked
 from index.archive import Archive
+from index.bases.limits import IndexLimits
 from index.embeddings import EmbeddingModel
 from index.errors import NotEmbedded, UnknownModel
-from index.example import find_example, locate
+from index.example import find_example, locate, missing_part
 from index.matches import Match
-from index.neighbours import Aggregation, Exclude, Neighbour, SearchMode, SimilarityAnswer, SimilarityRequest
+from index.neighbours import Aggregation, Exclude, Neighbour, SearchMode, Sent, SimilarityAnswer, SimilarityRequest
+from index.on_demand import OnDemand, never
 from index.references import Reference, is_reference, resolve_reference
 from index.search import Search
 from index.unit_vectors import distance, score
@@ -36,19 +38,37 @@ class Similarity:
 
     Parameters
     ----------
+    on_demand
+        Has embedded what is asked about and has no stored vector; None: such a query is refused.
     shortlist
         Series or studies that are re-ranked by late interaction when a query names no aggregation; more when it asks
         for more.
+    limits
+        From which size on an index is approximate, and how good it has to be; None: as the settings say by default.
     """
 
-    def __init__(self, archive: Archive, *, shortlist: int = SHORTLIST) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        on_demand: OnDemand | None = None,
+        *,
+        shortlist: int = SHORTLIST,
+        limits: IndexLimits | None = None,
+    ) -> None:
         self._archive = archive
+        self._on_demand = on_demand
         self._shortlist = shortlist
+        self._limits = limits
         self._indexes: dict[tuple[str, Grain], VectorIndex] = {}
         self._lock = threading.Lock()
 
-    def search(self, request: SimilarityRequest) -> SimilarityAnswer:
+    def search(self, request: SimilarityRequest, cancelled: Callable[[], bool] = never) -> SimilarityAnswer:
         """Return the neighbours of what `request` names, best first.
+
+        Parameters
+        ----------
+        cancelled
+            Asked while vectors are made on demand.
 
         Raises
         ------
@@ -56,8 +76,11 @@ class Similarity:
             No encoder with that ModelID, or a vector before there is any encoder (Status C003).
         UnknownQuery, NotEmbedded, WrongDimension, InvalidIdentifier
             As `index.example.find_example`.
+        QueryCancelled
+            `cancelled` said so.
         """
         model = self._model(request)
+        self._provide(model, request, cancelled)
         grain = Grain.SERIES if request.how in (Aggregation.SERIES_MEAN, None) else Grain.FRAME
         index = self._index(model, grain)
         # Index, example, exclusions and answer have to speak of the same rows: a series that is embedded anew gets
@@ -77,6 +100,14 @@ class Similarity:
             estimated_recall=found.estimated_recall,
         )
 
+    def _provide(self, model: EmbeddingModel, request: SimilarityRequest, cancelled: Callable[[], bool]) -> None:
+        """Wait for the vectors of what is asked about, where they have to be made."""
+        if self._on_demand is None:
+            return
+        part = missing_part(self._archive.database, model, request)
+        if part is not None:
+            self._on_demand.require(model.model_id, part, cancelled)
+
     def _model(self, request: SimilarityRequest) -> EmbeddingModel:
         if request.model_id:
             return embeddings.model(self._archive, request.model_id)
@@ -92,7 +123,7 @@ class Similarity:
             key = (model.model_id, grain)
             if key not in self._indexes:
                 dimension = model.whole_dimension if grain is Grain.SERIES else model.dimension
-                self._indexes[key] = VectorIndex(self._archive, model.model_id, dimension, grain)
+                self._indexes[key] = VectorIndex(self._archive, model.model_id, dimension, grain, self._limits)
             return self._indexes[key]
 
 
@@ -131,6 +162,7 @@ __all__ = [
     "Neighbour",
     "Reference",
     "SearchMode",
+    "Sent",
     "Similarity",
     "SimilarityAnswer",
     "SimilarityRequest",

@@ -1,84 +1,33 @@
-"""The vector index: faiss over the embedding rows of one model, and the only place that knows faiss.
+"""The vector index of one model and one grain, as a process holds it: a cache of rows of `embedding`, the truth.
 
-It is a cache. It reads all rows when it is first asked, then follows `embedding_change` by sequence number, so that the
-next search sees rows which other processes added or deleted. Exact: inner products of unit vectors with every row.
+It starts from the base that a worker has saved, or from the rows where there is none, and follows `embedding_change` by
+sequence number, so that the next search sees rows which other processes added or deleted.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
 
-import faiss
 import numpy as np
-import numpy.typing as npt
+from sqlite_utils import Database
 
 from index.archive import Archive
+from index.bases import files, rows, searching
+from index.bases.files import Base, BaseUnusable, Made
+from index.bases.limits import IndexLimits
+from index.bases.selection import Grain, Hits, Ids, Selection
+from index.bases.state import State
 from index.neighbours import SearchMode
-from index.unit_vectors import Vectors, cosines, from_bytes
+from index.unit_vectors import Vectors
 
-_faiss: Any = faiss
-# Its type stubs describe the C++ signatures, not those of its Python wrappers.
-
-Ids = npt.NDArray[np.int64]
-"""Rows of the table `embedding`, by their id."""
-
-FEW = 0.05
-"""Below this share of the index, candidates are compared one by one instead of being selected in a full pass."""
-
-_NO_IDS: Ids = np.empty(0, dtype=np.int64)
-_SINGLE_PRECISION = 2e-6
-"""Inner products of unit vectors in float32 are this far off at most: rows so close may change places."""
-_EXTRA = 16
-_BLOCK = 4096
-
-
-class Grain(StrEnum):
-    """Which rows an index holds."""
-
-    FRAME = "frame"
-    SERIES = "series"
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Which rows of an index compete.
-
-    Attributes
-    ----------
-    among
-        Only these; None: all.
-    without
-        Not these.
-    """
-
-    among: Ids | None = None
-    without: Ids = field(default_factory=lambda: _NO_IDS)
-
-
-@dataclass(frozen=True, eq=False)
-class Hits:
-    """Rows found, best first, rows of equal cosine in the order of their ids.
-
-    Attributes
-    ----------
-    complete
-        Whether these are all rows that compete.
-    """
-
-    ids: Ids
-    cosines: npt.NDArray[np.float64]
-    complete: bool
-    mode: SearchMode = SearchMode.EXACT
-    estimated_recall: float = 1.0
+logger = logging.getLogger(__name__)
 
 
 class VectorIndex:
-    """Vectors of one model and one grain, searched exactly. Safe to share between threads.
+    """Vectors of one model and one grain. Safe to share between threads, which search at the same time.
 
     Parameters
     ----------
@@ -88,126 +37,159 @@ class VectorIndex:
         Length d of the vectors.
     """
 
-    def __init__(self, archive: Archive, model_id: str, dimension: int, grain: Grain) -> None:
+    def __init__(
+        self, archive: Archive, model_id: str, dimension: int, grain: Grain, limits: IndexLimits | None = None
+    ) -> None:
         self._archive = archive
         self._model_id = model_id
-        self._instance = "IS NULL" if grain is Grain.SERIES else "IS NOT NULL"
-        self._index = _faiss.IndexIDMap2(_faiss.IndexFlatIP(dimension))
-        self._present = np.zeros(1, dtype=np.bool_)
-        self._seq: int | None = None
-        self._lock = threading.RLock()
+        self._dimension = dimension
+        self._grain = grain
+        self._limits = limits or IndexLimits()
+        self._state: State | None = None
+        self._refreshing = threading.Lock()
+        self._own = threading.local()
+        self._opening: _Opening | None = None
+        self._unusable = ""
 
     @property
     def ntotal(self) -> int:
         """How many vectors it holds."""
-        return int(self._index.ntotal)
+        return self._now().everything.count
+
+    @property
+    def base(self) -> Made | None:
+        """The base that it stands on."""
+        base = self._now().base
+        return None if base is None else base.made
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Keep the index as it is while the block runs."""
-        with self._lock:
+        """Keep the index as it is for this thread while the block runs, but for a `refresh` of its own."""
+        outer = getattr(self._own, "state", None)
+        self._own.state = self._now()
+        try:
             yield
+        finally:
+            self._own.state = outer
+
+    def _now(self) -> State:
+        pinned: State | None = getattr(self._own, "state", None)
+        return pinned or self._state or State.empty(0, self._dimension)
 
     def refresh(self) -> None:
-        """Catch up with the rows: all of them at first, then what `embedding_change` tells."""
-        with self._lock:
+        """Catch up with the rows: from the base or from all of them at first, then what `embedding_change` tells."""
+        with self._refreshing:  # the first read begins the caller's transaction: in this order nobody sees an older one
             database = self._archive.database
-            first, last = database.execute(
-                "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM embedding_change"
-            ).fetchone()
-            if self._seq is None or first > self._seq + 1:  # never read, or so long ago that changes are forgotten
-                self._index.reset()
-                self._present[:] = False
-                self._add(self._rows())
-            elif last > self._seq:
-                changed = database.execute(
-                    "SELECT DISTINCT embedding FROM embedding_change WHERE model_id = ? AND seq > ? AND seq <= ?",
-                    (self._model_id, self._seq, last),
-                )
-                ids = [row[0] for row in changed]
-                self._remove(ids)
-                self._add(self._rows("AND id IN (SELECT value FROM json_each(?))", str(ids)))
-            self._seq = last
+            first, last = rows.changes(database)
+            state = self._state
+            if state is None or first > state.seq + 1:  # never read, or so long ago that changes are forgotten
+                state = self._anew(database, first, last)
+            elif self._is_replaced(state, files.folder_of(database, self._model_id, self._grain)):
+                state = self._on_new_base(database, first) or state
+            if last > state.seq:
+                changed = rows.changed_ids(database, self._model_id, state.seq, last)
+                blocks = rows.read(database, self._model_id, self._grain, changed, self._dimension)
+                state = state.followed(last, changed, blocks)
+            self._state = state
+            if getattr(self._own, "state", None) is not None:
+                self._own.state = state
 
-    def _rows(self, condition: str = "", *parameters: str) -> Iterator[tuple[int, bytes]]:
-        sql = f"SELECT id, vector FROM embedding WHERE model_id = ? AND instance {self._instance} {condition}"
-        yield from self._archive.database.execute(sql, (self._model_id, *parameters))
+    def _anew(self, database: Database, first: int, last: int) -> State:
+        made = files.find(database, self._model_id, self._grain)
+        if made is not None and made.seq + 1 >= first:
+            base = self._opened(_Opening(self._archive, made))
+            if base is not None:
+                return State.of_base(base)
+        ids = rows.all_ids(database, self._model_id, self._grain)
+        blocks = rows.read(database, self._model_id, self._grain, ids, self._dimension)
+        return State.empty(last, self._dimension, len(ids)).followed(last, ids, blocks)
 
-    def _add(self, rows: Iterable[tuple[int, bytes]]) -> None:
-        for block in _blocks(rows, _BLOCK):
-            ids = np.array([row[0] for row in block], dtype=np.int64)
-            self._index.add_with_ids(np.stack([from_bytes(row[1]) for row in block]), ids)
-            if ids.max() >= len(self._present):
-                self._present = np.pad(self._present, (0, int(ids.max()) + 1 - len(self._present)))
-            self._present[ids] = True
+    def _is_replaced(self, state: State, folder: str) -> bool:
+        own = "" if state.base is None else state.base.made.folder
+        return folder not in ("", own, self._unusable)
 
-    def _remove(self, ids: Iterable[int]) -> None:
-        known = np.array([row for row in ids if row < len(self._present) and self._present[row]], dtype=np.int64)
-        if len(known):  # one pass over all vectors
-            self._index.remove_ids(known)
-            self._present[known] = False
+    def _on_new_base(self, database: Database, first: int) -> State | None:
+        """Return the base as a state once it is open; checking its files takes a while, which no query waits for."""
+        made = files.find(database, self._model_id, self._grain)
+        if made is None or made.seq + 1 < first:
+            return None
+        if self._opening is None or self._opening.made.folder != made.folder:
+            self._opening = _Opening(self._archive, made)
+            self._opening.start()
+        if self._opening.is_alive():
+            return None
+        base, self._opening = self._opened(self._opening), None
+        return None if base is None else State.of_base(base)
+
+    def _opened(self, opening: _Opening) -> Base | None:
+        if opening.ident is None:
+            opening.run()
+        try:
+            return opening.result(self._dimension)
+        except BaseUnusable as error:
+            self._unusable = opening.made.folder
+            files.mark_damaged(self._archive, opening.made)
+            logger.warning("the saved index of %s is not used and will be made again: %s", self._model_id, error)
+            return None
 
     def competing(self, selection: Selection) -> Ids:
         """Return the ids, ascending, of the rows that `selection` leaves."""
-        with self._lock:
-            return np.flatnonzero(self._allowed(selection)).astype(np.int64)
+        state = self._now()
+        mask = state.competing(selection).mask
+        return np.sort(state.ids(np.arange(len(state.alive)) if mask is None else np.flatnonzero(mask)))
 
     def count(self, selection: Selection) -> int:
         """Return how many rows `selection` leaves."""
-        with self._lock:
-            return int(np.count_nonzero(self._allowed(selection)))
-
-    def _allowed(self, selection: Selection) -> npt.NDArray[np.bool_]:
-        """Return for each id from 0 whether that row is held and left by `selection`."""
-        allowed = self._present.copy()
-        if selection.among is not None:
-            allowed[:] = False
-            among = selection.among[selection.among < len(allowed)]
-            allowed[among] = self._present[among]
-        allowed[selection.without[selection.without < len(allowed)]] = False
-        return allowed
+        return self._now().competing(selection).count
 
     def vectors(self, ids: Ids) -> Vectors:
-        """Return the vectors, axes (n, d), of rows that the index holds."""
-        with self._lock:
-            return np.asarray(self._index.reconstruct_batch(ids), dtype=np.float32).reshape(len(ids), -1)
+        """Return the vectors, axes (n, d), of the rows `ids`, in their order; the index has to hold them."""
+        state = self._now()
+        return state.vectors(state.places(ids))
 
-    def nearest(self, query: Vectors, k: int, selection: Selection) -> Hits:
+    def nearest(self, query: Vectors, k: int, selection: Selection, mode: SearchMode | None = None) -> Hits:
         """Return the `k` rows nearest to `query`, axis (d,), and those that tie with the last of them.
 
         Never fewer than `k` while `selection` leaves as many.
+
+        Parameters
+        ----------
+        mode
+            EXACT: every row is compared. APPROX: by the approximate index where there is one. None: the index's choice.
         """
-        with self._lock:
-            allowed = self._allowed(selection)
-            count = int(np.count_nonzero(allowed))
-            if count <= max(k, FEW * self.ntotal):
-                return self._best(query, np.flatnonzero(allowed).astype(np.int64), k, complete=True)
-            parameters = _faiss.SearchParameters(sel=_faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
-            fetched = min(count, k + _EXTRA)
-            while True:
-                products, ids = self._index.search(query[None, :], fetched, params=parameters)
-                is_settled = fetched == count or products[0, -1] < products[0, k - 1] - _SINGLE_PRECISION
-                if is_settled:
-                    return self._best(query, np.sort(ids[0]), k, complete=fetched == count)
-                fetched = min(count, fetched * 4)
+        return self.nearest_each(query[None, :], k, selection, mode)[0]
 
-    def _best(self, query: Vectors, ids: Ids, k: int, *, complete: bool) -> Hits:
-        if not len(ids):
-            return Hits(ids, np.empty(0), complete=True)
-        found = cosines(self.vectors(ids), query[None, :])[:, 0]
-        order = np.lexsort((ids, -found))
-        if len(order) > k:
-            complete = False
-            order = order[: np.count_nonzero(found >= found[order[k - 1]])]
-        return Hits(ids[order], found[order], complete=complete)
+    def nearest_each(
+        self, queries: Vectors, k: int, selection: Selection, mode: SearchMode | None = None
+    ) -> list[Hits]:
+        """Return what `nearest` does for each of `queries`, axes (m, d), in less time."""
+        return searching.nearest(self._now(), queries, k, selection, mode, self._limits)
 
 
-def _blocks(rows: Iterable[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    block: list[tuple[int, bytes]] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
+class _Opening(threading.Thread):
+    """Checks and maps the files of a base, in a thread where somebody else goes on meanwhile."""
+
+    def __init__(self, archive: Archive, made: Made) -> None:
+        super().__init__(name="open-base", daemon=True)
+        self.made = made
+        self._archive = archive
+        self._base: Base | None = None
+        self._error = BaseUnusable(f"{made.folder} could not be opened")
+
+    def run(self) -> None:
+        """Open it; what went wrong is told by `result`."""
+        try:
+            self._base = files.open_base(self._archive, self.made)
+        except BaseUnusable as error:
+            self._error = error
+
+    def result(self, dimension: int) -> Base:
+        """Return the base; raises `BaseUnusable`, also when its vectors are not of `dimension` values."""
+        if self._base is None:
+            raise self._error
+        if self.made.dimension != dimension:
+            raise BaseUnusable(f"expected vectors of {dimension} values, got {self.made.dimension}")
+        return self._base
+
+
+__all__ = ["Grain", "Hits", "Ids", "Selection", "VectorIndex"]

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pluggy
 
@@ -44,15 +44,28 @@ class Worker:
         Unique among the node's workers; a new worker of the same name takes back what its predecessor had claimed.
     plugins
         Who is asked what is to be done; None: the built-in plug-ins and those that are installed.
+    kinds
+        Does jobs of these kinds only; None: of all that are meant for ordinary workers.
+    wait
+        Called with seconds when nothing is due; returns then, or earlier when there may be something.
     """
 
     def __init__(
-        self, archive: Archive, settings: Settings, name: str, plugins: pluggy.PluginManager | None = None
+        self,
+        archive: Archive,
+        settings: Settings,
+        name: str,
+        plugins: pluggy.PluginManager | None = None,
+        *,
+        kinds: Collection[str] | None = None,
+        wait: Callable[[float], object] | None = None,
     ) -> None:
         self._archive = archive
         self._settings = settings
         self._name = name
+        self._kinds = kinds
         self._stop = threading.Event()
+        self._wait = wait or self._stop.wait
         self._plugins = plugins or load_plugins()
         self._functions: dict[str, JobFunction] = {
             jobs.SERIES_STABLE: self._series_stable,
@@ -73,19 +86,25 @@ class Worker:
                 return
         while not self._stop.is_set():
             if not self.run_one():
-                self._stop.wait(_POLL_S)
+                self._wait(_POLL_S)
 
     def run_until_idle(self) -> None:
         """Work until nothing is queued any more, waiting for jobs that are not due yet (no node is running)."""
-        while not self._stop.is_set() and self._archive.jobs.pending(excluding=jobs.NETWORK_KINDS):
+        while not self._stop.is_set() and self._archive.jobs.pending(excluding=jobs.NOT_FOR_WORKERS):
             if not self.run_one():
                 self._stop.wait(_POLL_S)
 
     def run_one(self) -> bool:
         """Claim and run one job; False when none is due."""
         limits = self._settings.jobs
+        if self._kinds is not None and not self._archive.jobs.is_due(self._kinds):
+            return False
         job = self._archive.jobs.claim(
-            self._name, claim_s=limits.claim_s, max_attempts=limits.max_attempts, excluding=jobs.NETWORK_KINDS
+            self._name,
+            claim_s=limits.claim_s,
+            max_attempts=limits.max_attempts,
+            kinds=self._kinds,
+            excluding=jobs.NOT_FOR_WORKERS if self._kinds is None else (),
         )
         if job is None:
             return False

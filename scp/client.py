@@ -126,9 +126,17 @@ def _send_part(
             yield SentFile(item.path, status, "" if status.is_success else str(status))
 
 
-def find(peer: Peer, identifier: Dataset, sop_class_uid: str, requestor: Requestor) -> Iterator[Dataset]:
-    """Send a C-FIND and yield the Identifier of each match; a final failure raises `RequestFailed`."""
-    with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES)], requestor) as link:
+def find(
+    peer: Peer, identifier: Dataset, sop_class_uid: str, requestor: Requestor, *, relational: bool = False
+) -> Iterator[Dataset]:
+    """Send a C-FIND and yield the Identifier of each match; a final failure raises `RequestFailed`.
+
+    Parameters
+    ----------
+    relational
+        The Identifier lacks unique keys of higher levels.
+    """
+    with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES, relational=relational)], requestor) as link:
         transport.hold(link.assoc)
         for status, match in link.assoc.send_c_find(identifier, sop_class_uid):
             _require_answer(status, peer)

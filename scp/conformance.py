@@ -27,6 +27,7 @@ from index.errors import (
     NotFound,
     OutOfSpace,
     PatientMismatch,
+    QueryCancelled,
     SimilarityError,
     UnknownModel,
     UnknownQuery,
@@ -53,6 +54,7 @@ from scp.errors import (
     UnknownDestination,
     UnrecognizedOperation,
 )
+from scp.similarity import MOST_RETRIEVED
 from scp.status import (
     CANCELLED,
     CANNOT_UNDERSTAND,
@@ -79,7 +81,14 @@ _MATCHING = {
 
 _ACCESS: tuple[type[Exception], ...] = (NotAuthorized, NotOffered, UnrecognizedOperation)
 _QUERY: tuple[type[Exception], ...] = (InvalidIdentifier,)
-_SIMILAR: tuple[type[Exception], ...] = (SimilarityError, UnknownQuery, NotEmbedded, UnknownModel, WrongDimension)
+_SIMILAR: tuple[type[Exception], ...] = (
+    SimilarityError,
+    UnknownQuery,
+    NotEmbedded,
+    UnknownModel,
+    WrongDimension,
+    QueryCancelled,
+)
 
 _BEHAVIOURS = {
     "relational": "relational queries and retrieval",
@@ -94,6 +103,7 @@ RAISED: dict[str, tuple[type[Exception], ...]] = {
     "query": (*_QUERY, *_ACCESS),
     "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ACCESS),
     "similarity": (*_QUERY, *_SIMILAR, *_ACCESS),
+    "asking": (InvalidInstance, NotEmbedded, UnknownModel, OutOfSpace, CatalogueBusy, *_ACCESS),
 }
 """What each service refuses; `scp.status` has the codes."""
 
@@ -115,6 +125,15 @@ _ANSWERS: dict[str, tuple[tuple[int, str], ...]] = {
         (CANCELLED.code, "stopped by C-CANCEL"),
         (SUB_OPERATIONS_WARNING, "some sub-operations failed or were answered with a warning"),
         (SUB_OPERATIONS_FAILED, "all sub-operations failed"),
+    ),
+    "similarity": (
+        (SUCCESS.code, "no more neighbours, or all were sent"),
+        (PENDING.code, "a neighbour; every key is supported"),
+        (PENDING_WARNING.code, "a neighbour; a key that was asked for is not supported"),
+    ),
+    "asking": (
+        (SUCCESS.code, "the image is embedded: the next query can ask about it"),
+        (CANNOT_UNDERSTAND, "the data set cannot be read"),
     ),
 }
 
@@ -159,6 +178,11 @@ def statement(settings: Settings) -> str:
                 [(_class_name(uid), uid) for uid, kind in QUERY_RETRIEVE.items() if kind.similarity],
             ),
             "private_elements": _private_block(),
+            "most_retrieved": MOST_RETRIEVED,
+            "embed_timeout": f"{settings.similarity.embed_timeout_s:g}",
+            "decorate": str(settings.similarity.decorate).lower(),
+            "question_minutes": f"{settings.similarity.question_minutes:g}",
+            "question_images": settings.similarity.question_images,
             "configuration": _configuration(settings),
             "client_certificates": _CLIENT_CERTIFICATES[settings.tls.client_certificates],
             "storage_classes": _table(("SOP Class", "UID"), sorted((_name(uid), uid) for uid in STORAGE)),

@@ -168,12 +168,13 @@ class Proposal:
     """A presentation context to propose: SOP class, transfer syntaxes, and whether the peer is asked to be the SCU.
 
     With `peer_sends` this node proposes the SCP role for itself (PS3.7 D.3.3.4): the peer sends objects in a C-GET, and
-    a report of storage commitment is sent to it.
+    a report of storage commitment is sent to it. With `relational` it asks for relational queries (PS3.4 C.5.1.1).
     """
 
     sop_class_uid: str
     transfer_syntaxes: tuple[str, ...]
     peer_sends: bool = False
+    relational: bool = False
 
 
 def storage_proposals(objects: Iterable[tuple[str, str]], *, convertible: bool) -> list[list[Proposal]]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation, SOPClassExtendedNegotiation
 from pynetdicom.transport import AddressInformation
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
@@ -120,7 +120,7 @@ def connect(
             ],
             ae_title=peer.title,
             max_pdu=max_pdu_bytes,
-            ext_neg=_roles(proposals),
+            ext_neg=[*_roles(proposals), *_extended(proposals)],
             evt_handlers=handlers,
             tls_args=(peer.tls, peer.host) if peer.tls is not None else None,
         )
@@ -172,5 +172,15 @@ def _roles(proposals: Sequence[Proposal]) -> list[Any]:
         item.sop_class_uid = UID(uid)
         item.scu_role = False
         item.scp_role = True
+        items.append(item)
+    return items
+
+
+def _extended(proposals: Sequence[Proposal]) -> list[Any]:
+    items = []
+    for uid in dict.fromkeys(proposal.sop_class_uid for proposal in proposals if proposal.relational):
+        item = SOPClassExtendedNegotiation()
+        item.sop_class_uid = UID(uid)
+        item.service_class_application_information = b"\x01"
         items.append(item)
     return items

@@ -16,8 +16,10 @@ from config.settings import Settings
 from index import query as catalogue_query
 from index.archive import Archive, StoredInstance
 from index.files import incoming_prefix
+from index.on_demand import OnDemand
+from index.questions import Questions
 from index.similarity import Similarity
-from scp import commitment, query, retrieve, similarity, storage
+from scp import asking, commitment, query, retrieve, similarity, storage
 from scp.askers import Askers
 from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE, Proposal
@@ -25,8 +27,9 @@ from scp.destination import Destination
 from scp.errors import NotOffered, PeerError, UnknownDestination
 from scp.link import Link
 from scp.messages import ActionRequest, Answer, FindRequest, Originator, RetrieveRequest, StoreRequest
-from scp.question import question
+from scp.question import Question, question
 from scp.requestor import Peer, Timeouts, connect
+from scp.similarity import Desk
 from scp.tls import client_context
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class NodeServices:
         self._entities = settings.entity_table()
         self._tls = _client_context(settings)
         self._similarity = similarity_search
+        self._questions = _questions(archive, settings) if similarity_search is not None else None
         self._askers = askers
 
     def peer(self, entity: ApplicationEntity) -> Peer:
@@ -100,15 +104,18 @@ class NodeServices:
         return Path(name)
 
     def store(self, caller: Caller, request: StoreRequest) -> Answer:
-        """Answer a C-STORE."""
+        """Answer a C-STORE: an image to keep or, at the similarity AE, one to ask about."""
+        if caller.asks_similarity:
+            nesting = self._settings.archive.max_nesting
+            return asking.receive(self._questions, caller, request, max_nesting=nesting)
         return storage.store(self._archive, caller, request)
 
     def find(self, caller: Caller, request: FindRequest) -> Iterator[Answer]:
         """Answer a C-FIND: the catalogue's rows, or similar cases where the request asks for them."""
-        ask = question(request, caller)
+        ask = self._question(caller, request)
         if ask is None:
             return query.find(self._archive, caller, request)
-        return similarity.find(self._searcher(), self._archive, self._settings.similarity, caller, request, ask)
+        return similarity.find(self._desk(), caller, request, ask)
 
     def retrieve(self, caller: Caller, request: RetrieveRequest, link: Link | None) -> Iterator[Answer]:
         """Answer a C-MOVE or, with the association to send on, a C-GET."""
@@ -137,11 +144,9 @@ class NodeServices:
 
     def _matches(self, caller: Caller, request: RetrieveRequest) -> list[StoredInstance]:
         sop_class = QUERY_RETRIEVE[request.sop_class_uid]
-        ask = question(request, caller)
+        ask = self._question(caller, request)
         if ask is not None:
-            return similarity.matches(
-                self._searcher(), self._archive, self._settings.similarity, caller, request, ask
-            )
+            return similarity.matches(self._desk(), caller, request, ask)
         options = replace(request.options, lenient=caller.lenient)
         parsed = catalogue_query.parse_identifier(
             request.identifier, sop_class.model, retrieve=True, options=options
@@ -169,10 +174,29 @@ class NodeServices:
             _LOG.warning("%s", error)
             raise
 
-    def _searcher(self) -> Similarity:
-        if self._similarity is None:
+    def _question(self, caller: Caller, request: FindRequest | RetrieveRequest) -> Question | None:
+        questions = self._questions
+
+        def has_sent() -> bool:
+            may_ask = questions is not None and Right.SIMILAR in caller.rights
+            return may_ask and questions is not None and questions.current(caller.title) is not None
+
+        return question(request, caller, has_sent)
+
+    def _desk(self) -> Desk:
+        if self._similarity is None or self._questions is None:
             raise NotOffered("similarity is switched off in the settings of this node")
-        return self._similarity
+        return Desk(self._archive, self._similarity, self._questions, self._settings.similarity)
+
+
+def _questions(archive: Archive, settings: Settings) -> Questions:
+    own = settings.similarity
+    return Questions(
+        archive,
+        OnDemand(archive, timeout_s=own.embed_timeout_s),
+        kept_s=60.0 * own.question_minutes,
+        most_images=own.question_images,
+    )
 
 
 def _client_context(settings: Settings) -> SSLContext | None:

@@ -1,14 +1,15 @@
 """Similar cases over DICOM, through two doors: the private block in an Identifier, and an AE title of its own.
 
 Door 1 is the block of `scp.private_elements`, in the node's own SOP classes or in any Query/Retrieve Identifier. Door 2
-is ``<AET>_SIM``, where a reference (``~<ref>``) in an ordinary key asks, for viewers that know nothing of this.
+is ``<AET>_SIM``, where a reference (``~<ref>``) in an ordinary key asks, or an image that was sent there before
+(`scp.asking`), for viewers that know nothing of this.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -17,14 +18,17 @@ from config.application_entities import Right
 from config.settings import SimilaritySettings
 from index import query as catalogue_query
 from index.archive import Archive, StoredInstance
-from index.errors import ArchiveError, InvalidIdentifier
+from index.errors import ArchiveError, InvalidIdentifier, UnknownQuery
 from index.keys import Level
 from index.query import Model, QueryOptions
+from index.questions import Questions
 from index.similarity import (
     Aggregation,
     Exclude,
     Neighbour,
+    Reference,
     SearchMode,
+    Sent,
     Similarity,
     SimilarityAnswer,
     SimilarityRequest,
@@ -47,14 +51,17 @@ _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _LONGEST_LO = 64
 
 
-def find(
-    search: Similarity,
-    archive: Archive,
-    settings: SimilaritySettings,
-    caller: Caller,
-    request: FindRequest,
-    asked: Question,
-) -> Iterator[Answer]:
+@dataclass(frozen=True)
+class Desk:
+    """Who answers similarity queries, and by which settings."""
+
+    archive: Archive
+    search: Similarity
+    questions: Questions
+    settings: SimilaritySettings
+
+
+def find(desk: Desk, caller: Caller, request: FindRequest, asked: Question) -> Iterator[Answer]:
     """Yield one Pending answer a neighbour, in rank order, then the final one.
 
     Raises
@@ -63,128 +70,135 @@ def find(
         The caller lacks the right ``similar`` (0124).
     InvalidIdentifier, UnknownQuery, NotEmbedded, UnknownModel, WrongDimension
         A900, C001, C002, C003, C004.
+    QueryCancelled
+        C-CANCEL came while something was being embedded (FE00).
     """
-    answer, wanted = _search(search, archive, caller, request, asked, settings.default_k)
+    answer, wanted = _search(desk, caller, request, asked, desk.settings.default_k)
     all_supported = wanted.filter is None or wanted.filter.all_supported
+    identifiers = _identifiers(desk.archive, request.identifier, wanted.level, answer.neighbours)
     for neighbour in answer.neighbours:
         if request.cancelled():
             yield Answer(CANCELLED)
             return
-        identifier = _identifier(archive, request.identifier, wanted.level, neighbour)
+        identifier = identifiers.get(_entity(wanted.level, neighbour))
         if identifier is None:
             continue
-        if asked.references:
-            if settings.decorate:
-                _decorate(identifier, neighbour)
-        else:
+        if asked.is_private:
             put_block(identifier, _block(neighbour, answer))
+        else:
+            _show(identifier, neighbour, asked, desk.settings)
         yield Answer(PENDING if all_supported else PENDING_WARNING, complete(identifier, caller))
+    if wanted.sent is not None:
+        desk.questions.close(caller.title)
     yield Answer(SUCCESS)
 
 
-def matches(
-    search: Similarity,
-    archive: Archive,
-    settings: SimilaritySettings,
-    caller: Caller,
-    request: RetrieveRequest,
-    asked: Question,
-) -> list[StoredInstance]:
+def matches(desk: Desk, caller: Caller, request: RetrieveRequest, asked: Question) -> list[StoredInstance]:
     """Return the instances of the neighbours, the best neighbour's first, at most those of `MOST_RETRIEVED`."""
-    most = min(settings.default_k, MOST_RETRIEVED)
+    most = min(desk.settings.default_k, MOST_RETRIEVED)
     if int(asked.block.get("MaximumResults", 1)) > MOST_RETRIEVED:
-        raise InvalidIdentifier(f"a retrieve sends at most {MOST_RETRIEVED} neighbours")
-    answer, wanted = _search(search, archive, caller, request, asked, most)
+        raise InvalidIdentifier(f"a retrieve sends at most {MOST_RETRIEVED} neighbours", element="MaximumResults")
+    answer, wanted = _search(desk, caller, request, asked, most)
     found = []
     for neighbour in answer.neighbours:
-        parsed = catalogue_query.parse_identifier(_uids(wanted.level, neighbour), Model.STUDY_ROOT, retrieve=True)
-        found.extend(catalogue_query.instances(archive, parsed))
+        parsed = catalogue_query.parse_identifier(_uids(wanted.level, [neighbour]), Model.STUDY_ROOT, retrieve=True)
+        found.extend(catalogue_query.instances(desk.archive, parsed))
     return found
 
 
 def _search(
-    search: Similarity,
-    archive: Archive,
-    caller: Caller,
-    request: FindRequest | RetrieveRequest,
-    asked: Question,
-    default_k: int,
+    desk: Desk, caller: Caller, request: FindRequest | RetrieveRequest, asked: Question, default_k: int
 ) -> tuple[SimilarityAnswer, SimilarityRequest]:
-    what = ", ".join([*asked.references, *(f"{key}={value!s:.80}" for key, value in asked.block.items())])
+    """Answer and leave an audit record: who, what, by which model, how many, or why not."""
+    what = "asked" if isinstance(request, FindRequest) else f"retrieved to {request.destination or caller.title}"
     try:
         caller.require(Right.SIMILAR)
-        wanted = _request(archive, request, asked, default_k)
-        answer = search.search(wanted)
+        wanted = _request(desk, caller, request, asked, default_k)
+        answer = desk.search.search(wanted, request.cancelled)
     except (ArchiveError, ScpError) as error:
-        AUDIT.info("similar cases refused to %s, called %s: %s: %s", caller, caller.called, what, error)
+        AUDIT.info(
+            "similar cases refused to %s, called %s: %s: %s: %s", caller, caller.called, what, asked, error
+        )
         raise
     AUDIT.info(
-        "similar cases asked by %s, called %s: %s like %s, k=%d: %d neighbours",
-        caller, caller.called, wanted.level, what, wanted.k, len(answer.neighbours),
+        "similar cases %s by %s, called %s: %s like %s, k=%d, model %s: %d neighbours",
+        what, caller, caller.called, wanted.level, asked, wanted.k, answer.model_id, len(answer.neighbours),
     )  # fmt: skip
     return answer, wanted
 
 
 def _request(
-    archive: Archive, request: FindRequest | RetrieveRequest, asked: Question, default_k: int
+    desk: Desk, caller: Caller, request: FindRequest | RetrieveRequest, asked: Question, default_k: int
 ) -> SimilarityRequest:
     if len(asked.references) > 1:
         raise InvalidIdentifier(f"one reference (~...) can be asked about, got {len(asked.references)}")
-    if asked.references and asked.block:
+    if asked.references and asked.names_something:
         raise InvalidIdentifier("ask by a reference (~...) or by the private block, not by both")
-    level = catalogue_query.parse_level(request.identifier, Model.STUDY_ROOT)
-    keys = catalogue_query.parse_identifier(request.identifier, Model.STUDY_ROOT, options=QueryOptions(relational=True))
-    if asked.references:
-        found = resolve_reference(archive, asked.references[0])
-        return SimilarityRequest(
-            level=level,
-            sop_instance_uid=found.sop_instance_uid,
-            series_instance_uid=found.series_instance_uid,
-            study_instance_uid=found.study_instance_uid,
-            k=found.k or default_k,
-            filter=keys,
-        )
+    reference = resolve_reference(desk.archive, asked.references[0].text) if asked.references else Reference()
+    sent = None
+    if reference.is_bare and asked.about_sent and not asked.names_something:
+        sent = _sent(desk, caller)
     block = asked.block
-    plain = SimilarityRequest(
-        level=level,
-        sop_instance_uid=block.get("QuerySOPInstanceUID", ""),
-        series_instance_uid=block.get("QuerySeriesInstanceUID", ""),
-        study_instance_uid=block.get("QueryStudyInstanceUID", ""),
+    named = SimilarityRequest(
+        level=catalogue_query.parse_level(request.identifier, Model.STUDY_ROOT),
+        sop_instance_uid=reference.sop_instance_uid or block.get("QuerySOPInstanceUID", ""),
+        series_instance_uid=reference.series_instance_uid or block.get("QuerySeriesInstanceUID", ""),
+        study_instance_uid=reference.study_instance_uid or block.get("QueryStudyInstanceUID", ""),
         vector=block.get("QueryVector"),
         frame_number=block.get("QueryFrameNumber"),
         region=block.get("QueryRegion"),
-        k=block.get("MaximumResults", default_k),
+        sent=sent,
+        k=reference.k or block.get("MaximumResults", default_k),
         minimum_score=block.get("MinimumScore", 0.0),
-        model_id=block.get("ModelID", ""),
+        model_id=block.get("ModelID", "" if sent is None else sent.model_id),
         aggregation=Aggregation.parse(block["Aggregation"]) if "Aggregation" in block else None,
-        mode=SearchMode.parse(block.get("SearchMode", SearchMode.EXACT)),
-        filter=keys,
+        mode=SearchMode.parse(block["SearchMode"]) if "SearchMode" in block else None,
+        filter=catalogue_query.parse_identifier(
+            request.identifier, Model.STUDY_ROOT, options=QueryOptions(relational=True)
+        ),
     )
     if "Exclude" in block:
-        return replace(plain, exclude=frozenset(Exclude.parse(term) for term in block["Exclude"]))
-    return plain
+        return replace(named, exclude=frozenset(Exclude.parse(term) for term in block["Exclude"]))
+    return named
 
 
-def _uids(level: Level, neighbour: Neighbour) -> Dataset:
-    """Identifier that selects just this neighbour."""
+def _sent(desk: Desk, caller: Caller) -> Sent:
+    sent = desk.questions.current(caller.title)
+    if sent is None:
+        raise UnknownQuery(f"{caller.title} has sent no image in the last {desk.settings.question_minutes:g} minutes")
+    return sent
+
+
+def _uids(level: Level, neighbours: Sequence[Neighbour]) -> Dataset:
+    """Identifier that selects just these neighbours."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level.value
-    values = (neighbour.study_instance_uid, neighbour.series_instance_uid, neighbour.sop_instance_uid)
-    for keyword, value in zip(_UIDS[: level.depth], values, strict=False):
-        setattr(identifier, keyword, value)
+    for place, keyword in enumerate(_UIDS[: level.depth]):
+        setattr(identifier, keyword, [_entity(level, neighbour)[place] for neighbour in neighbours])
     return identifier
 
 
-def _identifier(archive: Archive, asked: Dataset, level: Level, neighbour: Neighbour) -> Dataset | None:
-    """The catalogue's answer for this neighbour with the keys asked for; None when it was deleted meanwhile."""
+def _entity(level: Level, neighbour: Neighbour) -> tuple[str, ...]:
+    """The UIDs of what is answered, from the study down to `level`."""
+    uids = (neighbour.study_instance_uid, neighbour.series_instance_uid, neighbour.sop_instance_uid)
+    return uids[: level.depth]
+
+
+def _identifiers(
+    archive: Archive, asked: Dataset, level: Level, neighbours: Sequence[Neighbour]
+) -> dict[tuple[str, ...], Dataset]:
+    """The catalogue's answers with the keys asked for, by their UIDs; what was deleted meanwhile is missing."""
+    if not neighbours:
+        return {}
     identifier = Dataset()
     for element in asked:
         identifier.add_new(element.tag, element.VR, None)
-    identifier.update(_uids(level, neighbour))
+    identifier.update(_uids(level, neighbours))
     if "SpecificCharacterSet" in asked:
         identifier.SpecificCharacterSet = asked.SpecificCharacterSet
     parsed = catalogue_query.parse_identifier(identifier, Model.STUDY_ROOT)
-    return next(catalogue_query.find(archive, parsed), None)
+    found = catalogue_query.find(archive, parsed)
+    return {tuple(str(answer[keyword].value) for keyword in _UIDS[: level.depth]): answer for answer in found}
 
 
 def _block(neighbour: Neighbour, answer: SimilarityAnswer) -> dict[str, Any]:
@@ -201,11 +215,15 @@ def _block(neighbour: Neighbour, answer: SimilarityAnswer) -> dict[str, Any]:
     }
 
 
-def _decorate(identifier: Dataset, neighbour: Neighbour) -> None:
-    """Show rank and score in the columns that every viewer has; only the response is touched."""
-    if "StudyDescription" in identifier:
-        original = str(identifier.StudyDescription or "")
-        shown = f"#{neighbour.rank:02d} {neighbour.score:.3f} | {original}"
-        identifier.StudyDescription = shown[:_LONGEST_LO].rstrip()
-    if "StudyID" in identifier:
-        identifier.StudyID = f"SIM-{neighbour.rank:02d}"
+def _show(identifier: Dataset, neighbour: Neighbour, asked: Question, settings: SimilaritySettings) -> None:
+    """Show rank and score in the columns that every viewer has, and what was typed; only the response is touched."""
+    if settings.decorate:
+        if "StudyDescription" in identifier:
+            original = str(identifier.StudyDescription or "")
+            shown = f"#{neighbour.rank:02d} {neighbour.score:.3f} | {original}"
+            identifier.StudyDescription = shown[:_LONGEST_LO].rstrip()
+        if "StudyID" in identifier:
+            identifier.StudyID = f"SIM-{neighbour.rank:02d}"
+    if settings.echo:
+        for reference in asked.references:
+            setattr(identifier, reference.keyword, reference.text.strip("* "))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from config.application_entities import Right
 from index.archive import Archive
 from scp.caller import Caller
-from scp.errors import NotOffered
 from scp.messages import Answer, StoreRequest
 from scp.status import STORED_WITH_A_WARNING, SUCCESS, Status
 
@@ -20,14 +19,10 @@ def store(archive: Archive, caller: Caller, request: StoreRequest) -> Answer:
     ------
     NotAuthorized
         The caller may not store (0124).
-    NotOffered
-        It called the similarity AE, which archives nothing (0122).
     InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace
         See `index.archive.Archive.ingest` (A900 or C000, B006, A900, A700).
     """
     try:
-        if caller.asks_similarity:
-            raise NotOffered(f"{caller.called} archives nothing: store to the node's own AE title")
         caller.require(Right.STORE)
         ingested = archive.ingest(
             request.file,

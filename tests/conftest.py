@@ -258,7 +258,8 @@ class ServedNode:
         """Number of jobs by state, recurring ones aside."""
         self._archive = self._archive or Archive(self.data)
         return dict(self._archive.database.execute(
-            "SELECT state, count(*) FROM job WHERE kind NOT IN ('scrub', 'retention') GROUP BY state"
+            "SELECT state, count(*) FROM job "
+            "WHERE kind NOT IN ('scrub', 'retention', 'look_after_vectors') GROUP BY state"
         ).fetchall())
 
     def kill(self) -> None:

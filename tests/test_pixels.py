@@ -9,7 +9,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
-from pydicom.uid import MRImageStorage, UltrasoundImageStorage
+from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage, UltrasoundImageStorage
 
 from index.encoders.pixels import NoPixels, Region, canonical_frames
 from index.encoders.slices import spread
@@ -171,7 +171,7 @@ def test_values_that_are_not_finite_are_black(make: Make) -> None:
 def test_colour_becomes_luminance(make: Make) -> None:
     grey = (SCENE // 4).astype(np.uint8)
     rgb = np.stack([grey, grey, grey], axis=-1)
-    expected = image(make(grey))
+    expected = image(make(grey, SOPClassUID=SecondaryCaptureImageStorage))
     ybr = convert_color_space(rgb, "RGB", "YBR_FULL")
     np.testing.assert_allclose(image(make(rgb)), expected, atol=1e-5)
     np.testing.assert_allclose(image(make(ybr, PhotometricInterpretation="YBR_FULL")), expected, atol=0.02)
@@ -188,7 +188,21 @@ def test_palette_becomes_luminance(make: Make) -> None:
     for colour in ("Red", "Green", "Blue"):
         setattr(dataset, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
         setattr(dataset, f"{colour}PaletteColorLookupTableData", table.tobytes())
-    np.testing.assert_allclose(image(dataset), image(make(255 - indices)), atol=1e-5)
+    expected = image(make(255 - indices, SOPClassUID=SecondaryCaptureImageStorage))
+    np.testing.assert_allclose(image(dataset), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sop_class", [SecondaryCaptureImageStorage, UltrasoundImageStorage])
+def test_a_rendered_image_keeps_its_greys(make: Make, sop_class: str) -> None:
+    dim = (SCENE // 8).astype(np.uint8)
+    told = image(make(dim, SOPClassUID=sop_class))
+    assert told.max() == pytest.approx(dim.max() / 255.0, abs=0.02)
+    inverted = image(make(255 - dim, SOPClassUID=sop_class, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_allclose(inverted, told, atol=1e-5)
+    deeper = make(dim.astype(np.uint16) * 16, SOPClassUID=sop_class)  # 12 bits of nobody knows what
+    assert image(deeper).max() == pytest.approx(1.0, abs=0.02)
+
+
 
 
 def test_each_frame_has_its_own_transformation(make: Make) -> None:

@@ -33,7 +33,7 @@ def test_it_answers_stores_and_finds(serve, dcmtk, make_file):
 def test_it_stops_cleanly_and_leaves_no_process(serve, number):
     node = serve()
     processes = node.processes()
-    assert set(processes) == {"supervisor", "network", "worker-1"}
+    assert set(processes) == {"supervisor", "network", "worker-1", "encoder"}
     os.kill(processes["supervisor"], number)
     assert node.wait() == 0
     assert not node.alive(processes.values())
@@ -75,7 +75,7 @@ def test_a_job_that_is_running_at_sigterm_goes_back_to_the_queue(serve, tharsis,
     assert job.attempts == 0, "being stopped is no failed attempt"
 
 
-@pytest.mark.parametrize("name", ["network", "worker-1"])
+@pytest.mark.parametrize("name", ["network", "worker-1", "encoder"])
 def test_a_process_that_dies_is_restarted_and_said_so(serve, wait_until, dcmtk, name):
     node = serve()
     dead = node.processes()[name]
@@ -205,7 +205,7 @@ def test_status_and_jobs_tell_what_the_node_does(serve, tharsis, wait_until, mak
     assert told["node"]["port"] == node.port
     assert told["encoders"][0]["embeddings"] == 2
     kinds = {job["kind"] for job in json.loads(tharsis("jobs", "list", "--data", node.data, "--json").stdout)}
-    assert kinds == {"series_stable", "embed", "scrub", "retention"}
+    assert kinds == {"series_stable", "embed", "scrub", "retention", "look_after_vectors"}
 
 
 def test_an_unknown_caller_is_refused_when_the_settings_say_so(serve, dcmtk):

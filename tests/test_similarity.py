@@ -395,8 +395,10 @@ def test_minimum_score_cuts_the_tail(similarity: Similarity) -> None:
         ({"sop_instance_uid": "1.2", "minimum_score": float("nan")}, "0 to 1"),
         ({"sop_instance_uid": "1.2", "level": Level.PATIENT}, "not PATIENT"),
         ({"sop_instance_uid": "1.2", "aggregation": Aggregation.SERIES_MEAN}, "ranks series"),
-        ({"sop_instance_uid": "1.2", "mode": SearchMode.APPROX}, "EXACT"),
-        ({"sop_instance_uid": "1.2", "region": (0, 0, 8, 8)}, "region"),
+        ({"sop_instance_uid": "1.2", "region": (0, 0, 8, 0)}, "width and height"),
+        ({"sop_instance_uid": "1.2", "region": (-1, 0, 8, 8)}, "width and height"),
+        ({"sop_instance_uid": "1.2", "region": (0, 0, 8)}, "width and height"),
+        ({"series_instance_uid": "1.2", "region": (0, 0, 8, 8)}, "needs its query instance"),
     ],
 )
 def test_bad_requests_are_refused(values: dict[str, Any], message: str) -> None:
@@ -536,6 +538,10 @@ def test_models_never_meet(tmp_path: Path) -> None:
         (f"~{ROOT}.4.2 ", Reference(study_instance_uid=f"{ROOT}.4.2")),
         (f"~{ROOT}.4.2.1", Reference(series_instance_uid=f"{ROOT}.4.2.1")),
         (f"~{ROOT}.4.2.1.1:k=1", Reference(sop_instance_uid=f"{ROOT}.4.2.1.1", k=1)),
+        ("~", Reference()),
+        ("*~*", Reference()),
+        ("SIM::k=3", Reference(k=3)),
+        ("*~:k=3*", Reference(k=3)),
     ],
 )
 def test_references(archive: Archive, value: str, expected: Reference) -> None:
@@ -545,9 +551,7 @@ def test_references(archive: Archive, value: str, expected: Reference) -> None:
 @pytest.mark.parametrize(
     ("value", "error"),
     [
-        ("~", InvalidIdentifier),
-        ("*~*", InvalidIdentifier),
-        ("SIM::k=3", InvalidIdentifier),
+        ("~:k=0", InvalidIdentifier),
         ("~P3:k=0", InvalidIdentifier),
         ("~P3:k=501", InvalidIdentifier),
         ("~P3:k=ten", InvalidIdentifier),

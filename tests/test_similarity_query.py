@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 from pynetdicom import AE, build_role, evt
 
 from index import embeddings
@@ -134,11 +140,48 @@ def test_neighbours_come_in_rank_order(node, model, syntax, level):
         ({"QuerySeriesInstanceUID": _series(0), "MaximumResults": 1}, {"Modality": "MR"}, [2]),
         ({"QuerySeriesInstanceUID": _series(0)}, {"PatientID": "P3"}, [3]),
         ({"QuerySeriesInstanceUID": _series(0), "Exclude": ["SAME_SERIES", "SAME_PATIENT"]}, {}, [1, 2, 3]),
+        ({"QuerySeriesInstanceUID": _series(0), "SearchMode": "EXACT"}, {}, [1, 2, 3]),
+        ({"QuerySOPInstanceUID": f"{ROOT}.9.1", "QueryFrameNumber": 1}, {}, [1, 2, 3]),
+        *[
+            ({"QueryStudyInstanceUID": _study(0), "Aggregation": aggregation, "MaximumResults": 2}, {}, [1, 2])
+            for aggregation in ("INSTANCE", "SERIES_MEAN", "SERIES_MAX", "LATE_INTERACTION")
+        ],
+        ({"QuerySeriesInstanceUID": _series(0), "MaximumResults": 500, "MinimumScore": 0.0}, {}, [1, 2, 3]),
+        (
+            {"QuerySeriesInstanceUID": _series(3), "MaximumResults": 2, "MinimumScore": 0.9, "ModelID": MODEL,
+             "Aggregation": "LATE_INTERACTION", "Exclude": ["SAME_STUDY"], "SearchMode": "EXACT"},
+            {"StudyDate": "20240101-20241231", "Modality": "CT"}, [1, 0],
+        ),
     ],
-)
-def test_what_is_asked_shapes_the_answer(node, block, keys, cases):
-    identifier = _identifier("SERIES", block, **{"StudyInstanceUID": "", **keys})
+)  # fmt: skip
+@pytest.mark.parametrize("level", ["STUDY", "SERIES"])
+def test_what_is_asked_shapes_the_answer(node, block, keys, cases, level):
+    keys = {{"Modality": "ModalitiesInStudy"}.get(key, key) if level == "STUDY" else key: keys[key] for key in keys}
+    identifier = _identifier(level, block, **{"StudyInstanceUID": "", **keys})
     assert _cases(_find(node, identifier)) == cases
+
+
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
+def test_every_element_of_the_request_arrives_in_every_encoding(node, syntax):
+    """A vector beside case 3 and its mirror image beside case 0: a byte order mistaken gives neither."""
+    order = ">f4" if syntax == ExplicitVRBigEndian else "<f4"
+    for angle, cases in ((31.0, [3, 2]), (-1.0, [0, 1])):
+        vector = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))]).astype(order)
+        block = {
+            "QueryVector": vector.tobytes(), "MaximumResults": 2, "MinimumScore": 0.5, "ModelID": MODEL,
+            "Aggregation": "INSTANCE", "Exclude": ["SAME_SERIES", "SAME_STUDY"], "SearchMode": "EXACT",
+        }  # fmt: skip
+        answers = _find(node, _identifier("IMAGE", block, StudyInstanceUID=""), syntax=syntax)
+        assert _cases(answers) == cases
+        assert _private(answers[0][1], "MatchedSOPInstanceUID") == f"{ROOT}.9.{cases[0] + 1}"
+
+
+def test_a_key_that_is_not_supported_makes_the_answers_ff01(node):
+    block = {"QueryStudyInstanceUID": _study(0)}
+    identifier = _identifier("STUDY", block, StudyInstanceUID="", PatientMotherBirthName="")
+    assert [status.Status for status, _ in _find(node, identifier)] == [0xFF01] * 3 + [0x0000]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +191,17 @@ def test_what_is_asked_shapes_the_answer(node, block, keys, cases):
         (None, "SERIES", 0xA900),
         ({"QuerySeriesInstanceUID": _series(0), "QueryStudyInstanceUID": _study(0)}, "SERIES", 0xA900),
         ({"QuerySeriesInstanceUID": _series(0), "MaximumResults": 501}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "MaximumResults": 0}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "MinimumScore": 1.5}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "QueryFrameNumber": 1}, "SERIES", 0xA900),
+        ({"QuerySOPInstanceUID": f"{ROOT}.9.1", "QueryFrameNumber": 2}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "QueryRegion": [0, 0, 4, 4]}, "SERIES", 0xA900),
+        ({"QuerySOPInstanceUID": f"{ROOT}.9.1", "QueryRegion": [0, 0, 4, 0]}, "SERIES", 0xA900),
+        ({"QuerySOPInstanceUID": f"{ROOT}.9.1", "QueryRegion": [0, 0, 4]}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "Exclude": ["SAME_SERIES", "SAME_ROOM"]}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "SearchMode": "FAST"}, "SERIES", 0xA900),
+        ({"QuerySeriesInstanceUID": _series(0), "Aggregation": "SERIES_MAX"}, "IMAGE", 0xA900),
+        ({"QueryVector": np.zeros(2, np.float32).tobytes()}, "SERIES", 0xA900),
         ({"QuerySeriesInstanceUID": _series(0), "Aggregation": "SOMEHOW"}, "SERIES", 0xA900),
         ({"QuerySeriesInstanceUID": _series(0)}, "PATIENT", 0xA900),
         ({"QuerySeriesInstanceUID": "1.2.3"}, "SERIES", 0xC001),
@@ -259,7 +313,7 @@ def test_a_value_that_lost_its_vr_is_refused_and_not_guessed(node, dcmtk):
 # Retrieve with request keys
 
 
-def _get(node, identifier, model, *, calling="DOCTOR"):
+def _get(node, identifier, model, *, calling="DOCTOR", called="THARSIS"):
     got = []
     entity = AE(calling)
     entity.add_requested_context(model, ExplicitVRLittleEndian)
@@ -270,7 +324,7 @@ def _get(node, identifier, model, *, calling="DOCTOR"):
         return 0
 
     assoc = entity.associate(
-        "127.0.0.1", node.port, ae_title="THARSIS", ext_neg=[build_role(CTImageStorage, scp_role=True)],
+        "127.0.0.1", node.port, ae_title=called, ext_neg=[build_role(CTImageStorage, scp_role=True)],
         evt_handlers=[(evt.EVT_C_STORE, keep)],
     )  # fmt: skip
     answers = list(assoc.send_c_get(identifier, model))
@@ -350,7 +404,7 @@ def test_a_reference_at_series_level(node):
     assert [match.SeriesInstanceUID for _, match in answers[:-1]] == [_series(1), _series(2), _series(3)]
 
 
-@pytest.mark.parametrize(("text", "code"), [("~NOBODY", 0xC001), ("~A4", 0xC002), ("~A0:x=3", 0xA900), ("~", 0xA900)])
+@pytest.mark.parametrize(("text", "code"), [("~NOBODY", 0xC001), ("~A4", 0xC002), ("~A0:x=3", 0xA900), ("~", 0xC001)])
 def test_a_reference_that_cannot_be_answered(node, text, code):
     [(status, _)] = _ask(node, PatientID=text)
     assert status.Status == code
@@ -375,10 +429,58 @@ def test_on_the_first_title_a_reference_is_just_text(node):
     assert [status.Status for status, _ in _find(node, identifier, STUDY_ROOT_FIND)] == [0x0000]
 
 
-def test_decoration_can_be_turned_off(node, monkeypatch):
+def test_a_reference_and_the_elements_of_the_block_go_together(node):
+    block = {"MaximumResults": 2, "MinimumScore": 0.975}
+    identifier = _identifier("SERIES", block, StudyInstanceUID="", SeriesInstanceUID="", PatientID="~A0")
+    answers = _find(node, identifier, STUDY_ROOT_FIND, called="THARSIS_SIM")
+    assert _cases(answers) == [1]
+    assert _private(answers[0][1], "Rank") == 1
+
+
+def test_filters_apply_to_a_reference_as_well(node):
+    assert _cases(_ask(node, PatientID="~A0", ModalitiesInStudy="MR")) == [2]
+    assert _cases(_ask(node, StudyID="~A0:k=1", PatientID="P3")) == [3]
+
+
+def test_the_series_level_shows_it_too(node):
+    answers = _ask(node, "SERIES", PatientID="~A0", SeriesInstanceUID="")
+    assert [match.StudyID for _, match in answers[:-1]] == ["SIM-01", "SIM-02", "SIM-03"]
+    assert answers[0][1].StudyDescription.startswith("#01 ")
+
+
+def test_a_column_that_was_not_asked_for_is_not_added(node):
+    identifier = _identifier("STUDY", StudyInstanceUID="", PatientID="~A0")
+    match = _find(node, identifier, STUDY_ROOT_FIND, called="THARSIS_SIM")[0][1]
+    assert "StudyDescription" not in match
+    assert "StudyID" not in match
+
+
+def _set(node, monkeypatch, **values):
+    """Change settings of a running node's similarity."""
     services = node.server._acceptor._services
-    plain = node.settings.similarity.model_copy(update={"decorate": False})
-    monkeypatch.setattr(services, "_settings", node.settings.model_copy(update={"similarity": plain}))
+    changed = node.settings.similarity.model_copy(update=values)
+    monkeypatch.setattr(services, "_settings", node.settings.model_copy(update={"similarity": changed}))
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "AccessionNumber", "StudyDescription"])
+def test_what_was_typed_can_be_echoed(node, monkeypatch, keyword):
+    _set(node, monkeypatch, echo=True)
+    answers = _ask(node, **{"AccessionNumber": "", keyword: "*~a0*"})
+    for rank, (_, match) in enumerate(answers[:-1], start=1):
+        told = {"PatientID": f"P{rank}", "AccessionNumber": f"A{rank}", keyword: "~a0"}
+        assert {name: match[name].value for name in told} == told
+        assert match.StudyID == f"SIM-{rank:02d}"
+
+
+def test_retrieving_there_by_uids_is_ordinary(node):
+    identifier = _identifier("STUDY", StudyInstanceUID=_study(2))
+    answers, got = _get(node, identifier, STUDY_ROOT_GET, calling="STUDENT", called="THARSIS_SIM")
+    assert answers[-1][0].Status == 0x0000
+    assert got == [f"{ROOT}.9.3"]
+
+
+def test_decoration_can_be_turned_off(node, monkeypatch):
+    _set(node, monkeypatch, decorate=False)
     answers = _ask(node, PatientID="~A0")
     assert answers[0][1].StudyDescription == "Head 1"
     assert answers[0][1].StudyID == "S1"

@@ -2,7 +2,8 @@
 
 The modality transformation is applied (PS3.3 C.11.1), an inverted image is turned over, colour becomes luminance,
 padding becomes black. Hounsfield units go through one fixed curve, so that the same tissue has the same grey in every
-CT; everything else is stretched between its own percentiles, since its units mean nothing across scanners.
+CT. Images that are rendered already (colour; Secondary Capture and ultrasound of 8 bits) keep their greys. Everything
+else is stretched between its own percentiles, since its units mean nothing across scanners.
 
 The VOI LUT and the window (PS3.3 C.11.2) are how somebody wanted to look at it: the same image with another window is
 the same image, so they are not applied.
@@ -28,6 +29,9 @@ _HU = (-1000.0, -150.0, 250.0, 1500.0)
 _HU_GREY = (0.0, 0.25, 0.75, 1.0)
 """Half of the grey scale for soft tissue (a window of 400 HU at 50), a quarter each for lung and bone."""
 
+_WHITE = 255.0
+"""In 8 bits."""
+
 _PERCENTILES = (0.5, 99.5)
 _SAMPLE = 1 << 20
 """At most about this many pixels are looked at for the percentiles."""
@@ -37,6 +41,9 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """Root of the UIDs of all Secondary Capture SOP Classes."""
+
+_RENDERED = (_SECONDARY_CAPTURE, "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1")
+"""Secondary Capture, Ultrasound Image and Ultrasound Multi-frame Image."""
 
 _PADDING = ("PixelPaddingValue", "FloatPixelPaddingValue", "DoubleFloatPixelPaddingValue")
 _PADDING_LIMIT = ("PixelPaddingRangeLimit", "FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingRangeLimit")
@@ -77,32 +84,38 @@ def grey(dataset: Dataset, index: int, stored: Stored, photometric: str) -> Grey
         Samples that nothing here knows how to see.
     """
     if stored.ndim == 3 or photometric == "PALETTE COLOR":
-        values = _luminance(dataset, stored, photometric)
+        values, white = _luminance(dataset, stored, photometric)
         valid, is_hounsfield, inverted = np.isfinite(values), False, False
     else:
         values, is_hounsfield = _modality_values(dataset, index, stored)
         valid = np.isfinite(values) & ~_padding(dataset, stored)
         inverted = _is_inverted(dataset, photometric)
+        white = _white(dataset, stored)
     if is_hounsfield:
         seen, extent = np.interp(values, _HU, _HU_GREY), _HU[-1] - _HU[0]
+    elif white:
+        seen, extent = values / white, white
     else:
         seen, extent = _between_percentiles(values, valid)
-        if inverted:
-            seen = 1.0 - seen
+    if inverted and not is_hounsfield:
+        seen = 1.0 - seen
     seen[~valid] = 0.0
     return Grey(seen, extent)
 
 
-def _luminance(dataset: Dataset, stored: Stored, photometric: str) -> Frame:
+def _luminance(dataset: Dataset, stored: Stored, photometric: str) -> tuple[Frame, float]:
+    """Return the luminance of colour, and the value that is white; 0 where nobody can tell."""
     if photometric == "PALETTE COLOR":
-        return np.asarray(apply_color_lut(stored, dataset)[..., :3] @ _LUMINANCE, dtype=np.float64)
+        colours = np.asarray(apply_color_lut(stored, dataset)[..., :3])
+        return np.asarray(colours @ _LUMINANCE, dtype=np.float64), float(np.iinfo(colours.dtype).max)
+    white = _WHITE if stored.dtype == np.uint8 else 0.0
     if stored.shape[2] != 3:
         raise ValueError(f"{stored.shape[2]} samples per pixel as {photometric}, expected 1 or 3")
     if photometric.startswith("YBR"):
-        return stored[..., 0].astype(np.float64)
+        return stored[..., 0].astype(np.float64), white
     if photometric != "RGB":
         raise ValueError(f"colour as {photometric}, expected RGB, YBR or a palette")
-    return np.asarray(stored @ _LUMINANCE, dtype=np.float64)
+    return np.asarray(stored @ _LUMINANCE, dtype=np.float64), white
 
 
 def _padding(dataset: Dataset, stored: Stored) -> Mask:
@@ -134,6 +147,14 @@ def _modality_values(dataset: Dataset, index: int, stored: Stored) -> tuple[Fram
     is_capture = str(dataset.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
     kind = str(transformation.get("RescaleType", "") or ("US" if is_capture else "HU"))
     return values * float(slope) + float(intercept), may_be_hounsfield and kind == "HU"
+
+
+def _white(dataset: Dataset, stored: Stored) -> float:
+    """Return the value that is white in a monochrome image that is rendered already, 0 in any other."""
+    is_plain = not any(dataset.get(keyword) for keyword in ("RescaleSlope", "ModalityLUTSequence"))
+    is_byte = stored.dtype == np.uint8 and int(dataset.get("BitsStored") or 0) == 8
+    is_rendered = str(dataset.get("SOPClassUID", "")).startswith(_RENDERED)
+    return _WHITE if is_byte and is_plain and is_rendered else 0.0
 
 
 def _is_projection(dataset: Dataset) -> bool:
