@@ -53,8 +53,7 @@ class Problem:
     """The vectors, the queries and, once known, the true neighbours."""
 
     def __init__(self, count: int, dimension: int, queries: int) -> None:
-        everything = clustered(count + queries, dimension)
-        self.vectors, self.queries = everything[:count], everything[count:]
+        self.vectors, self.queries = clustered(count, dimension), clustered(queries, dimension, draw=1)
         self.truth = np.empty((0, K), np.int64)
 
     def judged(self, name: str, ask: Callable[[np.ndarray], np.ndarray], **more: Any) -> Row:
@@ -106,7 +105,8 @@ def node_rows(problem: Problem, archive: Archive, model_id: str, hnsw_up_to: int
     start = time.process_time()
     if made is None:
         made = building.build(archive, model_id, Grain.FRAME, limits, lambda _fraction: None)
-    assert made is not None
+    if made is None or (made.vectors, made.dimension) != problem.vectors.shape:
+        sys.exit(f"expected {problem.vectors.shape} vectors and values in the archive, got {made}")
     size = sum(size for size, _ in made.files.values()) / 1e6
     took: Row = {"build_s": time.process_time() - start, "mb": size}
     first = made.last_id - made.vectors + 1  # row ids follow each other in the archive that `fill` made

@@ -32,25 +32,33 @@ _BLOCK = 1000
 """Series in one transaction."""
 
 
-def clustered(count: int, dimension: int, *, seed: int = 0, clusters: int = 200, rank: int = 32) -> Vectors:
+def clustered(
+    count: int, dimension: int, *, seed: int = 0, draw: int = 0, clusters: int = 200, rank: int = 32
+) -> Vectors:
     """Return unit vectors, axes (count, dimension), around centres of uneven weight, each spread in `rank` directions.
 
     Embeddings look like that: few degrees of freedom around each kind of image, and a little of everything.
+
+    Parameters
+    ----------
+    seed
+        Of the clusters.
+    draw
+        Of the vectors: another one draws others from the same clusters.
     """
-    random = np.random.default_rng(seed)
+    random, rank = np.random.default_rng(seed), min(rank, dimension)
     centres = random.standard_normal((clusters, dimension), dtype=np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     weights = random.dirichlet(np.full(clusters, 1.0))
-    rank = min(rank, dimension)
-    out = np.empty((count, dimension), dtype=np.float32)
+    directions = random.standard_normal((clusters, rank, dimension), dtype=np.float32) / np.float32(np.sqrt(dimension))
+    scales = np.float32(0.6) * np.arange(1, rank + 1, dtype=np.float32) ** np.float32(-0.5)
+    random = np.random.default_rng([seed, draw])
     kinds = random.choice(clusters, count, p=weights)
+    out = random.standard_normal((count, dimension), dtype=np.float32) * np.float32(0.1 / np.sqrt(dimension))
     for kind in range(clusters):
         rows = np.flatnonzero(kinds == kind)
-        directions = random.standard_normal((rank, dimension), dtype=np.float32) / np.sqrt(dimension)
-        scales = np.float32(0.6) * np.arange(1, rank + 1, dtype=np.float32) ** np.float32(-0.5)
-        spread = (random.standard_normal((len(rows), rank), dtype=np.float32) * scales) @ directions
-        noise = random.standard_normal((len(rows), dimension), dtype=np.float32) * np.float32(0.1 / np.sqrt(dimension))
-        out[rows] = centres[kind] + spread + noise
+        along = random.standard_normal((len(rows), rank), dtype=np.float32) * scales
+        out[rows] += centres[kind] + along @ directions[kind]
     out /= np.linalg.norm(out, axis=1, keepdims=True)
     return out
 
