@@ -15,7 +15,7 @@ from index.encoders.learned.size import Size
 from index.encoders.learned.tandem import Tandem
 from index.encoders.learned.whitening import Features
 
-_SHARPNESS = 10.0
+_SHARPNESS = 3.0
 """Features have length √2; a linear classifier that decays would take long to make sure statements of them."""
 
 CHANNELS_LAST = torch.channels_last

@@ -50,7 +50,7 @@ class Recipe:
     patience: float = 0.5
     batch: int = 32
     rate: float = 2e-3
-    fine_tuning: float = 0.7
+    fine_tuning: float = 0.3
     decay: float = 0.05
     averaging: float = 0.1
     contrastive: float = 1.0
