@@ -1,4 +1,7 @@
-"""``tharsis models``: the encoders of an archive, which one answers, and going back to the one before."""
+"""``tharsis models``: the encoders of an archive, which one answers, and going back to the one before.
+
+Encoders bring large libraries with them, which are loaded when a command runs.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,7 @@ from commands.archive import open_archive
 from commands.console import ConfigOption, DataOption, JsonOption, fail, out, print_json
 from index import embeddings
 from index.archive import Archive
-from index.encoders import registry
 from index.errors import UnknownModel, WrongState
-from plugins.embedding import replace_encoder, restore_encoder
 
 models_app = typer.Typer(
     no_args_is_help=True,
@@ -63,6 +64,8 @@ def _figure(value: object) -> str:
 
 
 def _models(archive: Archive) -> list[_Model]:
+    from index.encoders import registry
+
     facts = {weights.model_id: weights.facts for weights in registry.trained(archive)}
     embedded = embeddings.series_embedded(archive)
     whole = max(embedded.values(), default=0)
@@ -84,6 +87,9 @@ def activate(model_id: ModelArgument, config: ConfigOption = None, data: DataOpt
     A worker of the node does that in the background (`tharsis jobs list` shows how far it is); the encoder that was
     active answers until then.
     """
+    from index.encoders import registry
+    from plugins.embedding import replace_encoder
+
     archive = open_archive(config, data)
     try:
         encoder = registry.load(archive, model_id)
@@ -104,6 +110,8 @@ def rollback(config: ConfigOption = None, data: DataOption = None) -> None:
 
     Series that it has not seen, because they came since, are embedded in the background.
     """
+    from plugins.embedding import restore_encoder
+
     archive = open_archive(config, data)
     previous = embeddings.previous_model(archive)
     if previous is None:
@@ -117,6 +125,8 @@ def rollback(config: ConfigOption = None, data: DataOption = None) -> None:
 @models_app.command("delete")
 def delete(model_id: ModelArgument, config: ConfigOption = None, data: DataOption = None) -> None:
     """Delete an encoder that is not active: its vectors and its weights."""
+    from index.encoders import registry
+
     archive = open_archive(config, data)
     try:
         vectors = embeddings.forget(archive, model_id)
