@@ -67,10 +67,14 @@ def cosines(vectors: Vectors, queries: Vectors) -> npt.NDArray[np.float64]:
     Computed in double precision and rounded to 12 decimals: equal vectors have equal cosines wherever they stand, and
     1 with themselves.
     """
-    rows, columns = (side.astype(np.float64) for side in (vectors, queries))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    columns /= np.linalg.norm(columns, axis=1, keepdims=True)
-    return np.asarray(np.clip(np.round(rows @ columns.T, 12), -1.0, 1.0))
+    rows, columns = vectors.astype(np.float64), queries.astype(np.float64)
+    lengths = np.sqrt(np.multiply.outer(_squares(rows), _squares(columns)))
+    return np.asarray(np.minimum(np.maximum(np.round(rows @ columns.T / lengths, 12), -1.0), 1.0))
+
+
+def _squares(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the squared lengths, axis (n,)."""
+    return np.asarray(np.einsum("nd,nd->n", vectors, vectors))
 
 
 def score(cosine: float) -> float:

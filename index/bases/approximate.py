@@ -24,6 +24,10 @@ _faiss: Any = faiss
 _LINKS, _CONSTRUCTION_EFFORT = 32, 80
 """Of a graph: links of a vector at each layer (twice as many at the lowest), and candidates weighed for them."""
 
+_LISTS_BY_ROOT = 2.0
+"""Inverted lists, by the square root of the number of vectors: finding the lists and going through them then cost about
+as much."""
+
 _VALUES_A_CODE = 4
 """Values of a vector that one byte of a product-quantised one stands for."""
 
@@ -31,7 +35,7 @@ _BLOCK = 4096
 _TRAINING_A_LIST, _MOST_TRAINING = 64, 1 << 20
 
 _FACTORS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
-_LISTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+_LISTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
 class IndexBroken(Exception):
@@ -67,7 +71,7 @@ class Approximate:
         if self._kind is Kind.HNSW:
             parameters = _faiss.SearchParametersHNSW(efSearch=max(effort, wanted))
             return np.asarray(self._index.search(queries, wanted, params=parameters)[1])
-        depth = wanted + wanted // 2 + 16 if self._kind is Kind.IVF else 8 * wanted + 64
+        depth = wanted + wanted // 2 + 4 if self._kind is Kind.IVF else 8 * wanted + 64
         parameters = _faiss.SearchParametersIVF(nprobe=min(effort, self._index.nlist))
         return np.asarray(self._index.search(queries, min(depth, self._index.ntotal), params=parameters)[1])
 
@@ -134,7 +138,7 @@ class Growing:
     def __init__(self, kind: Kind, dimension: int, count: int) -> None:
         self._kind = kind
         inner = _faiss.METRIC_INNER_PRODUCT
-        lists = max(1, min(int(4 * np.sqrt(count)), count // 40))
+        lists = max(1, min(int(_LISTS_BY_ROOT * np.sqrt(count)), count // 40))
         if kind is Kind.HNSW:
             self._index = _faiss.IndexHNSWFlat(dimension, _LINKS, inner)
             self._index.hnsw.efConstruction = _CONSTRUCTION_EFFORT

@@ -40,7 +40,7 @@ class IndexLimits:
     """
 
     exact_up_to: int = 200_000
-    hnsw_up_to: int = 2_000_000
+    hnsw_up_to: int = 0
     ivf_up_to: int = 10_000_000
     target_recall: float = 0.95
     rebuild_share: float = 0.05
