@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import typer
 from pydicom.dataset import Dataset
 
+from commands.asked_about import Asked, value_of
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail
 from commands.network import (
     DEFAULT_PEER,
@@ -33,7 +33,7 @@ from scp import client
 from scp.client import Requestor
 from scp.contexts import SIMILARITY_FIND, STUDY_ROOT_FIND
 from scp.errors import PeerError
-from scp.private_elements import CREATOR, ELEMENTS, GROUP, dcmtk_dictionary, put_block
+from scp.private_elements import ELEMENTS, dcmtk_dictionary, put_block
 from scp.requestor import Peer
 
 _REFERENCE_KEYS = ("PatientID", "StudyDescription", "AccessionNumber", "StudyID")
@@ -45,30 +45,6 @@ _IN_TABLE = {
     Level.IMAGE: ("PatientID", "StudyDescription", "InstanceNumber", "SOPInstanceUID"),
 }
 """Columns for people, where a terminal has room for one UID; JSON has everything."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked about, as it goes into the private block, into an ordinary key, or to the node as an image.
-
-    Attributes
-    ----------
-    block
-        Elements that name it.
-    reference
-        Accession number, patient ID or UID that the node looks up; empty for none.
-    files
-        Images to send.
-    """
-
-    block: dict[str, Any]
-    reference: str = ""
-    files: tuple[Path, ...] = ()
-
-    @property
-    def needs_second_title(self) -> bool:
-        """Whether only the node's similarity AE understands it."""
-        return bool(self.reference or self.files)
 
 
 def similar(
@@ -248,11 +224,6 @@ def _ranking(answer: Dataset, *, everything: bool) -> dict[str, str]:
     if everything:
         found |= {keyword: str(value_of(answer, keyword) or "") for keyword in _ANSWERED if keyword not in found}
     return found
-
-
-def value_of(answer: Dataset, keyword: str) -> Any:
-    """Return the value of an element of the private block in `answer`."""
-    return answer.private_block(GROUP, CREATOR)[ELEMENTS[keyword].number].value
 
 
 def similarity_identifier(keys: list[str], level: Level, **block: Any) -> Dataset:

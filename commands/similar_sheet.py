@@ -9,9 +9,9 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from commands.asked_about import Asked, value_of
 from commands.console import err, fail
 from commands.pictures import Picture, sheet
-from commands.similar import Asked, value_of
 from index.decoding import frames, open_image, stored_pixels
 from index.encoders.windowing import grey
 from index.neighbours import Region
