@@ -35,7 +35,7 @@ D, COUNT, MODEL = 16, 3000, "a-1"
 SERIES, UID = "1.2.826.0.1.3680043.9.7133.2", "1.2.826.0.1.3680043.9.7133.9.1"
 LIMITS = {
     Kind.FLAT: IndexLimits(save_from=1),
-    Kind.HNSW: IndexLimits(save_from=1, exact_up_to=0, target_recall=0.9),
+    Kind.HNSW: IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=10**6, target_recall=0.9),
     Kind.IVF: IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=0, target_recall=0.9),
     Kind.IVFPQ: IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=0, ivf_up_to=0, target_recall=0.9),
 }
@@ -182,7 +182,7 @@ def test_a_small_index_is_exact_unless_asked_otherwise(built: dict[Kind, Path]) 
 
 def test_an_index_that_misses_its_target_is_not_chosen(built: dict[Kind, Path]) -> None:
     """Three hundred queries cannot prove 99 %."""
-    limits = IndexLimits(save_from=1, exact_up_to=0, target_recall=0.99)
+    limits = IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=10**6, target_recall=0.99)
     index = opened(Archive(built[Kind.HNSW]), limits)
     assert index.nearest(QUERIES[0], 5, Selection()).mode is SearchMode.EXACT
     hits = index.nearest(QUERIES[0], 5, Selection(), SearchMode.APPROX)
@@ -485,7 +485,7 @@ def test_searches_do_not_wait_for_each_other(hnsw: Archive, monkeypatch: pytest.
 
 
 def test_the_answer_tells_how_it_was_found(built: dict[Kind, Path]) -> None:
-    search = Similarity(Archive(built[Kind.HNSW]), HNSW)
+    search = Similarity(Archive(built[Kind.HNSW]), limits=HNSW)
     for mode, expected in ((None, SearchMode.APPROX), (SearchMode.APPROX, SearchMode.APPROX),
                            (SearchMode.EXACT, SearchMode.EXACT)):  # fmt: skip
         answer = search.search(SimilarityRequest(level=Level.IMAGE, vector=QUERIES[0], k=1, mode=mode))
@@ -533,7 +533,8 @@ def test_queries_that_measure_are_not_in_the_index_that_is_measured(monkeypatch:
 
 def test_a_graph_that_misses_the_target_gives_way_to_lists(stored: Path, tmp_path: Path) -> None:
     archive = copied(stored, tmp_path)
-    limits = IndexLimits(save_from=1, exact_up_to=0, target_recall=0.99)  # more than three hundred queries can prove
+    # More than three hundred queries can prove.
+    limits = IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=10**6, target_recall=0.99)
     told: list[float] = []
     assert build(archive, limits, told.append).kind is Kind.IVF
     assert told == sorted(told)

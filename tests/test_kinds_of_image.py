@@ -51,7 +51,7 @@ def test_it_is_embedded(kind: str, shared_data: Path, tmp_path: Path) -> None:
     assert {uid for uid, _ in slices.frames} == {stored.sop_instance_uid}
     vectors = TextureEncoder.load().encode(slices.images[:2])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
-    assert np.ptp(slices.images) > 0.3, "there is nothing to be seen"
+    assert np.ptp(slices.images) > 0.15, "there is nothing to be seen"
 
 
 @pytest.mark.parametrize(
