@@ -110,12 +110,17 @@ def rollback(config: ConfigOption = None, data: DataOption = None) -> None:
 
     Series that it has not seen, because they came since, are embedded in the background.
     """
+    from index.encoders import registry
     from plugins.embedding import restore_encoder
 
     archive = open_archive(config, data)
     previous = embeddings.previous_model(archive)
     if previous is None:
         fail("no other encoder was active before")
+    try:
+        registry.load(archive, previous.model_id)
+    except UnknownModel as error:  # it would answer, and embed nothing that comes in
+        fail(f"the encoder that was active before cannot be used any more: {error}")
     restore_encoder(archive, previous.model_id)
     left = len(embeddings.series_lacking(archive, previous.model_id))
     rest = f"; {left:,} series are still to be embedded with it" if left else ""

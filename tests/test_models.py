@@ -199,3 +199,15 @@ def test_the_command_lists_activates_goes_back_and_deletes(archive, work, other,
     assert "0 vectors are deleted" in run("delete", OTHER).stdout
     assert [model.model_id for model in embeddings.models(archive)] == [texture]
     assert run("rollback").stderr.strip() == "tharsis: no other encoder was active before"
+
+
+def test_going_back_to_an_encoder_that_cannot_embed_is_refused(archive, work, tharsis):
+    work(1)
+    texture = active(archive)
+    embeddings.register(archive, "texture-0-000000000000", 4)
+    embeddings.activate(archive, "texture-0-000000000000")
+    embeddings.activate(archive, texture)
+    told = tharsis("models", "rollback", "--data", archive.data)
+    assert told.returncode == 1
+    assert "cannot be used any more: no weights here of the encoder" in told.stderr
+    assert active(archive) == texture
