@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from index.durable import flush
 from index.errors import OutOfSpace
 
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
@@ -126,7 +127,7 @@ class FileStore:
                 # between two looks of mkdir.
                 if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
                     raise
-        _flush_folder(final.parent)
+        flush(final.parent)
 
     def all_paths(self) -> Iterator[list[str]]:
         """Yield the paths below the data folder of all stored files, folder by folder.
@@ -174,8 +175,8 @@ class FileStore:
             target = target.with_name(f"{secrets.token_hex(8)}-{target.name}")
         _make_durable_folder(target.parent)
         origin.replace(target)
-        _flush_folder(target.parent)
-        _flush_folder(origin.parent)
+        flush(target.parent)
+        flush(origin.parent)
         self._remove_empty_folders(relative)
         return target.relative_to(self.root).as_posix()
 
@@ -280,15 +281,7 @@ def _make_durable_folder(folder: Path) -> None:
         folder = folder.parent
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path.parent)
 
 
 def is_part10(path: Path) -> bool:

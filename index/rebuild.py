@@ -6,7 +6,6 @@ on the folder meanwhile; the caller sees to that. Other commands wait: the old c
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from sqlite_utils import Database
 from index import catalogue, changes, jobs, old_catalogue
 from index.changes import ChangeKind
 from index.database import CATALOGUE_FILE, Connections, first_in_line
+from index.durable import flush
 from index.errors import InvalidInstance
 from index.files import FileStore, flush_and_digest
 from index.header import Header, read_header
@@ -254,8 +254,7 @@ def _make_durable(new: Path) -> None:
     with closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode = DELETE")
-    with new.open("rb+") as file:
-        os.fsync(file.fileno())
+    flush(new)
 
 
 def _swap(root: Path, new: Path) -> str:
@@ -270,11 +269,7 @@ def _swap(root: Path, new: Path) -> str:
         _move_log(root, f"{backup}-wal" if backup else "")
         new.replace(current)
         new.with_suffix(".lock").unlink(missing_ok=True)
-        descriptor = os.open(root, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(root)
     return backup
 
 

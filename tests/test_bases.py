@@ -384,7 +384,7 @@ class Killed(BaseException):
     """Stands for the end of a process: nothing catches it."""
 
 
-@pytest.mark.parametrize("step", ["_flush", "commit"])
+@pytest.mark.parametrize("step", ["flush", "commit"])
 def test_death_between_file_and_row_leaves_the_old_base(
     hnsw: Archive, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,7 +403,7 @@ def test_death_between_file_and_row_leaves_the_old_base(
     index = opened(Archive(hnsw.data), HNSW)
     assert index.base == before
     files.tidy(hnsw)
-    assert len(list(folder.iterdir())) == (1 if step == "_flush" else 2)  # a named one may be about to count
+    assert len(list(folder.iterdir())) == (1 if step == "flush" else 2)  # a named one may be about to count
     files.tidy(hnsw, grace_s=0)
     assert [path.name for path in folder.iterdir()] == [before.folder]
 

@@ -29,6 +29,7 @@ from index.bases.limits import Kind
 from index.bases.selection import Grain, Ids
 from index.bases.tuning import Curve
 from index.changes import now
+from index.durable import flush
 from index.unit_vectors import Vectors
 
 FOLDER = "vectors"
@@ -209,20 +210,12 @@ def finish(folder: Path) -> tuple[str, dict[str, tuple[int, int]]]:
     files = {}
     for path in sorted(folder.iterdir()):
         files[path.name] = (path.stat().st_size, checksum(path))
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
     final = folder.with_name(folder.name.removeprefix(_UNFINISHED))
     folder.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     return final.name, files
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def commit(archive: Archive, made: Made) -> None:

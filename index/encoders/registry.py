@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import Any
 
 from index import embeddings
 from index.archive import Archive
+from index.durable import write_whole
 from index.encoders.encoder import Encoder, model_id
 from index.encoders.pixels import VERSION
 from index.encoders.texture import TextureEncoder
@@ -94,9 +94,8 @@ def add(archive: Archive, weights: bytes, facts: dict[str, Any]) -> Encoder:
     """
     wanted = model_id(LEARNED, VERSION, weights)
     folder = models_folder(archive)
-    folder.mkdir(exist_ok=True)
-    _write(folder / f"{wanted}{_FACTS}", json.dumps(facts, indent=2, sort_keys=True).encode())
-    _write(folder / f"{wanted}{_WEIGHTS}", weights)
+    write_whole(folder / f"{wanted}{_FACTS}", json.dumps(facts, indent=2, sort_keys=True).encode())
+    write_whole(folder / f"{wanted}{_WEIGHTS}", weights)
     encoder = load(archive, wanted)
     embeddings.register(archive, encoder.model_id, encoder.dimension, activate_first=False)
     return encoder
@@ -121,16 +120,6 @@ def _facts(weights: Path) -> dict[str, Any]:
     except (OSError, ValueError):  # a note for people; the weights do without
         return {}
     return facts if isinstance(facts, dict) else {}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_suffix(f"{path.suffix}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @lru_cache(maxsize=1)

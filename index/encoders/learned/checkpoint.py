@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,14 +40,3 @@ def from_bytes(file: bytes, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UnusableFile(f"{what} is no file of weights: expected a dictionary, got {type(content).__name__}")
     return content
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write `content` to `file`: after a crash it holds the old or the new content, whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with draft.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)

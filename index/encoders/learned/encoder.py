@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,11 +55,6 @@ class LearnedEncoder:
     network: Tandem
     whitening: Whitening
     weights: bytes
-
-    @classmethod
-    def from_file(cls, path: Path) -> LearnedEncoder:
-        """Load a file that training wrote; raises `UnusableFile`, which is a ValueError."""
-        return cls.from_bytes(path.read_bytes(), path.name)
 
     @classmethod
     def from_bytes(cls, weights: bytes, what: str = "the file") -> LearnedEncoder:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from index.durable import write_whole
 from index.encoders.learned import augment, checkpoint, whitening
 from index.encoders.learned.corpus import Corpus, Images
 from index.encoders.learned.device import best_device
@@ -169,7 +170,7 @@ def train(
         for epoch in _stage_epochs(state, stage, len(training), recipe):
             progress(epoch)
             if saved is not None:
-                checkpoint.write_atomically(saved, checkpoint.to_bytes({**identity, **state.to_content()}))
+                write_whole(saved, checkpoint.to_bytes({**identity, **state.to_content()}))
         _end_stage(state)
     features, labels = _to_whiten(state.shadow, training, validation, recipe)
     fitted = whitening.fit(features, labels, recipe.widths.dimension)
