@@ -19,7 +19,11 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file: after a crash it has the old or the new content, whole. Its folder is made when it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    flush(draft)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        flush(draft)
+        draft.replace(path)
+    except BaseException:  # a full disk, above all: what is written of the draft takes room
+        draft.unlink(missing_ok=True)
+        raise
     flush(path.parent)

@@ -28,6 +28,7 @@ def test_what_was_there_stays_when_the_new_content_cannot_be_flushed(tmp_path, m
     with pytest.raises(OSError, match="No space left"):
         durable.write_whole(file, b"two")
     assert file.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [file], "a draft takes room"
 
 
 def test_content_and_then_the_name_are_flushed(tmp_path, monkeypatch):
