@@ -36,6 +36,7 @@ SERIES, UID = "1.2.826.0.1.3680043.9.7133.2", "1.2.826.0.1.3680043.9.7133.9.1"
 LIMITS = {
     Kind.FLAT: IndexLimits(save_from=1),
     Kind.HNSW: IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=10**6, target_recall=0.9),
+    Kind.IVF4: IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=0, target_recall=0.9),
     Kind.IVF: IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=0, target_recall=0.9),
     Kind.IVFPQ: IndexLimits(save_from=1, exact_up_to=0, hnsw_up_to=0, ivf_up_to=0, target_recall=0.9),
 }
@@ -87,7 +88,9 @@ def built(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, 
     for kind, limits in LIMITS.items():
         folder = tmp_path_factory.mktemp(kind.value.lower()) / "data"
         shutil.copytree(stored, folder)
-        made = build(Archive(folder), limits)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(building._NEXT, limits.kind(COUNT), (kind,))  # no other one in its place
+            made = build(Archive(folder), limits)
         assert made is not None
         assert made.kind is kind
         folders[kind] = folder
@@ -141,7 +144,7 @@ def held(archive: Archive) -> tuple[np.ndarray, np.ndarray]:
 def test_sizes_choose_the_kind() -> None:
     limits = IndexLimits(exact_up_to=20, hnsw_up_to=30, ivf_up_to=40, save_from=10)
     kinds = [limits.kind(count) for count in (9, 10, 20, 21, 30, 31, 40, 41)]
-    expected = [None, Kind.FLAT, Kind.FLAT, Kind.HNSW, Kind.HNSW, Kind.IVF, Kind.IVF, Kind.IVFPQ]
+    expected = [None, Kind.FLAT, Kind.FLAT, Kind.HNSW, Kind.HNSW, Kind.IVF4, Kind.IVF4, Kind.IVFPQ]
     assert kinds == expected
 
 

@@ -24,12 +24,16 @@ _faiss: Any = faiss
 _LINKS, _CONSTRUCTION_EFFORT = 32, 80
 """Of a graph: links of a vector at each layer (twice as many at the lowest), and candidates weighed for them."""
 
-_LISTS_BY_ROOT = 2.0
-"""Inverted lists, by the square root of the number of vectors: finding the lists and going through them then cost about
-as much."""
+_LISTS_BY_ROOT = {Kind.IVF4: 1.0, Kind.IVF: 2.0, Kind.IVFPQ: 4.0}
+"""Inverted lists, by the square root of the number of vectors: the less it costs to go through a list, the longer it
+may be, and the fewer there are to choose from."""
 
 _VALUES_A_CODE = 4
-"""Values of a vector that one byte of a product-quantised one stands for."""
+"""Values of a vector that one code of a product-quantised one stands for."""
+
+_CANDIDATES = {Kind.IVF4: (4.0, 8), Kind.IVF: (1.5, 1), Kind.IVFPQ: (8.0, 16)}
+"""For each neighbour, and for each list that is visited: the coarser the codes, the more of them are compared by their
+vectors; and with more effort not only more lists are visited, but more of what they hold is looked at."""
 
 _BLOCK = 4096
 _TRAINING_A_LIST, _MOST_TRAINING = 64, 1 << 20
@@ -71,7 +75,8 @@ class Approximate:
         if self._kind is Kind.HNSW:
             parameters = _faiss.SearchParametersHNSW(efSearch=max(effort, wanted))
             return np.asarray(self._index.search(queries, wanted, params=parameters)[1])
-        depth = wanted + wanted // 2 + 4 if self._kind is Kind.IVF else 8 * wanted + 64
+        by_neighbour, by_list = _CANDIDATES[self._kind]
+        depth = int(by_neighbour * wanted) + by_list * effort
         parameters = _faiss.SearchParametersIVF(nprobe=min(effort, self._index.nlist))
         return np.asarray(self._index.search(queries, min(depth, self._index.ntotal), params=parameters)[1])
 
@@ -138,14 +143,14 @@ class Growing:
     def __init__(self, kind: Kind, dimension: int, count: int) -> None:
         self._kind = kind
         inner = _faiss.METRIC_INNER_PRODUCT
-        lists = max(1, min(int(_LISTS_BY_ROOT * np.sqrt(count)), count // 40))
         if kind is Kind.HNSW:
             self._index = _faiss.IndexHNSWFlat(dimension, _LINKS, inner)
             self._index.hnsw.efConstruction = _CONSTRUCTION_EFFORT
-        elif kind is Kind.IVF:
-            self._index = _faiss.index_factory(dimension, f"IVF{lists},SQ8", inner)
-        else:
-            self._index = _faiss.index_factory(dimension, f"IVF{lists},PQ{_codes(dimension)}np", inner)
+            return
+        lists = max(1, min(int(_LISTS_BY_ROOT[kind] * np.sqrt(count)), count // 40))
+        codes = _codes(dimension)
+        encoded = {Kind.IVF4: f"PQ{codes}x4fs", Kind.IVF: "SQ8", Kind.IVFPQ: f"PQ{codes}np"}[kind]
+        self._index = _faiss.index_factory(dimension, f"IVF{lists},{encoded}", inner)
 
     @property
     def ranks_exactly(self) -> bool:
@@ -164,7 +169,7 @@ class Growing:
         most = min(len(vectors), max(_TRAINING_A_LIST * self._index.nlist, 1 << 14), _MOST_TRAINING)
         chosen = np.sort(np.random.default_rng(0).choice(len(vectors), most, replace=False))
         self._index.cp.min_points_per_centroid = 1
-        if self._kind is Kind.IVFPQ:
+        if self._kind is not Kind.IVF:
             self._index.pq.cp.min_points_per_centroid = 1
         self._index.train(np.ascontiguousarray(vectors[chosen]))
 
@@ -180,6 +185,6 @@ class Growing:
 
 
 def _codes(dimension: int) -> int:
-    """Return into how many parts a vector is cut, a byte for each."""
+    """Return into how many parts a vector is cut, a code for each."""
     most = max(1, dimension // _VALUES_A_CODE)
     return next(parts for parts in range(most, 0, -1) if dimension % parts == 0)

@@ -97,10 +97,14 @@ def rank(
     complete
         Whether these are all that compete.
     """
+    if not len(positions):
+        return Hits(state.ids(positions), np.empty(0), complete, mode, estimated_recall)
+    vectors = state.vectors(positions)
+    if len(positions) > k:
+        leading = _leading(vectors @ query, k, len(query))
+        positions, vectors, complete = positions[leading], vectors[leading], complete and len(leading) == len(positions)
     ids = state.ids(positions)
-    if not len(ids):
-        return Hits(ids, np.empty(0), complete, mode, estimated_recall)
-    found = cosines(state.vectors(positions), query[None, :])[:, 0]
+    found = cosines(vectors, query[None, :])[:, 0]
     order = np.lexsort((ids, -found))
     if len(order) > k:
         complete = False

@@ -15,6 +15,8 @@ class Kind(StrEnum):
     """Nothing but the vectors: always exact."""
     HNSW = "HNSW"
     """A graph (Malkov and Yashunin, PAMI 2020) over the vectors."""
+    IVF4 = "IVF4"
+    """Inverted lists of product-quantised vectors of 4 bits a part, compared in registers (André et al., PAMI 2021)."""
     IVF = "IVF"
     """Inverted lists (Jégou, Douze, Schmid, PAMI 2011) of vectors in 8 bits a value."""
     IVFPQ = "IVFPQ"
@@ -62,5 +64,5 @@ class IndexLimits:
         """Return the kind of base for `count` vectors; None: they need none."""
         if count < max(1, self.save_from):
             return None
-        ends = ((self.exact_up_to, Kind.FLAT), (self.hnsw_up_to, Kind.HNSW), (self.ivf_up_to, Kind.IVF))
+        ends = ((self.exact_up_to, Kind.FLAT), (self.hnsw_up_to, Kind.HNSW), (self.ivf_up_to, Kind.IVF4))
         return next((kind for end, kind in ends if count <= end), Kind.IVFPQ)
