@@ -68,13 +68,11 @@ def cosines(vectors: Vectors, queries: Vectors) -> npt.NDArray[np.float64]:
     1 with themselves.
     """
     rows, columns = vectors.astype(np.float64), queries.astype(np.float64)
-    lengths = np.sqrt(np.multiply.outer(_squares(rows), _squares(columns)))
-    return np.asarray(np.minimum(np.maximum(np.round(rows @ columns.T / lengths, 12), -1.0), 1.0))
-
-
-def _squares(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the squared lengths, axis (n,)."""
-    return np.asarray(np.einsum("nd,nd->n", vectors, vectors))
+    found = rows @ columns.T
+    found /= np.sqrt(np.vecdot(rows, rows)[:, None] * np.vecdot(columns, columns))
+    np.round(found, 12, out=found)
+    np.maximum(found, -1.0, out=found)
+    return np.minimum(found, 1.0, out=found)
 
 
 def score(cosine: float) -> float:

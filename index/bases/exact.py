@@ -79,11 +79,13 @@ def _leading(products: npt.NDArray[np.float32], k: int, dimension: int) -> Posit
     The inner product of unit vectors of d values is off by at most about d·2⁻²⁴ in single precision, in whatever order
     it is summed (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
     """
-    if len(products) <= k:
-        return np.flatnonzero(products > -np.inf)
-    limit = np.partition(products, len(products) - k)[len(products) - k]
-    rounding = np.float32(2 * (dimension + _FEW_ULPS) * 2.0**-24)
-    return np.flatnonzero((products >= limit - rounding) & (products > -np.inf))
+    limit = np.float32(-np.inf)
+    if len(products) > k:
+        rounding = np.float32(2 * (dimension + _FEW_ULPS) * 2.0**-24)
+        limit = np.partition(products, len(products) - k)[len(products) - k] - rounding
+    if limit == -np.inf:  # that is what stands where nothing competes
+        return np.flatnonzero(products > limit)
+    return (products >= limit).nonzero()[0]
 
 
 def rank(

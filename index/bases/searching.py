@@ -89,14 +89,15 @@ class _Search:
             step = self._step(wanted)
             if step is None:
                 break
-            candidates = self._approximate.search(queries[left], wanted, step.effort)
+            asked = queries if len(left) == len(queries) else queries[left]
+            candidates = self._approximate.search(asked, wanted, step.effort)
             still = []
             for number, row in zip(left, candidates, strict=True):
                 passing = self._passing(row)
                 if len(passing) < enough:
                     still.append(number)
                 else:
-                    found[number] = self._ranked(queries[number], np.concatenate([passing, added[number]]), k, step)
+                    found[number] = self._ranked(queries[number], passing, added[number], k, step)
             left, wanted = still, wanted * _WIDER
         if left:
             for number, hits in zip(left, exact.nearest(self._state, queries[left], k, self._competing), strict=True):
@@ -118,7 +119,8 @@ class _Search:
         positions = candidates[candidates >= 0]
         return positions if self._competing.mask is None else positions[self._competing.mask[positions]]
 
-    def _ranked(self, query: Vectors, positions: Positions, k: int, step: Step) -> Hits:
+    def _ranked(self, query: Vectors, passing: Positions, added: Positions, k: int, step: Step) -> Hits:
+        positions = np.concatenate([passing, added]) if len(added) else passing
         return exact.rank(
             self._state, query, positions, k,
             complete=False, mode=SearchMode.APPROX, estimated_recall=step.bound,

@@ -116,6 +116,8 @@ class State:
 
     def ids(self, positions: npt.NDArray[np.intp]) -> Ids:
         """Return the rows at `positions`."""
+        if self.base is not None and not self._added:
+            return self.base.ids[positions]
         out = np.empty(len(positions), dtype=np.int64)
         inside = positions < self.in_base
         if self.base is not None:
@@ -129,7 +131,7 @@ class State:
             return self.added_vectors[positions]
         inside = positions < self.in_base
         if inside.all():
-            return self.base.vectors[positions]
+            return np.take(self.base.vectors, positions, axis=0)
         out = np.empty((len(positions), self.added_vectors.shape[1]), dtype=np.float32)
         out[inside] = self.base.vectors[positions[inside]]
         out[~inside] = self.added_vectors[positions[~inside] - self.in_base]
