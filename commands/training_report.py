@@ -90,7 +90,7 @@ def _curves(report: Report) -> Picture:
         other = axes.twinx()
         other.plot(numbers, [epoch.figure for epoch in own], color="#d1495b")
         other.set_ylabel(f"{own[0].figure_name}, validation", color="#d1495b")
-        kept = max((epoch for epoch in own if epoch.best), key=lambda epoch: epoch.epoch)
+        kept = max((epoch for epoch in own if epoch.kept), key=lambda epoch: epoch.epoch)
         other.plot(kept.epoch, kept.figure, "o", color="#d1495b")
     return picture
 

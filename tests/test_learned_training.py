@@ -17,6 +17,7 @@ from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus, split
 from index.encoders.learned.encoder import LearnedEncoder
 from index.encoders.learned.recipe import Recipe, epochs_for
+from index.encoders.learned.stages import Judged, TellingApart, _mean
 from index.encoders.learned.training import CannotTrain, Epoch, OtherRun, Trained, train
 from index.encoders.pixels import SIDE, VERSION
 from index.split import is_held_out
@@ -76,6 +77,21 @@ def test_both_stages_report_every_epoch(trained: Trained) -> None:
     told = [(epoch.stage, epoch.epoch, epoch.epochs) for epoch in trained.history]
     assert told == [("restoring", 1, 1), ("telling apart", 1, 2), ("telling apart", 2, 2)]
     assert all(np.isfinite([epoch.loss, epoch.figure]).all() for epoch in trained.history)
+
+
+def test_the_last_of_the_epochs_that_are_equally_good_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([0.5, 0.9, 0.86, 0.84, 0.87, 0.7, 0.7, 0.95])  # the best, then two within its noise, then worse
+    monkeypatch.setattr(TellingApart, "judge", lambda *_: Judged(next(figures), 0.05))
+    recipe = dataclasses.replace(QUICK, epochs=8, patience=0.5)
+    history = train(*halves(made_corpus()), recipe).history
+    told = [epoch.kept for epoch in history if epoch.stage == "telling apart"]
+    assert told == [True, True, True, False, True, False]  # four epochs after the best it stops
+
+
+def test_a_figure_of_perfect_answers_is_no_surer_than_one_query() -> None:
+    assert _mean(np.ones(50)) == Judged(1.0, 1 / 50)
+    spread = np.array([0.0, 1.0] * 50)
+    assert _mean(spread) == Judged(0.5, pytest.approx(0.05))
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])

@@ -6,11 +6,13 @@ when better.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,8 +24,26 @@ from index.encoders.learned.recipe import Recipe
 from index.evaluation import Items, measure
 from index.unit_vectors import unit
 
+Precisions = npt.NDArray[np.float64]
+
 _FEWEST_QUERIES = 8
 """With fewer labelled validation images a mean average precision says nothing."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A figure on the validation images.
+
+    Attributes
+    ----------
+    figure
+        Larger is better.
+    noise
+        A difference of so much says nothing.
+    """
+
+    figure: float
+    noise: float = 0.0
 
 
 class Stage(Protocol):
@@ -47,8 +67,8 @@ class Stage(Protocol):
     def loss(self, learner: Learner, rows: Numbers, random: torch.Generator) -> Tensor:
         """Return the loss over the training images `rows`."""
 
-    def judge(self, learner: Learner, random: torch.Generator) -> float:
-        """Return the figure on the validation images."""
+    def judge(self, learner: Learner, random: torch.Generator) -> Judged:
+        """Judge it on the validation images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +94,14 @@ class Restoring:
         """Return the mean absolute error, plus cross-entropy and Dice where there is a truth."""
         return self._loss(learner, self.training, rows, random)
 
-    def judge(self, learner: Learner, random: torch.Generator) -> float:
-        """Return the negative loss on the validation images."""
+    def judge(self, learner: Learner, random: torch.Generator) -> Judged:
+        """Judge it by the negative loss on the validation images."""
         with torch.inference_mode():
             parts = [
                 (len(rows), float(self._loss(learner, self.validation, rows, random)))
                 for rows in in_order(len(self.validation), self.recipe.batch)
             ]
-        return -sum(count * loss for count, loss in parts) / len(self.validation)
+        return Judged(-sum(count * loss for count, loss in parts) / len(self.validation))
 
     def _loss(self, learner: Learner, corpus: Corpus, rows: Numbers, random: torch.Generator) -> Tensor:
         images = as_batch(corpus.images[rows], learner.network.side, _device(learner))
@@ -131,20 +151,20 @@ class TellingApart:
         """Return cross-entropy and supervised contrastive loss of the labelled, NT-Xent of the other images."""
         return self._loss(learner, self.training, rows, random)
 
-    def judge(self, learner: Learner, random: torch.Generator) -> float:
-        """Return the mean average precision among the validation images, or the negative loss."""
+    def judge(self, learner: Learner, random: torch.Generator) -> Judged:
+        """Judge it by the mean average precision among the validation images, or by the negative loss."""
         corpus = self.validation
         if self.figure == "mAP":
             known = corpus.part(corpus.labels != UNKNOWN)
             items = Items(known.labels.astype(np.str_), known.patients, known.studies, known.series)
             scores = measure(unit(features_of(learner.network, known.images)), items)
-            return float(scores.values["mAP"].mean()) if len(scores.queries) else 0.0
+            return _mean(scores.values["mAP"])
         with torch.inference_mode():
             parts = [
                 (len(rows), float(self._loss(learner, corpus, rows, random)))
                 for rows in in_order(len(corpus), self.recipe.batch)
             ]
-        return -sum(count * loss for count, loss in parts) / len(corpus)
+        return Judged(-sum(count * loss for count, loss in parts) / len(corpus))
 
     def _loss(self, learner: Learner, corpus: Corpus, rows: Numbers, random: torch.Generator) -> Tensor:
         is_known = corpus.labels[rows] != UNKNOWN
@@ -165,6 +185,16 @@ class TellingApart:
             groups = torch.arange(len(unknown), device=features.device)
             loss = loss + losses.two_views(first, second, groups)
         return loss
+
+
+def _mean(values: Precisions) -> Judged:
+    """Return the mean over the queries and its standard error, but at least what one query more or less would change.
+
+    Where all queries are right the error would be none, and chance would decide between epochs.
+    """
+    if not len(values):
+        return Judged(0.0)
+    return Judged(float(values.mean()), max(float(values.std()) / math.sqrt(len(values)), 1.0 / len(values)))
 
 
 def _neighbours(corpus: Corpus, rows: Numbers, random: torch.Generator) -> Numbers:

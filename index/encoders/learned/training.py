@@ -33,6 +33,11 @@ _WARM_UP = 0.1
 _STEEPEST = 5.0
 """Gradients longer than this are shortened."""
 
+_FORM = 2
+"""Of the content of a checkpoint."""
+
+_OTHER = {"form": "another version", "recipe": "another recipe", "images": "another set of images"}
+
 _VIEWS_TO_WHITEN = 2
 _WHITENED_AT_ONCE = 256
 
@@ -59,8 +64,8 @@ class Epoch:
         Mean over the training images.
     figure
         On the validation images; larger is better.
-    best
-        Whether the figure is the best of its stage so far.
+    kept
+        Whether its weights are kept, until a later epoch's are: its figure is the best so far, but for noise.
     """
 
     stage: str
@@ -69,7 +74,7 @@ class Epoch:
     loss: float
     figure_name: str
     figure: float
-    best: bool
+    kept: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +99,9 @@ class Trained:
 Progress = Callable[[Epoch], None]
 
 
+_PLAIN = ("stage", "epoch", "step", "best", "noise", "best_epoch")
+
+
 @dataclass(eq=False)
 class _State:
     """All that changes while a run goes on, and all that a checkpoint holds."""
@@ -104,6 +112,7 @@ class _State:
     epoch: int = 0
     step: int = 0
     best: float = -np.inf
+    noise: float = 0.0
     best_epoch: int = 0
     kept: dict[str, Any] = field(default_factory=dict)
     optimiser: dict[str, Any] = field(default_factory=dict)
@@ -111,14 +120,14 @@ class _State:
 
     def to_content(self) -> dict[str, Any]:
         """Return it as plain values and tensors."""
-        plain = {name: getattr(self, name) for name in ("stage", "epoch", "step", "best", "best_epoch")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         states = {"learner": self.learner.state_dict(), "shadow": self.shadow.state_dict()}
         history = [asdict(epoch) for epoch in self.history]
         return {**plain, **states, "kept": self.kept, "optimiser": self.optimiser, "history": history}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take what `to_content` returned."""
-        for name in ("stage", "epoch", "step", "best", "best_epoch", "kept", "optimiser"):
+        for name in (*_PLAIN, "kept", "optimiser"):
             setattr(self, name, content[name])
         self.learner.load_state_dict(content["learner"])
         self.shadow.load_state_dict(content["shadow"])
@@ -160,7 +169,7 @@ def train(
     learner = new_learner(recipe.widths, len(training.classes), len(training.segments), recipe.seed)
     learner.to(best_device())
     state = _State(learner, shadow_of(learner))
-    identity = {"recipe": asdict(recipe), "images": [training.digest(), validation.digest()]}
+    identity = {"form": _FORM, "recipe": asdict(recipe), "images": [training.digest(), validation.digest()]}
     if saved is not None and saved.exists():
         _resume(state, saved, identity)
     stages: tuple[Stage, ...] = (Restoring(training, watched, recipe), TellingApart(training, watched, recipe))
@@ -189,7 +198,7 @@ def _resume(state: _State, saved: Path, identity: dict[str, Any]) -> None:
     content = checkpoint.from_bytes(saved.read_bytes(), saved.name)
     for name, value in identity.items():
         if content.get(name) != value:
-            raise OtherRun(f"{saved.name} is of a run with another {'recipe' if name == 'recipe' else 'set of images'}")
+            raise OtherRun(f"{saved.name} is of a run with {_OTHER[name]}")
     state.restore(content)
 
 
@@ -215,13 +224,14 @@ def _stage_epochs(state: _State, stage: Stage, images: int, recipe: Recipe) -> I
             state.step += 1
             total += len(rows) * float(loss.detach())
         state.epoch += 1
-        figure = stage.judge(state.shadow.eval(), _generator(recipe.seed, stage.name, -1))
-        is_best = figure >= state.best
-        if is_best:
-            state.best, state.best_epoch = figure, state.epoch
+        judged = stage.judge(state.shadow.eval(), _generator(recipe.seed, stage.name, -1))
+        if judged.figure >= state.best:
+            state.best, state.noise, state.best_epoch = judged.figure, judged.noise, state.epoch
+        is_kept = judged.figure >= state.best - state.noise  # of equally good ones the last: its steps were smallest
+        if is_kept:
             state.kept = {name: value.clone() for name, value in state.shadow.state_dict().items()}
         state.optimiser = optimiser.state_dict()
-        epoch = Epoch(stage.name, state.epoch, stage.epochs, total / images, stage.figure, figure, is_best)
+        epoch = Epoch(stage.name, state.epoch, stage.epochs, total / images, stage.figure, judged.figure, is_kept)
         state.history.append(epoch)
         yield epoch
 
@@ -238,7 +248,7 @@ def _end_stage(state: _State) -> None:
     state.shadow.load_state_dict(state.kept)
     state.learner.load_state_dict(state.kept)
     state.stage, state.epoch, state.step, state.optimiser = state.stage + 1, 0, 0, {}
-    state.best, state.best_epoch = -np.inf, 0
+    state.best, state.noise, state.best_epoch = -np.inf, 0.0, 0
 
 
 def _schedule(done: float) -> float:
