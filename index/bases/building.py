@@ -19,7 +19,7 @@ from index.bases.selection import Grain, Ids
 from index.bases.tuning import LEVELS, Curve, ground_truth, measure
 from index.unit_vectors import Vectors
 
-_MOST_QUERIES = 1000
+_MOST_QUERIES = 2000
 _QUERIES_SHARE = 0.1
 """Vectors kept out of an index until its recall is measured with them: how many at most, and of all at most."""
 
