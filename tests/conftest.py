@@ -26,6 +26,8 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from config.settings import Settings, load_settings
 from index.archive import Archive
 
+pytest_plugins = ["cases"]
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import ROOT, picture
 from matplotlib.image import imread
 from pydicom import dcmread
 from typer.testing import CliRunner
@@ -28,8 +29,6 @@ from index.similarity import Similarity, SimilarityRequest
 from scp.private_elements import CREATOR
 from tharsis import app
 
-ROOT = "1.2.826.0.1.3680043.9.7133"
-SIDE = 48
 CASES = 6
 
 SETTINGS = """
@@ -49,33 +48,6 @@ title = "TARGET"
 host = "127.0.0.1"
 port = PORT
 """
-
-
-def _pixels(kind, shift=0.0):
-    row, column = np.mgrid[:SIDE, :SIDE].astype(float)
-    if kind == 0:
-        image = np.cos(np.hypot(row - 24 - shift, column - 24) / 2)
-    elif kind == 1:
-        image = np.sign(np.sin((column + shift) / 2))
-    else:
-        image = (row + shift) / SIDE
-    return np.uint16(1000 + 900 * image)
-
-
-@pytest.fixture
-def make_image(make_dataset, tmp_path):
-    def make(case, number=1, **values):
-        told = {
-            "SOPInstanceUID": f"{ROOT}.9.{case}.{number}", "StudyInstanceUID": f"{ROOT}.1.{case}",
-            "SeriesInstanceUID": f"{ROOT}.2.{case}", "PatientID": f"P{case}", "Rows": SIDE, "Columns": SIDE,
-            "StudyDescription": f"Case {case}", "AccessionNumber": f"A{case}", "StudyID": f"S{case}",
-            "PixelData": _pixels(case % 3, case / 2 + number / 4).tobytes(),
-        }  # fmt: skip
-        path = tmp_path / f"image-{case}-{number}.dcm"
-        make_dataset(number, **{**told, **values}).save_as(path, enforce_file_format=True)
-        return path
-
-    return make
 
 
 @pytest.fixture
@@ -190,7 +162,7 @@ def door_1_sends_the_top_k_in_rank_order(node, target, dcmtk, tmp_path):
 
 
 def door_2_answers_an_image_that_was_sent(node, dcmtk, make_image, tmp_path):
-    sent = make_image(20, 1, PixelData=_pixels(1, 2.2).tobytes())
+    sent = make_image(20, 1, PixelData=picture(1, 2.2).tobytes())
     columns = ["-k", "StudyDescription", "-k", "StudyID", "-k", "PatientID", "-k", "AccessionNumber"]
     assert len(_cases(_find(dcmtk, node, *columns, called="THARSIS_SIM"))) == CASES
     dcmtk("storescu", "-aet", "DOCTOR", "-aec", "THARSIS_SIM", "127.0.0.1", node.port, sent)
@@ -245,7 +217,7 @@ def the_shell_asks_through_both(node, make_image, tmp_path):
     np.save(vector, TextureEncoder.load().encode(canonical_frames(dcmread(make_image(0, 2))).images))
     assert ask("--vector", vector, "-k", 1)[0] == [0]
     assert ask("--reference", "a0", "-k", 1)[0] == [3]
-    sent = make_image(22, 1, PixelData=_pixels(1, 2.4).tobytes())
+    sent = make_image(22, 1, PixelData=picture(1, 2.4).tobytes())
     cases, answers = ask("--file", sent, "--min-score", 0.3, "--exclude", "SAME_PATIENT", "--picture", sheet)
     assert set(cases[:2]) == {1, 4}
     assert ask("--study", f"{ROOT}.1.0", "--aggregation", "SERIES_MEAN", "--mode", "EXACT", "--key", "PatientID=P2")[
