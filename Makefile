@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests mostly wait for peers and processes: side by side they take little more than half the time.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+# Threads of OpenBLAS would wait for more work by computing nothing, on processors that other tests need.
+export OPENBLAS_THREAD_TIMEOUT := 4
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help

@@ -196,6 +196,14 @@ def test_the_network_process_loads_no_kernel_and_no_plug_in(serve):
         assert f"/{library}/" not in mapped, library
 
 
+def test_no_process_waits_by_computing(serve, monkeypatch):
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    processes = serve().processes()
+    for name in ("network", "worker-1", "encoder"):
+        told = Path(f"/proc/{processes[name]}/environ").read_bytes().split(b"\0")
+        assert b"OPENBLAS_THREAD_TIMEOUT=4" in told, name
+
+
 def test_status_and_jobs_tell_what_the_node_does(serve, tharsis, wait_until, make_file, dcmtk):
     node = serve(settle_time_s=0.2)
     dcmtk("storescu", "-aec", "THARSIS", "127.0.0.1", node.port, make_file(1))
