@@ -1,13 +1,43 @@
-"""The interface of a segmenter: a volume in, a label map with coded segments out."""
+"""The interface of a segmenter: a volume in, a label map with coded segments out (docs/decisions/0009)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.sr.coding import Code
+
+Progress = Callable[[float], None]
+"""Called with the fraction done; may raise to stop the work."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the voxels of a stack of slices are, patient LPS (PS3.3 C.7.6.2.1.1).
+
+    Attributes
+    ----------
+    origin_mm_xyz
+        Centre of voxel (0, 0, 0).
+    step_z_xyz, step_y_xyz, step_x_xyz
+        From a voxel to the next along each axis of the array, mm. Slices need not lie straight above each other.
+    """
+
+    origin_mm_xyz: tuple[float, float, float]
+    step_z_xyz: tuple[float, float, float]
+    step_y_xyz: tuple[float, float, float]
+    step_x_xyz: tuple[float, float, float]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Homogeneous matrix (4, 4) from voxel indices (z, y, x, 1) to (x, y, z, 1) in mm, LPS."""
+        matrix = np.eye(4)
+        matrix[:3, 0], matrix[:3, 1], matrix[:3, 2] = self.step_z_xyz, self.step_y_xyz, self.step_x_xyz
+        matrix[:3, 3] = self.origin_mm_xyz
+        return matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +52,15 @@ class Volume:
         Distance of voxel centres, mm.
     effective_kev
         Energy of a monochromatic beam that would attenuate alike, keV; None when not known.
+    placement
+        Where it is in the patient; None when not known.
     """
 
     values: NDArray[np.float32]
     spacing_mm_zyx: tuple[float, float, float]
     is_hu: bool
     effective_kev: float | None = None
+    placement: Placement | None = None
 
     @property
     def voxel_mm3(self) -> float:
@@ -68,3 +101,17 @@ class Segmentation:
     labels: NDArray[np.uint8]
     segments: tuple[Segment, ...]
     algorithm: Algorithm
+
+
+class Segmenter(Protocol):
+    """What finds segments in volumes."""
+
+    @property
+    def name(self) -> str:
+        """Short name, by which settings choose it, for example ``classical``."""
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Return everything that determines the labels, the version of the method included, as plain values."""
+
+    def segment(self, volume: Volume, progress: Progress) -> Segmentation:
+        """Find segments; none when the volume holds nothing to find."""
