@@ -42,6 +42,8 @@ class Picture:
         Segment numbers over the image, (row, column); 0 is shown as the image alone.
     region
         x, y, width and height in pixels of a part to be framed.
+    pixel_aspect
+        Height over width of a pixel.
     """
 
     title: str
@@ -50,6 +52,13 @@ class Picture:
     window: tuple[float, float] | None = None
     labels: NDArray[np.integer] | None = None
     region: tuple[int, int, int, int] | None = None
+    pixel_aspect: float = 1.0
+
+    @property
+    def height(self) -> float:
+        """As drawn, for a width of 1."""
+        rows, columns = self.image.shape
+        return float(self.pixel_aspect * rows / columns)
 
 
 def sheet(
@@ -72,7 +81,7 @@ def sheet(
         Names of the segments 1, 2, … in the order of their numbers.
     """
     columns = max(len(row) for row in rows)
-    height = 2.3 * max(picture.image.shape[0] / picture.image.shape[1] for row in rows for picture in row)
+    height = 2.3 * max(picture.height for row in rows for picture in row)
     height += 0.17 * max(picture.subtitle.count("\n") for row in rows for picture in row)
     figure = Figure(
         figsize=(2.3 * columns + 0.4, (height + 0.5) * len(rows) + 0.5 + 0.25 * ((len(legend) + 1) // 2)),
@@ -110,14 +119,16 @@ def _bare(axis: Axes) -> None:
 
 def _draw(axis: Axes, picture: Picture) -> None:
     low, high = picture.window or _percentiles(picture.image)
-    axis.imshow(picture.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    shape = picture.pixel_aspect
+    axis.imshow(picture.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect=shape)
     if picture.labels is not None and picture.labels.any():
         highest = int(picture.labels.max())
         colours = [SEGMENT_COLOURS[i % len(SEGMENT_COLOURS)] for i in range(highest)]
         shown = np.ma.masked_equal(picture.labels, 0)
         axis.imshow(
-            shown, cmap=ListedColormap(colours), vmin=0.5, vmax=highest + 0.5, alpha=0.6, interpolation="nearest"
-        )
+            shown, cmap=ListedColormap(colours), vmin=0.5, vmax=highest + 0.5, alpha=0.6, interpolation="nearest",
+            aspect=shape,
+        )  # fmt: skip
     if picture.region is not None:
         x, y, width, height = picture.region
         axis.add_patch(

@@ -13,6 +13,7 @@ from commands.asked_about import Asked, value_of
 from commands.console import err, fail
 from commands.pictures import Picture, sheet
 from index.decoding import frames, open_image, stored_pixels
+from index.encoders.pixels import pixel_aspect
 from index.encoders.windowing import grey
 from index.neighbours import Region
 from scp import client
@@ -157,7 +158,7 @@ class Sheet:
 def _drawn(
     path: Path, folder: Path, *, title: str, subtitle: str, frame: int = 0, region: Region | None = None
 ) -> Picture:
-    """Return the picture of an image as it is stored, with the greys that the encoders see."""
+    """Return the picture of an image as it lies in the file, with the greys and the pixel shape that encoders see."""
 
     def new_file(_size: int) -> Path:
         return Path(tempfile.mkstemp(dir=folder)[1])
@@ -169,9 +170,10 @@ def _drawn(
             syntax = str(dataset.file_meta.TransferSyntaxUID)
             [(stored, properties)] = frames(dataset, stored_pixels(dataset, file), syntax, indices=[index])
             seen = grey(dataset, index, stored, str(properties.get("photometric_interpretation", "MONOCHROME2")))
+            shape = pixel_aspect(dataset, index)
     except Exception as error:  # noqa: BLE001  (headers and pixels of strangers make the decoders raise anything)
         fail(f"the image {path.name} cannot be drawn: {error}")
-    return Picture(title, seen.values, subtitle, window=(0.0, 1.0), region=region)
+    return Picture(title, seen.values, subtitle, window=(0.0, 1.0), region=region, pixel_aspect=shape)
 
 
 def _about(image: _Image) -> str:

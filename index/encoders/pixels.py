@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from index.decoding import PIXEL_KEYWORDS, Properties, frames, stored_pixels
 from index.encoders.encoder import Images
 from index.encoders.functional_groups import functional_group
-from index.encoders.orientation import Turn, turn_of
+from index.encoders.orientation import turn_of
 from index.encoders.slices import spread
 from index.encoders.square import to_square
 from index.encoders.windowing import Frame, Stored, grey
@@ -142,11 +142,12 @@ def _canonical(
     seen = grey(dataset, index, stored, photometric)
     values = seen.values if region is None else region.of(seen.values)
     turn = turn_of(dataset, index)
-    return to_square(turn.of(values), side, pixel_aspect=_pixel_aspect(dataset, index, turn)), seen.range
+    aspect = pixel_aspect(dataset, index)
+    return to_square(turn.of(values), side, pixel_aspect=1.0 / aspect if turn.transpose else aspect), seen.range
 
 
-def _pixel_aspect(dataset: Dataset, index: int, turn: Turn) -> float:
-    """Return height over width of a pixel once it is turned, 1.0 when the instance does not say.
+def pixel_aspect(dataset: Dataset, index: int) -> float:
+    """Return height over width of a pixel of frame `index`, from 0; 1.0 when the instance does not say.
 
     Spacing in the patient comes first, then that on the detector, then the bare ratio (PS3.3 10.7.1.3, C.7.6.3.1.7).
     """
@@ -159,6 +160,5 @@ def _pixel_aspect(dataset: Dataset, index: int, turn: Turn) -> float:
     ):
         pair = source.get(keyword)
         if pair is not None and len(pair) == 2 and min(map(float, pair)) > 0:
-            aspect = float(pair[0]) / float(pair[1])
-            return 1.0 / aspect if turn.transpose else aspect
+            return float(pair[0]) / float(pair[1])
     return 1.0
