@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import median_filter, uniform_filter
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -230,7 +230,7 @@ def _noisy(frames: NDArray[np.float32], mean: NDArray[np.float64]) -> Mask:
         return np.zeros(mean.shape, dtype=bool)
     scatter = frames.var(axis=0, ddof=1, dtype=np.float64) / np.maximum(mean, COUNT_FLOOR)
     usual = float(np.median(scatter))
-    noisy: Mask = scatter > usual * chi2.isf(_CHANCE, freedom) / freedom
+    noisy: Mask = scatter > usual * chdtri(freedom, _CHANCE) / freedom
     return noisy if usual > 0 else np.zeros(mean.shape, dtype=bool)
 
 
