@@ -7,9 +7,8 @@ Arrays may have any number of leading axes; the last two are always (row, column
 from __future__ import annotations
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import median_filter, uniform_filter
-from scipy.special import chdtri
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -153,8 +152,8 @@ def average_starved(
     expected = np.where(sound, flat, 0).astype(np.float32)
     for size in _WINDOWS:
         # Means over the window; the edge pixels are repeated in both, so that their ratio stays true.
-        counted = uniform_filter(own, size, mode="nearest")
-        beam = uniform_filter(expected, size, mode="nearest")
+        counted = scipy.ndimage.uniform_filter(own, size, mode="nearest")
+        beam = scipy.ndimage.uniform_filter(expected, size, mode="nearest")
         is_last = size == _WINDOWS[-1]
         done = starved & (beam > 0) & ((counted * size**2 >= enough) | is_last)
         transmission[done] = np.maximum(counted[done], COUNT_FLOOR / size**2) / beam[done]
@@ -213,7 +212,7 @@ def dead_pixels(flats: ArrayLike, *, deviations: float = 8.0, least_deviation: f
         frames = frames[None]
     mean = frames.mean(axis=0, dtype=np.float64)
     # Beyond the edge the outermost pixels are repeated: neighbours never come from the opposite side.
-    around = median_filter(mean, size=5, mode="nearest")
+    around = scipy.ndimage.median_filter(mean, size=5, mode="nearest")
     departure = mean / np.maximum(around, COUNT_FLOOR) - 1.0
     spread = 1.4826 * float(np.median(np.abs(departure - np.median(departure))))
     dead: Mask = (mean <= 0) | (np.abs(departure) > max(deviations * spread, least_deviation))
@@ -230,7 +229,7 @@ def _noisy(frames: NDArray[np.float32], mean: NDArray[np.float64]) -> Mask:
         return np.zeros(mean.shape, dtype=bool)
     scatter = frames.var(axis=0, ddof=1, dtype=np.float64) / np.maximum(mean, COUNT_FLOOR)
     usual = float(np.median(scatter))
-    noisy: Mask = scatter > usual * chdtri(freedom, _CHANCE) / freedom
+    noisy: Mask = scatter > usual * scipy.special.chdtri(freedom, _CHANCE) / freedom
     return noisy if usual > 0 else np.zeros(mean.shape, dtype=bool)
 
 
