@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
-import scipy.fft
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 
 FilterName = Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
