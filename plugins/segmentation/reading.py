@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,16 @@ NOT_TOLD = Algorithm("not told", "", None, {})
 
 _MOST_VOXELS = 1 << 31
 """Of a label map, which is held in memory."""
+
+
+@contextmanager
+def _malformed_in_a_sentence() -> Iterator[None]:
+    """Headers of strangers lack what they must have, and have numbers that are none."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise CannotProceed(f"the annotation is malformed: {why}"[:300]) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +78,14 @@ def read_segmentation(dataset: Dataset, grid: SourceGrid, *, threshold: float = 
         The object cannot be read, or has nothing to do with these images.
     """
     _refuse_too_large(grid)
-    if dataset.get("SOPClassUID") == RTStructureSetStorage:
-        maps, notes = structure_sets.label_maps(dataset, grid)
-        return Reading(_segmentations(maps), notes=notes)
-    stored = stored_segments(dataset)
+    with _malformed_in_a_sentence():
+        if dataset.get("SOPClassUID") == RTStructureSetStorage:
+            maps, notes = structure_sets.label_maps(dataset, grid)
+            return Reading(_segmentations(maps), notes=notes)
+        return _read(stored_segments(dataset), grid, threshold)
+
+
+def _read(stored: StoredSegments, grid: SourceGrid, threshold: float) -> Reading:
     layout = layout_of(stored, grid)
     shape = (layout.count, *stored.shape_yx)
     if stored.kind == LABELMAP:
@@ -91,10 +106,11 @@ def fractions(dataset: Dataset, grid: SourceGrid) -> Iterator[tuple[Segment, NDA
         As `read_segmentation`, and for a SEG that is not FRACTIONAL.
     """
     _refuse_too_large(grid)
-    stored = stored_segments(dataset)
-    if stored.kind != FRACTIONAL:
-        raise CannotProceed(f"expected a FRACTIONAL segmentation, got {stored.kind}")
-    layout = layout_of(stored, grid)
+    with _malformed_in_a_sentence():
+        stored = stored_segments(dataset)
+        if stored.kind != FRACTIONAL:
+            raise CannotProceed(f"expected a FRACTIONAL segmentation, got {stored.kind}")
+        layout = layout_of(stored, grid)
     for number, segment in stored.segments.items():
         frames, slices = _of(number, layout)
         stack = np.zeros((layout.count, *stored.shape_yx), np.float32)
@@ -102,6 +118,11 @@ def fractions(dataset: Dataset, grid: SourceGrid) -> Iterator[tuple[Segment, NDA
             stack[at] = values
         (placed,), _ = _on_grid([stack], layout, grid)
         yield segment, placed
+
+
+def name_of(segment: Segment) -> str:
+    """Return what to call a class of segments: the meaning of its type, or its label where the type says nothing."""
+    return segment.label if segment.type in structure_sets.UNSPECIFIC else segment.type.meaning
 
 
 def _of(number: int, layout: Layout) -> tuple[list[Any], list[int]]:
