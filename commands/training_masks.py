@@ -175,6 +175,10 @@ def _canonical_mask(header: Dataset, mask: npt.NDArray[np.bool_]) -> npt.NDArray
     """Bring a mask into the canonical form of its frame, through the same door: turned, scaled and centred alike."""
     if not mask.any():
         return np.zeros((SIDE, SIDE), dtype=np.bool_)
+    if mask.all() and mask.size > 1:  # an image of one value is black, whatever the value
+        first, last = mask.copy(), mask.copy()
+        first.flat[0] = last.flat[-1] = False
+        return _canonical_mask(header, first) | _canonical_mask(header, last)
     dataset = deepcopy(header)
     dataset.PixelData = mask.astype(np.uint8).tobytes() + b"\0" * (mask.size % 2)
     return np.asarray(canonical_frames(dataset).images[0] > 0.5)

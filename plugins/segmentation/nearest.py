@@ -58,6 +58,8 @@ def neighbours(planes: Planes, shape_yx: tuple[int, int], step_mm: float, grid: 
     between = (distances[1:] + distances[:-1]) / 2
     rows, columns = np.arange(grid.shape_zyx[1]), np.arange(grid.shape_zyx[2])
     down, across = source.column_xyz * source.spacing_mm_yx[0], source.row_xyz * source.spacing_mm_yx[1]
+    first = planes.in_plane(planes.positions_mm[0] - planes.positions_mm)
+    by_row, by_column = planes.in_plane(down), planes.in_plane(across)
     for position in source.positions_mm:
         off = position - planes.positions_mm[0]
         # All coordinates are linear in row and column: outer sums, three of them.
@@ -65,8 +67,7 @@ def neighbours(planes: Planes, shape_yx: tuple[int, int], step_mm: float, grid: 
                      across @ planes.normal_xyz * columns)  # fmt: skip
         nearest = np.searchsorted(between, along - _ROUNDING)
         away = np.abs(along - distances[nearest]) / step_mm
-        first = planes.in_plane(planes.positions_mm[0] - planes.positions_mm)
-        start, by_row, by_column = planes.in_plane(off), planes.in_plane(down), planes.in_plane(across)
+        start = planes.in_plane(off)
         row = _sum(start[0], by_row[0] * rows, by_column[0] * columns) + first[nearest, 0]
         column = _sum(start[1], by_row[1] * rows, by_column[1] * columns) + first[nearest, 1]
         at_row, at_column = _rounded(row), _rounded(column)

@@ -129,7 +129,17 @@ def stored_segments(dataset: Dataset) -> StoredSegments:
     segments = {number: _segment(number, items[number]) for number in sorted(items) if number not in background}
     if not segments:
         raise CannotProceed("the segmentation has no segment")
+    _refuse_short(dataset)
     return StoredSegments(dataset, kind, segments, background, _frames(dataset, kind, segments))
+
+
+def _refuse_short(dataset: Dataset) -> None:
+    """Refuse uncompressed pixels that end too early: a decoder would go on with what it has."""
+    pixels = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
+    bits = pixels * int(dataset.BitsAllocated)
+    held = len(dataset.PixelData)
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated and held * 8 < bits:
+        raise CannotProceed(f"expected {-(-bits // 8)} bytes of pixels in the segmentation, got {held}")
 
 
 def code_of(item: Dataset, keyword: str) -> Code | None:
