@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.coding import Code
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 from plugins.segmentation.segmenter import Algorithm, Segment, Segmentation
 
@@ -94,6 +100,56 @@ def segmentation(labels: np.ndarray) -> Segmentation:
     organs = ORGANS[: int(labels.max())]
     segments = tuple(Segment(name.lower(), category, Code(value, "SCT", name)) for name, value in organs)
     return Segmentation(labels, segments, ALGORITHM)
+
+
+def structure_set(
+    slices: Sequence[Dataset], regions: Sequence[tuple[str, Sequence[tuple[int | float, np.ndarray]]]], **options: Any
+) -> Dataset:
+    """An RTSTRUCT with regions drawn on `slices`.
+
+    Each region is a name and contours, each the slice (or a place between two) and points, axes (point, (row, column)).
+    Options: ``kind`` is the geometric type, ``observations`` attributes of each region's observation.
+    """
+    first, step = slices[0], np.zeros(3)
+    if len(slices) > 1:
+        step = np.subtract(slices[1].ImagePositionPatient, first.ImagePositionPatient)
+    row, column = np.reshape(first.ImageOrientationPatient, (2, 3))
+    dataset = _patient("structures", "frame", 0)
+    for keyword in ("Rows", "FrameOfReferenceUID", "RescaleSlope", "RescaleIntercept"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    dataset.Modality, dataset.StructureSetLabel = "RTSTRUCT", "Test"
+    images_of = [
+        _item(ReferencedSOPClassUID=one.SOPClassUID, ReferencedSOPInstanceUID=one.SOPInstanceUID) for one in slices
+    ]
+    series = _item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images_of)
+    study = _item(ReferencedSOPInstanceUID=first.StudyInstanceUID, RTReferencedSeriesSequence=[series])
+    dataset.ReferencedFrameOfReferenceSequence = [
+        _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
+    ]
+    names, drawn, observed = [], [], []
+    for number, (name, contours) in enumerate(regions, start=1):
+        names.append(_item(
+            ROINumber=number, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID, ROIName=name,
+            ROIGenerationAlgorithm="MANUAL",
+        ))  # fmt: skip
+        items = []
+        for place, points in contours:
+            corner = np.asarray(first.ImagePositionPatient, float) + place * step
+            down, across = column * first.PixelSpacing[0], row * first.PixelSpacing[1]
+            coordinates = corner + np.outer(points[:, 0], down) + np.outer(points[:, 1], across)
+            items.append(_item(
+                ContourGeometricType=options.get("kind", "CLOSED_PLANAR"), NumberOfContourPoints=len(points),
+                ContourData=[f"{value:.6f}"[:16] for value in coordinates.ravel()],
+            ))  # fmt: skip
+        drawn.append(_item(ReferencedROINumber=number, ContourSequence=items))
+        observed.append(_item(ReferencedROINumber=number, **options.get("observations", {}).get(name, {})))
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = names, drawn
+    dataset.RTROIObservationsSequence = observed
+    del dataset.PixelRepresentation, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit
+    del dataset.SamplesPerPixel, dataset.PhotometricInterpretation
+    return dataset
 
 
 def _item(**values: Any) -> Dataset:

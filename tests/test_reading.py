@@ -239,7 +239,8 @@ def test_fractions_are_cut_at_the_threshold_or_given_as_they_are(meaning: str) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "syntax"), [("BINARY", RLELossless), ("LABELMAP", RLELossless), ("LABELMAP", JPEG2000Lossless)]
+    ("kind", "syntax"),
+    [("FRACTIONAL", RLELossless), ("LABELMAP", RLELossless), ("LABELMAP", JPEG2000Lossless)],
 )
 def test_compressed_frames_are_read(kind: str, syntax: str) -> None:
     slices = images((3, 40, 32))

@@ -78,9 +78,9 @@ def test_images_in_no_plane_have_an_order_and_no_place(make_dataset: Callable[..
     [
         (images((2, 6, 7)) + images((2, 6, 7), directions=SAGITTAL, name="other"), "in one orientation"),
         (images((2, 6, 7)) + images((2, 6, 7), name="other"), "one slice at each position, got two at 5.000 mm"),
-        (images((2, 6, 7)) + images((1, 8, 7), places=[7], name="other"), "Rows and Columns, got 8 and 7 beside 6 and 7"),
+        (images((2, 6, 7)) + images((1, 8, 7), places=[7], name="other"), "one Rows and Columns, got 8 and 7 beside 6"),
         (images((2, 6, 7)) + images((1, 6, 7), places=[7], spacing=(2.5, 1, 1), name="o"), "pixels of one size"),
-        (images((2, 6, 7)) + images((1, 6, 7), places=[7], frame_of_reference="o", name="o"), "one Frame of Ref"),
+        (images((2, 6, 7)) + images((1, 6, 7), places=[7], frame_of_reference="o", name="o"), "one Frame of"),
         ([], "no image"),
     ],
     ids=["orientations", "twice", "sizes", "spacings", "frames of reference", "nothing"],

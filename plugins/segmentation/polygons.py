@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-ON_LINE = 0.01
-"""Distance in pixels from a line up to which a pixel centre lies on it: more than coordinates in 16 characters lose."""
+ON_LINE = 0.001
+"""Distance in pixels from a line up to which a pixel centre lies on it: more than single precision loses."""
 
 Polygon = NDArray[np.float64]
 """Axes (point, (row, column)) in pixels, whole numbers at pixel centres; the last point is joined to the first one."""
