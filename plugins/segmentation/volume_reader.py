@@ -64,7 +64,7 @@ def read_on_grid(paths: Sequence[Path]) -> tuple[list[Dataset], SourceGrid, Volu
 
 def _is_hu(image: Dataset) -> bool:
     """Whether the output of the rescaling is in HU: said by Rescale Type, and understood of CT (PS3.3 C.11.1.1.2)."""
-    told = of_frame(image, 0, "PixelValueTransformationSequence", "RescaleType") or image.get("RescaleType")
+    told = of_frame(image, 0, "PixelValueTransformationSequence", "RescaleType")
     return str(told) == "HU" if told else image.get("Modality") == "CT"
 
 
