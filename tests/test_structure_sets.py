@@ -38,8 +38,11 @@ def area(polygon: np.ndarray) -> float:
 
 def by_matplotlib(polygon: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     rows, columns = np.indices(shape)
-    inside = Outline(polygon).contains_points(np.stack([rows.ravel(), columns.ravel()], axis=1))
-    return inside.reshape(shape)
+    near = ((rows >= polygon[:, 0].min()) & (rows <= polygon[:, 0].max())).ravel()
+    near &= ((columns >= polygon[:, 1].min()) & (columns <= polygon[:, 1].max())).ravel()
+    found = np.zeros(rows.size, bool)
+    found[near] = Outline(polygon).contains_points(np.stack([rows.ravel()[near], columns.ravel()[near]], axis=1))
+    return found.reshape(shape)
 
 
 def distance(point: np.ndarray, polygon: np.ndarray) -> float:
@@ -142,6 +145,13 @@ def test_contours_between_slices_go_to_the_nearest_one_within_half_a_step() -> N
     assert reading.notes == ("1 of 4 contours of region 1 (A) lie on no slice of the images",)
 
 
+def test_holes_stay_holes_where_contours_of_a_plane_differ_in_the_last_digits() -> None:
+    slices = images((3, *SHAPE))
+    contours = [(1.1998, box(4.5, 4.5, 30.5, 30.5)), (1.2002, box(9.5, 9.5, 25.5, 25.5)), (1.45, star(1))]
+    found = masks(read_segmentation(structure_set(slices, [("A", contours)]), source_grid(slices)))["A"]
+    np.testing.assert_array_equal(found[1], filled([polygon for _, polygon in contours[:2]], SHAPE))
+
+
 def test_a_contour_that_comes_twice_is_there_once() -> None:
     slices = images((2, *SHAPE))
     dataset = structure_set(slices, [("A", [(0, box(5, 5, 9, 9)), (0, box(5, 5, 9, 9))])])
@@ -196,10 +206,13 @@ def test_what_cannot_be_read_is_told_in_a_sentence() -> None:
 
 def test_one_region_that_cannot_be_used_does_not_harm_the_others() -> None:
     slices = images((2, *SHAPE))
-    dataset = structure_set(slices, [("A", [(0, box(5, 5, 9, 9))]), ("B", [])])
+    square = [(0, box(5, 5, 9, 9))]
+    dataset = structure_set(slices, [("A", square), ("B", []), ("C", square)])
+    dataset.ROIContourSequence[2].ContourSequence[0].ContourData[2] = "20"
     reading = read_segmentation(dataset, source_grid(slices))
     assert list(masks(reading)) == ["A"]
-    assert reading.notes == ("region 2 (B) is left out: it has no contour",)
+    assert reading.notes[0] == "region 2 (B) is left out: it has no contour"
+    assert "region 3 (C) is left out: a contour does not lie in the plane" in reading.notes[1]
 
 
 def test_the_structure_set_of_rt_utils_fills_what_its_contours_enclose(shared_data: Path) -> None:
@@ -227,6 +240,7 @@ def test_missing_series_of_rt_utils_is_refused(shared_data: Path) -> None:
     assert len(images_of) == 5
 
 
+@pytest.mark.slow
 def test_a_clinical_structure_set_has_the_volumes_of_its_polygons(shared_data: Path) -> None:
     folder = shared_data / "dicompyler-core" / "tests" / "testdata" / "example_data"
     dataset, image = dcmread(folder / "rtss.dcm"), dcmread(folder / "ct.0.dcm", stop_before_pixels=True)

@@ -55,12 +55,15 @@ _FLAT_MM = 0.1
 _FLAT_STEPS = 0.1
 """Extent of a contour along the normal, mm or steps whichever is more, up to which it lies in the plane of slices."""
 
+_SAME_PLANE_STEPS = 0.05
+"""Distance of contours, steps, up to which they lie in one plane."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Outlines:
-    """Contours of one region: slice → distance from it, and polygons, of the nearest plane of contours."""
+    """Contours of one region: slice → the polygons of the plane of contours that is nearest to it."""
 
-    of_slice: dict[int, tuple[float, list[Polygon]]]
+    of_slice: dict[int, list[Polygon]]
     left_out: int
 
 
@@ -90,7 +93,7 @@ def label_maps(dataset: Dataset, grid: SourceGrid) -> tuple[list[LabelMap], tupl
     Raises
     ------
     CannotProceed
-        No region has a closed contour on a slice of the grid, or a contour does not lie in the plane of the slices.
+        No region has closed contours on slices of the grid, in their plane.
     """
     planes, step = grid.planes, grid.step_mm
     if planes is None or step is None:
@@ -104,10 +107,12 @@ def label_maps(dataset: Dataset, grid: SourceGrid) -> tuple[list[LabelMap], tupl
         region = names.get(number, Dataset())
         told = f"region {number} ({region.get('ROIName') or 'without a name'})"
         contours, refusal = _closed(item, region, grid)
+        if not refusal and (across := _across_mm(contours, planes)) > max(_FLAT_MM, _FLAT_STEPS * step):
+            refusal = f"a contour does not lie in the plane of the slices, it extends {across:.2f} mm across it"
         if refusal:
             notes.append(f"{told} is left out: {refusal}")
             continue
-        outlines = _outlines(told, contours, planes, step)
+        outlines = _outlines(contours, planes, step)
         if outlines.left_out:
             notes.append(f"{outlines.left_out} of {len(contours)} contours of {told} lie on no slice of the images")
         if outlines.of_slice:
@@ -149,34 +154,33 @@ def _drawn_on(contours: Sequence[Dataset], grid: SourceGrid) -> bool:
     )
 
 
-def _outlines(told: str, contours: list[NDArray[np.float64]], planes: Planes, step: float) -> _Outlines:
-    of_plane: dict[tuple[int, float], list[Polygon]] = defaultdict(list)
+def _across_mm(contours: list[NDArray[np.float64]], planes: Planes) -> float:
+    """Return the largest extent of a contour along the normal of the slices."""
+    return max(float(np.ptp(points @ planes.normal_xyz)) for points in contours)
+
+
+def _outlines(contours: list[NDArray[np.float64]], planes: Planes, step: float) -> _Outlines:
+    distances = planes.distances_mm
+    drawn: dict[int, list[tuple[float, Polygon]]] = defaultdict(list)
     left_out = 0
     for points in contours:
-        along = points @ planes.normal_xyz
-        if np.ptp(along) > max(_FLAT_MM, _FLAT_STEPS * step):
-            raise CannotProceed(
-                f"a contour of {told} does not lie in the plane of the slices: it extends {np.ptp(along):.2f} mm along "
-                "their normal"
-            )
-        place = float(along.mean())
-        number = int(np.abs(planes.distances_mm - place).argmin())
-        off = place - float(planes.distances_mm[number])
-        if abs(off) > step / 2 * (1 + 1e-6):
+        place = float((points @ planes.normal_xyz).mean())
+        number = int(np.abs(distances - place).argmin())
+        off = abs(place - float(distances[number]))
+        if off > step / 2 * (1 + 1e-6):
             left_out += 1
-            continue
-        polygon = planes.in_plane(points - planes.positions_mm[number])
-        of_plane[number, round(off, 3)].append(polygon)
-    of_slice: dict[int, tuple[float, list[Polygon]]] = {}
-    for (number, off), polygons in sorted(of_plane.items()):
-        if number not in of_slice or abs(off) < of_slice[number][0]:
-            of_slice[number] = abs(off), polygons
+        else:
+            drawn[number].append((place, planes.in_plane(points - planes.positions_mm[number])))
+    of_slice = {}
+    for number, outlines in drawn.items():
+        nearest = min((place for place, _ in outlines), key=lambda place: (abs(place - distances[number]), place))
+        of_slice[number] = [polygon for place, polygon in outlines if abs(place - nearest) <= _SAME_PLANE_STEPS * step]
     return _Outlines(of_slice, left_out)
 
 
 def _slabs(outlines: _Outlines, shape_yx: tuple[int, int]) -> list[Slab]:
     def made() -> Iterator[Slab]:
-        for number, (_, polygons) in sorted(outlines.of_slice.items()):
+        for number, polygons in sorted(outlines.of_slice.items()):
             yield number, filled(_without_repeats(polygons), shape_yx)
 
     return list(made())
