@@ -16,8 +16,8 @@ from commands.demo_data import Sample
 from commands.pictures import Picture, sheet, three_planes
 from index.archive import Archive
 from plugins.node import Series
-from plugins.segmentation.plugin import read_volume
 from plugins.segmentation.seg_object import read_labels
+from plugins.segmentation.volume_reader import read_volume
 
 _HU_WINDOW = (-1000.0, 1500.0)
 

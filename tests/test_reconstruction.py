@@ -21,8 +21,8 @@ from index.keys import Level
 from plugins import reconstruction
 from plugins.node import CannotProceed, Series
 from plugins.publish import publish
-from plugins.segmentation.plugin import read_volume
 from plugins.segmentation.thresholds import fat_to_soft_hu
+from plugins.segmentation.volume_reader import read_volume
 from plugins.worker import Worker
 from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections import elements

@@ -13,8 +13,8 @@ from scipy.ndimage import binary_erosion
 
 from index.archive import Archive
 from plugins.node import Series
-from plugins.segmentation.plugin import read_volume
 from plugins.segmentation.seg_object import read_labels
+from plugins.segmentation.volume_reader import read_volume
 from reconstruct.projections.scan import ReconstructionRequest
 from reconstruct.simulate import Identification, simulate_scan
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-import numpy as np
-import pydicom
-from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from config.settings import Settings
@@ -20,8 +15,7 @@ from plugins.node import Series, Task, Work
 from plugins.publish import is_made, publish, record
 from plugins.segmentation import thresholds
 from plugins.segmentation.seg_object import seg_object
-from plugins.segmentation.segmenter import Volume
-from reconstruct.projections import elements
+from plugins.segmentation.volume_reader import read_volume
 
 KIND = "segment"
 
@@ -70,29 +64,3 @@ def segment(task: Task) -> None:
         task.progress(0.9)
         outputs = (publish(task.archive, [dataset]),)
     record(task.archive, series.uid, recipe, digest, outputs)
-
-
-def read_volume(paths: Sequence[Path]) -> tuple[list[Dataset], Volume]:
-    """Read an axial CT series: the slices from feet to head, and their volume in HU or 1/cm.
-
-    The effective energy is the one that reconstruction wrote into the slices, None where there is none.
-    """
-    read: list[Dataset] = [pydicom.dcmread(path) for path in paths]
-    slices = sorted(read, key=lambda ds: float(ds.ImagePositionPatient[2]))
-    first = slices[0]
-    is_hu = str(first.get("RescaleType", "HU")) == "HU"
-    values = np.stack([_values(dataset, is_hu=is_hu) for dataset in slices])
-    z = abs(float(slices[1].ImagePositionPatient[2]) - float(first.ImagePositionPatient[2])) if len(slices) > 1 else 0
-    row, column = (float(value) for value in first.PixelSpacing)
-    kev = elements.read(first).get("EffectiveEnergy")
-    spacing = (z or float(first.SliceThickness), row, column)
-    return slices, Volume(values, spacing, is_hu, None if kev is None else float(kev))
-
-
-def _values(dataset: Dataset, *, is_hu: bool) -> NDArray[np.float32]:
-    """Return the slice in HU, else in the unit of its Real World Value Mapping, which for our own series is 1/cm."""
-    stored = dataset.pixel_array.astype(np.float32)
-    if is_hu:
-        return stored * np.float32(dataset.RescaleSlope) + np.float32(dataset.RescaleIntercept)
-    mapping = dataset.RealWorldValueMappingSequence[0]
-    return stored * np.float32(mapping.RealWorldValueSlope) + np.float32(mapping.RealWorldValueIntercept)

@@ -70,22 +70,42 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Algorithm:
+    """What made the labels: told in the SEG as it is (PS3.3 10.16).
+
+    Attributes
+    ----------
+    family
+        None when what was read does not tell it; what this node makes has one.
+    """
+
+    name: str
+    version: str
+    family: Code | None
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Segment:
-    """What a label stands for (PS3.3 C.8.20.4, coded in SNOMED CT)."""
+    """What a label stands for (PS3.3 C.8.20.4, coded in SNOMED CT).
+
+    Attributes
+    ----------
+    tracking_id, tracking_uid
+        Name of the finding over time; empty where it has none.
+    number
+        Segment Number or ROI Number in the object that it was read from; None when it was not read.
+    algorithm
+        What made this segment, as the object that it was read from tells; None when it does not.
+    """
 
     label: str
     category: Code
     type: Code
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """What made the labels: told in the SEG as it is (PS3.3 10.16)."""
-
-    name: str
-    version: str
-    family: Code
-    parameters: Mapping[str, str]
+    tracking_id: str = ""
+    tracking_uid: str = ""
+    number: int | None = None
+    algorithm: Algorithm | None = None
 
 
 @dataclass(frozen=True, eq=False)
