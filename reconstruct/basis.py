@@ -7,7 +7,7 @@ spectrum is not known well enough, a measured table takes its place (`calibrated
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,13 +119,13 @@ def tabulated(materials: Sequence[Material], beam: Beam, hardening_mm: float) ->
     return Basis(tuple(materials), np.array(columns))
 
 
-def calibrated(basis: Basis, measured: Mapping[str, Sequence[float]]) -> Basis:
+def calibrated(basis: Basis, measured: Iterable[tuple[str, Sequence[float]]]) -> Basis:
     """Return the basis with measured attenuation in place of that of some materials.
 
     Parameters
     ----------
     measured
-        Name of a material → what 1 mg/ml of it adds in each bin, 1/cm; of water, 1000 mg/ml are pure water.
+        Name of a material, and what 1 mg/ml of it adds in each bin, 1/cm; of water, 1000 mg/ml are pure water.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def calibrated(basis: Basis, measured: Mapping[str, Sequence[float]]) -> Basis:
     """
     per_cm = basis.per_cm.copy()
     names = [material.name for material in basis.materials]
-    for name, values in measured.items():
+    for name, values in measured:
         if name not in names:
             raise ValueError(f"{name} is calibrated but not used; used are {', '.join(names)}")
         if len(values) != len(per_cm) or min(values) <= 0:
@@ -144,6 +144,26 @@ def calibrated(basis: Basis, measured: Mapping[str, Sequence[float]]) -> Basis:
         number = names.index(name)
         per_cm[:, number] = np.asarray(values) * basis.mg_per_ml[number]
     return Basis(basis.materials, per_cm)
+
+
+def measured_attenuation(values: Numbers, mg_per_ml: Numbers) -> Numbers:
+    """Return what 1 mg/ml of each material adds in each bin, 1/cm, (bin, material), from inserts of known composition.
+
+    Parameters
+    ----------
+    values
+        Mean attenuation of each insert in each bin, 1/cm, (bin, insert).
+    mg_per_ml
+        What each insert holds, (material, insert): at least as many inserts as materials, of different compositions.
+
+    Raises
+    ------
+    ValueError
+        The inserts do not tell the materials apart.
+    """
+    if np.linalg.matrix_rank(mg_per_ml) < len(mg_per_ml):
+        raise ValueError(f"{mg_per_ml.shape[1]} inserts do not tell {len(mg_per_ml)} materials apart")
+    return np.linalg.lstsq(mg_per_ml.T, values.T, rcond=None)[0].T.astype(np.float64)
 
 
 def water_path_mm(attenuation: NDArray[np.float32], water_per_cm: float, voxel_mm: float) -> float:

@@ -10,7 +10,15 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from reconstruct.basis import MATERIALS, Basis, Beam, calibrated, tabulated, water_path_mm
+from reconstruct.basis import (
+    MATERIALS,
+    Basis,
+    Beam,
+    calibrated,
+    measured_attenuation,
+    tabulated,
+    water_path_mm,
+)
 from reconstruct.decomposition import Method, Supports, decompose, noise_covariance
 from reconstruct.materials import WATER
 from reconstruct.spectrum import bin_spectra
@@ -157,12 +165,22 @@ def test_a_bin_with_a_k_edge_weighs_it_by_the_spectrum() -> None:
 
 def test_measured_attenuation_takes_the_place_of_tabulated() -> None:
     basis = tabulated(ALL[:3], BEAM, 10.0)
-    changed = calibrated(basis, {"iodine": [0.01, 0.02, 0.005, 0.002]})
+    changed = calibrated(basis, [("iodine", [0.01, 0.02, 0.005, 0.002])])
     np.testing.assert_allclose(changed.per_cm[:, 2], 4930 * np.array([0.01, 0.02, 0.005, 0.002]))
     np.testing.assert_array_equal(changed.per_cm[:, :2], basis.per_cm[:, :2])
-    for measured, sentence in [({"gold": [1, 1, 1, 1]}, "gold is calibrated but not used"), ({"water": [1]}, "4 values")]:
-        with pytest.raises(ValueError, match=sentence):
-            calibrated(basis, measured)
+    with pytest.raises(ValueError, match="gold is calibrated but not used"):
+        calibrated(basis, [("gold", [1, 1, 1, 1])])
+    with pytest.raises(ValueError, match="expected 4 values above 0 for water"):
+        calibrated(basis, [("water", [1])])
+
+
+def test_inserts_of_known_composition_calibrate() -> None:
+    basis = tabulated(ALL[:3], BEAM, 10.0)
+    per_mg = basis.per_cm / basis.mg_per_ml
+    held = np.array([[1000, 990, 980, 930.0], [0, 0, 0, 200], [0, 9, 18, 0]])
+    np.testing.assert_allclose(measured_attenuation(per_mg @ held, held), per_mg, rtol=1e-6)
+    with pytest.raises(ValueError, match="2 inserts do not tell 3 materials apart"):
+        measured_attenuation(np.ones((4, 2)), held[:, :2])
 
 
 def test_the_path_through_the_object_is_that_of_a_disc() -> None:

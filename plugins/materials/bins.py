@@ -106,7 +106,7 @@ def read_bins(series: Sequence[Series]) -> Bins:
         raise CannotProceed(f"expected two energy bins or more, got {len(series)}")
     bins, volumes = [], []
     for each in series:
-        slices = sorted((pydicom.dcmread(path) for path in each.paths), key=lambda ds: float(ds.ImagePositionPatient[2]))
+        slices = sorted(map(pydicom.dcmread, each.paths), key=lambda ds: float(ds.ImagePositionPatient[2]))
         volumes.append(np.stack([_per_cm(dataset) for dataset in slices]))
         for dataset in slices:
             del dataset.PixelData

@@ -21,15 +21,15 @@ from plugins.materials.material_codes import CONCENTRATION, MG_PER_ML
 from reconstruct.dicom_items import code, decimal, item_of
 from reconstruct.part10 import with_file_meta
 from reconstruct.projections import elements
-from reconstruct.provenance import add_sources
 from reconstruct.projections.scan import SourceInstance
+from reconstruct.provenance import add_sources
 
 _HIGHEST = 32767
 _FINEST_STEP = 2.0**-10
 """mg/ml; doubled until the highest concentration fits."""
 _NOT_OF_A_MATERIAL = (
     "ConvolutionKernel", "RealWorldValueMappingSequence", "VOILUTFunction", "WindowCenter", "WindowWidth",
-    "DerivationDescription", "SourceImageSequence",
+    "DerivationDescription", "SourceImageSequence", "PrivateDataElementCharacteristicsSequence",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def material_ct(
         sources = [each.slices[index] for each in bins.bins]
         add_sources(dataset, [SourceInstance(s.SOPClassUID, s.SOPInstanceUID) for s in sources], derivation)
         dataset.MultienergyCTAcquisition = "YES"
+        dataset.KVP = None  # told in the sequence
         dataset.MultienergyCTAcquisitionSequence = [copy.deepcopy(multi_energy)]
         dataset.MultienergyCTProcessingSequence = [copy.deepcopy(processing)]
         _add_values(dataset, shown, step)
@@ -103,12 +104,8 @@ def _template(source: Dataset) -> Dataset:
     for keyword in _NOT_OF_A_MATERIAL:
         if keyword in dataset:
             del dataset[keyword]
-    private = [element.tag for element in dataset.group_dataset(elements.GROUP)]
-    for tag in private:
-        del dataset[tag]
-    for keyword in ("PrivateDataElementCharacteristicsSequence",):
-        if keyword in dataset:
-            del dataset[keyword]
+    for element in list(dataset.group_dataset(elements.GROUP)):
+        del dataset[element.tag]
     return dataset
 
 
@@ -142,12 +139,23 @@ def _add_values(dataset: Dataset, shown: MaterialImages, step: float) -> None:
 
 
 def _acquisition(bins: Bins) -> Dataset:
-    """Return the Multi-energy CT Acquisition: one source, and a path for each energy bin of the detector."""
+    """Return the Multi-energy CT Acquisition: one source, and a path for each energy bin of the detector.
+
+    What a scan does not tell of its exposure is left out: it is required of original images only (PS3.3 C.8.15.3). When
+    the source was last used is not told either; it begins and ends with the acquisition.
+    """
     first = bins.first
     begun = f"{first.AcquisitionDate}{first.AcquisitionTime}"
     scanner = next(iter(first.get("ContributingEquipmentSequence", [])), first)
     detector = str(scanner.get("DeviceSerialNumber") or scanner.get("ManufacturerModelName") or "1")[:16]
     paths = list(range(1, len(bins.bins) + 1))
+    geometry = item_of(ReferencedPathIndex=paths)
+    for keyword, into in (
+        ("DistanceSourceToDetector", "DistanceSourceToDetector"),
+        ("DistanceSourceToPatient", "DistanceSourceToDataCollectionCenter"),
+    ):
+        if first.get(keyword) is not None:
+            setattr(geometry, into, float(first[keyword].value))
     return item_of(
         MultienergyAcquisitionDescription=f"One spectrum, photons counted in {len(paths)} energy bins",
         MultienergyCTXRaySourceSequence=[
@@ -170,10 +178,10 @@ def _acquisition(bins: Bins) -> Dataset:
             for number, each in enumerate(bins.bins, start=1)
         ],
         MultienergyCTPathSequence=_paths(paths),
-        CTExposureSequence=[item_of(ReferencedPathIndex=paths)],
-        CTXRayDetailsSequence=[item_of(ReferencedPathIndex=paths)],
+        CTExposureSequence=[item_of(ReferencedXRaySourceIndex=1)],
+        CTXRayDetailsSequence=[item_of(ReferencedPathIndex=paths, KVP=first.get("KVP"))],
         CTAcquisitionDetailsSequence=[item_of(ReferencedPathIndex=paths)],
-        CTGeometrySequence=[item_of(ReferencedPathIndex=paths)],
+        CTGeometrySequence=[geometry],
     )
 
 

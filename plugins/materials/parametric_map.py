@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +63,7 @@ def parametric_map(
         lut_label=shown.label,
         lut_explanation=shown.name[:_LONGEST_DESCRIPTION],
         unit=shown.unit,
-        value_range=(-math.inf, math.inf) if not np.isfinite(top) else (0.0, top),
+        value_range=(0.0, top),
         slope=1.0,
         intercept=0.0,
         quantity_definition=shown.quantity,
@@ -87,8 +86,7 @@ def parametric_map(
         device_serial_number="0",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        window_center=top / 2,
-        window_width=top,
+        voi_lut_transformations=[highdicom.VOILUTTransformation(window_center=top / 2, window_width=top)],
         content_label=shown.label,
         content_description=shown.name[:_LONGEST_DESCRIPTION],
         series_description=shown.name[:_LONGEST_DESCRIPTION],
@@ -96,10 +94,22 @@ def parametric_map(
     for item in dataset.PerFrameFunctionalGroupsSequence:
         for source in item.get("DerivationImageSequence", []):
             source.DerivationDescription = derivation
-    # The same work gives the same bytes: it happened when the scan did.
+    _keep_to_the_source(dataset, first, derived_uid(series_uid, "dimensions"))
+    return dataset  # type: ignore[no-any-return]  # highdicom is not typed
+
+
+def _keep_to_the_source(dataset: Dataset, first: Dataset, organization_uid: str) -> None:
+    """Tell of scanner and time what the source tells; the same work then gives the same map."""
+    for keyword in ("BodyPartExamined", "Laterality"):
+        if keyword in first:
+            dataset[keyword] = first[keyword]
+    library = dataset.ContributingEquipmentSequence[-1]
+    del library.ContributionDateTime
+    dataset.ContributingEquipmentSequence = [*first.get("ContributingEquipmentSequence", []), library]
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization_uid
     dataset.ContentDate, dataset.ContentTime = first.ContentDate, first.ContentTime
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
         if keyword in dataset:
             delattr(dataset, keyword)
     dataset.SeriesDate, dataset.SeriesTime = first.SeriesDate, first.SeriesTime
-    return dataset  # type: ignore[no-any-return]  # highdicom is not typed

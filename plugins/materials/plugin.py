@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from config.identity import derived_uid
 from config.settings import MaterialSettings, Settings
 from index import derivations
-from index.derivations import Output
 from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.materials import material_codes
@@ -107,9 +107,10 @@ class Found:
     decomposition: Decomposition
     told: Mapping[str, Any]
 
-    def mg_per_ml(self, number: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def mg_per_ml(self, number: int) -> NDArray[np.float32]:
         """Return the concentration of a material, (z, y, x)."""
-        return self.decomposition.fractions[number] * np.float32(self.basis.mg_per_ml[number])
+        values: NDArray[np.float32] = self.decomposition.fractions[number] * np.float32(self.basis.mg_per_ml[number])
+        return values
 
 
 def materials_in(bins: Bins, settings: MaterialSettings) -> Found:
@@ -149,7 +150,7 @@ def _basis(bins: Bins, settings: MaterialSettings) -> tuple[Basis, dict[str, Any
     materials = tuple(material for name, material in MATERIALS.items() if name in settings.use)
     if settings.use <= settings.calibration.keys():
         nothing = Basis(materials, np.ones((len(bins.bins), len(materials))))
-        return calibrated(nothing, settings.calibration), {"attenuation": "calibrated"}
+        return calibrated(nothing, settings.calibration.items()), {"attenuation": "calibrated"}
     beam = _beam(bins, settings)
     water = bins.bins[0].water_per_cm or 10 * beam.spectra()[0].effective_per_mm(
         MATERIALS["water"], settings.water_path_mm
@@ -161,7 +162,7 @@ def _basis(bins: Bins, settings: MaterialSettings) -> tuple[Basis, dict[str, Any
     }  # fmt: skip
     if settings.calibration:
         told["calibrated"] = "+".join(sorted(settings.calibration))
-    return calibrated(tabulated(materials, beam, hardening), settings.calibration), told
+    return calibrated(tabulated(materials, beam, hardening), settings.calibration.items()), told
 
 
 def _beam(bins: Bins, settings: MaterialSettings) -> Beam:
