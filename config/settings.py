@@ -168,6 +168,29 @@ class SegmentationSettings(_Section):
     smoothing_voxels: NotNegative
 
 
+MaterialName = Literal["water", "lipid", "hydroxyapatite", "bone", "iodine", "gadolinium", "gold"]
+
+
+class MaterialSettings(_Section):
+    """``[materials]``: energy bins to maps of materials."""
+
+    enabled: bool
+    use: Annotated[frozenset[MaterialName], Field(min_length=1)]
+    sets: frozenset[str]
+    most_together: Annotated[int, Field(ge=1, le=3)]
+    penalty: NotNegative
+    model_error: NotNegative
+    most_filled: Annotated[float, Field(ge=1, le=2)]
+    smoothing_voxels: NotNegative
+    choice_voxels: NotNegative
+    filtration_mm_al: NotNegative
+    water_path_mm: Positive
+    hardening_mm: NotNegative
+    calibration: dict[MaterialName, tuple[float, ...]]
+    objects: Annotated[frozenset[Literal["map", "ct"]], Field(min_length=1)]
+    residual: bool
+
+
 class SimilaritySettings(_Section):
     """``[similarity]``: embeddings and the similarity query."""
 
@@ -236,6 +259,7 @@ class Settings(_Section):
     retention: RetentionSettings
     reconstruct: ReconstructSettings
     segmentation: SegmentationSettings
+    materials: MaterialSettings
     similarity: SimilaritySettings
     logs: LogSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()

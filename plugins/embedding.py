@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 KIND = "embed"
 ADOPT = "adopt_encoder"
 _NOT_PICTURES = {"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "ECG", "REG", "DOC"}
+_NOT_PICTURES_OF_KIND = {"decompose"}
+"""Kinds of derivation."""
 
 
 @hookimpl
@@ -29,9 +31,11 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
 
 
 def is_picture(series: Series) -> bool:
-    """Whether the series shows anatomy, so that it can be embedded."""
+    """Whether the series shows anatomy, so that it can be embedded; maps that this node made show composition."""
     header = series.header
-    return "Rows" in header and str(header.get("Modality", "")) not in _NOT_PICTURES and not series.holds_projections
+    if "Rows" not in header or str(header.get("Modality", "")) in _NOT_PICTURES or series.holds_projections:
+        return False
+    return series.made_by is None or series.made_by.kind not in _NOT_PICTURES_OF_KIND
 
 
 @hookimpl

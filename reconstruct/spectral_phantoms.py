@@ -18,6 +18,8 @@ from reconstruct.materials import (
     AIR,
     BONE,
     CALCIUM_OXALATE,
+    GADOLINIUM,
+    GOLD,
     HYDROXYAPATITE,
     IODINE,
     LIPID,
@@ -38,6 +40,8 @@ IODINE_18 = solution("iodine 18 mg/ml", IODINE, 18)
 APATITE_200 = solution("hydroxyapatite 200 mg/ml", HYDROXYAPATITE, 200)
 APATITE_400 = solution("hydroxyapatite 400 mg/ml", HYDROXYAPATITE, 400)
 APATITE_800 = solution("hydroxyapatite 800 mg/ml", HYDROXYAPATITE, 800)
+GADOLINIUM_8 = solution("gadolinium 8 mg/ml", GADOLINIUM, 8)
+GOLD_8 = solution("gold 8 mg/ml", GOLD, 8)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,17 @@ def _calibration() -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def _contrast_agents() -> tuple[Part, ...]:
+    """Rods of 5.4 mm in water; one of the eight places is left out, so that it has a front and a top."""
+    rods = (IODINE_9, APATITE_200, GADOLINIUM_8, APATITE_400, IODINE_18, APATITE_800, GOLD_8)
+    parts = [Part("water", WATER, (0.0, 0.0, 0.0), (15.0, 14.0, 12.0))]
+    for number, material in enumerate(rods):
+        angle = np.deg2rad(45 * number)
+        centre = (float(10.0 * np.cos(angle)), float(9.2 * np.sin(angle)), 0.2 * number - 0.6)
+        parts.append(Part(f"rod of {material.name}", material, centre, (2.7, 2.7, 7.0), 0.0, "water"))
+    return tuple(parts)
+
+
 _THIGH = (
     Part("muscle", SOFT_TISSUE, (0.5, 0.0, 0.0), (11.0, 8.5, 12.0), 15.0),
     Part("fat pad", LIPID, (4.5, 4.2, 1.0), (3.2, 1.8, 5.0), -25.0, "muscle"),
@@ -206,6 +221,7 @@ PHANTOMS: Mapping[str, SpectralPhantom] = {
     phantom.name: phantom
     for phantom in (
         SpectralPhantom("calibration", "", _calibration()),
+        SpectralPhantom("contrast-agents", "", _contrast_agents()),
         SpectralPhantom("mouse-thigh", "THIGH", _THIGH),
         SpectralPhantom("mouse-thorax", "CHEST", _THORAX),
         SpectralPhantom("mouse-head", "HEAD", _HEAD),

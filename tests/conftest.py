@@ -150,6 +150,12 @@ def dcmtk() -> Callable[..., subprocess.CompletedProcess[str]]:
 DCIODVFY_FALSE_POSITIVES = (
     # Its condition asks for (0018,9462) at the top of the data set; the standard has it in the functional groups.
     "PositionOfIsocenterProjection",
+    # Derived images need not tell their exposure (PS3.3 C.8.15.3.3, .8, .9); it looks for a Frame Type to know that.
+    "Module=<CTExposureMacro>",
+    "Module=<CTXRayDetailsMacro>",
+    "Module=<CTAcquisitionDetailsMacro>",
+    # Two or more items (PS3.3 C.8.15.3.13); it wants one.
+    "Element=<DecompositionMaterialSequence> Module=<MultienergyCTProcessingMacro>",
 )
 
 

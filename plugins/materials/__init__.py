@@ -1,0 +1,1 @@
+"""Energy bins to maps of materials, as Parametric Maps and CT images."""
