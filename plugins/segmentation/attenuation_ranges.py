@@ -1,7 +1,7 @@
 """Which Hounsfield units belong to which tissue, at the energy of the volume.
 
-A Hounsfield unit is a share of water's attenuation, and what is not water attenuates otherwise at every energy: fat lies
-at -100 HU in clinical CT and near -400 HU at the 25 keV of a micro-CT's lowest bin; mineral five times as high there.
+A Hounsfield unit is a share of water's attenuation, and what is not water attenuates otherwise at every energy: fat
+lies at -100 HU in clinical CT and near -400 HU at the 25 keV of a micro-CT's lowest bin, mineral five times as high.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GAS_HU = -500.0
 """Half of air: the border of the sample and of gas."""
 
 _CONTRAST_HU = 180.0
-"""Denser than any soft tissue or clotted blood without contrast agent (at most 100 HU) by four times the usual noise."""
+"""Denser than soft tissue or clotted blood without contrast agent (at most 100 HU) by four times the usual noise."""
 
 _SPONGY_MG_PER_ML = 50.0
 """Hydroxyapatite of trabecular bone in old age, where bone encloses it."""

@@ -96,7 +96,7 @@ class Classical:
 
 
 def _hounsfield(volume: Volume) -> NDArray[np.float32] | None:
-    """The values in HU: as they are, or by water's attenuation at the effective energy; None where that is not known."""
+    """The values in HU, as they are or by water's attenuation at the effective energy; None where that is unknown."""
     if volume.is_hu:
         return volume.values
     kev = volume.effective_kev

@@ -1,7 +1,7 @@
 """The colour that a segment is shown in (PS3.3 C.8.20.2, Recommended Display CIELab Value), by what it is.
 
-Tissues look the same in every SEG of this node, whichever segmenter found them and how many segments there are. What has
-no colour of its own takes hues one golden angle apart, in the order of the segments.
+Tissues look the same in every SEG of this node, whichever segmenter found them and how many segments there are. What
+has no colour of its own takes hues one golden angle apart, in the order of the segments.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Morphology on boolean volumes whose voxels need not be cubes: radii in mm, sizes in voxels of any shape.
 
-Balls are distances (Serra, Image Analysis and Mathematical Morphology, 1982): a dilation by r holds all that lies within
-r of the object. Outside the volume there is nothing to erode from: an object that the field of view cuts stays cut.
+Balls are distances (Serra, Image Analysis and Mathematical Morphology, 1982): a dilation by r holds all that lies
+within r of the object. Outside the volume there is nothing to erode from: what the field of view cuts stays whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def closed(mask: Mask, radius_mm: float, spacing_mm_zyx: Triple) -> Mask:
 
 
 def grown(seeds: Mask, within: Mask, steps: int) -> Mask:
-    """Return `seeds` and what of `within` is at most `steps` face neighbours away from them, walking inside `within`."""
+    """Return `seeds` and what of `within` is at most `steps` face neighbours away, walking inside `within`."""
     return np.asarray(ndimage.binary_dilation(seeds, iterations=steps, mask=within)) if steps else seeds & within
 
 

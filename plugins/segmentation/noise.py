@@ -18,7 +18,7 @@ def noise(values: NDArray[np.float32], threshold: float) -> float:
     """
     rows = values.reshape(-1, values.shape[-1])
     rows = rows[:: max(1, rows.size // _SAMPLES)]
-    if rows.shape[-1] < 3:  # noqa: PLR2004 - a second difference takes three
+    if rows.shape[-1] < 3:
         return 0.0
     left, middle, right = rows[:, :-2], rows[:, 1:-1], rows[:, 2:]
     differences = (left - 2 * middle + right)[(middle > threshold) & (left > threshold) & (right > threshold)]

@@ -6,6 +6,7 @@ All lengths follow the width of the sample, so that a mouse in a micro-CT and a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from scipy import ndimage
 from plugins.segmentation.morphology import Mask, Triple, dilated, filled, largest, opened
 
 _VOXELS_ACROSS = 150
-"""The outline is searched for on voxels of a 150th of the sample's width, or on the volume's own if these are larger."""
+"""The outline is searched for in blocks of a 150th of the sample's width, or in voxels if these are larger."""
 
 _SHEET = 0.012
 """Half the thickness of what is table, clothes or holder rather than sample, as a share of the width: 4 mm of 33 cm."""
@@ -123,7 +124,7 @@ class Sample:
 def _blocks(coarse: Coarse, width: float, threshold: float) -> Mask:
     """The blocks of the largest object above `threshold`, with the holes of its slices, without thin sheets."""
     above = coarse.values > threshold
-    sheet_mm = _SHEET * width
+    sheet_mm = max(_SHEET * width, min(coarse.spacing_mm_zyx))
     thick = largest(opened(above, sheet_mm, coarse.spacing_mm_zyx))
     if not thick.any():  # a sample as thin as a sheet
         thick = largest(above)
@@ -140,13 +141,13 @@ def _to_the_voxel(values: NDArray[np.float32], coarse: Coarse, blocks: Mask, thr
 
 
 def _means(values: NDArray[np.float32] | Mask, block_zyx: tuple[int, int, int]) -> NDArray[np.float32]:
-    means = np.asarray(values)
+    means: NDArray[Any] = values
     for axis in (2, 1, 0):
         means = _block_means(means, axis, block_zyx[axis])
     return np.asarray(means, np.float32)
 
 
-def _block_means(values: NDArray[np.float32] | Mask, axis: int, block: int) -> NDArray[np.float32]:
+def _block_means(values: NDArray[Any], axis: int, block: int) -> NDArray[np.float32]:
     if block == 1:
         return np.asarray(values, np.float32)
     size = values.shape[axis]

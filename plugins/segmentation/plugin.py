@@ -43,9 +43,9 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
 
 
 def _is_wanted(series: Series, images: str) -> bool:
-    """The lowest energy bin of what this node reconstructed, which has the strongest contrast; by setting any CT in HU."""
+    """The lowest energy bin of what this node reconstructed (the strongest contrast); by setting any CT in HU."""
     made_by = series.made_by
-    if series.header.get("SOPClassUID") != CTImageStorage:
+    if series.instances[0].sop_class_uid != CTImageStorage:
         return False
     if made_by is not None:
         return made_by.kind == reconstruction.KIND and made_by.outputs[0] == series.uid

@@ -52,10 +52,11 @@ def seg_object(
     kind
         One frame for each segment of a slice, or one for all: the latter is another SOP class.
     """
-    first = source_images[0]
+    images = [_identified(image) for image in source_images]
+    first = images[0]
     series_uid = derived_uid(str(first.SeriesInstanceUID), recipe)
     dataset = highdicom.seg.Segmentation(
-        source_images=list(source_images),
+        source_images=images,
         pixel_array=result.labels,
         segmentation_type=_TYPES[kind],
         segment_descriptions=_descriptions(result.segments, result.algorithm, series_uid),
@@ -75,6 +76,16 @@ def seg_object(
     _name_dimensions(dataset, derived_uid(series_uid, "dimensions"))
     dataset.ContributingEquipmentSequence = _equipment(first, recipe)
     return dataset  # type: ignore[no-any-return]  # highdicom is not typed
+
+
+def _identified(image: Dataset) -> Dataset:
+    """The image with the UIDs of its File Meta Information where it has none of its own."""
+    if image.get("SOPClassUID") and image.get("SOPInstanceUID"):
+        return image
+    whole = copy.copy(image)
+    whole.SOPClassUID = image.get("SOPClassUID") or image.file_meta.MediaStorageSOPClassUID
+    whole.SOPInstanceUID = image.get("SOPInstanceUID") or image.file_meta.MediaStorageSOPInstanceUID
+    return whole
 
 
 def _series_number(image: Dataset) -> int:

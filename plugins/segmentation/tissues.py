@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +47,13 @@ _SHELL_SHARE = 0.25
 """Share of a block that bone fills where it counts as a wall."""
 
 _BONE_REACH = 0.006
-"""How far bone reaches from where it is surely mineral, as a share of the width: an aorta beside the spine is not bone."""
+"""How far bone reaches from where it is sure, as a share of the width: an aorta beside the spine is not bone."""
 
 _BONE_CLOSING = 0.02
 """Half the width of gaps in cortical bone, as a share of the width: 7 mm of 33 cm."""
+
+_SMALL_VESSEL = 0.015
+"""Edge of a cube as large as the least that counts as contrast agent, as a share of the width: 5 mm of 33 cm."""
 
 _EVEN = 0.15
 """Standard deviation over mean up to which a dense object is even, as blood with contrast agent is and bone is not."""
@@ -123,13 +127,14 @@ def _label_dense(labels: Labels, sample: Sample, ranges: Ranges, island_voxels: 
     surface = grown(solid, dense, _PARTIAL_STEPS)
     halves = _more_than_half(sample.values, solid, surface)
     bone = ((kinds == Tissue.BONE) & halves) | _spongy(kinds == Tissue.BONE, sample, ranges.spongy)
-    labels[without_islands(dense & ~surface, island_voxels)] = Tissue.CONTRAST
+    vessel = max(island_voxels, (_SMALL_VESSEL * sample.width_mm) ** 3 / sample.voxel_mm3)
+    labels[without_islands(dense & ~surface, vessel)] = Tissue.CONTRAST
     labels[(kinds == Tissue.CALCIFICATION) & halves] = Tissue.CALCIFICATION
     labels[bone] = Tissue.BONE
 
 
 def _kinds(
-    parts: NDArray[np.int32],
+    parts: NDArray[np.integer[Any]],
     count: int,
     values: NDArray[np.float32],
     ranges: Ranges,
