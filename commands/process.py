@@ -90,10 +90,18 @@ def _raise_file_limit() -> None:
 
 
 def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+    from plugins.manager import load_plugins
+    from plugins.segmentation.offered import UnknownSegmenter, chosen
     from plugins.worker import Worker  # numba, highdicom: never in the network process
 
     os.nice(settings.jobs.nice)
-    worker = Worker(archive, settings, name)
+    plugins = load_plugins()
+    try:
+        chosen(plugins, settings)
+    except UnknownSegmenter as error:
+        _tell(supervisor, {"error": str(error)})
+        sys.exit(1)
+    worker = Worker(archive, settings, name, plugins)
     _on_stop(worker.stop)
     _tell(supervisor, {"ready": True})
     worker.run()

@@ -161,11 +161,22 @@ class ReconstructSettings(_Section):
 
 
 class SegmentationSettings(_Section):
-    """``[segmentation]``: thresholds to DICOM SEG."""
+    """``[segmentation]``: volumes to DICOM SEG."""
 
     enabled: bool
+    use: tuple[str, ...]
+    images: Literal["reconstructed", "ct"]
+    object: Literal["binary", "labelmap"]
     min_volume_mm3: NotNegative
     smoothing_voxels: NotNegative
+
+    @field_validator("use")
+    @classmethod
+    def _names_each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = {name for name in value if value.count(name) > 1}
+        if twice:
+            raise ValueError(f"names {sorted(twice)[0]!r} more than once")
+        return value
 
 
 MaterialName = Literal["water", "lipid", "hydroxyapatite", "bone", "iodine", "gadolinium", "gold"]
@@ -392,8 +403,8 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, list[s
 def _split_if_list(section: str, key: str, value: str) -> Any:
     annotation = Settings.model_fields[section].annotation
     field = annotation.model_fields[key].annotation if annotation is not None else None
-    is_set = get_origin(field) is frozenset and bool(get_args(field))
-    return [part.strip() for part in value.split(",") if part.strip()] if is_set else value
+    is_list = get_origin(field) in (frozenset, tuple) and bool(get_args(field))
+    return [part.strip() for part in value.split(",") if part.strip()] if is_list else value
 
 
 _EXPECTED = {
@@ -416,7 +427,7 @@ def _one_sentence(error: ValidationError) -> str:
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"])
         expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
-        if mistake["type"] == "tuple_type" and mistake["loc"][-1] == "addresses":
+        if mistake["type"] == "tuple_type" and mistake["loc"][-1] in ("addresses", "use"):
             expected = "a list"
         message = mistake["msg"].removeprefix("Value error, ")
         if expected:

@@ -6,13 +6,14 @@ error or in the log; the others are asked all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pluggy
 
 from config.settings import Settings
 from index.archive import Archive
 from plugins.node import Series, Task, Work
+from plugins.segmentation.segmenter import Segmenter
 
 PROJECT = "tharsis"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -58,4 +59,25 @@ def worker_started(archive: Archive, settings: Settings) -> None:
 
     The place to queue work that a new version of a plug-in makes necessary. Several workers may ask; pushing a job that
     is queued already does nothing.
+    """
+
+
+@hookspec
+def segmenters(settings: Settings) -> Sequence[Segmenter] | None:
+    """Offer segmenters; those that ``[segmentation] use`` names run, each as a job and a SEG series of its own.
+
+    Asked when a worker starts and in each job `segment`, so that making a segmenter has to be cheap: load weights in
+    `Segmenter.segment`. What a segmenter owes is told in `plugins.segmentation.segmenter`: labels on the grid of the
+    volume that it got, and a `recipe` that changes whenever the labels would. It may raise
+    `plugins.node.CannotProceed` for a volume that it is not made for.
+
+    Parameters
+    ----------
+    settings
+        Of the node.
+
+    Returns
+    -------
+    sequence of Segmenter
+        Their names are unique among all plug-ins; None or empty when there is nothing to offer.
     """

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pydicom
 from pydicom.dataset import Dataset
 
@@ -154,12 +155,15 @@ class Task:
     progress
         Call it often with the fraction done (0 to 1): it keeps the claim, and raises `Interrupted` or `Cancelled`
         when the job has to stop. Let those pass.
+    plugins
+        Those of the worker, for a job that asks them in its turn; None: nobody can be asked.
     """
 
     archive: Archive
     settings: Settings
     job: Job
     progress: Callable[[float], None]
+    plugins: pluggy.PluginManager | None = None
 
     def series(self) -> Series:
         """The job's subject as a series."""

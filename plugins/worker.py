@@ -120,7 +120,7 @@ class Worker:
         """Run the job and return what is to be recorded about it."""
         queue = self._archive.jobs
         try:
-            self._function(job)(Task(self._archive, self._settings, job, progress))
+            self._function(job)(Task(self._archive, self._settings, job, progress, self._plugins))
         except Interrupted:
             return lambda: queue.release(job)
         except Cancelled:

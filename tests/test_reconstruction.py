@@ -21,7 +21,7 @@ from index.keys import Level
 from plugins import reconstruction
 from plugins.node import CannotProceed, Series
 from plugins.publish import publish
-from plugins.segmentation.thresholds import fat_to_soft_hu
+from plugins.segmentation.attenuation_ranges import fat_to_soft_hu
 from plugins.segmentation.volume_reader import read_volume
 from plugins.worker import Worker
 from reconstruct.pipeline import Parameters, reconstruct_scan
@@ -278,7 +278,7 @@ def test_a_segmentation_does_not_need_the_projections(
     first = archive.database.execute("SELECT source FROM derivation WHERE recipe LIKE '%segment%'").fetchone()[0]
     archive.delete(Level.SERIES, seg)
     archive.delete(Level.SERIES, B)
-    archive.jobs.push("segment", first)
+    archive.jobs.push("segment", first, {"segmenter": "classical"})
     assert not work(archive, settings)
     assert of_modality(archive, "SEG").keys() == {seg}
     (again,) = of_modality(archive, "SEG")[seg][1]

@@ -219,7 +219,7 @@ def test_the_built_in_plug_ins_use_the_same_hooks():
 
 def test_every_hook_is_documented():
     hooks = [getattr(hookspecs, name) for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), "tharsis_spec")]
-    assert len(hooks) == 3
+    assert len(hooks) == 4
     for hook in hooks:
         assert hook.__doc__, hook.__name__
         assert hook.__doc__.strip().count("\n") >= 2, f"{hook.__name__}: say when it is asked and what it may answer"

@@ -1,4 +1,4 @@
-"""Built-in plug-in: the first energy bin of a reconstruction is segmented by thresholds and stored as SEG."""
+"""Built-in plug-in: volumes are segmented, by each segmenter that the settings name, and stored as SEG."""
 
 from __future__ import annotations
 
@@ -11,26 +11,42 @@ from index import derivations
 from index.derivations import Output
 from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
-from plugins.node import Series, Task, Work
+from plugins.node import CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
-from plugins.segmentation import thresholds
+from plugins.segmentation.classical import Classical
+from plugins.segmentation.offered import UnknownSegmenter, chosen
 from plugins.segmentation.seg_object import seg_object
+from plugins.segmentation.segmenter import Segmentation, Segmenter, Volume
 from plugins.segmentation.volume_reader import read_volume
 
 KIND = "segment"
+SEGMENTER = "segmenter"
+"""Parameter of the job: the name of the segmenter."""
+
+_FEWEST_SLICES = 3
+_NOT_VOLUMES = {"LOCALIZER", "PROJECTION IMAGE", "MIP", "MPR"}
+"""Values 3 of Image Type and after it whose slices are no volume of their own (PS3.3 C.8.2.1.1.1)."""
 
 
 @hookimpl
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
-    """Segment the lowest energy bin of what this node reconstructed: it has the strongest contrast."""
+    """Segment the series with each segmenter in use, if it is one of those that the settings want segmented."""
+    wanted = settings.segmentation
+    if not wanted.enabled or not _is_wanted(series, wanted.images):
+        return []
+    return [Work(KIND, series.uid, {SEGMENTER: name}) for name in wanted.use]
+
+
+def _is_wanted(series: Series, images: str) -> bool:
+    """The lowest energy bin of what this node reconstructed (the strongest contrast); by setting any CT in HU."""
     made_by = series.made_by
-    is_first_bin = (
-        made_by is not None
-        and made_by.kind == reconstruction.KIND
-        and series.header.SOPClassUID == CTImageStorage
-        and made_by.outputs[0] == series.uid
-    )
-    return [Work(KIND, series.uid)] if is_first_bin and settings.segmentation.enabled else []
+    if series.instances[0].sop_class_uid != CTImageStorage:
+        return False
+    if made_by is not None:
+        return made_by.kind == reconstruction.KIND and made_by.outputs[0] == series.uid
+    kinds = {str(value).upper() for value in series.header.get("ImageType") or ()}
+    is_hu = str(series.header.get("RescaleType") or "HU").upper() == "HU" and "RescaleSlope" in series.header
+    return images == "ct" and is_hu and len(series.instances) >= _FEWEST_SLICES and not kinds & _NOT_VOLUMES
 
 
 @hookimpl
@@ -39,28 +55,57 @@ def job_functions() -> Mapping[str, JobFunction]:
     return {KIND: segment}
 
 
+@hookimpl
+def segmenters(settings: Settings) -> list[Segmenter]:
+    """Offer the segmenter `classical`."""
+    wanted = settings.segmentation
+    return [Classical(wanted.smoothing_voxels, wanted.min_volume_mm3)]
+
+
 def segment(task: Task) -> None:
-    """Segment the CT series and store one SEG; nothing when the volume holds no object."""
-    settings = task.settings.segmentation
+    """Segment the CT series with the job's segmenter and store one SEG; nothing when the volume holds no object.
+
+    Raises
+    ------
+    CannotProceed
+        The segmenter is not in use (any more), or what it returned does not fit the volume.
+    """
+    wanted = task.settings.segmentation
+    segmenter = _segmenter(task)
     series = task.series()
     digest = series.digest
-    recipe = {
-        "kind": KIND,
-        "version": thresholds.VERSION,
-        "min_volume_mm3": settings.min_volume_mm3,
-        "smoothing_voxels": settings.smoothing_voxels,
-    }
+    recipe = {"kind": KIND, SEGMENTER: segmenter.name, "object": wanted.object, **segmenter.recipe()}
     if is_made(task.archive, series.uid, recipe, digest):
         return
     slices, volume = read_volume(series.paths)
-    task.progress(0.2)
-    result = thresholds.segment(
-        volume, smoothing_voxels=settings.smoothing_voxels, min_volume_mm3=settings.min_volume_mm3
-    )
-    task.progress(0.5)
+    task.progress(0.1)
+    result = segmenter.segment(volume, lambda fraction: task.progress(0.1 + 0.7 * fraction))
+    _check(result, volume, segmenter.name)
+    task.progress(0.8)
     outputs: tuple[Output, ...] = ()
     if result.segments:
-        dataset = seg_object(result, slices, recipe=derivations.canonical(recipe))
+        dataset = seg_object(result, slices, recipe=derivations.canonical(recipe), kind=wanted.object)
         task.progress(0.9)
         outputs = (publish(task.archive, [dataset]),)
     record(task.archive, series.uid, recipe, digest, outputs)
+
+
+def _segmenter(task: Task) -> Segmenter:
+    name = str(task.job.parameters.get(SEGMENTER, ""))
+    if task.plugins is None or name not in task.settings.segmentation.use:
+        raise CannotProceed(f"expected a segmenter that [segmentation] use names, got {name!r}")
+    try:
+        return chosen(task.plugins, task.settings)[name]
+    except UnknownSegmenter as error:
+        raise CannotProceed(str(error)) from error
+
+
+def _check(result: Segmentation, volume: Volume, name: str) -> None:
+    """Refuse labels that are not on the volume's grid, or stand for no segment."""
+    if result.labels.shape != volume.values.shape:
+        raise CannotProceed(
+            f"segmenter {name}: expected labels of shape {volume.values.shape}, got {result.labels.shape}"
+        )
+    greatest = int(result.labels.max(initial=0))
+    if greatest > len(result.segments):
+        raise CannotProceed(f"segmenter {name}: expected labels up to {len(result.segments)}, got {greatest}")

@@ -1,22 +1,45 @@
-"""Label maps to DICOM SEG (PS3.3 A.51), through highdicom."""
+"""Label maps to DICOM SEG, binary (PS3.3 A.51) or as a label map (A.51 since Supplement 243), through highdicom."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import highdicom
 import numpy as np
+from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
+from plugins.segmentation.colours import colour
 from plugins.segmentation.segmenter import Algorithm, Segment, Segmentation
+from reconstruct.dicom_items import code, item_of
 
+Kind = Literal["binary", "labelmap"]
+
+_TYPES = {
+    "binary": highdicom.seg.SegmentationTypeValues.BINARY,
+    "labelmap": highdicom.seg.SegmentationTypeValues.LABELMAP,
+}
 _SERIES_NUMBER_OFFSET = 1000
+_LONGEST_LABEL = 64
+"""Segment Label and the descriptions are LO (PS3.5 table 6.2-1)."""
+
+_LONGEST_DESCRIPTION = 1024
+"""Contribution Description is an ST."""
+
+_EQUIPMENT = ("InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions")
 
 
-def seg_object(result: Segmentation, source_images: Sequence[Dataset], *, recipe: str) -> Dataset:
-    """Return a BINARY Segmentation that refers to `source_images`.
+def seg_object(
+    result: Segmentation, source_images: Sequence[Dataset], *, recipe: str, kind: Kind = "binary"
+) -> Dataset:
+    """Return a Segmentation that refers to `source_images`.
+
+    Frames without a segment are left out; the others go by segment and slice. All UIDs follow from the source series
+    and the recipe.
 
     Parameters
     ----------
@@ -26,16 +49,19 @@ def seg_object(result: Segmentation, source_images: Sequence[Dataset], *, recipe
         The slices, in the order of the labels' first axis.
     recipe
         Canonical recipe: with the source series it determines the UIDs, so that a re-run replaces.
+    kind
+        One frame for each segment of a slice, or one for all: the latter is another SOP class.
     """
-    source = str(source_images[0].SeriesInstanceUID)
-    series_uid = derived_uid(source, recipe)
-    return highdicom.seg.Segmentation(  # type: ignore[no-any-return]  # highdicom is not typed
-        source_images=list(source_images),
+    images = [_identified(image) for image in source_images]
+    first = images[0]
+    series_uid = derived_uid(str(first.SeriesInstanceUID), recipe)
+    dataset = highdicom.seg.Segmentation(
+        source_images=images,
         pixel_array=result.labels,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=_descriptions(result.segments, result.algorithm),
+        segmentation_type=_TYPES[kind],
+        segment_descriptions=_descriptions(result.segments, result.algorithm, series_uid),
         series_instance_uid=series_uid,
-        series_number=_series_number(source_images[0]),
+        series_number=_series_number(first),
         sop_instance_uid=derived_uid(series_uid, "1"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -43,10 +69,23 @@ def seg_object(result: Segmentation, source_images: Sequence[Dataset], *, recipe
         software_versions=version(),
         device_serial_number="0",
         content_label="SEGMENTATION",
-        content_description=result.algorithm.name[:64],
-        series_description=f"Segments: {result.algorithm.name}"[:64],
+        content_description=result.algorithm.name[:_LONGEST_LABEL],
+        series_description=f"Segments: {result.algorithm.name}"[:_LONGEST_LABEL],
         omit_empty_frames=True,
     )
+    _name_dimensions(dataset, derived_uid(series_uid, "dimensions"))
+    dataset.ContributingEquipmentSequence = _equipment(first, recipe)
+    return dataset  # type: ignore[no-any-return]  # highdicom is not typed
+
+
+def _identified(image: Dataset) -> Dataset:
+    """The image with the UIDs of its File Meta Information where it has none of its own."""
+    if image.get("SOPClassUID") and image.get("SOPInstanceUID"):
+        return image
+    whole = copy.copy(image)
+    whole.SOPClassUID = image.get("SOPClassUID") or image.file_meta.MediaStorageSOPClassUID
+    whole.SOPInstanceUID = image.get("SOPInstanceUID") or image.file_meta.MediaStorageSOPInstanceUID
+    return whole
 
 
 def _series_number(image: Dataset) -> int:
@@ -55,26 +94,59 @@ def _series_number(image: Dataset) -> int:
     return number if number < 1 << 31 else _SERIES_NUMBER_OFFSET
 
 
-def _descriptions(segments: Sequence[Segment], algorithm: Algorithm) -> list[highdicom.seg.SegmentDescription]:
+def _descriptions(
+    segments: Sequence[Segment], algorithm: Algorithm, series_uid: str
+) -> list[highdicom.seg.SegmentDescription]:
     identification = highdicom.AlgorithmIdentificationSequence(
         name=algorithm.name, family=algorithm.family, version=algorithm.version, parameters=dict(algorithm.parameters)
     )
     return [
         highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=segment.label,
+            segment_label=segment.label[:_LONGEST_LABEL],
             segmented_property_category=segment.category,
             segmented_property_type=segment.type,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=identification,
-            tracking_uid=None,
+            tracking_id=segment.label,
+            tracking_uid=derived_uid(series_uid, "segment", segment.label),
+            display_color=CIELabColor.from_rgb(*colour(segment.type, number)),
         )
         for number, segment in enumerate(segments, start=1)
     ]
 
 
+def _name_dimensions(dataset: Dataset, uid: str) -> None:
+    """Give the dimension organization a UID that is the same in each run (PS3.3 C.7.6.17)."""
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid
+
+
+def _equipment(image: Dataset, recipe: str) -> list[Dataset]:
+    """What made the images, and this node with its recipe (PS3.3 C.12.1.1.5)."""
+    earlier = copy.deepcopy(list(image.get("ContributingEquipmentSequence") or []))
+    if image.get("Manufacturer") != MANUFACTURER:
+        scanner = item_of(
+            PurposeOfReferenceCodeSequence=[code("109101", "DCM", "Acquisition Equipment")],
+            Manufacturer=str(image.get("Manufacturer") or "UNKNOWN"),
+            ContributionDescription="Acquisition of the images",
+        )
+        for keyword in _EQUIPMENT:
+            if image.get(keyword):
+                scanner[keyword] = copy.deepcopy(image[keyword])
+        earlier.append(scanner)
+    node = item_of(
+        PurposeOfReferenceCodeSequence=[code("109102", "DCM", "Processing Equipment")],
+        Manufacturer=MANUFACTURER,
+        ManufacturerModelName=MODEL_NAME,
+        SoftwareVersions=version(),
+        ContributionDescription=f"Segmentation {recipe}"[:_LONGEST_DESCRIPTION],
+    )
+    return [*earlier, node]
+
+
 def read_labels(dataset: Dataset, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return the label map ``(z, y, x)`` of a BINARY SEG written by `seg_object`, on a grid of `shape`."""
+    """Return the label map ``(z, y, x)`` of a SEG written by `seg_object`, on a grid of `shape`."""
     seg = highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
     uids = [item.ReferencedSOPInstanceUID for item in dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence]
     labels = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)

@@ -1,0 +1,42 @@
+"""Which segmenters the plug-ins offer, and which of them the settings choose."""
+
+from __future__ import annotations
+
+import difflib
+
+import pluggy
+
+from config.settings import Settings
+from plugins.manager import ask_each
+from plugins.segmentation.segmenter import Segmenter
+
+
+class UnknownSegmenter(Exception):
+    """``[segmentation] use`` names a segmenter that nobody offers, or that two offer; one sentence for the user."""
+
+
+def chosen(plugins: pluggy.PluginManager, settings: Settings) -> dict[str, Segmenter]:
+    """Return the segmenters that ``[segmentation] use`` names, by name and in its order.
+
+    Raises
+    ------
+    UnknownSegmenter
+        Nobody offers one of the names, or two plug-ins do.
+    """
+    found: dict[str, Segmenter] = {}
+    failures: list[str] = []
+    wanted = settings.segmentation.use
+    for plugin, answer in ask_each(plugins, "segmenters", settings=settings):
+        if isinstance(answer, Exception):
+            failures.append(f"plug-in {plugin} failed when it was asked: {type(answer).__name__}: {answer}")
+            continue
+        for segmenter in answer or ():
+            if segmenter.name in found and segmenter.name in wanted:
+                raise UnknownSegmenter(f"two plug-ins offer a segmenter {segmenter.name!r}; plug-in {plugin} is one")
+            found[segmenter.name] = segmenter
+    for name in wanted:
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=1, cutoff=0.0)
+            hint = f"; the nearest of those that are is {near[0]!r}" if near else ""
+            raise UnknownSegmenter("; ".join([f"segmentation.use: no segmenter {name!r} is offered{hint}", *failures]))
+    return {name: found[name] for name in wanted}
