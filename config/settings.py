@@ -168,6 +168,16 @@ class SegmentationSettings(_Section):
     smoothing_voxels: NotNegative
 
 
+class ReportSettings(_Section):
+    """``[report]``: stored segments to measurement reports and key pictures."""
+
+    enabled: bool
+    picture: bool
+    foreign: bool
+    min_volume_mm3: NotNegative
+    picture_width: Annotated[int, Field(ge=640, le=4096)]
+
+
 class SimilaritySettings(_Section):
     """``[similarity]``: embeddings and the similarity query."""
 
@@ -236,6 +246,7 @@ class Settings(_Section):
     retention: RetentionSettings
     reconstruct: ReconstructSettings
     segmentation: SegmentationSettings
+    report: ReportSettings
     similarity: SimilaritySettings
     logs: LogSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()

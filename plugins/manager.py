@@ -20,6 +20,7 @@ ENTRY_POINT_GROUP = "tharsis.plugins"
 BUILT_IN: Mapping[str, str] = {
     "reconstruction": "plugins.reconstruction",
     "segmentation": "plugins.segmentation.plugin",
+    "measurement": "plugins.measurement.plugin",
     "embedding": "plugins.embedding",
     "indexing": "plugins.indexing",
     "asked": "plugins.asked",

@@ -1,0 +1,69 @@
+"""What a key picture shows of a SEG: its planes, its window, its legend."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugins.measurement.measuring import Measurements, SegmentMeasurements
+from plugins.measurement.planes import centre_of, three_planes, window_of
+from plugins.measurement.segments import voxels_of
+from plugins.measurement.subject import Subject
+
+VERSION = "1"
+"""Changes when the same segments would be drawn otherwise."""
+
+_LABEL = 44
+"""Characters of a label that fit in a column of the legend."""
+
+
+def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[np.uint8]:
+    """Draw the segments over three planes of the series that was segmented: (row, column, 3) RGB.
+
+    Raises
+    ------
+    ValueError
+        No segment has a voxel.
+    """
+    from plugins.measurement.drawing import Entry, draw  # matplotlib takes its time
+
+    numbers = tuple(row.segment.number for row in measured.segments)
+    voxels = voxels_of(subject.seg, subject.source.slices)
+    centre = centre_of(voxels, numbers)
+    planes = three_planes(subject.values, voxels, numbers, subject.source.spacing_mm_zyx, centre)
+    window = window_of(planes)
+    legend = [
+        Entry(row.segment.number, row.segment.colour, _shortened(row.segment.label), _numbers(row, measured))
+        for row in measured.segments
+    ]
+    unit = subject.source.unit
+    told = [subject.source.energy_label, f"window {window[0]:.4g} to {window[1]:.4g} {unit}", _algorithm(subject)]
+    return draw(
+        planes, legend, window=window, title="Segments", subtitle="   ·   ".join(filter(None, told)), width=width
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
+
+
+def volume_text(mm3: float) -> str:
+    """Return a volume with three digits, in mL from one on, else in mm³."""
+    return f"{mm3 / 1000:,.3g} mL" if mm3 >= 1000 else f"{mm3:.3g} mm³"
+
+
+def _numbers(row: SegmentMeasurements, measured: Measurements) -> str:
+    place = measured.sources.index(measured.segmented)
+    statistics, unit = row.of_series[place], measured.segmented.unit
+    if statistics is None:
+        return "no voxels"
+    digits = ".0f" if unit == "HU" else ".3f"
+    return (
+        f"{volume_text(row.volume_mm3)}      {statistics.mean:{digits}} ± {statistics.standard_deviation:{digits}} {unit}"
+    )
+
+
+def _algorithm(subject: Subject) -> str:
+    """Return what the SEG says made its segments."""
+    names = sorted({str(item.get("SegmentAlgorithmName") or "") for item in subject.seg.SegmentSequence} - {""})
+    return ", ".join(names)[:80]
