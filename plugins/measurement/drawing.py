@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -21,10 +22,11 @@ _BACKGROUND, _TEXT, _QUIET = "#000000", "#f1f3f4", "#9aa0a6"
 _DPI = 100
 _MARGIN, _GAP = 0.012, 0.012
 _HEADER_PX, _ROW_PX, _FOOTER_PX = 58, 26, 34
-_FILL = 0.28
+_FILL = 0.2
 _OUTLINE = [patheffects.withStroke(linewidth=2.5, foreground="black")]
 _FONT = {"font.family": "DejaVu Sans", "text.parse_math": False}
-_LEGEND_COLUMNS = 2
+_LINES_OF_ONE_COLUMN = 5
+_TABLE_PX, _VOLUME_AT = 640, 0.66
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ class Entry:
     ----------
     colour
         ``#rrggbb``.
-    numbers
+    volume, spread
         What was measured, as text.
     """
 
     number: int
     colour: str
     label: str
-    numbers: str
+    volume: str
+    spread: str
 
 
 def draw(
@@ -75,23 +78,22 @@ def draw(
     per_mm = width * (1 - 2 * _MARGIN - _GAP * (len(planes) - 1)) / sum(plane.size_mm[1] for plane in planes)
     tallest = max(plane.size_mm[0] for plane in planes)
     per_mm = min(per_mm, 0.8 * width / tallest)
-    lines = -(-len(legend) // _LEGEND_COLUMNS)
-    below = _ROW_PX * lines + _FOOTER_PX
+    lines = -(-len(legend) // _columns(legend))
+    below = _ROW_PX * (lines + 1) + _FOOTER_PX
     height = round(_HEADER_PX + per_mm * tallest + below)
     with mpl.rc_context(_FONT):
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
         canvas = FigureCanvasAgg(figure)
-        _header(figure, title, subtitle, width, height)
+        _header(figure, title, subtitle, height)
         _planes(figure, planes, {entry.number: entry.colour for entry in legend}, window, per_mm)
         _legend(figure, legend, width, height, lines)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _header(figure: Figure, title: str, subtitle: str, width: int, height: int) -> None:
-    left = _MARGIN
-    figure.text(left, 1 - 14 / height, title, color=_TEXT, fontsize=13, weight="bold", va="top")
-    figure.text(left, 1 - 37 / height, subtitle, color=_QUIET, fontsize=9.5, va="top")
+def _header(figure: Figure, title: str, subtitle: str, height: int) -> None:
+    figure.text(_MARGIN, 1 - 14 / height, title, color=_TEXT, fontsize=13, weight="bold", va="top")
+    figure.text(_MARGIN, 1 - 37 / height, subtitle, color=_QUIET, fontsize=9.5, va="top")
 
 
 def _planes(
@@ -145,10 +147,8 @@ def _segment(axis: Axes, plane: Plane, mask: NDArray[np.bool_], colour: str) -> 
 def _cross(axis: Axes, plane: Plane) -> None:
     tall, wide = plane.size_mm
     row, column = ((place + 0.5) * step for place, step in zip(plane.cross, plane.spacing_mm, strict=True))
-    style = {"color": _TEXT, "linewidth": 0.7, "alpha": 0.75}
-    for start, end in ((0.0, 0.06), (0.94, 1.0)):
-        axis.plot((start * wide, end * wide), (row, row), **style)
-        axis.plot((column, column), (start * tall, end * tall), **style)
+    axis.plot((0, wide), (row, row), color=_TEXT, linewidth=0.6, alpha=0.35)
+    axis.plot((column, column), (0, tall), color=_TEXT, linewidth=0.6, alpha=0.35)
 
 
 def _sides(axis: Axes, plane: Plane) -> None:
@@ -184,15 +184,26 @@ def _scale_bar(axis: Axes, length: float, plane: Plane) -> None:
 
 
 def _legend(figure: Figure, legend: Sequence[Entry], width: int, height: int, lines: int) -> None:
-    column_width = (1 - 2 * _MARGIN) / _LEGEND_COLUMNS
+    """Write the legend as a table, column below column; the numbers stand under their headings."""
+    wide = (1 - 2 * _MARGIN) * width / _columns(legend)
+
+    def write(x: float, y: float, text: str, colour: str, align: Literal["left", "right"]) -> None:
+        figure.text(x / width, y / height, text, color=colour, fontsize=9.5, va="center", ha=align)
+
     for place, entry in enumerate(legend):
         column, line = divmod(place, lines)
-        x = _MARGIN + column * column_width
-        y = (_FOOTER_PX / 2 + (lines - line - 0.5) * _ROW_PX) / height
-        figure.add_artist(
-            Rectangle((x, y - 7 / height), 14 / width, 14 / height, facecolor=entry.colour, edgecolor="none")
-        )
-        figure.text(x + 24 / width, y, entry.label, color=_TEXT, fontsize=9.5, va="center")
-        figure.text(
-            x + column_width - 24 / width, y, entry.numbers, color=_QUIET, fontsize=9.5, va="center", ha="right"
-        )
+        left = _MARGIN * width + column * wide
+        volume, spread = left + _VOLUME_AT * _TABLE_PX, left + _TABLE_PX
+        y = _FOOTER_PX / 2 + (lines - line - 0.5) * _ROW_PX
+        if line == 0:
+            write(volume, y + _ROW_PX, "volume", _QUIET, "right")
+            write(spread, y + _ROW_PX, "mean ± standard deviation", _QUIET, "right")
+        corner, size = (left / width, (y - 7) / height), (14 / width, 14 / height)
+        figure.add_artist(Rectangle(corner, *size, facecolor=entry.colour, edgecolor="none"))
+        write(left + 24, y, entry.label, _TEXT, "left")
+        write(volume, y, entry.volume, _TEXT, "right")
+        write(spread, y, entry.spread, _TEXT, "right")
+
+
+def _columns(legend: Sequence[Entry]) -> int:
+    return 1 if len(legend) <= _LINES_OF_ONE_COLUMN else 2

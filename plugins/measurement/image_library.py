@@ -48,7 +48,8 @@ def image_library(sources: Sequence[Source], slices: Sequence[int]) -> Container
 
 def _group(source: Source, slices: Sequence[int]) -> ContainerContentItem:
     group = ContainerContentItem(codes.DCM.ImageLibraryGroup, relationship_type=RelationshipTypeValues.CONTAINS)
-    group.ContentSequence = ContentSequence([*_descriptors(source), *(_image(source.slices[place]) for place in slices)])
+    images = (_image(source.slices[place]) for place in slices)
+    group.ContentSequence = ContentSequence([*_descriptors(source), *images])
     return group
 
 

@@ -31,13 +31,14 @@ def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[
     voxels = voxels_of(subject.seg, subject.source.slices)
     centre = centre_of(voxels, numbers)
     planes = three_planes(subject.values, voxels, numbers, subject.source.spacing_mm_zyx, centre)
-    window = window_of(planes)
+    window = window_of(subject.values, voxels)
     legend = [
-        Entry(row.segment.number, row.segment.colour, _shortened(row.segment.label), _numbers(row, measured))
+        Entry(row.segment.number, row.segment.colour, _shortened(row.segment.label), *_numbers(row, measured))
         for row in measured.segments
     ]
     unit = subject.source.unit
-    told = [subject.source.energy_label, f"window {window[0]:.4g} to {window[1]:.4g} {unit}", _algorithm(subject)]
+    shown = f"window {_rounded(window[0], unit)} to {_rounded(window[1], unit)} {unit}"
+    told = [subject.source.energy_label, shown, _algorithm(subject)]
     return draw(
         planes, legend, window=window, title="Segments", subtitle="   ·   ".join(filter(None, told)), width=width
     )
@@ -52,15 +53,17 @@ def volume_text(mm3: float) -> str:
     return f"{mm3 / 1000:,.3g} mL" if mm3 >= 1000 else f"{mm3:.3g} mm³"
 
 
-def _numbers(row: SegmentMeasurements, measured: Measurements) -> str:
-    place = measured.sources.index(measured.segmented)
-    statistics, unit = row.of_series[place], measured.segmented.unit
+def _numbers(row: SegmentMeasurements, measured: Measurements) -> tuple[str, str]:
+    """Return volume, and mean with deviation, of the series that was segmented."""
+    statistics, unit = row.of_series[measured.sources.index(measured.segmented)], measured.segmented.unit
     if statistics is None:
-        return "no voxels"
-    digits = ".0f" if unit == "HU" else ".3f"
-    return (
-        f"{volume_text(row.volume_mm3)}      {statistics.mean:{digits}} ± {statistics.standard_deviation:{digits}} {unit}"
-    )
+        return "no voxels", ""
+    spread = f"{_rounded(statistics.mean, unit)} ± {_rounded(statistics.standard_deviation, unit)} {unit}"
+    return volume_text(row.volume_mm3), spread
+
+
+def _rounded(value: float, unit: str) -> str:
+    return f"{value:.0f}".replace("-", "−") if unit == "HU" else f"{value:.3f}".replace("-", "−")
 
 
 def _algorithm(subject: Subject) -> str:

@@ -66,7 +66,7 @@ def centre_of(voxels: SegmentVoxels, numbers: tuple[int, ...]) -> tuple[int, int
         count += int(mask.sum())
     if not count:
         raise ValueError("the segments have no voxels")
-    z, y, x = (int(round(part)) for part in moment / count)
+    z, y, x = (round(float(part)) for part in moment / count)
     return z, y, x
 
 
@@ -100,18 +100,25 @@ def three_planes(
     return axial, coronal, sagittal
 
 
-def _masks(voxels: SegmentVoxels, numbers: tuple[int, ...], cut: tuple[int | slice, ...]) -> dict[int, NDArray[np.bool_]]:
+def _masks(
+    voxels: SegmentVoxels, numbers: tuple[int, ...], cut: tuple[int | slice, ...]
+) -> dict[int, NDArray[np.bool_]]:
     masks = {number: voxels.layers[voxels.layer_of[number]][cut] == number for number in numbers}
     return {number: mask for number, mask in masks.items() if mask.any()}
 
 
-def window_of(planes: tuple[Plane, ...]) -> tuple[float, float]:
-    """Return the lowest and the highest value to show: what the segments hold in the planes, with a margin below.
+def window_of(values: NDArray[np.float32], voxels: SegmentVoxels) -> tuple[float, float]:
+    """Return the lowest and the highest value to show, from the voxels of all segments together.
 
-    From the 1st to the 99.5th percentile of the voxels of segments; the margin keeps what surrounds them visible.
+    From the 1st to the 95th percentile, so that a little bone leaves contrast to the soft tissue around it, and a fifth
+    more on both sides.
+
+    Parameters
+    ----------
+    values
+        ``(z, y, x)``.
     """
-    inside = [plane.image[mask] for plane in planes for mask in plane.masks.values()]
-    shown = np.concatenate(inside or [plane.image.ravel() for plane in planes])
-    low, high = (float(value) for value in np.percentile(shown, (1.0, 99.5)))
-    margin = 0.25 * (high - low)
-    return (low - margin, high) if high > low else (low - 1.0, low + 1.0)
+    inside = values[np.any([layer > 0 for layer in voxels.layers], axis=0)]
+    low, high = (float(value) for value in np.percentile(inside, (1.0, 95.0)))
+    margin = 0.2 * (high - low)
+    return (low - margin, high + margin) if high > low else (low - 1.0, low + 1.0)

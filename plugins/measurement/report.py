@@ -128,9 +128,7 @@ def _private_scheme() -> Dataset:
 def _groups(
     seg: Dataset, measured: Measurements, recipe: str
 ) -> Iterator[VolumetricROIMeasurementsAndQualitativeEvaluations]:
-    algorithm = AlgorithmIdentification(
-        name="Voxel statistics", version=VERSION, parameters=[recipe], manufacturer=MANUFACTURER
-    )
+    algorithm = AlgorithmIdentification(name="Voxel statistics", version=VERSION, parameters=[recipe])
     for row in measured.segments:
         for source, statistics in zip(measured.sources, row.of_series, strict=True):
             numbers = _numbers(source, statistics)
@@ -168,9 +166,8 @@ def _group(
 
 
 def _volume(row: SegmentMeasurements) -> Measurement:
-    return Measurement(
-        codes.SCT.Volume, row.volume_mm3, codes.UCUM.CubicMillimeter, method=codes.DCM.SumOfSegmentedVoxelMethodForVolume
-    )
+    method = codes.DCM.SumOfSegmentedVoxelMethodForVolume
+    return Measurement(codes.SCT.Volume, row.volume_mm3, codes.UCUM.CubicMillimeter, method=method)
 
 
 def _numbers(source: Source, statistics: Statistics | None) -> list[Measurement]:

@@ -105,7 +105,8 @@ class SegmentVoxels:
 
     def mask(self, number: int) -> NDArray[np.bool_]:
         """Return the voxels of a segment, ``(z, y, x)``."""
-        return self.layers[self.layer_of[number]] == number
+        mask: NDArray[np.bool_] = self.layers[self.layer_of[number]] == number
+        return mask
 
 
 def voxels_of(seg: Dataset, slices: Sequence[Dataset]) -> SegmentVoxels:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import LabelMapSegmentationStorage, SegmentationStorage
+from pydicom.uid import SegmentationStorage
 
 from index.archive import Archive
 from index.errors import NotFound
@@ -22,7 +23,9 @@ from reconstruct.projections.scan import EnergyBin
 
 logger = logging.getLogger(__name__)
 
-SEGMENTATIONS = frozenset({SegmentationStorage, LabelMapSegmentationStorage})
+LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
+"""Label Map Segmentation Storage (PS3.4 table B.5-1), newer than pydicom's list."""
+SEGMENTATIONS = frozenset({SegmentationStorage, LABEL_MAP_SEGMENTATION})
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _SAME_PLACE_MM = 1e-3
 _LEAST_AXIAL = 0.9
@@ -188,10 +191,11 @@ def read_subject(archive: Archive, seg: Dataset) -> Subject:
     return Subject(seg, source, values, energy_bins(archive, series))
 
 
-def _refuse_others(uid: str, headers: list[Dataset]) -> None:
+def _refuse_others(uid: str, headers: Sequence[Dataset]) -> None:
     for header in headers:
         if header.get("Modality") != "CT":
-            raise CannotProceed(f"only CT is measured, and series {uid} is {header.get('Modality') or 'of no modality'}")
+            modality = header.get("Modality") or "of no modality"
+            raise CannotProceed(f"only CT is measured, and series {uid} is {modality}")
         missing = [keyword for keyword in _GEOMETRY if header.get(keyword) in (None, "")]
         if missing:
             raise CannotProceed(f"series {uid} is no series of slices: {missing[0]} is missing")
@@ -210,7 +214,12 @@ def _placement(slices: tuple[Dataset, ...], spacing_mm_zyx: tuple[float, float, 
     row, column = np.reshape([float(value) for value in slices[0].ImageOrientationPatient], (2, 3))
     z, y, x = spacing_mm_zyx
     step = (last - first) / (len(slices) - 1) if len(slices) > 1 else np.cross(row, column) * z
-    return Placement(*(tuple(float(part) for part in vector) for vector in (first, step, column * y, row * x)))
+    return Placement(_xyz(first), _xyz(step), _xyz(column * y), _xyz(row * x))
+
+
+def _xyz(vector: NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (float(part) for part in vector)
+    return x, y, z
 
 
 def _energy(header: Dataset) -> EnergyBin | None:
