@@ -8,7 +8,6 @@ from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -20,13 +19,18 @@ from plugins.measurement.planes import Plane
 
 _BACKGROUND, _TEXT, _QUIET = "#000000", "#f1f3f4", "#9aa0a6"
 _DPI = 100
-_MARGIN, _GAP = 0.012, 0.012
-_HEADER_PX, _ROW_PX, _FOOTER_PX = 58, 26, 34
+_MARGIN_PX, _HEADER_PX, _ROW_PX, _FOOTER_PX = 18, 62, 26, 20
+_AROUND_PX = 24
+"""Around each plane, for its name, the letters and the scale bar."""
+_LEAST_PX = 170
+"""Width kept for a plane, however narrow it is."""
+_HIGHEST = 0.8
+"""Most height of a plane, as a fraction of the width of the picture."""
 _FILL = 0.2
-_OUTLINE = [patheffects.withStroke(linewidth=2.5, foreground="black")]
 _FONT = {"font.family": "DejaVu Sans", "text.parse_math": False}
-_LINES_OF_ONE_COLUMN = 5
-_TABLE_PX, _VOLUME_AT = 640, 0.66
+_LINES = (5, 24)
+"""Most entries of a legend in one column, and in two; beyond there are three."""
+_TABLE_PX, _VOLUME_AT, _CHARACTER_PX = 640, 0.62, 7.3
 
 
 @dataclass(frozen=True)
@@ -75,44 +79,72 @@ def draw(
     array
         (row, column, 3) uint8, RGB.
     """
-    per_mm = width * (1 - 2 * _MARGIN - _GAP * (len(planes) - 1)) / sum(plane.size_mm[1] for plane in planes)
+    free = width - 2 * _MARGIN_PX - 2 * _AROUND_PX * len(planes)
     tallest = max(plane.size_mm[0] for plane in planes)
-    per_mm = min(per_mm, 0.8 * width / tallest)
+    per_mm = min(free / sum(plane.size_mm[1] for plane in planes), _HIGHEST * width / tallest)
     lines = -(-len(legend) // _columns(legend))
-    below = _ROW_PX * (lines + 1) + _FOOTER_PX
-    height = round(_HEADER_PX + per_mm * tallest + below)
+    height = round(_HEADER_PX + per_mm * tallest + 2 * _AROUND_PX + _ROW_PX * (lines + 1) + _FOOTER_PX)
     with mpl.rc_context(_FONT):
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
         canvas = FigureCanvasAgg(figure)
-        _header(figure, title, subtitle, height)
-        _planes(figure, planes, {entry.number: entry.colour for entry in legend}, window, per_mm)
-        _legend(figure, legend, width, height, lines)
+        write = _Writer(figure, width, height)
+        write(_MARGIN_PX, 22, title, size=13, weight="bold")
+        write(_MARGIN_PX, 44, subtitle, colour=_QUIET)
+        _planes(write, planes, {entry.number: entry.colour for entry in legend}, window, per_mm)
+        _legend(write, legend, lines)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _header(figure: Figure, title: str, subtitle: str, height: int) -> None:
-    figure.text(_MARGIN, 1 - 14 / height, title, color=_TEXT, fontsize=13, weight="bold", va="top")
-    figure.text(_MARGIN, 1 - 37 / height, subtitle, color=_QUIET, fontsize=9.5, va="top")
+@dataclass(frozen=True, eq=False)
+class _Writer:
+    """Writes on the figure; places in pixels from the left and from the top."""
+
+    figure: Figure
+    width: int
+    height: int
+
+    def __call__(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        colour: str = _TEXT,
+        size: float = 9.5,
+        align: Literal["left", "center", "right"] = "left",
+        weight: Literal["normal", "bold"] = "normal",
+    ) -> None:
+        place = (x / self.width, 1 - y / self.height)
+        self.figure.text(*place, text, color=colour, fontsize=size, ha=align, va="center_baseline", weight=weight)
+
+    def box(self, left: float, top: float, wide: float, tall: float) -> tuple[float, float, float, float]:
+        """Return a box as fractions of the figure from its lower left corner: left, bottom, width, height."""
+        return left / self.width, 1 - (top + tall) / self.height, wide / self.width, tall / self.height
+
+    def fill(self, left: float, top: float, wide: float, tall: float, colour: str) -> None:
+        x, y, w, h = self.box(left, top, wide, tall)
+        self.figure.add_artist(Rectangle((x, y), w, h, facecolor=colour, edgecolor="none"))
 
 
 def _planes(
-    figure: Figure, planes: Sequence[Plane], colours: dict[int, str], window: tuple[float, float], per_mm: float
+    write: _Writer, planes: Sequence[Plane], colours: dict[int, str], window: tuple[float, float], per_mm: float
 ) -> None:
-    width, height = (figure.get_size_inches() * _DPI).tolist()
-    free = 1 - 2 * _MARGIN - sum(plane.size_mm[1] for plane in planes) * per_mm / width
-    gap = free / (len(planes) - 1) if len(planes) > 1 else 0.0
-    left, tallest = _MARGIN, max(plane.size_mm[0] for plane in planes)
-    bar = _bar_mm(min(plane.size_mm[1] for plane in planes))
-    for plane in planes:
-        tall, wide = (size * per_mm for size in plane.size_mm)
-        top = _HEADER_PX + (tallest * per_mm - tall) / 2
-        axis = figure.add_axes((left, 1 - (top + tall) / height, wide / width, tall / height))
-        _plane(axis, plane, colours, window, bar)
-        left += wide / width + gap
+    sizes = [(plane.size_mm[0] * per_mm, plane.size_mm[1] * per_mm) for plane in planes]
+    slots = [max(wide + 2 * _AROUND_PX, _LEAST_PX) for _, wide in sizes]
+    gap = max(0.0, write.width - 2 * _MARGIN_PX - sum(slots)) / max(1, len(planes) - 1)
+    tallest = max(tall for tall, _ in sizes)
+    bar_mm = _bar_mm(max(plane.size_mm[1] for plane in planes))
+    start = float(_MARGIN_PX)
+    for plane, (tall, wide), slot in zip(planes, sizes, slots, strict=True):
+        left, top = start + (slot - wide) / 2, _HEADER_PX + _AROUND_PX + (tallest - tall) / 2
+        _plane(write.figure.add_axes(write.box(left, top, wide, tall)), plane, colours, window)
+        _around(write, plane, (left, top, wide, tall))
+        _scale_bar(write, bar_mm, bar_mm * per_mm, left + wide, top + tall)
+        start += slot + gap
 
 
-def _plane(axis: Axes, plane: Plane, colours: dict[int, str], window: tuple[float, float], bar_mm: float) -> None:
+def _plane(axis: Axes, plane: Plane, colours: dict[int, str], window: tuple[float, float]) -> None:
     tall, wide = plane.size_mm
     axis.imshow(
         plane.image, cmap="gray", vmin=window[0], vmax=window[1], extent=(0, wide, tall, 0), interpolation="bilinear",
@@ -127,8 +159,6 @@ def _plane(axis: Axes, plane: Plane, colours: dict[int, str], window: tuple[floa
     for spine in axis.spines.values():
         spine.set_color("#3c4043")
     _cross(axis, plane)
-    _sides(axis, plane)
-    _scale_bar(axis, bar_mm, plane)
 
 
 def _segment(axis: Axes, plane: Plane, mask: NDArray[np.bool_], colour: str) -> None:
@@ -151,59 +181,51 @@ def _cross(axis: Axes, plane: Plane) -> None:
     axis.plot((column, column), (0, tall), color=_TEXT, linewidth=0.6, alpha=0.35)
 
 
-def _sides(axis: Axes, plane: Plane) -> None:
-    left, right, top, bottom = plane.sides
-    places = ((0.02, 0.5, left, "left", "center"), (0.98, 0.5, right, "right", "center"),
-              (0.5, 0.985, top, "center", "top"), (0.5, 0.015, bottom, "center", "bottom"))  # fmt: skip
-    for x, y, letter, horizontal, vertical in places:
-        axis.text(
-            x, y, letter, transform=axis.transAxes, color=_TEXT, fontsize=11, weight="bold", ha=horizontal, va=vertical,
-            path_effects=_OUTLINE,
-        )  # fmt: skip
-    axis.text(
-        0.02, 0.985, plane.name, transform=axis.transAxes, color=_TEXT, fontsize=9.5, va="top", path_effects=_OUTLINE
-    )
+def _around(write: _Writer, plane: Plane, place: tuple[float, float, float, float]) -> None:
+    """Write the plane's name and the letters of its sides around it."""
+    (left, top, wide, tall), away = place, _AROUND_PX / 2
+    middle, centre = top + tall / 2, left + wide / 2
+    at_left, at_right, at_top, at_bottom = plane.sides
+    for x, y, letter in (
+        (left - away, middle, at_left), (left + wide + away, middle, at_right),
+        (centre, top - away, at_top), (centre, top + tall + away, at_bottom),
+    ):  # fmt: skip
+        write(x, y, letter, size=11, align="center", weight="bold")
+    write(left, top - away, plane.name, colour=_QUIET)
 
 
-def _bar_mm(narrowest: float) -> float:
-    """Return the longest of 1, 2 and 5 times a power of ten that is at most a quarter of the narrowest plane."""
-    power = 10.0 ** np.floor(np.log10(narrowest / 4))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= narrowest / 4))
+def _bar_mm(widest: float) -> float:
+    """Return the longest of 1, 2 and 5 times a power of ten that is at most a quarter of the widest plane."""
+    power = 10.0 ** np.floor(np.log10(widest / 4))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= widest / 4))
 
 
-def _scale_bar(axis: Axes, length: float, plane: Plane) -> None:
-    tall, wide = plane.size_mm
-    right, low = 0.97 * wide, tall - 0.03 * wide
-    axis.plot(
-        (right - length, right), (low, low), color=_TEXT, linewidth=2.2, solid_capstyle="butt", path_effects=_OUTLINE
-    )
-    axis.annotate(
-        f"{length:g} mm", (right - length / 2, low), (0, 3), textcoords="offset points", color=_TEXT, fontsize=8.5,
-        ha="center", va="bottom", path_effects=_OUTLINE,
-    )  # fmt: skip
+def _scale_bar(write: _Writer, length_mm: float, length: float, right: float, top: float) -> None:
+    write.fill(right - length, top + 5, length, 3, _TEXT)
+    write(right - length / 2, top + 17, f"{length_mm:g} mm", size=8.5, align="center")
 
 
-def _legend(figure: Figure, legend: Sequence[Entry], width: int, height: int, lines: int) -> None:
+def _legend(write: _Writer, legend: Sequence[Entry], lines: int) -> None:
     """Write the legend as a table, column below column; the numbers stand under their headings."""
-    wide = (1 - 2 * _MARGIN) * width / _columns(legend)
-
-    def write(x: float, y: float, text: str, colour: str, align: Literal["left", "right"]) -> None:
-        figure.text(x / width, y / height, text, color=colour, fontsize=9.5, va="center", ha=align)
-
+    wide = (write.width - 2 * _MARGIN_PX) / _columns(legend)
+    table = min(_TABLE_PX, wide - 2 * _MARGIN_PX)
+    first = write.height - _FOOTER_PX - (lines - 0.5) * _ROW_PX
     for place, entry in enumerate(legend):
         column, line = divmod(place, lines)
-        left = _MARGIN * width + column * wide
-        volume, spread = left + _VOLUME_AT * _TABLE_PX, left + _TABLE_PX
-        y = _FOOTER_PX / 2 + (lines - line - 0.5) * _ROW_PX
+        left, y = _MARGIN_PX + column * wide, first + line * _ROW_PX
+        volume, spread = left + _VOLUME_AT * table, left + table
         if line == 0:
-            write(volume, y + _ROW_PX, "volume", _QUIET, "right")
-            write(spread, y + _ROW_PX, "mean ± standard deviation", _QUIET, "right")
-        corner, size = (left / width, (y - 7) / height), (14 / width, 14 / height)
-        figure.add_artist(Rectangle(corner, *size, facecolor=entry.colour, edgecolor="none"))
-        write(left + 24, y, entry.label, _TEXT, "left")
-        write(volume, y, entry.volume, _TEXT, "right")
-        write(spread, y, entry.spread, _TEXT, "right")
+            write(volume, y - _ROW_PX, "volume", colour=_QUIET, align="right")
+            write(spread, y - _ROW_PX, "mean ± SD", colour=_QUIET, align="right")
+        write.fill(left, y - 7, 14, 14, entry.colour)
+        write(left + 24, y, _shortened(entry.label, int((_VOLUME_AT * table - 100) / _CHARACTER_PX)))
+        write(volume, y, entry.volume, align="right")
+        write(spread, y, entry.spread, align="right")
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _columns(legend: Sequence[Entry]) -> int:
-    return 1 if len(legend) <= _LINES_OF_ONE_COLUMN else 2
+    return 1 + sum(len(legend) > most for most in _LINES)

@@ -58,7 +58,7 @@ def key_picture(
         told = seg.get(f"Content{what}") or seg.get(f"Series{what}") or ""
         setattr(dataset, f"Series{what}", told)
         setattr(dataset, f"Content{what}", told)
-    dataset.Laterality = dataset.PatientOrientation = None
+    dataset.PatientOrientation = None
     dataset.ConversionType = "WSD"
     dataset.Manufacturer = dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     dataset.ManufacturerModelName = dataset.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME

@@ -13,9 +13,6 @@ from plugins.measurement.subject import Subject
 VERSION = "1"
 """Changes when the same segments would be drawn otherwise."""
 
-_LABEL = 44
-"""Characters of a label that fit in a column of the legend."""
-
 
 def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[np.uint8]:
     """Draw the segments over three planes of the series that was segmented: (row, column, 3) RGB.
@@ -33,7 +30,7 @@ def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[
     planes = three_planes(subject.values, voxels, numbers, subject.source.spacing_mm_zyx, centre)
     window = window_of(subject.values, voxels)
     legend = [
-        Entry(row.segment.number, row.segment.colour, _shortened(row.segment.label), *_numbers(row, measured))
+        Entry(row.segment.number, row.segment.colour, row.segment.label, *_numbers(row, measured))
         for row in measured.segments
     ]
     unit = subject.source.unit
@@ -42,10 +39,6 @@ def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[
     return draw(
         planes, legend, window=window, title="Segments", subtitle="   ·   ".join(filter(None, told)), width=width
     )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
 
 
 def volume_text(mm3: float) -> str:

@@ -110,8 +110,8 @@ def _masks(
 def window_of(values: NDArray[np.float32], voxels: SegmentVoxels) -> tuple[float, float]:
     """Return the lowest and the highest value to show, from the voxels of all segments together.
 
-    From the 1st to the 95th percentile, so that a little bone leaves contrast to the soft tissue around it, and a fifth
-    more on both sides.
+    From the 5th to the 95th percentile, so that a little bone or gas leaves contrast to the soft tissue around it, and
+    a quarter more on both sides.
 
     Parameters
     ----------
@@ -119,6 +119,6 @@ def window_of(values: NDArray[np.float32], voxels: SegmentVoxels) -> tuple[float
         ``(z, y, x)``.
     """
     inside = values[np.any([layer > 0 for layer in voxels.layers], axis=0)]
-    low, high = (float(value) for value in np.percentile(inside, (1.0, 95.0)))
-    margin = 0.2 * (high - low)
+    low, high = (float(value) for value in np.percentile(inside, (5.0, 95.0)))
+    margin = 0.25 * (high - low)
     return (low - margin, high + margin) if high > low else (low - 1.0, low + 1.0)

@@ -32,7 +32,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from config.identity import MANUFACTURER, MODEL_NAME, UID_ROOT, derived_uid, version
+from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
 from plugins.measurement.image_library import PRIVATE_SCHEME, energy_code, image_library
 from plugins.measurement.measuring import Measurements, SegmentMeasurements
 from plugins.measurement.provenance import context_of, number_after
@@ -42,8 +42,6 @@ from plugins.measurement.subject import Source
 from reconstruct.dicom_items import item_of
 from reconstruct.part10 import with_file_meta
 
-CODING_SCHEME_UID = f"{UID_ROOT}.0.2"
-"""Of the private codes for energy windows."""
 _SERIES_NUMBER_OFFSET = 1000
 _UNITS: Mapping[str, Code] = {"HU": codes.UCUM.HounsfieldUnit, "1/cm": Code("/cm", "UCUM", "/cm")}
 _DERIVATIONS: Mapping[str, Code] = {
@@ -85,7 +83,8 @@ def report(seg: Dataset, measured: Measurements, *, recipe: str, observer: str, 
         is_complete=True,
         series_description=f"Measurements: {seg.get('SeriesDescription') or 'segments'}"[:64],
     )
-    dataset.CodingSchemeIdentificationSequence = [_private_scheme()]
+    if any(source.energy is not None for source in measured.sources):
+        dataset.CodingSchemeIdentificationSequence = [_private_scheme()]
     return with_file_meta(dataset)
 
 
@@ -119,7 +118,6 @@ def _private_scheme() -> Dataset:
     """Say whose the private codes are (PS3.3 C.12.1.1, Coding Scheme Identification Sequence)."""
     return item_of(
         CodingSchemeDesignator=PRIVATE_SCHEME,
-        CodingSchemeUID=CODING_SCHEME_UID,
         CodingSchemeName="Tharsis energy windows",
         CodingSchemeResponsibleOrganization=MANUFACTURER,
     )

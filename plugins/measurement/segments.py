@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 
 import highdicom
@@ -18,6 +19,7 @@ _PALETTE = (
     "#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#c77dff", "#43aa8b", "#ff8fab", "#4895ef", "#e9ff70", "#d4a373",
 )  # fmt: skip
 """For segments that bring no colour: told apart on black and on grey, next ones the most."""
+_GOLDEN = 0.618034
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,15 @@ def _colour(item: Dataset, place: int) -> str:
     """Return the display colour; the encoding of CIELab is that of PS3.3 C.10.7.1.1."""
     lab = item.get("RecommendedDisplayCIELabValue")
     if not lab or len(lab) != 3:
-        return _PALETTE[place % len(_PALETTE)]
+        return _PALETTE[place] if place < len(_PALETTE) else _further_colour(place)
     scaled = np.array([lab[0] / 65535 * 100, lab[1] / 65535 * 255 - 128, lab[2] / 65535 * 255 - 128])
     red, green, blue = (round(255 * float(part)) for part in np.clip(lab2rgb(scaled), 0, 1))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _further_colour(place: int) -> str:
+    """Return a colour beyond the palette: hues a golden section apart never come again."""
+    red, green, blue = (round(255 * part) for part in hsv_to_rgb(place * _GOLDEN % 1, 0.5 + 0.2 * (place % 3), 0.95))
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 

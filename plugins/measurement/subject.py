@@ -28,6 +28,8 @@ LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
 SEGMENTATIONS = frozenset({SegmentationStorage, LABEL_MAP_SEGMENTATION})
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _SAME_PLACE_MM = 1e-3
+_UNEVEN = 0.05
+"""Distance from the even place of a slice that is allowed, as a fraction of the distance of slices."""
 _LEAST_AXIAL = 0.9
 """Cosine between the normal of slices and the patient's axis up to which they count as axial."""
 
@@ -139,7 +141,7 @@ def read_source(series: Series) -> tuple[Source, NDArray[np.float32]]:
     Raises
     ------
     CannotProceed
-        It is not one: another modality, other orientations, several sizes of image, slices at no place, no unit.
+        It is not one: another modality or orientation, several sizes, slices without place, order or unit.
     """
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in series.paths]
     _refuse_others(series.uid, headers)
@@ -150,6 +152,7 @@ def read_source(series: Series) -> tuple[Source, NDArray[np.float32]]:
     by_uid = {str(header.SOPInstanceUID): header for header in headers}
     ordered = tuple(by_uid[str(slice_.SOPInstanceUID)] for slice_ in slices)
     placement = volume.placement or _placement(ordered, volume.spacing_mm_zyx)
+    _refuse_gaps(series.uid, ordered, placement)
     unit = "HU" if volume.is_hu else "1/cm"
     source = Source(series.uid, ordered, volume.spacing_mm_zyx, placement, unit, _energy(ordered[0]))
     return source, volume.values
@@ -220,6 +223,16 @@ def _placement(slices: tuple[Dataset, ...], spacing_mm_zyx: tuple[float, float, 
 def _xyz(vector: NDArray[np.float64]) -> tuple[float, float, float]:
     x, y, z = (float(part) for part in vector)
     return x, y, z
+
+
+def _refuse_gaps(uid: str, slices: Sequence[Dataset], placement: Placement) -> None:
+    """Refuse slices that are not evenly spaced: their voxels would have no one volume."""
+    origin, step = np.array(placement.origin_mm_xyz), np.array(placement.step_z_xyz)
+    expected = origin + np.arange(len(slices))[:, None] * step
+    places = np.array([[float(value) for value in slice_.ImagePositionPatient] for slice_ in slices])
+    off = float(np.abs(places - expected).max())
+    if off > _UNEVEN * float(np.linalg.norm(step)):
+        raise CannotProceed(f"the slices of series {uid} are not evenly spaced: one lies {off:.3g} mm from its place")
 
 
 def _energy(header: Dataset) -> EnergyBin | None:
