@@ -83,7 +83,7 @@ def draw(
     tallest = max(plane.size_mm[0] for plane in planes)
     per_mm = min(free / sum(plane.size_mm[1] for plane in planes), _HIGHEST * width / tallest)
     lines = -(-len(legend) // _columns(legend))
-    height = round(_HEADER_PX + per_mm * tallest + 2 * _AROUND_PX + _ROW_PX * (lines + 1) + _FOOTER_PX)
+    height = round(_HEADER_PX + per_mm * tallest + 2 * _AROUND_PX + _ROW_PX * (lines + 1) + 2 * _FOOTER_PX)
     with mpl.rc_context(_FONT):
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
         canvas = FigureCanvasAgg(figure)

@@ -59,6 +59,11 @@ def key_picture(
         setattr(dataset, f"Series{what}", told)
         setattr(dataset, f"Content{what}", told)
     dataset.PatientOrientation = None
+    for keyword in ("BodyPartExamined", "Laterality"):
+        if slices[0].get(keyword):
+            setattr(dataset, keyword, slices[0][keyword].value)
+    if "Laterality" not in dataset:
+        dataset.Laterality = None  # type 2C: whether the body part is paired is not known
     dataset.ConversionType = "WSD"
     dataset.Manufacturer = dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     dataset.ManufacturerModelName = dataset.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME

@@ -43,7 +43,9 @@ def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[
 
 def volume_text(mm3: float) -> str:
     """Return a volume with three digits, in mL from one on, else in mm³."""
-    return f"{mm3 / 1000:,.3g} mL" if mm3 >= 1000 else f"{mm3:.3g} mm³"
+    value, unit = (mm3 / 1000, "mL") if mm3 >= 1000 else (mm3, "mm³")
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{decimals}f} {unit}"
 
 
 def _numbers(row: SegmentMeasurements, measured: Measurements) -> tuple[str, str]:
