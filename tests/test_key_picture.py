@@ -1,4 +1,4 @@
-"""The key picture of a stored SEG: the right planes the right way up, and a Secondary Capture that every viewer shows."""
+"""The key picture of a stored SEG: the right planes the right way up, in a Secondary Capture."""
 
 from __future__ import annotations
 
@@ -192,13 +192,12 @@ def test_overlapping_segments_keep_all_their_voxels():
         assert np.array_equal(voxels.mask(number), mask)
 
 
-def test_a_seg_on_other_images_is_refused_in_a_sentence():
+def test_a_seg_whose_images_are_not_all_stored_is_refused_in_a_sentence():
     values, masks = truth()
     images = slices(values)
     seg = seg_of(images, masks)
-    for place, image in enumerate(images):
-        image.SOPInstanceUID = f"2.25.5{place}"
-    with pytest.raises(CannotProceed, match="cannot be laid on the source images"):
+    images[3].SOPInstanceUID = "2.25.53"
+    with pytest.raises(CannotProceed, match=f"1 of 12 images of series {CT} that SEG {SEG}.1 refers to are not stored"):
         voxels_of(seg, images)
 
 

@@ -58,12 +58,7 @@ def key_picture(
         told = seg.get(f"Content{what}") or seg.get(f"Series{what}") or ""
         setattr(dataset, f"Series{what}", told)
         setattr(dataset, f"Content{what}", told)
-    dataset.PatientOrientation = None
-    for keyword in ("BodyPartExamined", "Laterality"):
-        if slices[0].get(keyword):
-            setattr(dataset, keyword, slices[0][keyword].value)
-    if "Laterality" not in dataset:
-        dataset.Laterality = None  # type 2C: whether the body part is paired is not known
+    dataset.Laterality = dataset.PatientOrientation = None
     dataset.ConversionType = "WSD"
     dataset.Manufacturer = dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     dataset.ManufacturerModelName = dataset.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME

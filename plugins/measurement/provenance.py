@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from pydicom.dataset import Dataset
 
 from reconstruct.provenance import copy_patient_and_study
@@ -16,7 +18,7 @@ def context_of(dataset: Dataset) -> Dataset:
     copy_patient_and_study(dataset, context)
     context.SpecificCharacterSet = CHARACTER_SET
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
-        context[keyword] = dataset[keyword]
+        context[keyword] = copy.deepcopy(dataset[keyword])
     return context
 
 

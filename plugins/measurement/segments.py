@@ -130,8 +130,9 @@ def voxels_of(seg: Dataset, slices: Sequence[Dataset]) -> SegmentVoxels:
     Raises
     ------
     CannotProceed
-        Its frames do not lie on the source images, pixel by pixel.
+        Its frames do not lie on the source images, pixel by pixel, or not all of these are here.
     """
+    _refuse_missing(seg, slices)
     grid = (len(slices), int(slices[0].Rows), int(slices[0].Columns))
     layers: list[NDArray[np.uint16]] = []
     layer_of: dict[int, int] = {}
@@ -144,6 +145,23 @@ def voxels_of(seg: Dataset, slices: Sequence[Dataset]) -> SegmentVoxels:
         layers[place][mask] = number
         layer_of[number] = place
     return SegmentVoxels(tuple(layers), layer_of)
+
+
+def _refuse_missing(seg: Dataset, slices: Sequence[Dataset]) -> None:
+    """Refuse when the SEG refers to images of the series that are not here: their voxels would be missing."""
+    series = str(slices[0].SeriesInstanceUID)
+    named = {
+        str(instance.ReferencedSOPInstanceUID)
+        for item in seg.get("ReferencedSeriesSequence") or []
+        if item.get("SeriesInstanceUID") == series
+        for instance in item.get("ReferencedInstanceSequence") or []
+    }
+    missing = named - {str(slice_.SOPInstanceUID) for slice_ in slices}
+    if missing:
+        raise CannotProceed(
+            f"{len(missing)} of {len(named)} images of series {series} that SEG {seg.SOPInstanceUID} refers to are not "
+            "stored"
+        )
 
 
 def _masks(seg: Dataset, slices: Sequence[Dataset]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
