@@ -150,7 +150,8 @@ def _plane(axis: Axes, plane: Plane, colours: dict[int, str], window: tuple[floa
         plane.image, cmap="gray", vmin=window[0], vmax=window[1], extent=(0, wide, tall, 0), interpolation="bilinear",
         aspect="auto",
     )  # fmt: skip
-    for number, mask in plane.masks.items():
+    largest_first = sorted(plane.masks.items(), key=lambda item: -int(item[1].sum()))
+    for number, mask in largest_first:
         _segment(axis, plane, mask, colours[number])
     axis.set_xlim(0, wide)
     axis.set_ylim(tall, 0)
