@@ -22,6 +22,7 @@ from commands.evaluation import evaluate
 from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.models import models_app
 from commands.network import commit, find, send
+from commands.report import report
 from commands.scans import reconstruct, simulate
 from commands.serve import serve
 from commands.similar import similar
@@ -79,6 +80,7 @@ app.add_typer(models_app, name="models", rich_help_panel="Similar cases")
 app.command("evaluate", rich_help_panel="Similar cases")(evaluate)
 app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
+app.command("report", rich_help_panel="Scans and images")(report)
 app.command("import", rich_help_panel="Scans and images")(import_files)
 app.command("send", rich_help_panel="Asking a node, this one or any other")(send)
 app.command("commit", rich_help_panel="Asking a node, this one or any other")(commit)

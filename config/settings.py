@@ -202,6 +202,16 @@ class MaterialSettings(_Section):
     residual: bool
 
 
+class ReportSettings(_Section):
+    """``[report]``: stored segments to measurement reports and key pictures."""
+
+    enabled: bool
+    picture: bool
+    foreign: bool
+    min_volume_mm3: NotNegative
+    picture_width: Annotated[int, Field(ge=640, le=4096)]
+
+
 class SimilaritySettings(_Section):
     """``[similarity]``: embeddings and the similarity query."""
 
@@ -271,6 +281,7 @@ class Settings(_Section):
     reconstruct: ReconstructSettings
     segmentation: SegmentationSettings
     materials: MaterialSettings
+    report: ReportSettings
     similarity: SimilaritySettings
     logs: LogSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()

@@ -12,6 +12,7 @@ from index.encoders import registry
 from index.encoders.encoder import Encoder
 from index.errors import NotFound, UnknownModel
 from plugins.hookspecs import JobFunction, hookimpl
+from plugins.measurement.key_picture import is_key_picture
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.slices import choose_slices
 
@@ -26,14 +27,16 @@ _NOT_PICTURES_OF_KIND = {"decompose"}
 
 @hookimpl
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
-    """Embed every series of images, but not projections (they show angles, not anatomy) and not segmentations."""
+    """Embed every series of images, but not projections (they show angles), segmentations and key pictures of ours."""
     return [Work(KIND, series.uid)] if settings.similarity.enabled and is_picture(series) else []
 
 
 def is_picture(series: Series) -> bool:
     """Whether the series shows anatomy, so that it can be embedded; maps that this node made show composition."""
     header = series.header
-    if "Rows" not in header or str(header.get("Modality", "")) in _NOT_PICTURES or series.holds_projections:
+    if "Rows" not in header or str(header.get("Modality", "")) in _NOT_PICTURES:
+        return False
+    if series.holds_projections or is_key_picture(header):
         return False
     return series.made_by is None or series.made_by.kind not in _NOT_PICTURES_OF_KIND
 

@@ -21,6 +21,7 @@ BUILT_IN: Mapping[str, str] = {
     "reconstruction": "plugins.reconstruction",
     "segmentation": "plugins.segmentation.plugin",
     "materials": "plugins.materials.plugin",
+    "measurement": "plugins.measurement.plugin",
     "embedding": "plugins.embedding",
     "indexing": "plugins.indexing",
     "asked": "plugins.asked",

@@ -163,6 +163,8 @@ def statement(settings: Settings) -> str:
             "identity": _identity(),
             "reconstruct": str(settings.reconstruct.enabled).lower(),
             "segmentation": str(settings.segmentation.enabled).lower(),
+            "report": str(settings.report.enabled).lower(),
+            "picture": str(settings.report.picture).lower(),
             "uncompressed": ", ".join(map(_name, UNCOMPRESSED)),
             "policies": _policies(settings),
             "overwrite": _OVERWRITE[settings.archive.overwrite],

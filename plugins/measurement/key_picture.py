@@ -1,0 +1,94 @@
+"""The key picture of a SEG as Secondary Capture (PS3.3 A.8.1): one image that every viewer shows.
+
+Not a multi-frame one: the three planes belong side by side, and single-frame Secondary Capture is what all viewers have
+known for longest. Everything in it follows from the SEG and its sources, dates too: those of the SEG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
+from plugins.measurement.provenance import context_of, number_after
+from reconstruct.dicom_items import code, item_of
+from reconstruct.part10 import with_file_meta
+
+_SERIES_NUMBER_OFFSET = 2000
+IMAGE_TYPE = ("DERIVED", "SECONDARY", "KEY PICTURE")
+"""Image Type of key pictures; the third value is ours to choose (PS3.3 C.7.6.1.1.2)."""
+
+
+def is_key_picture(header: Dataset) -> bool:
+    """Whether an image is a key picture that this node or another one drew: it shows a case, but is none."""
+    return tuple(header.get("ImageType") or ()) == IMAGE_TYPE and header.get("Manufacturer") == MANUFACTURER
+
+
+def key_picture(
+    pixels: NDArray[np.uint8], seg: Dataset, slices: Sequence[Dataset], *, series_uid: str, description: str
+) -> Dataset:
+    """Return the Secondary Capture of a drawn picture, with File Meta Information.
+
+    Parameters
+    ----------
+    pixels
+        (row, column, 3) RGB.
+    seg
+        The SEG that it shows.
+    slices
+        Headers of the source images that it shows.
+    series_uid
+        Series Instance UID of the pictures of the SEG's series; with that of the SEG it makes the SOP Instance UID.
+    description
+        How it was made.
+    """
+    dataset = context_of(seg)
+    dataset.SOPClassUID = SecondaryCaptureImageStorage
+    dataset.SeriesInstanceUID = series_uid
+    dataset.SOPInstanceUID = derived_uid(series_uid, str(seg.SOPInstanceUID))
+    dataset.Modality = "OT"
+    dataset.SeriesNumber = number_after(seg, _SERIES_NUMBER_OFFSET)
+    dataset.InstanceNumber = int(seg.get("InstanceNumber") or 1)
+    dataset.SeriesDescription = f"Key picture: {seg.get('SeriesDescription') or 'segments'}"[:64]
+    for what in ("Date", "Time"):
+        told = seg.get(f"Content{what}") or seg.get(f"Series{what}") or ""
+        setattr(dataset, f"Series{what}", told)
+        setattr(dataset, f"Content{what}", told)
+    dataset.Laterality = dataset.PatientOrientation = None
+    dataset.ConversionType = "WSD"
+    dataset.Manufacturer = dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
+    dataset.ManufacturerModelName = dataset.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
+    dataset.SoftwareVersions = dataset.SecondaryCaptureDeviceSoftwareVersions = version()
+    _add_sources(dataset, seg, slices, description)
+    _add_pixels(dataset, pixels)
+    return with_file_meta(dataset)
+
+
+def _add_sources(dataset: Dataset, seg: Dataset, slices: Sequence[Dataset], description: str) -> None:
+    dataset.ImageType = list(IMAGE_TYPE)
+    dataset.DerivationDescription = description[:1024]
+    dataset.DerivationCodeSequence = [code("113072", "DCM", "Multiplanar reformatting")]
+    dataset.SourceImageSequence = [
+        item_of(
+            ReferencedSOPClassUID=source.SOPClassUID,
+            ReferencedSOPInstanceUID=source.SOPInstanceUID,
+            PurposeOfReferenceCodeSequence=[code("121322", "DCM", "Source image for image processing operation")],
+        )
+        for source in (seg, *slices)
+    ]
+    # YES though it names no patient: the labels of a SEG from elsewhere are free text, and nobody has read them.
+    dataset.BurnedInAnnotation = "YES"
+    dataset.LossyImageCompression = "00"
+
+
+def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint8]) -> None:
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    packed = pixels.tobytes()
+    dataset.add_new("PixelData", "OB", packed + bytes(len(packed) % 2))

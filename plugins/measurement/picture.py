@@ -1,0 +1,67 @@
+"""What a key picture shows of a SEG: its planes, its window, its legend."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugins.measurement.measuring import Measurements, SegmentMeasurements
+from plugins.measurement.planes import centre_of, three_planes, window_of
+from plugins.measurement.segments import voxels_of
+from plugins.measurement.subject import Subject
+
+VERSION = "1"
+"""Changes when the same segments would be drawn otherwise."""
+
+
+def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[np.uint8]:
+    """Draw the segments over three planes of the series that was segmented: (row, column, 3) RGB.
+
+    Raises
+    ------
+    ValueError
+        No segment has a voxel.
+    """
+    from plugins.measurement.drawing import Entry, draw  # matplotlib takes its time
+
+    numbers = tuple(row.segment.number for row in measured.segments)
+    voxels = voxels_of(subject.seg, subject.source.slices)
+    centre = centre_of(voxels, numbers)
+    planes = three_planes(subject.values, voxels, numbers, subject.source.spacing_mm_zyx, centre)
+    window = window_of(subject.values, voxels)
+    legend = [
+        Entry(row.segment.number, row.segment.colour, row.segment.label, *_numbers(row, measured))
+        for row in measured.segments
+    ]
+    unit = subject.source.unit
+    shown = f"window {_rounded(window[0], unit)} to {_rounded(window[1], unit)} {unit}"
+    told = [subject.source.energy_label, shown, _algorithm(subject)]
+    return draw(
+        planes, legend, window=window, title="Segments", subtitle="   ·   ".join(filter(None, told)), width=width
+    )
+
+
+def volume_text(mm3: float) -> str:
+    """Return a volume with three digits, in mL from one on, else in mm³."""
+    value, unit = (mm3 / 1000, "mL") if mm3 >= 1000 else (mm3, "mm³")
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{decimals}f} {unit}"
+
+
+def _numbers(row: SegmentMeasurements, measured: Measurements) -> tuple[str, str]:
+    """Return volume, and mean with deviation, of the series that was segmented."""
+    statistics, unit = row.of_series[measured.sources.index(measured.segmented)], measured.segmented.unit
+    if statistics is None:
+        return "no voxels", ""
+    spread = f"{_rounded(statistics.mean, unit)} ± {_rounded(statistics.standard_deviation, unit)} {unit}"
+    return volume_text(row.volume_mm3), spread
+
+
+def _rounded(value: float, unit: str) -> str:
+    return f"{value:.0f}".replace("-", "−") if unit == "HU" else f"{value:.3f}".replace("-", "−")
+
+
+def _algorithm(subject: Subject) -> str:
+    """Return what the SEG says made its segments."""
+    names = sorted({str(item.get("SegmentAlgorithmName") or "") for item in subject.seg.SegmentSequence} - {""})
+    return ", ".join(names)[:80]

@@ -1,0 +1,28 @@
+"""What report and key picture take over from the SEG: patient and study, dates, numbers."""
+
+from __future__ import annotations
+
+import copy
+
+from pydicom.dataset import Dataset
+
+from reconstruct.provenance import copy_patient_and_study
+
+CHARACTER_SET = "ISO_IR 192"
+"""Labels may be in any script, and the names of patient and physicians in another."""
+
+
+def context_of(dataset: Dataset) -> Dataset:
+    """Return patient, study and identity of an object, without its pixels, in Unicode."""
+    context = Dataset()
+    copy_patient_and_study(dataset, context)
+    context.SpecificCharacterSet = CHARACTER_SET
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
+        context[keyword] = copy.deepcopy(dataset[keyword])
+    return context
+
+
+def number_after(dataset: Dataset, offset: int) -> int:
+    """Number a series after that of `dataset`; by the offset alone where that would be no IS (PS3.5 table 6.2-1)."""
+    number = offset + int(dataset.get("SeriesNumber", 0) or 0)
+    return number if number < 1 << 31 else offset

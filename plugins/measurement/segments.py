@@ -1,0 +1,178 @@
+"""The segments of a stored SEG: what they are called and coded as, their colours, their voxels on the source's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from colorsys import hsv_to_rgb
+from dataclasses import dataclass
+
+import highdicom
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from skimage.color import lab2rgb
+
+from plugins.node import CannotProceed
+
+_PALETTE = (
+    "#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#c77dff", "#43aa8b", "#ff8fab", "#4895ef", "#e9ff70", "#d4a373",
+)  # fmt: skip
+"""For segments that bring no colour: told apart on black and on grey, next ones the most."""
+_GOLDEN = 0.618034
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """An item of the Segment Sequence (PS3.3 C.8.20.4).
+
+    Attributes
+    ----------
+    number
+        Segment Number.
+    label
+        Segment Label.
+    category, type
+        Segmented Property Category and Type; None where the SEG has none.
+    site
+        Anatomic Region; None where the SEG has none.
+    tracking_id, tracking_uid
+        Empty where the SEG has none.
+    colour
+        ``#rrggbb``: Recommended Display CIELab Value, else one of ours.
+    """
+
+    number: int
+    label: str
+    category: Code | None
+    type: Code | None
+    site: Code | None
+    tracking_id: str
+    tracking_uid: str
+    colour: str
+
+
+def segments_of(seg: Dataset) -> tuple[StoredSegment, ...]:
+    """Return the segments in the order of their numbers; not the background of a label map (PS3.3 C.8.20.2.3.3)."""
+    items = [item for item in seg.SegmentSequence if int(item.SegmentNumber) > 0]
+    items.sort(key=lambda item: int(item.SegmentNumber))
+    return tuple(_segment(item, place) for place, item in enumerate(items))
+
+
+def _segment(item: Dataset, place: int) -> StoredSegment:
+    return StoredSegment(
+        number=int(item.SegmentNumber),
+        label=str(item.get("SegmentLabel") or f"Segment {item.SegmentNumber}"),
+        category=_code(item, "SegmentedPropertyCategoryCodeSequence"),
+        type=_code(item, "SegmentedPropertyTypeCodeSequence"),
+        site=_code(item, "AnatomicRegionSequence"),
+        tracking_id=str(item.get("TrackingID") or ""),
+        tracking_uid=str(item.get("TrackingUID") or ""),
+        colour=_colour(item, place),
+    )
+
+
+def _code(item: Dataset, keyword: str) -> Code | None:
+    sequence = item.get(keyword)
+    if not sequence or not sequence[0].get("CodeValue"):
+        return None
+    code = sequence[0]
+    return Code(str(code.CodeValue), str(code.CodingSchemeDesignator), str(code.CodeMeaning))
+
+
+def _colour(item: Dataset, place: int) -> str:
+    """Return the display colour; the encoding of CIELab is that of PS3.3 C.10.7.1.1."""
+    lab = item.get("RecommendedDisplayCIELabValue")
+    if not lab or len(lab) != 3:
+        return _PALETTE[place] if place < len(_PALETTE) else _further_colour(place)
+    scaled = np.array([lab[0] / 65535 * 100, lab[1] / 65535 * 255 - 128, lab[2] / 65535 * 255 - 128])
+    red, green, blue = (round(255 * float(part)) for part in np.clip(lab2rgb(scaled), 0, 1))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _further_colour(place: int) -> str:
+    """Return a colour beyond the palette: hues a golden section apart never come again."""
+    red, green, blue = (round(255 * part) for part in hsv_to_rgb(place * _GOLDEN % 1, 0.5 + 0.2 * (place % 3), 0.95))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentVoxels:
+    """The voxels of the segments of a SEG, on the grid of its source images.
+
+    Attributes
+    ----------
+    layers
+        Label maps ``(z, y, x)`` of segment numbers, 0 where there is none: as few as hold segments that overlap.
+    layer_of
+        Segment number to its place in `layers`.
+    """
+
+    layers: tuple[NDArray[np.uint16], ...]
+    layer_of: Mapping[int, int]
+
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """Return the voxels of a segment, ``(z, y, x)``."""
+        mask: NDArray[np.bool_] = self.layers[self.layer_of[number]] == number
+        return mask
+
+
+def voxels_of(seg: Dataset, slices: Sequence[Dataset]) -> SegmentVoxels:
+    """Read the voxels of all segments.
+
+    Parameters
+    ----------
+    seg
+        The whole SEG.
+    slices
+        Headers of its source images, in the order of the voxels' first axis.
+
+    Raises
+    ------
+    CannotProceed
+        Its frames do not lie on the source images, pixel by pixel, or not all of these are here.
+    """
+    _refuse_missing(seg, slices)
+    grid = (len(slices), int(slices[0].Rows), int(slices[0].Columns))
+    layers: list[NDArray[np.uint16]] = []
+    layer_of: dict[int, int] = {}
+    for number, mask in _masks(seg, slices):
+        if mask.shape != grid:
+            raise CannotProceed(f"segment {number}: expected a grid of {grid} as the source images, got {mask.shape}")
+        place = next((place for place, layer in enumerate(layers) if not layer[mask].any()), len(layers))
+        if place == len(layers):
+            layers.append(np.zeros(grid, np.uint16))
+        layers[place][mask] = number
+        layer_of[number] = place
+    return SegmentVoxels(tuple(layers), layer_of)
+
+
+def _refuse_missing(seg: Dataset, slices: Sequence[Dataset]) -> None:
+    """Refuse when the SEG refers to images of the series that are not here: their voxels would be missing."""
+    series = str(slices[0].SeriesInstanceUID)
+    named = {
+        str(instance.ReferencedSOPInstanceUID)
+        for item in seg.get("ReferencedSeriesSequence") or []
+        if item.get("SeriesInstanceUID") == series
+        for instance in item.get("ReferencedInstanceSequence") or []
+    }
+    missing = named - {str(slice_.SOPInstanceUID) for slice_ in slices}
+    if missing:
+        raise CannotProceed(
+            f"{len(missing)} of {len(named)} images of series {series} that SEG {seg.SOPInstanceUID} refers to are not "
+            "stored"
+        )
+
+
+def _masks(seg: Dataset, slices: Sequence[Dataset]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Yield segment number and voxels: the one place that knows how a SEG is read."""
+    uids = [str(slice_.SOPInstanceUID) for slice_ in slices]
+    try:
+        read = highdicom.seg.Segmentation.from_dataset(seg, copy=False)
+        for segment in segments_of(seg):
+            pixels = read.get_pixels_by_source_instance(
+                uids, segment_numbers=[segment.number], assert_missing_frames_are_empty=True
+            )
+            yield segment.number, pixels[..., 0] > 0
+    except (ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise CannotProceed(f"the segments cannot be laid on the source images: {error}"[:200]) from error
