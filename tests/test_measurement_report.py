@@ -236,7 +236,7 @@ def test_a_report_that_was_deleted_is_made_again(measured, settings):
         ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "are not axial"),
         ({"FrameOfReferenceUID": "2.25.99"}, "has the Frame of Reference 2.25.74, its source 2.25.99"),
         ({"ImagePositionPatient": lambda z: [0, 0, 2.5 * z + 9 * (z > 6)]}, "not evenly spaced"),
-        ({"RescaleType": "US"}, "the voxels of series 2.25.72 cannot be read"),
+        ({"RescaleType": "US"}, "the values of image 2.25.72.0 are neither in HU nor in 1/cm"),
     ],
     ids=["MR", "coronal", "another frame of reference", "a gap", "no unit"],
 )
