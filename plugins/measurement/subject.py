@@ -16,8 +16,8 @@ from index.archive import Archive
 from index.errors import NotFound
 from plugins import reconstruction
 from plugins.node import CannotProceed, Series
-from plugins.segmentation.plugin import read_volume
 from plugins.segmentation.segmenter import Placement
+from plugins.segmentation.volume_reader import read_volume
 from reconstruct.projections import elements
 from reconstruct.projections.scan import EnergyBin
 
