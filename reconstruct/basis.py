@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from reconstruct.materials import BONE, GADOLINIUM, GOLD, HYDROXYAPATITE, IODINE, LIPID, WATER, Material
 from reconstruct.spectrum import BinSpectrum, bin_spectra
@@ -92,7 +92,7 @@ class Beam:
             spectra = bin_spectra(thresholds_kev, kvp, filtration_mm_al)
             return np.array([10 * each.effective_per_mm(WATER, water_path_mm) for each in spectra]) / told - 1
 
-        found = minimize_scalar(
+        found = scipy.optimize.minimize_scalar(
             lambda filtration: float(np.sum(misfit(filtration) ** 2)), bounds=(0.0, _MOST_FILTRATION_MM_AL),
             method="bounded",
         )  # fmt: skip

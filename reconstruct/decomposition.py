@@ -20,8 +20,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from reconstruct.kernels_materials import choose_supports, solve_supports
 
@@ -240,7 +240,7 @@ def _rows(array: NDArray[Any]) -> NDArray[Any]:
 def _smoothed(volumes: Volumes, sigma_voxels: float) -> Volumes:
     if not sigma_voxels:
         return np.ascontiguousarray(volumes, dtype=np.float32)
-    return np.stack([ndimage.gaussian_filter(volume, sigma_voxels, output=np.float32) for volume in volumes])
+    return np.stack([scipy.ndimage.gaussian_filter(volume, sigma_voxels, output=np.float32) for volume in volumes])
 
 
 def _noise(volumes: Volumes, sigma_voxels: float, told: Numbers | None) -> Numbers:

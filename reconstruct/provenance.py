@@ -97,6 +97,12 @@ def add_equipment(target: Dataset, scanner: Dataset) -> None:
     target.ContributingEquipmentSequence = [*earlier, acquired, processed]
 
 
+def number_after(source: Dataset, offset: int) -> int:
+    """Number a series after that of `source`; by the offset alone where that would be no IS (PS3.5 table 6.2-1)."""
+    number = offset + int(source.get("SeriesNumber", 0) or 0)
+    return number if number < 1 << 31 else offset
+
+
 def canonical(recipe: Mapping[str, Any]) -> str:
     """Return a recipe as text that is the same for the same parameters, whatever their order."""
     return json.dumps(recipe, sort_keys=True, ensure_ascii=True, default=str)

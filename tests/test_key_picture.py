@@ -26,7 +26,9 @@ from plugins.measurement.key_picture import is_key_picture
 from plugins.measurement.picture import volume_text
 from plugins.measurement.planes import Plane, centre_of, three_planes, window_of
 from plugins.measurement.segments import SegmentVoxels, segments_of, voxels_of
+from plugins.measurement.subject import Source
 from plugins.node import CannotProceed, Series
+from plugins.segmentation.source_grid import source_grid
 
 
 @pytest.fixture
@@ -182,11 +184,15 @@ def test_segments_without_a_voxel_have_no_picture(archive, tmp_path):
     assert not paths_of(archive, "SR")
 
 
+def source_of(images):
+    return Source(CT, tuple(images), source_grid(images), "HU", None)
+
+
 def test_overlapping_segments_keep_all_their_voxels():
     values, masks = truth()
     images = slices(values)
     assert (masks[0] & masks[1]).any()
-    voxels = voxels_of(seg_of(images, masks), images)
+    voxels = voxels_of(seg_of(images, masks), source_of(images))
     assert len(voxels.layers) == 2
     for number, mask in enumerate(masks, start=1):
         assert np.array_equal(voxels.mask(number), mask)
@@ -198,7 +204,7 @@ def test_a_seg_whose_images_are_not_all_stored_is_refused_in_a_sentence():
     seg = seg_of(images, masks)
     images[3].SOPInstanceUID = "2.25.53"
     with pytest.raises(CannotProceed, match=f"1 of 12 images of series {CT} that SEG {SEG}.1 refers to are not stored"):
-        voxels_of(seg, images)
+        voxels_of(seg, source_of(images))
 
 
 @pytest.mark.parametrize(
@@ -207,3 +213,14 @@ def test_a_seg_whose_images_are_not_all_stored_is_refused_in_a_sentence():
 )
 def test_volumes_are_written_with_three_digits(mm3, text):
     assert volume_text(mm3) == text
+
+
+def test_a_seg_of_another_program_is_read_on_its_images(shared_data):
+    """Written by dcmqi, which does not say that spatial locations are preserved."""
+    folder = shared_data / "dcmqi" / "data" / "segmentations"
+    images = [pydicom.dcmread(path) for path in sorted((folder / "ct-3slice").glob("*.dcm"))]
+    seg = pydicom.dcmread(folder / "liver.dcm")
+    source = Source(str(images[0].SeriesInstanceUID), tuple(images), source_grid(images), "HU", None)
+    voxels = voxels_of(seg, source)
+    expected = sum(int(frame.sum()) for frame in seg.pixel_array.reshape(-1, seg.Rows, seg.Columns))
+    assert int(voxels.mask(1).sum()) == expected > 1000

@@ -56,7 +56,7 @@ def _group(source: Source, slices: Sequence[int]) -> ContainerContentItem:
 def _descriptors(source: Source) -> list[ContentItem]:
     header = copy.copy(source.slices[0])
     if not header.get("SliceThickness"):
-        header.SliceThickness = source.spacing_mm_zyx[0]
+        header.SliceThickness = source.grid.spacing_mm_zyx[0]
     context = RelationshipTypeValues.HAS_ACQ_CONTEXT
     shared = [item for item in ImageLibraryEntryDescriptors(header) if item.name not in _OF_ONE_IMAGE]
     shared.append(UIDRefContentItem(codes.DCM.SeriesInstanceUID, source.series_instance_uid, context))

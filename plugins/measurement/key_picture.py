@@ -14,9 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
-from plugins.measurement.provenance import context_of, number_after
+from plugins.measurement.provenance import context_of
 from reconstruct.dicom_items import code, item_of
 from reconstruct.part10 import with_file_meta
+from reconstruct.provenance import number_after
 
 _SERIES_NUMBER_OFFSET = 2000
 IMAGE_TYPE = ("DERIVED", "SECONDARY", "KEY PICTURE")

@@ -73,7 +73,7 @@ def measure(
         The SEG does not lie on its source, or a bin not on the others.
     """
     tell = progress or (lambda _: None)
-    voxels = voxels_of(subject.seg, subject.source.slices)
+    voxels = voxels_of(subject.seg, subject.source)
     segments = _large_enough(subject, voxels, min_volume_mm3)
     sources, columns = [], []
     for done, uid in enumerate(subject.bins):

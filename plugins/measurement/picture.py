@@ -25,9 +25,9 @@ def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[
     from plugins.measurement.drawing import Entry, draw  # matplotlib takes its time
 
     numbers = tuple(row.segment.number for row in measured.segments)
-    voxels = voxels_of(subject.seg, subject.source.slices)
+    voxels = voxels_of(subject.seg, subject.source)
     centre = centre_of(voxels, numbers)
-    planes = three_planes(subject.values, voxels, numbers, subject.source.spacing_mm_zyx, centre)
+    planes = three_planes(subject.values, voxels, numbers, subject.source.grid.spacing_mm_zyx, centre)
     window = window_of(subject.values, voxels)
     legend = [
         Entry(row.segment.number, row.segment.colour, row.segment.label, *_numbers(row, measured))

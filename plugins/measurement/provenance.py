@@ -20,9 +20,3 @@ def context_of(dataset: Dataset) -> Dataset:
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
         context[keyword] = copy.deepcopy(dataset[keyword])
     return context
-
-
-def number_after(dataset: Dataset, offset: int) -> int:
-    """Number a series after that of `dataset`; by the offset alone where that would be no IS (PS3.5 table 6.2-1)."""
-    number = offset + int(dataset.get("SeriesNumber", 0) or 0)
-    return number if number < 1 << 31 else offset

@@ -35,12 +35,13 @@ from pydicom.sr.coding import Code
 from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
 from plugins.measurement.image_library import PRIVATE_SCHEME, energy_code, image_library
 from plugins.measurement.measuring import Measurements, SegmentMeasurements
-from plugins.measurement.provenance import context_of, number_after
+from plugins.measurement.provenance import context_of
 from plugins.measurement.segments import StoredSegment
 from plugins.measurement.statistics import VERSION, Statistics
 from plugins.measurement.subject import Source
 from reconstruct.dicom_items import item_of
 from reconstruct.part10 import with_file_meta
+from reconstruct.provenance import number_after
 
 _SERIES_NUMBER_OFFSET = 1000
 _UNITS: Mapping[str, Code] = {"HU": codes.UCUM.HounsfieldUnit, "1/cm": Code("/cm", "UCUM", "/cm")}

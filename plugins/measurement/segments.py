@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 
-import highdicom
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from skimage.color import lab2rgb
 
+from plugins.measurement.subject import Source
 from plugins.node import CannotProceed
+from plugins.segmentation.reading import read_segmentation
 
 _PALETTE = (
     "#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#c77dff", "#43aa8b", "#ff8fab", "#4895ef", "#e9ff70", "#d4a373",
@@ -117,62 +118,44 @@ class SegmentVoxels:
         return mask
 
 
-def voxels_of(seg: Dataset, slices: Sequence[Dataset]) -> SegmentVoxels:
+def voxels_of(seg: Dataset, source: Source) -> SegmentVoxels:
     """Read the voxels of all segments.
 
     Parameters
     ----------
     seg
         The whole SEG.
-    slices
-        Headers of its source images, in the order of the voxels' first axis.
+    source
+        The series that it segments.
 
     Raises
     ------
     CannotProceed
         Its frames do not lie on the source images, pixel by pixel, or not all of these are here.
     """
-    _refuse_missing(seg, slices)
-    grid = (len(slices), int(slices[0].Rows), int(slices[0].Columns))
-    layers: list[NDArray[np.uint16]] = []
-    layer_of: dict[int, int] = {}
-    for number, mask in _masks(seg, slices):
-        if mask.shape != grid:
-            raise CannotProceed(f"segment {number}: expected a grid of {grid} as the source images, got {mask.shape}")
-        place = next((place for place, layer in enumerate(layers) if not layer[mask].any()), len(layers))
-        if place == len(layers):
-            layers.append(np.zeros(grid, np.uint16))
-        layers[place][mask] = number
-        layer_of[number] = place
+    _refuse_missing(seg, source)
+    reading = read_segmentation(seg, source.grid)
+    if reading.resampled:
+        raise CannotProceed(f"SEG {seg.SOPInstanceUID} has a grid of its own, not that of its source images")
+    layers, layer_of = [], {}
+    for place, one in enumerate(reading.segmentations):
+        numbers = [segment.number or 0 for segment in one.segments]
+        layers.append(np.array([0, *numbers], np.uint16)[one.labels])
+        layer_of.update(dict.fromkeys(numbers, place))
     return SegmentVoxels(tuple(layers), layer_of)
 
 
-def _refuse_missing(seg: Dataset, slices: Sequence[Dataset]) -> None:
+def _refuse_missing(seg: Dataset, source: Source) -> None:
     """Refuse when the SEG refers to images of the series that are not here: their voxels would be missing."""
-    series = str(slices[0].SeriesInstanceUID)
     named = {
         str(instance.ReferencedSOPInstanceUID)
         for item in seg.get("ReferencedSeriesSequence") or []
-        if item.get("SeriesInstanceUID") == series
+        if item.get("SeriesInstanceUID") == source.series_instance_uid
         for instance in item.get("ReferencedInstanceSequence") or []
     }
-    missing = named - {str(slice_.SOPInstanceUID) for slice_ in slices}
+    missing = named - {uid for uid, _ in source.grid.frames}
     if missing:
         raise CannotProceed(
-            f"{len(missing)} of {len(named)} images of series {series} that SEG {seg.SOPInstanceUID} refers to are not "
-            "stored"
+            f"{len(missing)} of {len(named)} images of series {source.series_instance_uid} that SEG "
+            f"{seg.SOPInstanceUID} refers to are not stored"
         )
-
-
-def _masks(seg: Dataset, slices: Sequence[Dataset]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Yield segment number and voxels: the one place that knows how a SEG is read."""
-    uids = [str(slice_.SOPInstanceUID) for slice_ in slices]
-    try:
-        read = highdicom.seg.Segmentation.from_dataset(seg, copy=False)
-        for segment in segments_of(seg):
-            pixels = read.get_pixels_by_source_instance(
-                uids, segment_numbers=[segment.number], assert_missing_frames_are_empty=True
-            )
-            yield segment.number, pixels[..., 0] > 0
-    except (ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise CannotProceed(f"the segments cannot be laid on the source images: {error}"[:200]) from error

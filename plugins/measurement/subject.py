@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import SegmentationStorage
 
 from index.archive import Archive
 from index.errors import NotFound
 from plugins import reconstruction
 from plugins.node import CannotProceed, Series
-from plugins.segmentation.segmenter import Placement
-from plugins.segmentation.volume_reader import read_volume
+from plugins.segmentation.source_grid import SourceGrid
+from plugins.segmentation.stored_segments import SEGMENTATIONS
+from plugins.segmentation.volume_reader import read_on_grid
 from reconstruct.projections import elements
 from reconstruct.projections.scan import EnergyBin
 
 logger = logging.getLogger(__name__)
 
-LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
-"""Label Map Segmentation Storage (PS3.4 table B.5-1), newer than pydicom's list."""
-SEGMENTATIONS = frozenset({SegmentationStorage, LABEL_MAP_SEGMENTATION})
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _SAME_PLACE_MM = 1e-3
-_UNEVEN = 0.05
-"""Distance from the even place of a slice that is allowed, as a fraction of the distance of slices."""
 _LEAST_AXIAL = 0.9
 """Cosine between the normal of slices and the patient's axis up to which they count as axial."""
 
@@ -42,9 +35,7 @@ class Source:
     ----------
     slices
         Headers, from feet to head.
-    spacing_mm_zyx
-        Distance of voxel centres, mm.
-    placement
+    grid
         Where the voxels are in the patient.
     unit
         Of the values: ``HU`` or ``1/cm``.
@@ -54,15 +45,14 @@ class Source:
 
     series_instance_uid: str
     slices: tuple[Dataset, ...]
-    spacing_mm_zyx: tuple[float, float, float]
-    placement: Placement
+    grid: SourceGrid
     unit: str
     energy: EnergyBin | None
 
     @property
     def voxel_mm3(self) -> float:
         """Volume of a voxel, mm³, also where slices are sheared against each other."""
-        return float(abs(np.linalg.det(self.placement.affine[:3, :3])))
+        return float(abs(np.linalg.det(self.grid.placement.affine[:3, :3])))
 
     @property
     def energy_label(self) -> str:
@@ -143,18 +133,14 @@ def read_source(series: Series) -> tuple[Source, NDArray[np.float32]]:
     CannotProceed
         It is not one: another modality or orientation, several sizes, slices without place, order or unit.
     """
-    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in series.paths]
-    _refuse_others(series.uid, headers)
-    try:
-        slices, volume = read_volume(series.paths)
-    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
-        raise CannotProceed(f"the voxels of series {series.uid} cannot be read: {error}"[:200]) from error
-    by_uid = {str(header.SOPInstanceUID): header for header in headers}
-    ordered = tuple(by_uid[str(slice_.SOPInstanceUID)] for slice_ in slices)
-    placement = volume.placement or _placement(ordered, volume.spacing_mm_zyx)
-    _refuse_gaps(series.uid, ordered, placement)
+    _refuse_other(series)
+    images, grid, volume = read_on_grid(series.paths)
+    if not grid.is_even:
+        raise CannotProceed(f"the slices of series {series.uid} are not evenly spaced: their voxels have no one volume")
+    for image in images:
+        del image.PixelData
     unit = "HU" if volume.is_hu else "1/cm"
-    source = Source(series.uid, ordered, volume.spacing_mm_zyx, placement, unit, _energy(ordered[0]))
+    source = Source(series.uid, tuple(images), grid, unit, _energy(images[0]))
     return source, volume.values
 
 
@@ -171,7 +157,7 @@ def read_bin(series: Series, subject: Subject) -> tuple[Source, NDArray[np.float
         return first, subject.values
     other, values = read_source(series)
     same = values.shape == subject.values.shape and np.allclose(
-        other.placement.affine, first.placement.affine, atol=_SAME_PLACE_MM
+        other.grid.placement.affine, first.grid.placement.affine, atol=_SAME_PLACE_MM
     )
     if not same:
         raise CannotProceed(f"series {series.uid} does not lie on the grid of series {first.series_instance_uid}")
@@ -194,45 +180,17 @@ def read_subject(archive: Archive, seg: Dataset) -> Subject:
     return Subject(seg, source, values, energy_bins(archive, series))
 
 
-def _refuse_others(uid: str, headers: Sequence[Dataset]) -> None:
-    for header in headers:
-        if header.get("Modality") != "CT":
-            modality = header.get("Modality") or "of no modality"
-            raise CannotProceed(f"only CT is measured, and series {uid} is {modality}")
-        missing = [keyword for keyword in _GEOMETRY if header.get(keyword) in (None, "")]
-        if missing:
-            raise CannotProceed(f"series {uid} is no series of slices: {missing[0]} is missing")
-        row, column = np.reshape([float(value) for value in header.ImageOrientationPatient], (2, 3))
-        if np.cross(row, column)[2] < _LEAST_AXIAL:
-            raise CannotProceed(f"the slices of series {uid} are not axial, which is what can be measured")
-    sizes = {(int(header.Rows), int(header.Columns)) for header in headers}
-    if len(sizes) > 1:
-        raise CannotProceed(f"expected images of one size in series {uid}, got {len(sizes)} sizes")
-
-
-def _placement(slices: tuple[Dataset, ...], spacing_mm_zyx: tuple[float, float, float]) -> Placement:
-    """Return where the slices are (PS3.3 C.7.6.2.1.1)."""
-    ends = (slices[0], slices[-1])
-    first, last = (np.array([float(value) for value in slice_.ImagePositionPatient]) for slice_ in ends)
-    row, column = np.reshape([float(value) for value in slices[0].ImageOrientationPatient], (2, 3))
-    z, y, x = spacing_mm_zyx
-    step = (last - first) / (len(slices) - 1) if len(slices) > 1 else np.cross(row, column) * z
-    return Placement(_xyz(first), _xyz(step), _xyz(column * y), _xyz(row * x))
-
-
-def _xyz(vector: NDArray[np.float64]) -> tuple[float, float, float]:
-    x, y, z = (float(part) for part in vector)
-    return x, y, z
-
-
-def _refuse_gaps(uid: str, slices: Sequence[Dataset], placement: Placement) -> None:
-    """Refuse slices that are not evenly spaced: their voxels would have no one volume."""
-    origin, step = np.array(placement.origin_mm_xyz), np.array(placement.step_z_xyz)
-    expected = origin + np.arange(len(slices))[:, None] * step
-    places = np.array([[float(value) for value in slice_.ImagePositionPatient] for slice_ in slices])
-    off = float(np.abs(places - expected).max())
-    if off > _UNEVEN * float(np.linalg.norm(step)):
-        raise CannotProceed(f"the slices of series {uid} are not evenly spaced: one lies {off:.3g} mm from its place")
+def _refuse_other(series: Series) -> None:
+    header = series.header
+    if header.get("Modality") != "CT":
+        modality = header.get("Modality") or "of no modality"
+        raise CannotProceed(f"only CT is measured, and series {series.uid} is {modality}")
+    missing = [keyword for keyword in _GEOMETRY if header.get(keyword) in (None, "")]
+    if missing:
+        raise CannotProceed(f"series {series.uid} is no series of slices: {missing[0]} is missing")
+    row, column = np.reshape([float(value) for value in header.ImageOrientationPatient], (2, 3))
+    if np.cross(row, column)[2] < _LEAST_AXIAL:
+        raise CannotProceed(f"the slices of series {series.uid} are not axial, which is what can be measured")
 
 
 def _energy(header: Dataset) -> EnergyBin | None:

@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
 from plugins.segmentation.attenuation_ranges import GAS_HU, Ranges, water_per_cm
@@ -77,7 +77,7 @@ class Classical:
             bearable, found = _BEARABLE_HU, noise(values, GAS_HU)
         sigma = min(self.smoothing_voxels, sigma_for(found, bearable))
         if sigma:
-            values = ndimage.gaussian_filter(values, sigma)
+            values = scipy.ndimage.gaussian_filter(values, sigma)
         progress(0.2)
         least = self.min_volume_mm3 / volume.voxel_mm3
         if hounsfield is None:

@@ -7,8 +7,8 @@ within r of the object. Outside the volume there is nothing to erode from: what 
 from __future__ import annotations
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 Triple = tuple[float, float, float]
@@ -18,7 +18,7 @@ def dilated(mask: Mask, radius_mm: float, spacing_mm_zyx: Triple) -> Mask:
     """Return all voxels whose centres lie within `radius_mm` of a voxel of `mask`."""
     if radius_mm < min(spacing_mm_zyx) or not mask.any():
         return mask
-    return np.asarray(ndimage.distance_transform_edt(~mask, spacing_mm_zyx) <= radius_mm)
+    return np.asarray(scipy.ndimage.distance_transform_edt(~mask, spacing_mm_zyx) <= radius_mm)
 
 
 def eroded(mask: Mask, radius_mm: float, spacing_mm_zyx: Triple) -> Mask:
@@ -38,7 +38,7 @@ def closed(mask: Mask, radius_mm: float, spacing_mm_zyx: Triple) -> Mask:
 
 def grown(seeds: Mask, within: Mask, steps: int) -> Mask:
     """Return `seeds` and what of `within` is at most `steps` face neighbours away, walking inside `within`."""
-    return np.asarray(ndimage.binary_dilation(seeds, iterations=steps, mask=within)) if steps else seeds & within
+    return np.asarray(scipy.ndimage.binary_dilation(seeds, iterations=steps, mask=within)) if steps else seeds & within
 
 
 def filled(mask: Mask) -> Mask:
@@ -48,13 +48,13 @@ def filled(mask: Mask) -> Mask:
     """
     result = mask.copy()
     for index in np.flatnonzero(mask.any(axis=(1, 2))):
-        result[index] = ndimage.binary_fill_holes(mask[index])
+        result[index] = scipy.ndimage.binary_fill_holes(mask[index])
     return result
 
 
 def largest(mask: Mask) -> Mask:
     """Return the largest connected object (faces), nothing when there is none."""
-    parts, count = ndimage.label(mask)
+    parts, count = scipy.ndimage.label(mask)
     if count == 0:
         return mask
     sizes = np.bincount(parts.ravel())
@@ -66,7 +66,7 @@ def without_islands(mask: Mask, least_voxels: float) -> Mask:
     """Return the connected objects (faces) of at least so many voxels."""
     if least_voxels <= 1:
         return mask
-    parts, _ = ndimage.label(mask)
+    parts, _ = scipy.ndimage.label(mask)
     kept = np.bincount(parts.ravel()) >= least_voxels
     kept[0] = False
     return np.asarray(kept[parts])

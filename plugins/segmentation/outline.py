@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from plugins.segmentation.morphology import Mask, Triple, dilated, filled, largest, opened
 
@@ -135,8 +135,8 @@ def _to_the_voxel(values: NDArray[np.float32], coarse: Coarse, blocks: Mask, thr
     """Blocks inside are taken whole, those at the surface by `threshold`."""
     if coarse.block_zyx == (1, 1, 1):
         return blocks
-    inner = coarse.on_volume(ndimage.binary_erosion(blocks, border_value=1))
-    surface = coarse.on_volume(ndimage.binary_dilation(blocks))
+    inner = coarse.on_volume(scipy.ndimage.binary_erosion(blocks, border_value=1))
+    surface = coarse.on_volume(scipy.ndimage.binary_dilation(blocks))
     return filled(inner | (surface & (values > threshold)))
 
 

@@ -16,6 +16,7 @@ from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
 from plugins.segmentation.colours import colour
 from plugins.segmentation.segmenter import Algorithm, Segment, Segmentation
 from reconstruct.dicom_items import code, item_of
+from reconstruct.provenance import number_after
 
 Kind = Literal["binary", "labelmap"]
 
@@ -61,7 +62,7 @@ def seg_object(
         segmentation_type=_TYPES[kind],
         segment_descriptions=_descriptions(result.segments, result.algorithm, series_uid),
         series_instance_uid=series_uid,
-        series_number=_series_number(first),
+        series_number=number_after(first, _SERIES_NUMBER_OFFSET),
         sop_instance_uid=derived_uid(series_uid, "1"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -86,12 +87,6 @@ def _identified(image: Dataset) -> Dataset:
     whole.SOPClassUID = image.get("SOPClassUID") or image.file_meta.MediaStorageSOPClassUID
     whole.SOPInstanceUID = image.get("SOPInstanceUID") or image.file_meta.MediaStorageSOPInstanceUID
     return whole
-
-
-def _series_number(image: Dataset) -> int:
-    """Number the series after that of the images; by the offset alone where that would be no IS (PS3.5 6.2)."""
-    number = _SERIES_NUMBER_OFFSET + int(image.get("SeriesNumber", 0) or 0)
-    return number if number < 1 << 31 else _SERIES_NUMBER_OFFSET
 
 
 def _descriptions(

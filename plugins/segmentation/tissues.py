@@ -6,8 +6,8 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from plugins.segmentation.attenuation_ranges import GAS_HU, Ranges
 from plugins.segmentation.morphology import Mask, closed, filled, grown, opened, without_islands
@@ -92,10 +92,10 @@ def _lung(sample: Sample) -> Mask:
     """Large objects inside the sample that are lighter than soft tissue and denser than gas."""
     coarse, blocks, width = sample.coarse, sample.blocks, sample.width_mm
     low = opened(blocks & (coarse.values < _LUNG_HU), _LUNG_OPENING * width, coarse.spacing_mm_zyx)
-    parts, count = ndimage.label(low)
+    parts, count = scipy.ndimage.label(low)
     found = np.zeros(count + 1, bool)
     sizes = np.bincount(parts.ravel()) * coarse.block_mm3
-    medians = ndimage.median(coarse.values, parts, np.arange(1, count + 1)) if count else np.empty(0)
+    medians = scipy.ndimage.median(coarse.values, parts, np.arange(1, count + 1)) if count else np.empty(0)
     lightest, densest = _LUNG_MEDIAN_HU
     found[1:] = (sizes[1:] >= (_LUNG_SIZE * width) ** 3) & (medians > lightest) & (medians < densest)
     core = found[parts]
@@ -103,14 +103,14 @@ def _lung(sample: Sample) -> Mask:
         return np.zeros_like(sample.outline)
     whole = closed(core, _LUNG_CLOSING * width, coarse.spacing_mm_zyx) & blocks
     inside = coarse.on_volume(whole)
-    near = coarse.on_volume(ndimage.binary_dilation(whole))
+    near = coarse.on_volume(scipy.ndimage.binary_dilation(whole))
     return sample.outline & (inside | (near & (sample.values < _LUNG_HU)))
 
 
 def _fat(sample: Sample, airy: Mask, ranges: Ranges, island_voxels: float) -> Mask:
     """What has the attenuation of fat, but for the shell at air, whose voxels are half air and half soft tissue."""
     fat = sample.outline & (sample.values > ranges.gas_to_fat) & (sample.values <= ranges.fat_to_soft) & ~airy
-    at_air = ndimage.binary_dilation(airy | ~sample.outline, iterations=_PARTIAL_STEPS)
+    at_air = scipy.ndimage.binary_dilation(airy | ~sample.outline, iterations=_PARTIAL_STEPS)
     return without_islands(grown(fat & ~at_air, fat, _PARTIAL_STEPS), island_voxels)
 
 
@@ -119,7 +119,7 @@ def _label_dense(labels: Labels, sample: Sample, ranges: Ranges, island_voxels: 
     dense = sample.outline & (sample.values > ranges.soft_to_contrast)
     steps = max(1, round(_BONE_REACH * sample.width_mm / sample.step_mm))
     mineral = grown(dense & (sample.values > ranges.sure_mineral), dense & (sample.values > ranges.mineral), steps)
-    parts, count = ndimage.label(mineral, np.ones((3, 3, 3)))
+    parts, count = scipy.ndimage.label(mineral, np.ones((3, 3, 3)))
     small_bone = max(island_voxels, (_SMALL_BONE * sample.width_mm) ** 3 / sample.voxel_mm3)
     kinds = _kinds(parts, count, sample.values, ranges, (island_voxels, small_bone))[parts]
     del parts
@@ -171,10 +171,10 @@ def _more_than_half(values: NDArray[np.float32], solid: Mask, surface: Mask) -> 
     Water is at 0 HU, so that half of a bone's value lies half-way to the soft tissue around.
     """
     result = np.zeros_like(surface)
-    box = ndimage.find_objects(surface.view(np.uint8))
+    box = scipy.ndimage.find_objects(surface.view(np.uint8))
     if box:
         inside = np.where(solid[box[0]], values[box[0]], np.float32(0))
-        greatest = ndimage.maximum_filter(inside, 2 * _PARTIAL_STEPS + 1)
+        greatest = scipy.ndimage.maximum_filter(inside, 2 * _PARTIAL_STEPS + 1)
         result[box[0]] = surface[box[0]] & (values[box[0]] > _HALF * greatest)
     return result
 
@@ -183,5 +183,5 @@ def _spongy(bone: Mask, sample: Sample, spongy: float) -> Mask:
     """Return what bone encloses, or nearly so, and what is at least as dense as trabecular bone there."""
     coarse = sample.coarse
     whole = filled(closed(coarse.share(bone) > _SHELL_SHARE, _BONE_CLOSING * sample.width_mm, coarse.spacing_mm_zyx))
-    within = ndimage.binary_erosion(whole, border_value=1)
+    within = scipy.ndimage.binary_erosion(whole, border_value=1)
     return coarse.on_volume(within) & (sample.values > spongy)
