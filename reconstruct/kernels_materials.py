@@ -66,6 +66,31 @@ def fit_support(
     return squared
 
 
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def whiten(
+    volumes: NDArray[np.float32],
+    whitening: NDArray[np.float64],
+    row: int,
+    voxel: int,
+    out: NDArray[np.float64],
+) -> float:
+    """Write the whitened measurement of one voxel of `volumes` (bin, row, voxel) into `out` (bin,).
+
+    Returns
+    -------
+    float
+        Its squared length.
+    """
+    squared = 0.0
+    for k in range(volumes.shape[0]):
+        value = 0.0
+        for j in range(volumes.shape[0]):
+            value += whitening[k, j] * volumes[j, row, voxel]
+        out[k] = value
+        squared += value * value
+    return squared
+
+
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def choose_supports(
     volumes: NDArray[np.float32],
@@ -90,13 +115,7 @@ def choose_supports(
         values = np.empty(bins)
         fractions = np.empty(members.shape[1])
         for voxel in range(length):
-            squared = 0.0
-            for k in range(bins):
-                value = 0.0
-                for j in range(bins):
-                    value += whitening[k, j] * volumes[j, row, voxel]
-                values[k] = value
-                squared += value * value
+            squared = whiten(volumes, whitening, row, voxel, values)
             price = penalty * max(1.0, squared / reference)
             best, least = 0, squared
             for support in range(1, members.shape[0]):
@@ -138,13 +157,7 @@ def solve_supports(
         fractions = np.empty(members.shape[1])
         found = np.empty(members.shape[1])
         for voxel in range(length):
-            least = 0.0
-            for k in range(bins):
-                value = 0.0
-                for j in range(bins):
-                    value += whitening[k, j] * volumes[j, row, voxel]
-                values[k] = value
-                least += value * value
+            least = whiten(volumes, whitening, row, voxel, values)
             best = 0
             for number in range(subsets.shape[1]):
                 support = subsets[supports[row, voxel], number]
