@@ -98,6 +98,15 @@ def test_an_empty_volume_has_no_segment(is_hu):
     assert segment(Volume(values, (1.0, 1.0, 1.0), is_hu=is_hu), least=0.0).segments == ()
 
 
+@pytest.mark.parametrize(("name", "code"), [("calibration", GAS), ("kidney-stone", GAS), ("mouse-thorax", LUNG)])
+def test_the_blurred_border_of_gas_does_not_make_it_lung(name, code):
+    """Reconstruction blurs: most of a small cavity is then half soft tissue."""
+    volume, _ = phantom(name, scatter=0.0)
+    blurred = ndimage.gaussian_filter(volume.values, 1.6)
+    result = segment(Volume(blurred, volume.spacing_mm_zyx, is_hu=True, effective_kev=25.0))
+    assert {found.type.value for found in result.segments} & {GAS, LUNG} == {code}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wanted", "materials", "least"),

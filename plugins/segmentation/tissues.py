@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from plugins.segmentation.attenuation_ranges import GAS_HU, Ranges
 from plugins.segmentation.morphology import Mask, closed, filled, grown, opened, without_islands
-from plugins.segmentation.outline import Sample
+from plugins.segmentation.outline import Coarse, Sample
 
 Labels = NDArray[np.uint8]
 
@@ -31,8 +31,12 @@ class Tissue(IntEnum):
 _LUNG_HU = -300.0
 """Half-way from dense lung to soft tissue."""
 
-_LUNG_MEDIAN_HU = (-940.0, -550.0)
-"""Lung holds tissue, so it is denser than gas; bowel with stool and gas in it is denser still."""
+_LUNG_MEDIAN_HU = (-930.0, -550.0)
+"""Lung holds tissue, so it is denser than gas; bowel with stool and gas in it is denser still. In the core of the object:
+its surface is half soft tissue, which makes small gas look like lung."""
+
+_CORE = 0.5
+"""The core of an object is what lies deeper than this share of its greatest depth."""
 
 _LUNG_SIZE = 0.1
 """Edge of a cube as large as the smallest lung (or part of one in the volume), as a share of the sample's width."""
@@ -95,7 +99,7 @@ def _lung(sample: Sample) -> Mask:
     parts, count = scipy.ndimage.label(low)
     found = np.zeros(count + 1, bool)
     sizes = np.bincount(parts.ravel()) * coarse.block_mm3
-    medians = scipy.ndimage.median(coarse.values, parts, np.arange(1, count + 1)) if count else np.empty(0)
+    medians = _medians_of_cores(coarse, parts, count)
     lightest, densest = _LUNG_MEDIAN_HU
     found[1:] = (sizes[1:] >= (_LUNG_SIZE * width) ** 3) & (medians > lightest) & (medians < densest)
     core = found[parts]
@@ -105,6 +109,17 @@ def _lung(sample: Sample) -> Mask:
     inside = coarse.on_volume(whole)
     near = coarse.on_volume(scipy.ndimage.binary_dilation(whole))
     return sample.outline & (inside | (near & (sample.values < _LUNG_HU)))
+
+
+def _medians_of_cores(coarse: Coarse, parts: NDArray[np.integer[Any]], count: int) -> NDArray[np.float64]:
+    """Return the median value in the core of each of `count` objects, (object,)."""
+    if not count:
+        return np.empty(0)
+    numbers = np.arange(count + 1)
+    depth = scipy.ndimage.distance_transform_edt(parts > 0, sampling=coarse.spacing_mm_zyx)
+    greatest = np.asarray(scipy.ndimage.maximum(depth, parts, numbers))
+    core = np.where(depth > _CORE * greatest[parts], parts, 0)
+    return np.asarray(scipy.ndimage.median(coarse.values, core, numbers[1:]))
 
 
 def _fat(sample: Sample, airy: Mask, ranges: Ranges, island_voxels: float) -> Mask:
