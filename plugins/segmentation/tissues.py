@@ -32,8 +32,8 @@ _LUNG_HU = -300.0
 """Half-way from dense lung to soft tissue."""
 
 _LUNG_MEDIAN_HU = (-930.0, -550.0)
-"""Lung holds tissue, so it is denser than gas; bowel with stool and gas in it is denser still. In the core of the object:
-its surface is half soft tissue, which makes small gas look like lung."""
+"""Lung holds tissue, so it is denser than gas; bowel with stool and gas in it is denser still. In the core of an
+object, for its surface is half soft tissue, which makes small gas look like lung."""
 
 _CORE = 0.5
 """The core of an object is what lies deeper than this share of its greatest depth."""
