@@ -14,11 +14,24 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import JPEG2000Lossless, RLELossless
-from stacks import AXIAL, CORONAL, OBLIQUE, ORGANS, SAGITTAL, images, multi_frame, random_labels, segmentation, uid
+from stacks import (
+    ALGORITHM,
+    AXIAL,
+    CORONAL,
+    OBLIQUE,
+    ORGANS,
+    SAGITTAL,
+    images,
+    multi_frame,
+    random_labels,
+    segmentation,
+    uid,
+)
 
 from plugins.node import CannotProceed
 from plugins.segmentation.reading import Reading, fractions, name_of, read_segmentation
 from plugins.segmentation.seg_object import seg_object
+from plugins.segmentation.segmenter import Segment, Segmentation
 from plugins.segmentation.source_grid import SourceGrid, grid_of_files, source_grid
 
 SHAPE = (6, 20, 17)
@@ -164,6 +177,21 @@ def test_labels_written_by_this_node_come_back_voxel_by_voxel(
     assert (found.algorithm.name, found.algorithm.version) == ("Test", "1")
     assert found.algorithm.parameters == {"level": "5"}
     assert not reading.resampled
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_left_and_right_come_back(kind: Any, validator_errors: Callable[..., list[str]], tmp_path: Path) -> None:
+    slices = images(SHAPE)
+    organ = Code("91723000", "SCT", "Anatomical Structure"), Code("64033007", "SCT", "Kidney")
+    sides = Code("7771000", "SCT", "Left"), Code("24028007", "SCT", "Right")
+    segments = tuple(Segment(f"kidney {side.meaning}", *organ, modifiers=(side,)) for side in sides)
+    made = Segmentation(random_labels(SHAPE, 2, seed=2), segments, ALGORITHM)
+    seg = seg_object(made, slices, recipe="{}", kind=kind)
+    (read,) = read_segmentation(seg, source_grid(slices)).segmentations
+    assert [name_of(segment) for segment in read.segments] == ["Kidney, Left", "Kidney, Right"]
+    assert [segment.modifiers for segment in read.segments] == [(side,) for side in sides]
+    seg.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    assert validator_errors(tmp_path / "seg.dcm") == []
 
 
 def test_a_single_voxel_comes_back() -> None:

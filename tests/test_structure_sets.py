@@ -161,9 +161,14 @@ def test_a_contour_that_comes_twice_is_there_once() -> None:
 def test_regions_are_coded_as_well_as_the_object_tells() -> None:
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "10200004", "SCT", "Liver"
+    kidney, left = Dataset(), Dataset()
+    kidney.CodeValue, kidney.CodingSchemeDesignator, kidney.CodeMeaning = "64033007", "SCT", "Kidney"
+    left.CodeValue, left.CodingSchemeDesignator, left.CodeMeaning = "7771000", "SCT", "Left"
+    kidney.SegmentedPropertyTypeModifierCodeSequence = [left]
     slices = images((2, *SHAPE))
     square = [(0, box(5, 5, 9, 9))]
     told = {
+        "kidney": {"RTROIInterpretedType": "ORGAN", "RTROIIdentificationCodeSequence": [kidney]},
         "organ": {"RTROIInterpretedType": "ORGAN", "RTROIIdentificationCodeSequence": [code]},
         "Heart": {"RTROIInterpretedType": "ORGAN"},
         "target": {"RTROIInterpretedType": "GTV"},
@@ -171,10 +176,10 @@ def test_regions_are_coded_as_well_as_the_object_tells() -> None:
     dataset = structure_set(slices, [(name, square) for name in (*told, "something")], observations=told)
     reading = read_segmentation(dataset, source_grid(slices))
     segments = [segment for found in reading.segmentations for segment in found.segments]
-    assert [segment.number for segment in segments] == [1, 2, 3, 4]
-    assert [name_of(segment) for segment in segments] == ["Liver", "Heart", "GTV", "something"]
+    assert [segment.number for segment in segments] == [1, 2, 3, 4, 5]
+    assert [name_of(segment) for segment in segments] == ["Kidney, Left", "Liver", "Heart", "GTV", "something"]
     assert [segment.category.meaning for segment in segments] == [
-        "Anatomical Structure", "Anatomical Structure", "RT Target", "Non-specific Volume",
+        *["Anatomical Structure"] * 3, "RT Target", "Non-specific Volume",
     ]  # fmt: skip
     assert {segment.algorithm.name for segment in segments} == {"Manual"}
 

@@ -121,8 +121,13 @@ def fractions(dataset: Dataset, grid: SourceGrid) -> Iterator[tuple[Segment, NDA
 
 
 def name_of(segment: Segment) -> str:
-    """Return what to call a class of segments: the meaning of its type, or its label where the type says nothing."""
-    return segment.label if segment.type in structure_sets.UNSPECIFIC else segment.type.meaning
+    """Return what to call a class of segments: the meaning of its type with what modifies it, such as *Kidney, Left*.
+
+    Where the type says nothing it is the label.
+    """
+    if segment.type in structure_sets.UNSPECIFIC:
+        return segment.label
+    return ", ".join(code.meaning for code in (segment.type, *segment.modifiers))
 
 
 def _of(number: int, layout: Layout) -> tuple[list[Any], list[int]]:

@@ -95,7 +95,7 @@ def _descriptions(
     identification = highdicom.AlgorithmIdentificationSequence(
         name=algorithm.name, family=algorithm.family, version=algorithm.version, parameters=dict(algorithm.parameters)
     )
-    return [
+    described = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=segment.label[:_LONGEST_LABEL],
@@ -109,6 +109,11 @@ def _descriptions(
         )
         for number, segment in enumerate(segments, start=1)
     ]
+    for description, segment in zip(described, segments, strict=True):
+        if segment.modifiers:
+            modifiers = [code(one.value, one.scheme_designator, one.meaning) for one in segment.modifiers]
+            description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = modifiers
+    return described
 
 
 def _name_dimensions(dataset: Dataset, uid: str) -> None:

@@ -91,6 +91,8 @@ class Segment:
 
     Attributes
     ----------
+    modifiers
+        Of the type: left, right (Segmented Property Type Modifier Code Sequence).
     tracking_id, tracking_uid
         Name of the finding over time; empty where it has none.
     number
@@ -106,6 +108,7 @@ class Segment:
     tracking_uid: str = ""
     number: int | None = None
     algorithm: Algorithm | None = None
+    modifiers: tuple[Code, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

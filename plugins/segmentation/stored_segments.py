@@ -142,14 +142,25 @@ def _refuse_short(dataset: Dataset) -> None:
         raise CannotProceed(f"expected {-(-bits // 8)} bytes of pixels in the segmentation, got {held}")
 
 
-def code_of(item: Dataset, keyword: str) -> Code | None:
-    """Return the first code of a sequence, by Code Value, Long Code Value or URN (PS3.3 8.8); None without."""
+def codes_of(item: Dataset, keyword: str) -> tuple[Code, ...]:
+    """Return the codes of a sequence, by Code Value, Long Code Value or URN (PS3.3 8.8)."""
+    found = []
     for coded in item.get(keyword) or []:
         value = coded.get("CodeValue") or coded.get("LongCodeValue") or coded.get("URNCodeValue")
         if value:
             scheme = str(coded.get("CodingSchemeDesignator") or "")
-            return Code(str(value), scheme, str(coded.get("CodeMeaning") or value))
-    return None
+            found.append(Code(str(value), scheme, str(coded.get("CodeMeaning") or value)))
+    return tuple(found)
+
+
+def code_of(item: Dataset, keyword: str) -> Code | None:
+    """Return the first code of a sequence; None without."""
+    return next(iter(codes_of(item, keyword)), None)
+
+
+def modifiers_of(item: Dataset, keyword: str, modifiers: str) -> tuple[Code, ...]:
+    """Return the codes that modify the first code of the sequence `keyword`: its own sequence `modifiers`."""
+    return codes_of((item.get(keyword) or [Dataset()])[0], modifiers)
 
 
 def algorithm_of(item: Dataset, keyword: str) -> Algorithm | None:
@@ -184,6 +195,7 @@ def _segment(number: int, item: Dataset) -> Segment:
     return Segment(
         label, category, type_,
         str(item.get("TrackingID") or ""), str(item.get("TrackingUID") or ""), number, algorithm,
+        modifiers_of(item, "SegmentedPropertyTypeCodeSequence", "SegmentedPropertyTypeModifierCodeSequence"),
     )  # fmt: skip
 
 

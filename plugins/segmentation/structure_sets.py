@@ -23,7 +23,7 @@ from plugins.segmentation.planes import Planes
 from plugins.segmentation.polygons import Polygon, filled
 from plugins.segmentation.segmenter import Segment
 from plugins.segmentation.source_grid import SourceGrid
-from plugins.segmentation.stored_segments import MANUAL, algorithm_of, code_of
+from plugins.segmentation.stored_segments import MANUAL, algorithm_of, code_of, modifiers_of
 
 _CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR"})
 """The last one is no defined term, but written."""
@@ -201,4 +201,5 @@ def _segment(number: int, region: Dataset, observation: Dataset) -> Segment:
     return Segment(
         label, category, code or type_,
         str(observation.get("TrackingID") or ""), str(observation.get("TrackingUID") or ""), number, algorithm,
+        modifiers_of(observation, "RTROIIdentificationCodeSequence", "SegmentedPropertyTypeModifierCodeSequence"),
     )  # fmt: skip
