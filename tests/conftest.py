@@ -182,7 +182,7 @@ def validator_errors() -> Callable[[Path], list[str]]:
 def wait_until() -> Callable[..., None]:
     """Wait until a condition holds; fail when it does not within `timeout` seconds."""
 
-    def wait(condition: Callable[[], Any], timeout: float = 60.0) -> None:
+    def wait(condition: Callable[[], Any], timeout: float = 300.0) -> None:
         deadline = time.monotonic() + timeout
         pause = threading.Event()
         while not condition():

@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import pytest
@@ -161,7 +162,7 @@ def one_round(node, truth, dice, number, template, kill):
     """Send with all senders, call `kill` at a random moment, and return how many senders had come to nothing."""
     first_answer = threading.Event()
     senders = [
-        Sender(who, number, truth, random.Random(dice.random()), first_answer, template.copy())
+        Sender(who, number, truth, random.Random(dice.random()), first_answer, deepcopy(template))
         for who in range(1, SENDERS + 1)
     ]
     threads = [threading.Thread(target=sender.run, args=(node.peer,)) for sender in senders]
@@ -256,7 +257,7 @@ def test_a_scan_that_was_being_processed_is_finished_after_the_kill(serve, thars
     node.kill()
     assert archive.jobs.pending(), "nothing was left to finish"
     node.start()
-    wait_until(lambda: not archive.jobs.pending(), timeout=120)
+    wait_until(lambda: not archive.jobs.pending())
     rows = archive.database.execute(
         "SELECT modality, count(DISTINCT series.id), count(*), count(DISTINCT instance.sop_instance_uid) "
         "FROM instance JOIN series ON series.id = instance.series GROUP BY modality"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from scp.part10 import data_set_offset
 
 MB = 1 << 20
 MOST_ABOVE_IDLE = 200 * MB
-MOST_SECONDS = 120.0  # for in and twice out; a third of it is what two cores need when nothing else runs
 SIDE, FRAMES = 1024, 1025  # of 2 MiB each: the pixels are 2 MiB longer than 2^31 bytes
 IMAGE = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
@@ -109,28 +107,23 @@ def test_two_gigabytes_in_and_out_in_little_memory(serve, start_node, large_file
     assert warm.is_stored
     wait_until(lambda: set(node.jobs()) == {"done"})
     memory = Memory(node.processes())
-    digest, told = _digest(large_file, data_set_offset(large_file)), {}
+    digest = _digest(large_file, data_set_offset(large_file))
     identifier = _study()
-    started = time.monotonic()
     [stored] = client.send(node.peer, [large_file], ME)
     assert stored.is_stored, stored
-    told["store"] = time.monotonic() - started
     *_, last = client.move(node.peer, identifier, "THARSIS", STUDY_ROOT_MOVE, ME)
     assert last.status.is_success, last
-    told["move"] = time.monotonic() - started
     moved = destination.archive.open_instance(UID).path
     assert _digest(moved, data_set_offset(moved)) == digest
     moved.unlink()
     expected = [(IMAGE, ExplicitVRLittleEndian)]
     *_, last = client.get(node.peer, identifier, tmp_path / "got", STUDY_ROOT_GET, ME, objects=expected)
     assert last.status.is_success, last
-    told["get"] = time.monotonic() - started
     [got] = (tmp_path / "got").glob("*.dcm")
     assert _digest(got, data_set_offset(got)) == digest
 
     wait_until(lambda: set(node.jobs()) == {"done"})
     assert max(memory.above_idle().values()) < MOST_ABOVE_IDLE, memory.above_idle()
-    assert told["get"] < MOST_SECONDS, told
 
 
 @pytest.mark.slow
