@@ -24,6 +24,7 @@ from commands.models import models_app
 from commands.network import commit, find, send
 from commands.report import report
 from commands.scans import reconstruct, simulate
+from commands.segmenter_training import train_segmenter
 from commands.serve import serve
 from commands.similar import similar
 from commands.training import train_encoder
@@ -78,6 +79,7 @@ app.command("retention", rich_help_panel="Keeping the archive")(show_retention)
 app.command("train", rich_help_panel="Similar cases")(train_encoder)
 app.add_typer(models_app, name="models", rich_help_panel="Similar cases")
 app.command("evaluate", rich_help_panel="Similar cases")(evaluate)
+app.command("train-segmenter", rich_help_panel="Scans and images")(train_segmenter)
 app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
 app.command("report", rich_help_panel="Scans and images")(report)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from commands.training_masks import Masks, annotations_of, masks_of
+from commands.annotations import annotations_of
+from commands.training_masks import Masks, masks_of
 from config.settings import Settings
 from index.archive import Archive
 from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus, Truth

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +12,20 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import ExplicitVRLittleEndian
 
-from index.archive import Archive
+from commands.annotations import Annotation
 from index.encoders.functional_groups import of_frame
 from index.encoders.pixels import SIDE, NoPixels, canonical_frames
 from plugins.node import CannotProceed, Series
-from plugins.segmentation.reading import ANNOTATIONS, name_of, read_segmentation
+from plugins.segmentation.reading import name_of, read_segmentation
 from plugins.segmentation.source_grid import HEADER, SourceGrid, source_grid
-from plugins.segmentation.structure_sets import referenced_images
 from plugins.slices import Frame
 
 logger = logging.getLogger(__name__)
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
 """Segment name → where it is in the canonical frame of a slice."""
-
-_REFERENCES = ["SOPClassUID", "SOPInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"]
 
 _OF_THE_PIXELS = (
     "PixelPaddingValue",
@@ -46,40 +42,6 @@ _OF_THE_PIXELS = (
 """What a header says of the values of its pixels, which those of a mask are not."""
 
 _OF_THE_FRAMES = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """A stored SEG or RTSTRUCT.
-
-    Attributes
-    ----------
-    images
-        SOP Instance UIDs of the series that it says it is about; empty when it names the series alone.
-    """
-
-    path: Path
-    images: frozenset[str]
-
-
-def annotations_of(archive: Archive) -> dict[str, list[Annotation]]:
-    """Return Series Instance UID → what is stored about it, in the order of SOP Instance UID."""
-    found: dict[str, list[Annotation]] = {}
-    wanted = sorted(ANNOTATIONS)
-    for (stored,) in archive.database.execute(
-        f"SELECT path FROM instance WHERE sop_class_uid IN ({', '.join('?' * len(wanted))}) "  # noqa: S608
-        "ORDER BY sop_instance_uid",
-        wanted,
-    ):
-        path = archive.files.path(stored)
-        try:
-            about = _about(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_REFERENCES))
-        except (InvalidDicomError, OSError, AttributeError, TypeError, CannotProceed) as error:
-            logger.warning("%s is left out: %s", stored, error)
-            continue
-        for uid, images in about.items():
-            found.setdefault(uid, []).append(Annotation(path, images))
-    return found
 
 
 def masks_of(
@@ -102,21 +64,6 @@ def masks_of(
         except (CannotProceed, InvalidDicomError, OSError, ValueError, NoPixels) as error:
             logger.warning("the annotation %s is left out: %s", annotation.path.name, error)
     return tuple(found.get(frame) for frame in wanted)
-
-
-def _about(dataset: Dataset) -> dict[str, frozenset[str]]:
-    """Return Series Instance UID → SOP Instance UIDs that an annotation refers to."""
-    if dataset.SOPClassUID == RTStructureSetStorage:
-        return referenced_images(dataset)
-    referenced = dataset.get("ReferencedSeriesSequence") or []
-    if not referenced:
-        raise CannotProceed("the segmentation does not say which series it is about")
-    return {
-        str(item.get("SeriesInstanceUID") or ""): frozenset(
-            str(image.get("ReferencedSOPInstanceUID")) for image in item.get("ReferencedInstanceSequence") or []
-        )
-        for item in referenced
-    }
 
 
 def _masks(

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Rectangle
 
 from commands.training_judgement import Judgement
+from commands.training_page import PAGE, curves, facts_of, image, page_of, table
 from index.encoders.learned.corpus import UNKNOWN, Corpus
-from index.encoders.learned.training import Epoch
+from index.encoders.learned.loop import Epoch
 from index.evaluation import Figure
 
-mpl.use("Agg")
-
-PAGE = "report.html"
 _METRICS = ("P@1", "P@5", "P@10", "mAP", "NDCG@10")
 _RIGHT, _WRONG, _OPEN = "#2e9e5b", "#d1495b", "#8a94a0"
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1c2733;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.2rem}p{max-width:46rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.3rem .9rem;text-align:right;
-border-bottom:1px solid #dde3e9}td:first-child,th:first-child{text-align:left}img{max-width:100%;height:auto}
-.note{color:#5a6772}code{background:#f1f4f7;padding:.1rem .3rem;overflow-wrap:anywhere}
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +53,7 @@ class Report:
 def write_report(report: Report, folder: Path) -> Path:
     """Write the page and its pictures (PNG) into `folder`, and return the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, Callable[[Report], Picture]] = {"curves": _curves}
+    pictures: dict[str, Callable[[Report], Picture]] = {"curves": lambda report: curves(report.history)}
     if report.judgement.confusion is not None:
         pictures["confusion"] = _confusion
     if report.neighbours:
@@ -74,25 +63,6 @@ def write_report(report: Report, folder: Path) -> Path:
     page = folder / PAGE
     page.write_text(_page(report, {name: folder / f"{name}.png" for name in pictures}), encoding="utf-8")
     return page
-
-
-def _curves(report: Report) -> Picture:
-    """Loss on the training images and figure on the validation images, stage beside stage."""
-    stages = list(dict.fromkeys(epoch.stage for epoch in report.history))
-    picture = Picture(figsize=(5.2 * len(stages), 3.6), layout="constrained")
-    for axes, stage in zip(picture.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        own = [epoch for epoch in report.history if epoch.stage == stage]
-        numbers = [epoch.epoch for epoch in own]
-        axes.plot(numbers, [epoch.loss for epoch in own], color="#33658a", label="loss, training")
-        axes.set_title(f"{stage}: {len(own)} of {own[0].epochs} epochs")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("loss, training", color="#33658a")
-        other = axes.twinx()
-        other.plot(numbers, [epoch.figure for epoch in own], color="#d1495b")
-        other.set_ylabel(f"{own[0].figure_name}, validation", color="#d1495b")
-        kept = max((epoch for epoch in own if epoch.kept), key=lambda epoch: epoch.epoch)
-        other.plot(kept.epoch, kept.figure, "o", color="#d1495b")
-    return picture
 
 
 def _confusion(report: Report) -> Picture:
@@ -153,13 +123,13 @@ def _page(report: Report, pictures: Mapping[str, Path]) -> str:
         "<h2>How the training went</h2>",
         "<p>Loss on the training images, and the figure on the validation images that early stopping watched; the dot "
         "is the epoch that was kept.</p>",
-        _image(pictures["curves"]),
+        image(pictures["curves"]),
     ]
     if "confusion" in pictures:
         parts += [
             "<h2>What the classifier takes for what</h2>",
             "<p>Held-out images: each row is a label, each column what the classifier says.</p>",
-            _image(pictures["confusion"]),
+            image(pictures["confusion"]),
         ]
     if "neighbours" in pictures:
         parts += [
@@ -167,11 +137,10 @@ def _page(report: Report, pictures: Mapping[str, Path]) -> str:
             "<p>Held-out images and what the encoder finds most similar among the other held-out patients: "
             "<span style='color:#2e9e5b'>green</span> has the query's label, <span style='color:#d1495b'>red</span> "
             "another one, grey is not known.</p>",
-            _image(pictures["neighbours"]),
+            image(pictures["neighbours"]),
         ]
-    parts.append(_facts(report.facts))
-    head = f"<meta charset=utf-8><title>{escape(report.model_id)}</title><style>{_STYLE}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    parts.append(facts_of(report.facts))
+    return page_of(report.model_id, parts)
 
 
 def _summary(report: Report) -> str:
@@ -188,30 +157,14 @@ def _figures(report: Report) -> str:
     if not figures or not all(figures.values()):
         return "<p>The held-out images have labels of fewer than two classes: there is nothing to measure.</p>"
     rows = [[encoder, *(_cell(own[name]) for name in _METRICS)] for encoder, own in figures.items()]
-    found = "<h2>How good it is</h2>" + _table(["held-out images", *_METRICS], rows)
+    found = "<h2>How good it is</h2>" + table(["held-out images", *_METRICS], rows)
     found += (
         "<p class=note>Mean over all held-out images as queries, the query's own patient left out, with the 95 % "
         "bootstrap interval over patients.</p>"
     )
     rows = [[name, *map(_cell, pair)] for name, pair in report.judgement.classes.items()]
-    return found + _table(["mAP of the class", "learned", "texture"], rows)
+    return found + table(["mAP of the class", "learned", "texture"], rows)
 
 
 def _cell(figure: Figure) -> str:
     return f"{figure.value:.3f}<br><small>{figure.low:.3f}–{figure.high:.3f}</small>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
-    lines += ["".join(f"<td>{cell if n else escape(cell)}</td>" for n, cell in enumerate(row)) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _image(file: Path) -> str:
-    content = base64.b64encode(file.read_bytes()).decode("ascii")
-    return f'<img alt="{escape(file.stem)}" src="data:image/png;base64,{content}">'
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    rows = [[name.replace("_", " "), escape(str(value))] for name, value in sorted(facts.items())]
-    return "<h2>What the weights depend on</h2>" + _table(["", ""], rows)

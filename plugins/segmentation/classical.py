@@ -19,11 +19,12 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from skimage.filters import threshold_multiotsu
 
-from plugins.segmentation.attenuation_ranges import GAS_HU, Ranges, water_per_cm
+from plugins.segmentation.attenuation_ranges import GAS_HU, Ranges
+from plugins.segmentation.hounsfield import hounsfield
 from plugins.segmentation.morphology import without_islands
 from plugins.segmentation.noise import noise, sigma_for
 from plugins.segmentation.outline import Sample
-from plugins.segmentation.segmenter import Algorithm, Progress, Segment, Segmentation, Volume
+from plugins.segmentation.segmenter import Algorithm, Progress, Segment, Segmentation, Volume, large_enough
 from plugins.segmentation.tissues import Tissue, label_tissues
 
 VERSION = "2"
@@ -34,8 +35,6 @@ _OTSU_SAMPLES = 200_000
 _BEARABLE_HU = 30.0
 """Noise that thresholds half-way between fat and soft tissue bear, standard deviation."""
 _BEARABLE_SHARE = 0.02
-_ENERGIES_KEV = (10.0, 150.0)
-"""Of the table of attenuations."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ class Classical:
 
     def segment(self, volume: Volume, progress: Progress) -> Segmentation:
         """Label the volume; without segments when it holds nothing denser than its surroundings."""
-        hounsfield = _hounsfield(volume)
-        values = volume.values if hounsfield is None else hounsfield
-        if hounsfield is None:
+        in_hu = hounsfield(volume)
+        values = volume.values if in_hu is None else in_hu
+        if in_hu is None:
             bearable = _BEARABLE_SHARE * float(np.ptp(values))
             found = noise(values, -np.inf)
         else:
@@ -80,29 +79,19 @@ class Classical:
             values = scipy.ndimage.gaussian_filter(values, sigma)
         progress(0.2)
         least = self.min_volume_mm3 / volume.voxel_mm3
-        if hounsfield is None:
+        if in_hu is None:
             labels, segments, told = _by_otsu(values, volume, least, progress)
         else:
             labels, segments, told = _by_tissue(values, volume, least, progress)
-        labels, segments = _drop_small(labels, segments, least)
+        labels, segments = large_enough(labels, segments, least)
         parameters = {
             **told,
             "smoothing_voxels": f"{self.smoothing_voxels:g}",
             "min_volume_mm3": f"{self.min_volume_mm3:g}",
         }
-        name = "Multi-Otsu thresholds on attenuation" if hounsfield is None else "Thresholds on Hounsfield units"
+        name = "Multi-Otsu thresholds on attenuation" if in_hu is None else "Thresholds on Hounsfield units"
         family = Code("123105", "DCM", "Histogram Analysis")
         return Segmentation(labels, segments, Algorithm(name, VERSION, family, parameters))
-
-
-def _hounsfield(volume: Volume) -> NDArray[np.float32] | None:
-    """The values in HU, as they are or by water's attenuation at the effective energy; None where that is unknown."""
-    if volume.is_hu:
-        return volume.values
-    kev = volume.effective_kev
-    if kev is None or not _ENERGIES_KEV[0] <= kev <= _ENERGIES_KEV[1]:
-        return None
-    return volume.values * np.float32(1000 / water_per_cm(kev)) - np.float32(1000)
 
 
 Found = tuple[NDArray[np.uint8], tuple[Segment, ...], dict[str, str]]
@@ -166,15 +155,3 @@ def _by_otsu(values: NDArray[np.float32], volume: Volume, least: float, progress
         for number, (low, high) in enumerate(pairwise(bounds), start=1)
     )
     return labels, segments, {"thresholds_per_cm": ",".join(f"{cut:.4g}" for cut in cuts)}
-
-
-def _drop_small(
-    labels: NDArray[np.uint8], segments: tuple[Segment, ...], min_voxels: float
-) -> tuple[NDArray[np.uint8], tuple[Segment, ...]]:
-    """Leave out segments that are too small, and number the others from 1 without gaps (PS3.3 C.8.20.2)."""
-    counts = np.bincount(labels.ravel(), minlength=len(segments) + 1)
-    kept = [number for number in range(1, len(segments) + 1) if counts[number] > 0 and counts[number] >= min_voxels]
-    table = np.zeros(len(counts), np.uint8)
-    for new, old in enumerate(kept, start=1):
-        table[old] = new
-    return table[labels], tuple(segments[number - 1] for number in kept)

@@ -138,3 +138,21 @@ class Segmenter(Protocol):
 
     def segment(self, volume: Volume, progress: Progress) -> Segmentation:
         """Find segments; none when the volume holds nothing to find."""
+
+
+def large_enough(
+    labels: NDArray[np.uint8], segments: tuple[Segment, ...], min_voxels: float
+) -> tuple[NDArray[np.uint8], tuple[Segment, ...]]:
+    """Leave out segments that are empty or too small, and number the others from 1 without gaps (PS3.3 C.8.20.2).
+
+    Parameters
+    ----------
+    labels
+        ``(z, y, x)``; n is ``segments[n - 1]``.
+    """
+    counts = np.bincount(labels.ravel(), minlength=len(segments) + 1)
+    kept = [number for number in range(1, len(segments) + 1) if counts[number] > 0 and counts[number] >= min_voxels]
+    table = np.zeros(len(counts), np.uint8)
+    for new, old in enumerate(kept, start=1):
+        table[old] = new
+    return table[labels], tuple(segments[number - 1] for number in kept)

@@ -14,7 +14,8 @@ from index.encoders.encoder import Images, model_id
 from index.encoders.learned import checkpoint
 from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.device import best_device
-from index.encoders.learned.learner import channels_last, features_of
+from index.encoders.learned.learner import features_of
+from index.encoders.learned.loop import channels_last
 from index.encoders.learned.size import Size
 from index.encoders.learned.tandem import Tandem
 from index.encoders.learned.whitening import Whitening

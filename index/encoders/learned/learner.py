@@ -1,9 +1,6 @@
-"""The network with the classifier that training hangs on it, and the average of its weights over the steps."""
+"""The network with the classifier that training hangs on it."""
 
 from __future__ import annotations
-
-import copy
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from index.encoders.learned.loop import CHANNELS_LAST, channels_last
 from index.encoders.learned.size import Size
 from index.encoders.learned.tandem import Tandem
 from index.encoders.learned.whitening import Features
 
 _SHARPNESS = 3.0
 """Features have length √2; a linear classifier that decays would take long to make sure statements of them."""
-
-CHANNELS_LAST = torch.channels_last
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 _DROPPED = 0.2
 _ENCODED_AT_ONCE = 32
@@ -54,36 +49,11 @@ class Learner(nn.Module):
         return told.softmax(dim=1)
 
 
-def channels_last(module: AnyModule) -> AnyModule:
-    """Lay out the weights of `module` with the channels last, which convolutions on a CPU like better."""
-    for weights in module.parameters():
-        if weights.dim() == 4:
-            weights.data = weights.data.contiguous(memory_format=CHANNELS_LAST)
-    return module
-
-
 def new_learner(size: Size, classes: int, segments: int, seed: int) -> Learner:
     """Return a learner whose first weights follow from `seed`, without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return channels_last(Learner(size, classes, segments))
-
-
-def shadow_of(learner: Learner) -> Learner:
-    """Return a copy that follows by `follow` and is not trained itself."""
-    shadow = copy.deepcopy(learner).eval()
-    return shadow.requires_grad_(requires_grad=False)
-
-
-@torch.no_grad()
-def follow(shadow: Learner, learner: Learner, steps: float, step: int) -> None:
-    """Move the weights of `shadow` towards those of `learner`: an average over the last `steps`, fewer at the start."""
-    share = max(1.0 / max(steps, 1.0), 1.0 / (1.0 + step))
-    for average, current in zip(shadow.state_dict().values(), learner.state_dict().values(), strict=True):
-        if average.is_floating_point():
-            average.lerp_(current, share)
-        else:
-            average.copy_(current)
 
 
 def features_of(network: Tandem, images: npt.NDArray[np.floating]) -> Features:

@@ -7,9 +7,8 @@ when better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from index.encoders.learned import augment, losses
-from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus, Numbers
+from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus
 from index.encoders.learned.learner import Learner, as_batch, features_of, unit_rows
+from index.encoders.learned.loop import Judged, Numbers, in_order
 from index.encoders.learned.recipe import Recipe
 from index.evaluation import Items, measure
 from index.unit_vectors import unit
@@ -28,47 +28,6 @@ Precisions = npt.NDArray[np.float64]
 
 _FEWEST_QUERIES = 8
 """With fewer labelled validation images a mean average precision says nothing."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A figure on the validation images.
-
-    Attributes
-    ----------
-    figure
-        Larger is better.
-    noise
-        A difference of so much says nothing.
-    """
-
-    figure: float
-    noise: float = 0.0
-
-
-class Stage(Protocol):
-    """What a stage has to say."""
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-
-    @property
-    def figure(self) -> str:
-        """Name of the figure that `judge` returns."""
-
-    @property
-    def epochs(self) -> int:
-        """Passes over the images, at most."""
-
-    def weights(self, learner: Learner) -> list[dict[str, Any]]:
-        """Return groups for the optimiser, each with its ``share`` of the learning rate."""
-
-    def loss(self, learner: Learner, rows: Numbers, random: torch.Generator) -> Tensor:
-        """Return the loss over the training images `rows`."""
-
-    def judge(self, learner: Learner, random: torch.Generator) -> Judged:
-        """Judge it on the validation images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +44,11 @@ class Restoring:
     def epochs(self) -> int:
         """Passes over the images, at most."""
         return self.recipe.restoring_epochs
+
+    @property
+    def images(self) -> int:
+        """How many training images there are."""
+        return len(self.training)
 
     def weights(self, learner: Learner) -> list[dict[str, Any]]:
         """Train CE-Net alone."""
@@ -140,6 +104,11 @@ class TellingApart:
     def epochs(self) -> int:
         """Passes over the images, at most."""
         return self.recipe.epochs
+
+    @property
+    def images(self) -> int:
+        """How many training images there are."""
+        return len(self.training)
 
     def weights(self, learner: Learner) -> list[dict[str, Any]]:
         """Train Xception and the classifier, and CE-Net at a lower rate."""
@@ -202,18 +171,6 @@ def _neighbours(corpus: Corpus, rows: Numbers, random: torch.Generator) -> Numbe
     before, after = corpus.neighbours[rows].T
     choice = torch.randint(3, (len(rows),), generator=random).numpy()
     return np.asarray(np.choose(choice, [rows, before, after]), dtype=np.int64)
-
-
-def in_order(count: int, batch: int) -> Iterator[Numbers]:
-    """Yield the rows 0 … `count` − 1 in batches."""
-    if count:
-        yield from np.array_split(np.arange(count), -(-count // batch))
-
-
-def shuffled(count: int, batch: int, random: torch.Generator) -> list[Numbers]:
-    """Return the rows 0 … `count` − 1 in random order, in batches of nearly the same length, none of one image."""
-    order = torch.randperm(count, generator=random).numpy()
-    return np.array_split(order, max(1, round(count / batch)))
 
 
 def _device(learner: Learner) -> torch.device:
