@@ -169,6 +169,9 @@ class SegmentationSettings(_Section):
     object: Literal["binary", "labelmap"]
     min_volume_mm3: NotNegative
     smoothing_voxels: NotNegative
+    totalsegmentator_task: Literal["total", "total_mr"]
+    totalsegmentator_fast: bool
+    totalsegmentator_structures: tuple[str, ...]
 
     @field_validator("use")
     @classmethod

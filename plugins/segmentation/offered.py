@@ -10,6 +10,9 @@ from config.settings import Settings
 from plugins.manager import ask_each
 from plugins.segmentation.segmenter import Segmenter
 
+INSTALLED_SEPARATELY = {"totalsegmentator": "pip install '.[totalsegmentator]'"}
+"""Segmenters that are an extra of Tharsis, and how to install them in a checkout."""
+
 
 class UnknownSegmenter(Exception):
     """``[segmentation] use`` names a segmenter that nobody offers, or that two offer; one sentence for the user."""
@@ -36,7 +39,13 @@ def chosen(plugins: pluggy.PluginManager, settings: Settings) -> dict[str, Segme
             found[segmenter.name] = segmenter
     for name in wanted:
         if name not in found:
-            near = difflib.get_close_matches(name, found, n=1, cutoff=0.0)
-            hint = f"; the nearest of those that are is {near[0]!r}" if near else ""
-            raise UnknownSegmenter("; ".join([f"segmentation.use: no segmenter {name!r} is offered{hint}", *failures]))
+            sentence = f"segmentation.use: no segmenter {name!r} is offered{_hint(name, list(found))}"
+            raise UnknownSegmenter("; ".join([sentence, *failures]))
     return {name: found[name] for name in wanted}
+
+
+def _hint(name: str, offered: list[str]) -> str:
+    if name in INSTALLED_SEPARATELY:
+        return f": it comes with an extra of Tharsis, install it with {INSTALLED_SEPARATELY[name]}"
+    near = difflib.get_close_matches(name, offered, n=1, cutoff=0.0)
+    return f"; the nearest of those that are is {near[0]!r}" if near else ""

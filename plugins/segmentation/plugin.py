@@ -17,6 +17,7 @@ from plugins.segmentation.classical import Classical
 from plugins.segmentation.offered import UnknownSegmenter, chosen
 from plugins.segmentation.seg_object import seg_object
 from plugins.segmentation.segmenter import Segmentation, Segmenter, Volume
+from plugins.segmentation.totalsegmentator import TotalSegmentator
 from plugins.segmentation.volume_reader import read_volume
 
 KIND = "segment"
@@ -57,9 +58,9 @@ def job_functions() -> Mapping[str, JobFunction]:
 
 @hookimpl
 def segmenters(settings: Settings) -> list[Segmenter]:
-    """Offer the segmenter `classical`."""
+    """Offer the segmenter `classical`, and `totalsegmentator` where it is installed."""
     wanted = settings.segmentation
-    return [Classical(wanted.smoothing_voxels, wanted.min_volume_mm3)]
+    return [Classical(wanted.smoothing_voxels, wanted.min_volume_mm3), *TotalSegmentator.offered(wanted)]
 
 
 def segment(task: Task) -> None:
