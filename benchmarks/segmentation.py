@@ -76,7 +76,7 @@ def ct_of(image: SimpleITK.Image, name: str) -> Iterator[Dataset]:
         dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, derived_uid("benchmark", name, str(number))
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = derived_uid("study", name), derived_uid("series", name)
         dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = derived_uid("frame", name), ""
-        dataset.PatientID, dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = name, name, "", ""
+        dataset.PatientID, dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = name, f"{name}^", "", ""
         dataset.StudyDate, dataset.StudyTime, dataset.AccessionNumber, dataset.StudyID = "20240102", "101500", "", "1"
         dataset.ReferringPhysicianName, dataset.Modality, dataset.SeriesNumber = "", "CT", 1
         dataset.InstanceNumber, dataset.ImageType = number + 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
@@ -136,7 +136,14 @@ def second_patient(folder: Path, data: Path) -> Archive:
     """An archive of the 20 slices, 2 mm, that come as DICOM, and their structures."""
     archive = Archive(data, settle_time_s=0.0)
     for file in sorted((folder / "example_ct_dicom").iterdir()):
-        archive.ingest(file)
+        dataset = dcmread(file)  # without the UIDs and names of a patient and a study
+        dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, dataset.file_meta.MediaStorageSOPInstanceUID
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = derived_uid("study", "2"), derived_uid("series", "2")
+        dataset.FrameOfReferenceUID, dataset.PatientID, dataset.PatientName = derived_uid("frame", "2"), "second", "^"
+        for keyword in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID"):
+            setattr(dataset, keyword, dataset.get(keyword) or "")
+        dataset.ReferringPhysicianName, dataset.PositionReferenceIndicator = "", ""
+        store(archive, dataset)
     store_labels(archive, _ct_files(archive), folder / "example_seg_dicom.nii.gz")
     return archive
 
@@ -193,8 +200,8 @@ def _truth(seg: Path, volume: Volume) -> tuple[npt.NDArray[np.uint8], Mapping[in
 def row(name: str, judgement: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
     lines = []
     for which in ("large", "all"):
-        told = judgement[f"dice_{which}"]
-        cells = [f"{told[who]['value']:.3f} ({told[who]['low']:.3f}–{told[who]['high']:.3f})" for who in told]
+        told = [judgement[f"dice_{which}"][who] for who in ("learned", "classical")]
+        cells = [f"{own['value']:.3f} ({own['low']:.3f}–{own['high']:.3f})" for own in told]
         lines.append(f"| {name} | {which} | {' | '.join(cells)} |")
     return lines
 

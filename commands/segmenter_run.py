@@ -133,12 +133,13 @@ def _split(examples: Examples, wishes: Wishes) -> Parts:
         parts = split_slices(examples, fraction=wishes.held_out, seed=wishes.seed)
     else:
         parts = split_patients(examples, fraction=wishes.held_out, seed=wishes.seed)
-    patients = len({volume.patient or volume.study for volume in examples.volumes})
     if not parts.training.slices() or (wishes.held_out and not parts.held_out.slices()):
+        patients = len({volume.patient or volume.study for volume in examples.volumes})
         empty = "hold out" if parts.training.slices() else "train on"
+        instead = "" if wishes.hold_out is HoldOut.SLICES else "--hold-out slices, "
         fail(
             f"with {patients} annotated patients and seed {wishes.seed} there is nothing to {empty}: "
-            "take --hold-out slices, another --seed or another --held-out"
+            f"take {instead}another --seed or another --held-out"
         )
     return parts
 

@@ -169,6 +169,8 @@ class SegmentationSettings(_Section):
     object: Literal["binary", "labelmap"]
     min_volume_mm3: NotNegative
     smoothing_voxels: NotNegative
+    learned_model: Annotated[str, Field(pattern=r"^(segmenter-[0-9a-f]{12})?$")]
+    learned_flips: bool
     totalsegmentator_task: Literal["total", "total_mr"]
     totalsegmentator_fast: bool
     totalsegmentator_structures: tuple[str, ...]

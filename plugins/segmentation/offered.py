@@ -8,6 +8,8 @@ import pluggy
 
 from config.settings import Settings
 from plugins.manager import ask_each
+from plugins.segmentation.learned.models import weights_file
+from plugins.segmentation.learned.segmenter import NAME as LEARNED
 from plugins.segmentation.segmenter import Segmenter
 
 INSTALLED_SEPARATELY = {"totalsegmentator": "pip install '.[totalsegmentator]'"}
@@ -39,12 +41,17 @@ def chosen(plugins: pluggy.PluginManager, settings: Settings) -> dict[str, Segme
             found[segmenter.name] = segmenter
     for name in wanted:
         if name not in found:
-            sentence = f"segmentation.use: no segmenter {name!r} is offered{_hint(name, list(found))}"
+            sentence = f"segmentation.use: no segmenter {name!r} is offered{_hint(name, list(found), settings)}"
             raise UnknownSegmenter("; ".join([sentence, *failures]))
     return {name: found[name] for name in wanted}
 
 
-def _hint(name: str, offered: list[str]) -> str:
+def _hint(name: str, offered: list[str], settings: Settings) -> str:
+    if name == LEARNED:
+        model = settings.segmentation.learned_model
+        if not model:
+            return ": segmentation.learned_model does not name what `tharsis train-segmenter` made"
+        return f": the archive has no weights {weights_file(settings.archive.data, model)}"
     if name in INSTALLED_SEPARATELY:
         return f": it comes with an extra of Tharsis, install it with {INSTALLED_SEPARATELY[name]}"
     near = difflib.get_close_matches(name, offered, n=1, cutoff=0.0)

@@ -14,6 +14,7 @@ from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from plugins.segmentation.classical import Classical
+from plugins.segmentation.learned.segmenter import Learned
 from plugins.segmentation.offered import UnknownSegmenter, chosen
 from plugins.segmentation.seg_object import seg_object
 from plugins.segmentation.segmenter import Segmentation, Segmenter, Volume
@@ -58,9 +59,10 @@ def job_functions() -> Mapping[str, JobFunction]:
 
 @hookimpl
 def segmenters(settings: Settings) -> list[Segmenter]:
-    """Offer the segmenter `classical`, and `totalsegmentator` where it is installed."""
+    """Offer `classical`, `learned` where its weights are in the archive, `totalsegmentator` where it is installed."""
     wanted = settings.segmentation
-    return [Classical(wanted.smoothing_voxels, wanted.min_volume_mm3), *TotalSegmentator.offered(wanted)]
+    classical = Classical(wanted.smoothing_voxels, wanted.min_volume_mm3)
+    return [classical, *Learned.offered(settings.archive.data, wanted), *TotalSegmentator.offered(wanted)]
 
 
 def segment(task: Task) -> None:

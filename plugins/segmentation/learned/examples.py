@@ -136,9 +136,12 @@ def split_slices(examples: Examples, *, fraction: float, seed: int) -> Parts:
     """
     training: list[Example] = []
     held_out: list[Example] = []
+    before = 0
     for volume in examples.volumes:
-        for is_out, first, last in _runs(_held_out_blocks(len(volume.values), fraction, seed)):
+        blocks = before + np.arange(len(volume.values)) // _BLOCK_SLICES
+        for is_out, first, last in _runs(_are_held_out(blocks, fraction, seed)):
             (held_out if is_out else training).append(volume.part(first, last))
+        before = int(blocks[-1]) + 1
     nothing: tuple[Example, ...] = ()
     return Parts(
         Examples(examples.classes, tuple(training)),
@@ -152,11 +155,10 @@ def _chosen(examples: Examples, wanted: Sequence[bool]) -> Examples:
     return Examples(examples.classes, volumes)
 
 
-def _held_out_blocks(slices: int, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which slices are held out, axis (z,): every n-th block, beginning with one that the seed draws."""
-    blocks = np.arange(slices) // _BLOCK_SLICES
+def _are_held_out(blocks: npt.NDArray[np.int64], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which slices, given by their blocks, are held out: every n-th block, from one on that the seed draws."""
     if not fraction:
-        return np.zeros(slices, dtype=np.bool_)
+        return np.zeros(len(blocks), dtype=np.bool_)
     every = max(2, round(1.0 / fraction))
     first = int(np.random.default_rng(seed).integers(every))
     return np.asarray(blocks % every == first)

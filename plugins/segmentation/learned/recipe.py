@@ -13,15 +13,16 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 80
 
 @dataclass(frozen=True)
 class Width:
-    """Channels of the four resolutions of the network, and residual blocks of the lower three."""
+    """Channels of the encoder at its four resolutions, residual blocks at the lower three, channels of the decoder."""
 
     stages: tuple[int, int, int, int]
     blocks: tuple[int, int, int]
+    decoder: tuple[int, int, int]
 
 
 WIDTHS = {
-    "small": Width((16, 32, 64, 96), (1, 1, 2)),
-    "large": Width((64, 128, 256, 512), (3, 4, 6)),
+    "small": Width((16, 32, 64, 96), (1, 1, 2), (64, 48, 32)),
+    "large": Width((64, 128, 256, 512), (3, 4, 6), (256, 128, 64)),
 }
 """``small`` for a CPU; ``large`` has the widths and depths of the paper's ResNet-34, for a GPU."""
 
@@ -89,7 +90,7 @@ class Recipe:
     epochs: int = 40
     patience: float = 0.5
     batch: int = 4
-    rate: float = 2e-3
+    rate: float = 3e-3
     decay: float = 0.02
     averaging: float = 0.1
 

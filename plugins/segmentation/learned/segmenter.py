@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom.sr.coding import Code
 
+from config.settings import SegmentationSettings
 from plugins.node import CannotProceed
 from plugins.segmentation.learned.models import digest_of, weights_file
 from plugins.segmentation.segmenter import Algorithm, Progress, Segment, Segmentation, Volume, large_enough
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from plugins.segmentation.learned.weights import Trained
 
 NAME = "learned"
+"""In the settings."""
+
 VERSION = "1"
 """Counts up whenever the same weights give the same volume other labels."""
 
@@ -44,6 +47,14 @@ class Learned:
     model: str
     flips: bool
     min_volume_mm3: float
+
+    @classmethod
+    def offered(cls, data: Path, settings: SegmentationSettings) -> list[Learned]:
+        """Return the segmenter, when the weights that the settings name are in the archive's folder `data`."""
+        model = settings.learned_model
+        if not model or not weights_file(data, model).exists():
+            return []
+        return [cls(data, model, settings.learned_flips, settings.min_volume_mm3)]
 
     @property
     def name(self) -> str:

@@ -29,7 +29,7 @@ _FORM = 1
 """Of the content of a checkpoint."""
 
 _FEWEST_SLICES = 8
-_MOST_WATCHED = 32
+_MOST_WATCHED = 12
 """Slices on which each epoch is judged, spread over those of the validation part."""
 
 _NOISE = 0.005
