@@ -66,8 +66,8 @@ def package(tmp_path, monkeypatch):
     monkeypatch.delenv("TOTALSEG_HOME_DIR", raising=False)
     monkeypatch.setenv("STAND_IN", str(told))
 
-    def does(what="labels", point=(0, 0, 0)):
-        told.write_text(json.dumps({"does": what, "point": list(point)}))
+    def does(what="labels", point=(0, 0, 0), file=None):
+        told.write_text(json.dumps({"does": what, "point": list(point), "file": str(file)}))
         return told.with_name("called.json")
 
     return does
@@ -167,6 +167,33 @@ def test_every_voxel_is_where_the_patient_has_it(networks, tmp_path, directions,
     assert {"kidney_left", "kidney_right", "liver", "brain", "vertebrae_L1"} == set(np.unique(expected))
     np.testing.assert_array_equal(found, expected)
     assert result.labels.dtype == np.uint8
+
+
+def test_the_package_s_own_answer_to_a_real_ct_fits_it(networks, shared_data, tmp_path):
+    """Its reference labels of these very slices, on the grid that its conversion of them to NIfTI made."""
+    folder = shared_data / "TotalSegmentator/tests/reference_files"
+    paths = []
+    for number, path in enumerate(sorted((folder / "example_ct_dicom").iterdir())):
+        image = pydicom.dcmread(path)  # without UIDs, as it comes
+        image.SOPInstanceUID, image.SeriesInstanceUID, image.StudyInstanceUID = f"1.2.{number + 1}", "1.3", "1.4"
+        paths.append(tmp_path / path.name)
+        image.save_as(paths[-1])
+    _, read = read_volume(paths)
+    networks("file", file=folder / "example_seg_dicom.nii.gz")
+    result = segment(of=read)
+    indices = [np.argwhere(result.labels == number) for number in range(1, len(result.segments) + 1)]
+    found = {one.label: where for one, where in zip(result.segments, indices, strict=True)}
+    assert {"liver", "spleen", "aorta", "vertebrae_T12", "rib_left_9", "rib_right_9"} <= set(found)
+    centres = {name: read.placement.affine @ [*where.mean(axis=0), 1] for name, where in found.items()}
+    for name, (across, *_) in centres.items():
+        if "left" in name or name in {"spleen", "stomach"}:
+            assert across > centres["vertebrae_T12"][0], name
+        if "right" in name or name == "liver":
+            assert across < centres["vertebrae_T12"][0], name
+    density = {name: read.values[tuple(where.T)].mean() for name, where in found.items()}
+    assert 50 < density["spleen"] < 250
+    assert 50 < density["liver"] < 250
+    assert density["vertebrae_T12"] > density["autochthon_left"] > -100
 
 
 def test_only_what_is_there_becomes_a_segment_with_its_codes(networks, tmp_path):
