@@ -35,7 +35,7 @@ from plugins.segmentation.totalsegmentator_process import Labelled
 from plugins.segmentation.volume_reader import read_volume
 from plugins.worker import Worker
 
-SHAPE = (5, 8, 9)
+SHAPE = (5, 7, 9)
 TOTAL = {number: name for number, name in enumerate(segments(), 1) if number <= 117}
 PACKAGE = {
     "__init__": "",
@@ -278,7 +278,7 @@ def test_it_is_called_as_the_settings_say(networks, told, expected):
     call = json.loads(called.read_text())
     assert call | expected == call
     assert (call["ml"], call["output"], call["quiet"], call["device"]) == (True, None, True, "gpu")
-    assert (call["shape"], call["dtype"]) == ([9, 8, 5], "float32")
+    assert (call["shape"], call["dtype"]) == ([9, 7, 5], "float32")
 
 
 def test_it_tells_nobody_and_leaves_nothing_behind(networks):
@@ -352,7 +352,7 @@ def test_a_network_whose_download_broke_off_is_missing(networks, tmp_path):
         ("exit with a sentence", CannotProceed, "^TotalSegmentator gave up; .*: ERROR: no such file$"),
         ("crash", RuntimeError, "^TotalSegmentator ended with status 1; .*: ValueError: CUDA out of memory$"),
         ("die", RuntimeError, f"^TotalSegmentator ended with status -{signal.SIGABRT.value}"),
-        ("other grid", CannotProceed, r"another grid: expected one of \(9, 8, 5\), got one of \(5, 8, 5\) voxels"),
+        ("other grid", CannotProceed, r"another grid: expected one of \(9, 7, 5\), got one of \(5, 7, 5\) voxels"),
         ("shifted grid", CannotProceed, "another grid"),
         ("unknown label", CannotProceed, "a label 250, which is no structure"),
         ("fractions", CannotProceed, "no whole numbers"),
