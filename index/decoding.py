@@ -190,7 +190,11 @@ def frames(
         keyword = next(keyword for keyword in PIXEL_KEYWORDS if keyword in dataset)
         described |= {"pixel_keyword": keyword, "pixel_vr": dict(dataset.items())[Tag(keyword)].VR or "OW"}
         described.setdefault("pixel_representation", 0)
-        yield from decoder(transfer_syntax_uid).iter_array(source, indices=indices, **described)
+        made = decoder(transfer_syntax_uid)
+        if described["bits_allocated"] == 1 and described["rows"] * described["columns"] % 8:
+            yield from _native_bits(source, made, described, indices)
+        else:
+            yield from made.iter_array(source, indices=indices, **described)
         return
     where: dict[str, Any] = {"extended_offsets": described.pop("extended_offsets", None)}
     where["number_of_frames"] = described["number_of_frames"]
@@ -248,6 +252,22 @@ def frame_bytes(dataset: Dataset) -> int:
     """Return what one frame takes once it is decoded, by its description (PS3.3 C.7.6.3); bits as whole bytes."""
     pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * int(dataset.get("SamplesPerPixel") or 1)
     return pixels * -(-int(dataset.get("BitsAllocated") or 8) // 8)
+
+
+def _native_bits(
+    source: BinaryIO, made: Decoder, described: Properties, indices: Sequence[int] | None
+) -> Iterator[tuple[npt.NDArray[np.generic], Properties]]:
+    """Yield frames of one bit a pixel that begin within a byte (PS3.5 8.1.1): pydicom reads a byte too few of them."""
+    begin, pixels = source.tell(), described["rows"] * described["columns"]
+    for index in range(described["number_of_frames"]) if indices is None else indices:
+        first, end = index * pixels, (index + 1) * pixels
+        source.seek(begin + first // 8)
+        content = np.frombuffer(source.read(-(-end // 8) - first // 8), np.uint8)
+        bits = np.unpackbits(content, bitorder="little")[first % 8 :][:pixels]
+        if bits.size < pixels:
+            raise Undecodable(f"the pixel data end within frame {index + 1}")
+        alone = np.packbits(bits, bitorder="little").tobytes()
+        yield made.as_array(alone + b"\0" * (len(alone) % 2), index=0, **described | {"number_of_frames": 1})
 
 
 def _bits(made: Decoder, alone: bytes, described: Properties) -> tuple[npt.NDArray[np.generic], Properties]:

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from index import decoder_process, decoding
 from index.decoder_process import DecoderDied
@@ -149,3 +150,27 @@ def test_a_child_does_not_outlive_its_parent(wait_until):
         pid = int(parent.stdout.readline())
         parent.kill()
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+
+
+def of_bits(make_dataset, truth):
+    packed = np.packbits(truth.ravel(), bitorder="little").tobytes()
+    return make_dataset(
+        Rows=truth.shape[1], Columns=truth.shape[2], NumberOfFrames=truth.shape[0], BitsAllocated=1, BitsStored=1,
+        HighBit=0, PixelData=packed + b"\0" * (len(packed) % 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (5, 5), (8, 9), (1, 3)])
+@pytest.mark.parametrize("indices", [None, [0], [1], [12], [11, 2, 3]])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_frames_of_bits_may_begin_within_a_byte(make_dataset, shape, indices, syntax):
+    truth = np.random.default_rng(1).integers(0, 2, (13, *shape), np.uint8)
+    dataset = of_bits(make_dataset, truth)
+    found = [pixels for pixels, _ in frames(dataset, dataset.PixelData, syntax, indices=indices)]
+    np.testing.assert_array_equal(found, truth if indices is None else truth[indices])
+
+
+def test_frames_of_bits_that_are_not_all_there_are_told(make_dataset):
+    dataset = of_bits(make_dataset, np.ones((3, 7, 9), np.uint8))
+    with pytest.raises(Undecodable, match="end within frame 3"):
+        list(frames(dataset, dataset.PixelData[:-2], ExplicitVRLittleEndian))

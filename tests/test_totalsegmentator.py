@@ -35,7 +35,7 @@ from plugins.segmentation.totalsegmentator_process import Labelled
 from plugins.segmentation.volume_reader import read_volume
 from plugins.worker import Worker
 
-SHAPE = (5, 8, 9)
+SHAPE = (5, 7, 9)
 TOTAL = {number: name for number, name in enumerate(segments(), 1) if number <= 117}
 PACKAGE = {
     "__init__": "",
@@ -66,8 +66,8 @@ def package(tmp_path, monkeypatch):
     monkeypatch.delenv("TOTALSEG_HOME_DIR", raising=False)
     monkeypatch.setenv("STAND_IN", str(told))
 
-    def does(what="labels", point=(0, 0, 0)):
-        told.write_text(json.dumps({"does": what, "point": list(point)}))
+    def does(what="labels", point=(0, 0, 0), file=None):
+        told.write_text(json.dumps({"does": what, "point": list(point), "file": str(file)}))
         return told.with_name("called.json")
 
     return does
@@ -169,6 +169,33 @@ def test_every_voxel_is_where_the_patient_has_it(networks, tmp_path, directions,
     assert result.labels.dtype == np.uint8
 
 
+def test_the_package_s_own_answer_to_a_real_ct_fits_it(networks, shared_data, tmp_path):
+    """Its reference labels of these very slices, on the grid that its conversion of them to NIfTI made."""
+    folder = shared_data / "TotalSegmentator/tests/reference_files"
+    paths = []
+    for number, path in enumerate(sorted((folder / "example_ct_dicom").iterdir())):
+        image = pydicom.dcmread(path)  # without UIDs, as it comes
+        image.SOPInstanceUID, image.SeriesInstanceUID, image.StudyInstanceUID = f"1.2.{number + 1}", "1.3", "1.4"
+        paths.append(tmp_path / path.name)
+        image.save_as(paths[-1])
+    _, read = read_volume(paths)
+    networks("file", file=folder / "example_seg_dicom.nii.gz")
+    result = segment(of=read)
+    indices = [np.argwhere(result.labels == number) for number in range(1, len(result.segments) + 1)]
+    found = {one.label: where for one, where in zip(result.segments, indices, strict=True)}
+    assert {"liver", "spleen", "aorta", "vertebrae_T12", "rib_left_9", "rib_right_9"} <= set(found)
+    centres = {name: read.placement.affine @ [*where.mean(axis=0), 1] for name, where in found.items()}
+    for name, (across, *_) in centres.items():
+        if "left" in name or name in {"spleen", "stomach"}:
+            assert across > centres["vertebrae_T12"][0], name
+        if "right" in name or name == "liver":
+            assert across < centres["vertebrae_T12"][0], name
+    density = {name: read.values[tuple(where.T)].mean() for name, where in found.items()}
+    assert 50 < density["spleen"] < 250
+    assert 50 < density["liver"] < 250
+    assert density["vertebrae_T12"] > density["autochthon_left"] > -100
+
+
 def test_only_what_is_there_becomes_a_segment_with_its_codes(networks, tmp_path):
     _, paths, places, _ = stored(AXIAL, tmp_path)
     networks(point=middle(places) * [-1, -1, 1])
@@ -251,7 +278,7 @@ def test_it_is_called_as_the_settings_say(networks, told, expected):
     call = json.loads(called.read_text())
     assert call | expected == call
     assert (call["ml"], call["output"], call["quiet"], call["device"]) == (True, None, True, "gpu")
-    assert (call["shape"], call["dtype"]) == ([9, 8, 5], "float32")
+    assert (call["shape"], call["dtype"]) == ([9, 7, 5], "float32")
 
 
 def test_it_tells_nobody_and_leaves_nothing_behind(networks):
@@ -325,7 +352,7 @@ def test_a_network_whose_download_broke_off_is_missing(networks, tmp_path):
         ("exit with a sentence", CannotProceed, "^TotalSegmentator gave up; .*: ERROR: no such file$"),
         ("crash", RuntimeError, "^TotalSegmentator ended with status 1; .*: ValueError: CUDA out of memory$"),
         ("die", RuntimeError, f"^TotalSegmentator ended with status -{signal.SIGABRT.value}"),
-        ("other grid", CannotProceed, r"another grid: expected one of \(9, 8, 5\), got one of \(5, 8, 5\) voxels"),
+        ("other grid", CannotProceed, r"another grid: expected one of \(9, 7, 5\), got one of \(5, 7, 5\) voxels"),
         ("shifted grid", CannotProceed, "another grid"),
         ("unknown label", CannotProceed, "a label 250, which is no structure"),
         ("fractions", CannotProceed, "no whole numbers"),

@@ -65,7 +65,7 @@ def totalsegmentator(
 
 
 def _does(told, image):
-    match told.get("does", "labels"):
+    match told["does"]:
         case "exit":
             print("ERROR: this task needs a license")
             sys.exit(1)
@@ -77,20 +77,20 @@ def _does(told, image):
             os.abort()
         case "wait":
             time.sleep(3600)
-        case "other grid":
-            return nibabel.Nifti1Image(np.zeros(image.shape, np.uint8)[::2], image.affine @ np.diag([2, 1, 1, 1]))
-        case "shifted grid":
-            shift = np.outer([1, 0, 0, 0], [0, 0, 0, 1])
-            return nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine + shift)
-        case "unknown label":
-            return nibabel.Nifti1Image(np.full(image.shape, 250, np.uint8), image.affine)
-        case "fractions":
-            return nibabel.Nifti1Image(np.full(image.shape, 0.5, np.float32), image.affine)
-        case "nothing":
-            return nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine)
+        case "file":
+            return nibabel.load(told["file"])
         case "canonical":
             return nibabel.as_closest_canonical(_labelled(told, image))
-    return _labelled(told, image)
+        case "labels":
+            return _labelled(told, image)
+    zeros, shift = np.zeros(image.shape, np.uint8), np.outer([1, 0, 0, 0], [0, 0, 0, 1])
+    return {
+        "nothing": nibabel.Nifti1Image(zeros, image.affine),
+        "other grid": nibabel.Nifti1Image(zeros[::2], image.affine @ np.diag([2, 1, 1, 1])),
+        "shifted grid": nibabel.Nifti1Image(zeros, image.affine + shift),
+        "unknown label": nibabel.Nifti1Image(zeros + np.uint8(250), image.affine),
+        "fractions": nibabel.Nifti1Image(zeros + np.float32(0.5), image.affine),
+    }[told["does"]]
 
 
 def _labelled(told, image):
