@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_VIEWS = 4000
+_VIEWS = 3000
 """Slices seen when no number of epochs is given: some minutes on two cores at size small."""
 
 _FEWEST_EPOCHS, _MOST_EPOCHS = 4, 80
@@ -87,7 +87,7 @@ class Recipe:
     size: str = "small"
     seed: int = 0
     tile: int = 128
-    epochs: int = 40
+    epochs: int = 35
     patience: float = 0.5
     batch: int = 4
     rate: float = 3e-3

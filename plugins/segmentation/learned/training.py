@@ -32,6 +32,9 @@ _FEWEST_SLICES = 8
 _MOST_WATCHED = 12
 """Slices on which each epoch is judged, spread over those of the validation part."""
 
+_RAREST = 1e-5
+"""Share of the voxels that is taken for a class that has fewer."""
+
 _NOISE = 0.005
 """A Dice coefficient that differs by less says nothing about which epoch is better."""
 
@@ -87,7 +90,7 @@ def train(
     slices = training.slices()
     if len(slices) < _FEWEST_SLICES:
         raise CannotTrain(f"training needs at least {_FEWEST_SLICES} annotated slices, and there are {len(slices)}")
-    network = _new_network(recipe, len(training.classes))
+    network = _new_network(recipe, training)
     watched = validation if validation.slices() else training
     stage = Segmenting(training, watched, recipe, torch.from_numpy(mirrored(training.classes)))
     identity = {"form": _FORM, "recipe": asdict(recipe), "images": [training.digest(), validation.digest()]}
@@ -95,11 +98,18 @@ def train(
     return Run(weights.to_bytes(state.shadow, recipe, training.classes), tuple(state.history))
 
 
-def _new_network(recipe: Recipe, classes: int) -> SegmentationNet:
-    """Return a network whose first weights follow from the seed, without touching the global generator."""
+def _new_network(recipe: Recipe, training: Examples) -> SegmentationNet:
+    """Return a network whose first weights follow from the seed, without touching the global generator.
+
+    It begins by saying everywhere how frequent each class is, which it need not learn then (Lin et al., *Focal Loss*,
+    ICCV 2017, Section 3.3).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return channels_last(SegmentationNet(recipe.width, CHANNELS, 1 + classes)).to(best_device())
+        network = SegmentationNet(recipe.width, CHANNELS, 1 + len(training.classes))
+    shares = training.counts() / max(int(training.counts().sum()), 1)
+    network.head.bias = torch.nn.Parameter(torch.from_numpy(np.log(shares + _RAREST)).float())
+    return channels_last(network).to(best_device())
 
 
 @dataclass(frozen=True, eq=False)
