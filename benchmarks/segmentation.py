@@ -201,9 +201,14 @@ def row(name: str, judgement: Mapping[str, Mapping[str, Mapping[str, float]]]) -
     lines = []
     for which in ("large", "all"):
         told = [judgement[f"dice_{which}"][who] for who in ("learned", "classical")]
-        cells = [f"{own['value']:.3f} ({own['low']:.3f}–{own['high']:.3f})" for own in told]
+        cells = [_cell(own) for own in told]
         lines.append(f"| {name} | {which} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(figure: Mapping[str, float]) -> str:
+    interval = f" ({figure['low']:.3f}–{figure['high']:.3f})" if figure["low"] < figure["high"] else ""
+    return f"{figure['value']:.3f}{interval}"
 
 
 def main() -> int:
@@ -211,19 +216,21 @@ def main() -> int:
     parser.add_argument("shared", type=Path, help="folder of the shared test data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--data", type=Path, help="keep the archives there")
     parser.add_argument("--pictures", type=Path, help="folder for the pictures of the report")
     options = parser.parse_args()
     folder = options.shared / FILES
-    with tempfile.TemporaryDirectory() as work:
-        first = first_patient(folder, Path(work) / "first")
-        second = second_patient(folder, Path(work) / "second")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.data or Path(temporary)
+        first = first_patient(folder, work / "first")
+        second = second_patient(folder, work / "second")
         started = time.monotonic()
         run_training(
             first,
             Wishes(None, HoldOut.SLICES, 0.25, None, options.seed, "small", options.epochs, 0, False, options.pictures),
         )
         seconds = time.monotonic() - started
-        (model,) = models.trained(first.data)
+        model = models.trained(first.data)[-1]
         file = models.weights_file(first.data, model)
         facts = json.loads(file.with_suffix(".json").read_text())
         trained = weights.load(file, models.digest_of(model))

@@ -142,11 +142,16 @@ def _best(table: Counts) -> npt.NDArray[np.float64]:
 def _figure(
     tables: Counts, dice: Callable[[Counts], npt.NDArray[np.float64]], some: npt.NDArray[np.intp]
 ) -> Figure:
-    """Return the mean over the classes `some`, with the percentile bootstrap over the first axis (Efron, 1979)."""
+    """Return the mean over the classes `some`, with the percentile bootstrap over the first axis (Efron, 1979).
+
+    A draw in which a class is not annotated says nothing of it. From one volume there is no interval.
+    """
+
+    def mean(table: Counts) -> float:
+        is_there = some[table[:, some].sum(axis=0) > 0]
+        return float(dice(table)[is_there].mean()) if len(is_there) else np.nan
+
     random = np.random.default_rng(0)
-    draws = [
-        float(dice(tables[random.integers(len(tables), size=len(tables))].sum(axis=0))[some].mean())
-        for _ in range(_DRAWS)
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Figure(float(dice(tables.sum(axis=0))[some].mean()), float(low), float(high))
+    draws = [mean(tables[random.integers(len(tables), size=len(tables))].sum(axis=0)) for _ in range(_DRAWS)]
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Figure(mean(tables.sum(axis=0)), float(low), float(high))

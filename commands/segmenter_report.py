@@ -89,7 +89,7 @@ def _dice(judgement: Judgement) -> Picture:
 def _slices(report: Report) -> Picture:
     """Draw some held-out slices: the image, what is annotated, what was learned, and what `classical` says."""
     shown = _shown(report.held_out)
-    picture = Picture(figsize=(12.0, 2.75 * len(shown) + 1.1), layout="constrained")
+    picture = Picture(figsize=(12.0, 2.45 * len(shown) + 1.1), layout="constrained")
     axes = picture.subplots(len(shown), 4, squeeze=False)
     told = report.judgement
     for line, (volume, at) in zip(axes, shown, strict=True):
@@ -198,7 +198,8 @@ def _means(judgement: Judgement) -> str:
 
 
 def _cell(figure: Figure) -> str:
-    return f"{figure.value:.3f}<br><small>{figure.low:.3f}–{figure.high:.3f}</small>"
+    interval = f"{figure.low:.3f}–{figure.high:.3f}" if figure.low < figure.high else "one volume: no interval"
+    return f"{figure.value:.3f}<br><small>{interval}</small>"
 
 
 def _classes(judgement: Judgement) -> str:
