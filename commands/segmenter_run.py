@@ -205,8 +205,8 @@ def _keep(archive: Archive, examples: Examples, parts: Parts, recipe: Recipe, ru
         )
     out.print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
     out.print(
-        f'Use it: in the settings, [segmentation] use = ["classical", "learned"] and learned_model = "{model}"; what is stored '
-        "already gets it by `tharsis jobs queue segment`",
+        f'Use it: in the settings, [segmentation] use = ["classical", "learned"] and learned_model = "{model}"; '
+        "what is stored already gets it by `tharsis jobs queue segment`",
         highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
 

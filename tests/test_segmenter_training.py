@@ -117,7 +117,7 @@ def test_what_is_drawn_is_learned(trained: tuple[Path, str, Result]) -> None:
     assert min(facts["dice"].values()) > 0.8, facts["dice"]
     assert facts["dice_all"]["learned"]["low"] > facts["dice_all"]["classical"]["high"]
     assert model in result.output
-    assert f'model = "{model}"' in result.output
+    assert f'learned_model = "{model}"' in result.output
 
 
 @pytest.mark.slow
