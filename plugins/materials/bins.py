@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from plugins.node import CannotProceed, Series
+from reconstruct.multi_energy import tube_voltage
 from reconstruct.projections import elements
 
 _SAME_KEV = 1e-6
@@ -65,9 +66,10 @@ class Bins:
     @property
     def kvp(self) -> float:
         """Tube voltage, kV; raises `CannotProceed` when it is not told."""
-        if self.first.get("KVP") is None:
+        told = tube_voltage(self.first)
+        if told is None:
             raise CannotProceed("the reconstruction does not tell the tube voltage (KVP): calibrate the materials")
-        return float(self.first.KVP)
+        return told
 
     @property
     def thresholds_kev(self) -> tuple[float, ...]:

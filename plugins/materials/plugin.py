@@ -18,7 +18,7 @@ from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.materials import material_codes
 from plugins.materials.bins import Bins, read_bins
-from plugins.materials.material_ct import MaterialImages, material_ct
+from plugins.materials.material_ct import MaterialImages, material_ct, refuse_without_energies
 from plugins.materials.parametric_map import MapValues, parametric_map
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
@@ -27,8 +27,8 @@ from reconstruct.decomposition import Decomposition, Method, decompose
 from reconstruct.provenance import in_words
 
 KIND = "decompose"
-VERSION = 1
-"""Part of every recipe: raised when the same settings would give other values than before."""
+VERSION = 2
+"""Part of every recipe: raised when the same settings would give other values or other headers than before."""
 
 _MAP_NUMBERS, _CT_NUMBERS = 3000, 4000
 """Added to the series number of the lowest energy bin, and the number of the material."""
@@ -74,6 +74,8 @@ def decompose_bins(task: Task) -> None:
     if is_made(task.archive, source, recipe, digest):
         return
     bins = read_bins([Series(task.archive, uid) for uid in made_by.outputs])
+    if "ct" in settings.objects:
+        refuse_without_energies(bins)
     task.progress(_READ)
     try:
         found = materials_in(bins, settings)
