@@ -59,9 +59,8 @@ def refuse_without_energies(bins: Bins) -> None:
     """Raise `CannotProceed` when the images of the bins lack the attributes that those of materials have to share."""
     if not bins.first.get("MultienergyCTAcquisitionSequence"):
         raise CannotProceed(
-            "the CT images of the energy bins have no multi-energy attributes, without which there are none of materials: "
-            "the scan tells no thresholds or no date, or an older version reconstructed it; take \"ct\" out of objects "
-            "in [materials]"
+            "the CT images of the energy bins have no multi-energy attributes, which those of materials share: "
+            'the scan tells no thresholds or no date, or an older version reconstructed it; leave "ct" out of objects'
         )
 
 
