@@ -21,7 +21,9 @@ from index.archive import Archive
 from index.keys import Level
 from plugins.embedding import is_picture
 from plugins.materials import material_codes, plugin
-from plugins.node import Series
+from plugins.materials.bins import read_bins
+from plugins.materials.material_ct import refuse_without_energies
+from plugins.node import CannotProceed, Series
 from plugins.worker import Worker
 from reconstruct.basis import MATERIALS
 from reconstruct.geometry import VolumeGrid
@@ -149,6 +151,7 @@ def test_ct_images_hold_the_same_concentrations(decomposed: Archive) -> None:
             (item.NominalMinEnergy, item.NominalMaxEnergy) for item in acquisition.MultienergyCTXRayDetectorSequence
         ]
         assert edges == [(18, 30), (30, 45), (45, 60), (60, 118)]
+        assert acquisition.MultienergyAcquisitionDescription == "One spectrum, photons counted in 4 energy bins"
         basis = first.MultienergyCTProcessingSequence[0].DecompositionMaterialSequence
         assert [item.MaterialCodeSequence[0].CodeMeaning for item in basis] == [
             "Water", "Calcium Hydroxyapatite", "Iodine",
@@ -159,6 +162,15 @@ def test_ct_images_hold_the_same_concentrations(decomposed: Archive) -> None:
         values = np.stack([ds.pixel_array * step for ds in slices])
         expected = concentrations[name]
         np.testing.assert_allclose(values, expected, atol=step * 0.51)
+
+
+def test_there_are_no_images_of_materials_without_energies_in_those_of_the_bins(decomposed: Archive) -> None:
+    bins = read_bins(made(decomposed, "reconstruct"))
+    assert bins.kvp == 118
+    refuse_without_energies(bins)
+    del bins.first.MultienergyCTAcquisitionSequence
+    with pytest.raises(CannotProceed, match="have no multi-energy attributes"):
+        refuse_without_energies(bins)
 
 
 def test_maps_of_composition_are_not_embedded(decomposed: Archive) -> None:

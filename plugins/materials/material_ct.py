@@ -150,6 +150,6 @@ def _add_values(dataset: Dataset, shown: MaterialImages, step: float) -> None:
 
 def _acquisition(bins: Bins) -> Dataset:
     """Return the item of Multi-energy CT Acquisition of the bins, which is that of the materials too."""
-    acquisition = copy.deepcopy(bins.first.MultienergyCTAcquisitionSequence[0])
+    acquisition: Dataset = copy.deepcopy(bins.first.MultienergyCTAcquisitionSequence[0])
     acquisition.MultienergyAcquisitionDescription = describe(len(bins.bins))
     return acquisition
