@@ -172,6 +172,37 @@ def cancel(number: int, config: ConfigOption = None, data: DataOption = None) ->
     _told(open_archive(config, data).jobs.cancel, number, "is cancelled")
 
 
+@jobs_app.command("queue")
+def queue(
+    kind: Annotated[str, typer.Argument(help="For example decompose, segment, measure, picture, embed.")],
+    config: ConfigOption = None,
+    data: DataOption = None,
+) -> None:
+    """Queue jobs of one kind for all that is stored and would get them if it came in now.
+
+    For what was there before the settings asked for it, for example `decompose` after `[materials] enabled = true`. The
+    settings are those of `--config`. Nothing is made twice: doing it again replaces what was made.
+    """
+    from plugins.missing import work_of_kind
+    from plugins.node import CannotProceed
+
+    archive, settings = open_archive(config, data), _settings_from(config, data=data)
+    try:
+        with progress_bar("Asking the plug-ins") as bar:
+            wanted = work_of_kind(archive, settings, kind, bar.fraction)
+    except CannotProceed as error:
+        fail(str(error), USAGE)
+    for work in wanted.work:
+        archive.jobs.push(work.kind, work.subject, work.parameters)
+    for sentence in wanted.refused:
+        out.print(sentence, highlight=False)
+    does = "done in their turn" if read_state(archive.data) else "done when the node runs"
+    queued = f"{len(wanted.work)} job{'' if len(wanted.work) == 1 else 's'} queued"
+    out.print(f"{queued}: {does} (see `tharsis jobs list`)", highlight=False)
+    if wanted.refused:
+        raise typer.Exit(FAILED)
+
+
 def _told(action: Callable[[int], int | None], number: int, done: str) -> None:
     try:
         new = action(number)

@@ -14,7 +14,7 @@ is therefore split into sub-problems of few materials each, all are solved, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -23,10 +23,13 @@ import numpy as np
 import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 
+from reconstruct.kernel_threads import kernel_threads
 from reconstruct.kernels_materials import choose_supports, solve_supports
 
 Numbers = NDArray[np.float64]
 Volumes = NDArray[np.float32]
+Allocate = Callable[[tuple[int, ...]], Volumes]
+"""Makes an array of a shape, float32, in memory or in a file."""
 
 _WIDEST = 3.0
 """Differences beyond so many standard deviations are edges of the object, not noise."""
@@ -171,6 +174,8 @@ def decompose(
     *,
     admissible: Sequence[Sequence[int]] = (),
     noise: Numbers | None = None,
+    threads: int = 0,
+    allocate: Allocate | None = None,
 ) -> Decomposition:
     """Return the volume fractions of materials in each voxel.
 
@@ -187,6 +192,10 @@ def decompose(
     noise
         Covariance of the noise of the bins, 1/cm², (bin, bin), after smoothing; None: measured, see
         `noise_covariance`.
+    threads
+        Of the kernels; 0: all cores.
+    allocate
+        Makes the fractions, the residual, and one smoothed copy of the volumes at a time; None: in memory.
 
     Raises
     ------
@@ -205,19 +214,25 @@ def decompose(
     if supports.sizes.max() > len(volumes):
         raise ValueError(f"{len(volumes)} energy bins do not tell {supports.sizes.max()} materials in a voxel apart")
     model = np.diag((method.model_error * per_cm[:, 0]) ** 2)
-    choice = _smoothed(volumes, method.choice_voxels)
-    chosen = _choose(choice, per_cm, supports, _noise(choice, method.choice_voxels, noise) + model, method)
-    del choice
-    fitted = _smoothed(volumes, method.smoothing_voxels)
-    covariance = _noise(fitted, method.smoothing_voxels, noise) + model
-    operators = _Operators.of(per_cm, supports, covariance)
-    fractions = np.empty((per_cm.shape[1], *volumes.shape[1:]), np.float32)
-    residual = np.empty(volumes.shape[1:], np.float32)
-    solve_supports(
-        _rows(fitted), _rows(chosen), operators.whitening, operators.columns, supports.members, supports.sizes,
-        supports.subsets, operators.solvers, operators.slopes, method.most_filled, _rows(fractions), _rows(residual),
-    )  # fmt: skip
+    allocate = allocate or _in_memory
+    with kernel_threads(threads):
+        choice = _smoothed(volumes, method.choice_voxels, allocate)
+        chosen = _choose(choice, per_cm, supports, _noise(choice, method.choice_voxels, noise) + model, method)
+        del choice
+        fitted = _smoothed(volumes, method.smoothing_voxels, allocate)
+        operators = _Operators.of(per_cm, supports, _noise(fitted, method.smoothing_voxels, noise) + model)
+        fractions = allocate((per_cm.shape[1], *volumes.shape[1:]))
+        residual = allocate(volumes.shape[1:])
+        solve_supports(
+            _rows(fitted), _rows(chosen), operators.whitening, operators.columns, supports.members, supports.sizes,
+            supports.subsets, operators.solvers, operators.slopes, method.most_filled, _rows(fractions),
+            _rows(residual),
+        )  # fmt: skip
     return Decomposition(fractions, residual)
+
+
+def _in_memory(shape: tuple[int, ...]) -> Volumes:
+    return np.empty(shape, np.float32)
 
 
 def _choose(
@@ -237,10 +252,13 @@ def _rows(array: NDArray[Any]) -> NDArray[Any]:
     return array.reshape(*array.shape[:-3], -1, array.shape[-1])
 
 
-def _smoothed(volumes: Volumes, sigma_voxels: float) -> Volumes:
+def _smoothed(volumes: Volumes, sigma_voxels: float, allocate: Allocate) -> Volumes:
     if not sigma_voxels:
         return np.ascontiguousarray(volumes, dtype=np.float32)
-    return np.stack([scipy.ndimage.gaussian_filter(volume, sigma_voxels, output=np.float32) for volume in volumes])
+    smoothed = allocate(volumes.shape)
+    for volume, out in zip(volumes, smoothed, strict=True):
+        scipy.ndimage.gaussian_filter(volume, sigma_voxels, output=out)
+    return smoothed
 
 
 def _noise(volumes: Volumes, sigma_voxels: float, told: Numbers | None) -> Numbers:
@@ -262,9 +280,18 @@ def noise_covariance(volumes: Volumes, apart_voxels: int = _NEAREST_COPY) -> Num
     """
     if volumes.shape[-1] <= apart_voxels:
         raise ValueError(f"expected rows of more than {apart_voxels} voxels, got {volumes.shape[-1]}")
-    differences = (volumes[..., apart_voxels:] - volumes[..., :-apart_voxels]).reshape(len(volumes), -1)
-    some = differences[:, :: max(1, differences.shape[1] // _NOISE_SAMPLES)].astype(np.float64)
+    some = _some_differences(volumes, apart_voxels)
     sigmas = np.median(np.abs(some), axis=1, keepdims=True) / 0.6745
     kept = some[:, (np.abs(some) <= _WIDEST * sigmas).all(axis=0)]
     covariance: Numbers = np.atleast_2d(kept @ kept.T) / kept.shape[1] / 2 / _KEPT_VARIANCE
     return covariance
+
+
+def _some_differences(volumes: Volumes, apart_voxels: int) -> Numbers:
+    """Return differences along x, evenly spread over the volumes, (bin, number)."""
+    lines = volumes.reshape(len(volumes), -1, volumes.shape[-1])
+    length = lines.shape[2] - apart_voxels
+    count = lines.shape[1] * length
+    line, place = np.divmod(np.arange(0, count, max(1, count // _NOISE_SAMPLES)), length)
+    differences: Numbers = (lines[:, line, place + apart_voxels] - lines[:, line, place]).astype(np.float64)
+    return differences

@@ -18,6 +18,7 @@ from pydicom.uid import CTImageStorage
 from config.identity import derived_uid
 from reconstruct.dicom_items import code, decimal, item_of
 from reconstruct.geometry import VolumeGrid
+from reconstruct.multi_energy import add_multi_energy
 from reconstruct.part10 import with_file_meta
 from reconstruct.patient_position import patient_position
 from reconstruct.projections import elements
@@ -123,6 +124,7 @@ def _series(
     _add_grid(dataset, scan, grid)
     _add_values(dataset, values)
     _add_energies(dataset, energy_bin)
+    add_multi_energy(dataset, scan.bins, energy_bin, header)
     return dataset
 
 
@@ -133,7 +135,10 @@ def _series_number(header: Dataset, energy_bin: EnergyBin) -> int:
 
 
 def _add_energies(dataset: Dataset, energy_bin: EnergyBin) -> None:
-    """Say which energies the image shows, in the private elements of projections: a CT image has no place for it."""
+    """Say which energies the image shows, in the private elements of projections.
+
+    The standard attributes say it only of scans with several bins, and have no number for which of them an image shows.
+    """
     elements.put(
         dataset,
         EnergyBinIndex=energy_bin.index,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from reconstruct.backprojection import BackProjector, back_projector
 from reconstruct.filters import filter_rows, frequency_response, padded_size
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.kernel_threads import kernel_threads
 from reconstruct.kernels import weigh
 from reconstruct.weights import view_factors
 
@@ -107,7 +106,7 @@ def fdk(
     blocks = _blocks(geometry, grid, projector, memory_mb)
     volume = _result(out, grid)
     report = _Progress(progress, geometry, grid)
-    with _kernel_threads(threads) as workers:
+    with kernel_threads(threads) as workers:
         for start in range(0, geometry.views, blocks.views):
             views = slice(start, min(start + blocks.views, geometry.views))
             buffer = projector.allocate(views.stop - views.start)
@@ -208,21 +207,6 @@ def _pieces(whole: slice, length: int) -> Iterator[slice]:
 def _within(buffer: NDArray[np.float32], views: slice, part: slice) -> NDArray[np.float32]:
     """The part of a block's buffer that holds the scan's views `part`."""
     return buffer[part.start - views.start : part.stop - views.start]
-
-
-@contextmanager
-def _kernel_threads(threads: int) -> Iterator[int]:
-    """Run the kernels on that many threads (0: all), and leave numba's setting as it was."""
-    available = numba.config.NUMBA_NUM_THREADS
-    if threads < 0:
-        raise ValueError(f"expected a number of threads from 0 (all) to {available}, got {threads}")
-    before = numba.get_num_threads()
-    workers = min(threads or available, available)
-    numba.set_num_threads(workers)
-    try:
-        yield workers
-    finally:
-        numba.set_num_threads(before)
 
 
 class _Progress:

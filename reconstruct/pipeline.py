@@ -17,8 +17,8 @@ from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.scan import EnergyBin, Scan, ScanError
 from reconstruct.working_memory import WorkingMemory, file_array
 
-VERSION = 1
-"""Part of every recipe: raised when the same parameters would give other voxels than before."""
+VERSION = 2
+"""Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
 _PREPARED, _RECONSTRUCTED = 0.25, 0.8
 """Shares of the work of a bin that are done after preprocessing and after FDK."""

@@ -132,6 +132,7 @@ def test_noise_is_measured_beside_edges() -> None:
         ({"per_cm": np.array([[1.0, 2.0], [2.0, 4.0]])}, r"do not tell the materials \[0, 1\] apart"),
         ({"admissible": [(0, 7)]}, "expected sets of materials 0 to 1"),
         ({"noise": -np.eye(2)}, "has no inverse"),
+        ({"threads": -1}, "expected a number of threads from 0"),
         (
             {"per_cm": np.array([[1.0, 2.0, 3.0], [2.0, 1.0, 3.0]]), "method": Method(together=3)},
             "2 energy bins do not tell 3 materials",

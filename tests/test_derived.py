@@ -18,6 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from config.identity import UID_ROOT, version
 from reconstruct.derived import ct_series, frame_of_reference_uid
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.multi_energy import tube_voltage
 from reconstruct.projections import elements
 from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
 from reconstruct.projections.p1 import read_p1
@@ -218,9 +219,8 @@ def test_patient_study_and_provenance(scan: Scan) -> None:
     assert (ds.PatientID, ds.StudyInstanceUID, ds.AccessionNumber) == ("M-1", "1.2.3.4", "A1")
     assert ds.PatientSpeciesDescription == "Mus musculus"
     assert (ds.Modality, ds.SeriesDescription, ds.SeriesNumber) == ("CT", "FDK 25-38 keV", 702)
-    assert list(ds.ImageType) == ["DERIVED", "PRIMARY", "AXIAL"]
+    assert list(ds.ImageType) == ["DERIVED", "PRIMARY", "AXIAL", "ENERGY_BIN"]
     assert ds.PatientPosition == "HFS"
-    assert float(ds.KVP) == 118.0
     for told in ("method=FDK", "filter=hann", "cutoff=0.75", "views=4", "water_per_cm=0.25", "geometry_from=vectors"):
         assert told in ds.DerivationDescription, told
     referenced = {(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) for item in ds.SourceImageSequence}
@@ -232,6 +232,44 @@ def test_patient_study_and_provenance(scan: Scan) -> None:
     assert node.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
     assert (node.Manufacturer, node.SoftwareVersions) == ("Tharsis", version())
     assert ds.Manufacturer == "Tharsis"
+
+
+def test_energies_are_told_in_standard_attributes(scan: Scan) -> None:
+    ds = dcmread(to_file(series(scan)[1]))
+    assert (ds.MultienergyCTAcquisition, ds.KVP) == ("YES", None)
+    (acquisition,) = ds.MultienergyCTAcquisitionSequence
+    detectors = acquisition.MultienergyCTXRayDetectorSequence
+    assert [(float(d.NominalMinEnergy), float(d.NominalMaxEnergy)) for d in detectors] == [(10, 25), (25, 38)]
+    assert [d.get("EffectiveBinEnergy") for d in detectors] == [None, 31.0]
+    assert {d.MultienergyDetectorType for d in detectors} == {"PHOTON_COUNTING"}
+    paths = acquisition.MultienergyCTPathSequence
+    assert [(p.ReferencedXRaySourceIndex, p.ReferencedXRayDetectorIndex) for p in paths] == [(1, 1), (1, 2)]
+    assert acquisition.MultienergyAcquisitionDescription.endswith("these images show path 2")
+    assert tube_voltage(ds) == 118.0
+
+
+def test_the_exposure_is_told_as_far_as_the_scan_tells_it(scan: Scan) -> None:
+    scan = replace(scan, header=copy.deepcopy(scan.header))
+    scan.header.ExposureTimeInms, scan.header.XRayTubeCurrentInmA, scan.header.FocalSpots = 4000.0, 0.5, ["0.05"]
+    acquisition = series(scan)[0].MultienergyCTAcquisitionSequence[0]
+    (exposure,), (details,) = acquisition.CTExposureSequence, acquisition.CTXRayDetailsSequence
+    assert (exposure.ExposureTimeInms, exposure.XRayTubeCurrentInmA, exposure.ExposureInmAs) == (4000.0, 0.5, 2.0)
+    assert details.FocalSpots == 0.05
+
+
+@pytest.mark.parametrize("missing", ["another bin", "thresholds", "date"])
+def test_nothing_is_claimed_of_energies_that_are_not_known(scan: Scan, missing: str) -> None:
+    if missing == "another bin":
+        scan = replace(scan, bins=(BIN,))
+    elif missing == "thresholds":
+        scan = replace(scan, bins=(EnergyBin(1), BIN))
+    else:
+        scan = replace(scan, header=copy.deepcopy(scan.header))
+        del scan.header.AcquisitionDateTime, scan.header.SeriesDate
+    ds = series(scan)[0]
+    assert "MultienergyCTAcquisition" not in ds
+    assert list(ds.ImageType) == ["DERIVED", "PRIMARY", "AXIAL"]
+    assert tube_voltage(ds) == float(ds.KVP) == 118.0
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,14 @@ from segmented import (
 
 from plugins.embedding import is_picture
 from plugins.measurement.drawing import Entry, draw
-from plugins.measurement.key_picture import is_key_picture
+from plugins.measurement.key_picture import is_key_picture, key_picture
 from plugins.measurement.picture import volume_text
 from plugins.measurement.planes import Plane, centre_of, three_planes, window_of
-from plugins.measurement.segments import SegmentVoxels, segments_of, voxels_of
+from plugins.measurement.segments import SegmentVoxels, coded_names, segments_of, voxels_of
 from plugins.measurement.subject import Source
 from plugins.node import CannotProceed, Series
 from plugins.segmentation.source_grid import source_grid
+from reconstruct.dicom_items import code
 
 
 @pytest.fixture
@@ -134,13 +135,14 @@ def test_it_is_a_secondary_capture_that_says_where_it_comes_from(drawn, validato
     assert validator_errors(path) == []
     picture = pydicom.dcmread(path)
     assert picture.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
-    assert (picture.ConversionType, picture.BurnedInAnnotation) == ("WSD", "YES")
+    assert (picture.ConversionType, picture.BurnedInAnnotation) == ("WSD", "NO")
+    assert "RecognizableVisualFeatures" not in picture, "the slices do not tell"
     assert list(picture.ImageType) == ["DERIVED", "SECONDARY", "KEY PICTURE"]
     assert (picture.StudyInstanceUID, str(picture.PatientName)) == (STUDY, "Müller^Jörg")
     assert "FrameOfReferenceUID" not in picture
     named = {item.ReferencedSOPInstanceUID for item in picture.SourceImageSequence}
     assert named == {f"{SEG}.1", *(f"{CT}.{z}" for z in range(SHAPE[0]))}
-    assert "version=1" in picture.DerivationDescription
+    assert "version=2" in picture.DerivationDescription
 
 
 def test_what_names_the_patient_is_not_in_the_pixels(drawn, archive, tmp_path):
@@ -153,6 +155,51 @@ def test_what_names_the_patient_is_not_in_the_pixels(drawn, archive, tmp_path):
     second = picture_of(archive)
     assert str(second.PatientName) == "Other^Name"
     assert np.array_equal(first, second.pixel_array)
+
+
+def test_what_another_program_calls_its_segments_is_not_in_the_pixels(drawn, archive, tmp_path):
+    """Labels and the name of the algorithm are free text; the codes are shown instead."""
+    first = picture_of(drawn).pixel_array
+    values, masks = truth()
+    images = slices(values)
+    seg = seg_of(images, masks)
+    for item in seg.SegmentSequence:
+        item.SegmentLabel, item.SegmentAlgorithmName = f"of Mr Müller, {item.SegmentNumber}", "Dr Weiß"
+    store(archive, *images, seg)
+    assert not work(archive, report_settings(tmp_path))
+    assert np.array_equal(first, picture_of(archive).pixel_array)
+
+
+def test_codes_tell_segments_apart():
+    values, masks = truth()
+    seg = seg_of(slices(values), masks)
+    one, other = seg.SegmentSequence
+    left = code("7771000", "SCT", "Left")
+    for item, modifiers in ((one, [left]), (other, [])):
+        (kind,) = item.SegmentedPropertyTypeCodeSequence = [code("64033007", "SCT", "Kidney")]
+        kind.SegmentedPropertyTypeModifierCodeSequence = modifiers
+    assert coded_names(segments_of(seg)) == {1: "Kidney, left", 2: "Kidney"}
+    one.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = []
+    assert coded_names(segments_of(seg)) == {1: "Kidney (segment 1)", 2: "Kidney (segment 2)"}
+    for item in (one, other):
+        del item.SegmentedPropertyTypeCodeSequence, item.SegmentedPropertyCategoryCodeSequence
+    assert coded_names(segments_of(seg)) == {1: "Segment 1", 2: "Segment 2"}
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [({}, None), ({"all": "NO"}, "NO"), ({"all": "NO", 3: "YES"}, "YES"), ({3: "NO"}, None)]
+)
+def test_what_identifies_the_patient_in_the_slices_does_so_in_the_picture(told, expected):
+    values, masks = truth()
+    images = slices(values)
+    for place, image in enumerate(images):
+        if answer := told.get(place, told.get("all")):
+            image.BurnedInAnnotation = image.RecognizableVisualFeatures = answer
+    picture = key_picture(
+        np.zeros((4, 4, 3), np.uint8), seg_of(images, masks), images, series_uid="2.25.1", description=""
+    )
+    assert picture.get("RecognizableVisualFeatures") == expected
+    assert picture.BurnedInAnnotation == ("YES" if expected == "YES" else "NO")
 
 
 def test_key_pictures_and_reports_are_no_cases(drawn):

@@ -21,12 +21,15 @@ from index.archive import Archive
 from index.keys import Level
 from plugins.embedding import is_picture
 from plugins.materials import material_codes, plugin
-from plugins.node import Series
+from plugins.materials.bins import read_bins
+from plugins.materials.material_ct import refuse_without_energies
+from plugins.node import CannotProceed, Series
 from plugins.worker import Worker
 from reconstruct.basis import MATERIALS
 from reconstruct.geometry import VolumeGrid
 from reconstruct.simulate import simulate_scan
 from reconstruct.spectral_phantoms import spectral_phantom
+from reconstruct.working_memory import file_array
 
 PHANTOM = "contrast-agents"
 
@@ -149,6 +152,7 @@ def test_ct_images_hold_the_same_concentrations(decomposed: Archive) -> None:
             (item.NominalMinEnergy, item.NominalMaxEnergy) for item in acquisition.MultienergyCTXRayDetectorSequence
         ]
         assert edges == [(18, 30), (30, 45), (45, 60), (60, 118)]
+        assert acquisition.MultienergyAcquisitionDescription == "One spectrum, photons counted in 4 energy bins"
         basis = first.MultienergyCTProcessingSequence[0].DecompositionMaterialSequence
         assert [item.MaterialCodeSequence[0].CodeMeaning for item in basis] == [
             "Water", "Calcium Hydroxyapatite", "Iodine",
@@ -159,6 +163,15 @@ def test_ct_images_hold_the_same_concentrations(decomposed: Archive) -> None:
         values = np.stack([ds.pixel_array * step for ds in slices])
         expected = concentrations[name]
         np.testing.assert_allclose(values, expected, atol=step * 0.51)
+
+
+def test_there_are_no_images_of_materials_without_energies_in_those_of_the_bins(decomposed: Archive) -> None:
+    bins = read_bins(made(decomposed, "reconstruct"))
+    assert bins.kvp == 118
+    refuse_without_energies(bins)
+    del bins.first.MultienergyCTAcquisitionSequence
+    with pytest.raises(CannotProceed, match="have no multi-energy attributes"):
+        refuse_without_energies(bins)
 
 
 def test_maps_of_composition_are_not_embedded(decomposed: Archive) -> None:
@@ -192,6 +205,40 @@ def test_nothing_is_decomposed_unless_asked_for_or_of_one_bin(archive: Archive, 
     assert work(archive, settings_of(archive)) == []
     assert len(made(archive, "reconstruct")) == 1
     assert made(archive) == []
+
+
+def test_what_was_reconstructed_before_is_decomposed_when_a_command_says_so(
+    archive: Archive, scanned: list[Dataset], tharsis: Callable[..., Any], tmp_path: Path
+) -> None:
+    store(archive, scanned)
+    assert work(archive, settings_of(archive, enabled=False)) == []
+    config = tmp_path / "node.toml"
+    for enabled, queued in (("false", "0 jobs queued"), ("true", "1 job queued")):
+        config.write_text(f'[archive]\ndata = "{archive.data}"\n[materials]\nenabled = {enabled}\n')
+        told = tharsis("jobs", "queue", "decompose", "--config", config)
+        assert (told.returncode, told.stdout.splitlines()[-1].split(":")[0]) == (0, queued), told.stderr
+    assert work(archive, settings_of(archive)) == []
+    assert len(made(archive)) == 3
+    unknown = tharsis("jobs", "queue", "decomposition", "--config", config)
+    assert (unknown.returncode, "decompose" in unknown.stderr) == (2, True)
+
+
+def test_the_same_comes_out_when_memory_is_short(
+    archive: Archive, scanned: list[Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(archive)
+    store(archive, scanned)
+    assert work(archive, settings) == []
+    before, in_files = contents(archive), []
+    archive.delete(Level.SERIES, made(archive)[0].uid)
+    archive.jobs.push(plugin.KIND, made(archive, "reconstruct")[0].uid)
+    monkeypatch.setattr(
+        plugin, "file_array", lambda shape, folder: in_files.append(shape) or file_array(shape, folder)
+    )
+    little = settings.reconstruct.model_copy(update={"memory_mb": 0, "threads": 1})
+    assert work(archive, settings.model_copy(update={"reconstruct": little})) == []
+    assert contents(archive) == before
+    assert [len(shape) for shape in in_files] == [4, 4, 4, 4, 3], "bins, twice smoothed, fractions, residual"
 
 
 @pytest.mark.parametrize(

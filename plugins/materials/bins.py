@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from plugins.node import CannotProceed, Series
+from reconstruct.decomposition import Allocate
+from reconstruct.multi_energy import tube_voltage
 from reconstruct.projections import elements
 
 _SAME_KEV = 1e-6
@@ -65,9 +68,10 @@ class Bins:
     @property
     def kvp(self) -> float:
         """Tube voltage, kV; raises `CannotProceed` when it is not told."""
-        if self.first.get("KVP") is None:
+        told = tube_voltage(self.first)
+        if told is None:
             raise CannotProceed("the reconstruction does not tell the tube voltage (KVP): calibrate the materials")
-        return float(self.first.KVP)
+        return told
 
     @property
     def thresholds_kev(self) -> tuple[float, ...]:
@@ -94,8 +98,13 @@ class Bins:
         return tuple(told)
 
 
-def read_bins(series: Sequence[Series]) -> Bins:
+def read_bins(series: Sequence[Series], allocate: Allocate | None = None) -> Bins:
     """Read the CT series of the energy bins of one scan.
+
+    Parameters
+    ----------
+    allocate
+        Makes the array of the volumes; None: in memory.
 
     Raises
     ------
@@ -104,23 +113,32 @@ def read_bins(series: Sequence[Series]) -> Bins:
     """
     if len(series) < 2:
         raise CannotProceed(f"expected two energy bins or more, got {len(series)}")
-    bins, volumes = [], []
-    for each in series:
-        slices = sorted(map(pydicom.dcmread, each.paths), key=lambda ds: float(ds.ImagePositionPatient[2]))
-        volumes.append(np.stack([_per_cm(dataset) for dataset in slices]))
-        for dataset in slices:
-            del dataset.PixelData
-        told = elements.read(slices[0])
-        bins.append(
-            Bin(
-                tuple(slices), told.get("EnergyThresholdLow"), told.get("EnergyThresholdHigh"),
-                told.get("WaterAttenuation"),
-            )
-        )  # fmt: skip
+    files = [_from_feet_to_head(each) for each in series]
+    bins = [_bin(headers) for headers, _ in files]
     for below, above in pairwise(bins):
         if _grid(below) != _grid(above):
             raise CannotProceed("the energy bins do not lie on one grid: reconstruct the scan again")
-    return Bins(tuple(bins), np.stack(volumes))
+    first = bins[0].slices[0]
+    shape = (len(bins), len(bins[0].slices), int(first.Rows), int(first.Columns))
+    volumes = np.empty(shape, np.float32) if allocate is None else allocate(shape)
+    for volume, (_, paths) in zip(volumes, files, strict=True):
+        for image, path in zip(volume, paths, strict=True):
+            image[:] = _per_cm(pydicom.dcmread(path))
+    return Bins(tuple(bins), volumes)
+
+
+def _from_feet_to_head(series: Series) -> tuple[list[Dataset], list[Path]]:
+    """Return the headers of the slices and their files."""
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in series.paths]
+    order = sorted(range(len(headers)), key=lambda place: float(headers[place].ImagePositionPatient[2]))
+    return [headers[place] for place in order], [series.paths[place] for place in order]
+
+
+def _bin(slices: list[Dataset]) -> Bin:
+    told = elements.read(slices[0])
+    return Bin(
+        tuple(slices), told.get("EnergyThresholdLow"), told.get("EnergyThresholdHigh"), told.get("WaterAttenuation")
+    )
 
 
 def _grid(each: Bin) -> list[tuple[float, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,9 @@ from pydicom.sr.coding import Code
 from config.identity import derived_uid
 from plugins.materials.bins import Bins
 from plugins.materials.material_codes import CONCENTRATION, MG_PER_ML
+from plugins.node import CannotProceed
 from reconstruct.dicom_items import code, decimal, item_of
+from reconstruct.multi_energy import describe
 from reconstruct.part10 import with_file_meta
 from reconstruct.projections import elements
 from reconstruct.projections.scan import SourceInstance
@@ -53,6 +55,15 @@ class MaterialImages:
     basis: tuple[Code, ...]
 
 
+def refuse_without_energies(bins: Bins) -> None:
+    """Raise `CannotProceed` when the images of the bins lack the attributes that those of materials have to share."""
+    if not bins.first.get("MultienergyCTAcquisitionSequence"):
+        raise CannotProceed(
+            "the CT images of the energy bins have no multi-energy attributes, which those of materials share: "
+            'the scan tells no thresholds or no date, or an older version reconstructed it; leave "ct" out of objects'
+        )
+
+
 def material_ct(
     shown: MaterialImages, bins: Bins, *, series_uid: str, series_number: int, derivation: str
 ) -> Iterator[Dataset]:
@@ -61,7 +72,8 @@ def material_ct(
     Parameters
     ----------
     bins
-        What it was decomposed from: the lowest bin gives patient, study, geometry and equipment.
+        What it was decomposed from, with multi-energy attributes: the lowest bin gives patient, study, geometry,
+        equipment and acquisition.
     """
     step = _step(float(shown.mg_per_ml.max()))
     multi_energy = _acquisition(bins)
@@ -79,8 +91,6 @@ def material_ct(
         dataset.ImageType = ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"]
         sources = [each.slices[index] for each in bins.bins]
         add_sources(dataset, [SourceInstance(s.SOPClassUID, s.SOPInstanceUID) for s in sources], derivation)
-        dataset.MultienergyCTAcquisition = "YES"
-        dataset.KVP = None  # told in the sequence
         dataset.MultienergyCTAcquisitionSequence = [copy.deepcopy(multi_energy)]
         dataset.MultienergyCTProcessingSequence = [copy.deepcopy(processing)]
         _add_values(dataset, shown, step)
@@ -139,54 +149,7 @@ def _add_values(dataset: Dataset, shown: MaterialImages, step: float) -> None:
 
 
 def _acquisition(bins: Bins) -> Dataset:
-    """Return the Multi-energy CT Acquisition: one source, and a path for each energy bin of the detector.
-
-    What a scan does not tell of its exposure is left out: it is required of original images only (PS3.3 C.8.15.3). When
-    the source was last used is not told either; it begins and ends with the acquisition.
-    """
-    first = bins.first
-    begun = f"{first.AcquisitionDate}{first.AcquisitionTime}"
-    scanner = next(iter(first.get("ContributingEquipmentSequence", [])), first)
-    detector = str(scanner.get("DeviceSerialNumber") or scanner.get("ManufacturerModelName") or "1")[:16]
-    paths = list(range(1, len(bins.bins) + 1))
-    geometry = item_of(ReferencedPathIndex=paths)
-    for keyword, into in (
-        ("DistanceSourceToDetector", "DistanceSourceToDetector"),
-        ("DistanceSourceToPatient", "DistanceSourceToDataCollectionCenter"),
-    ):
-        if first.get(keyword) is not None:
-            setattr(geometry, into, float(first[keyword].value))
-    return item_of(
-        MultienergyAcquisitionDescription=f"One spectrum, photons counted in {len(paths)} energy bins",
-        MultienergyCTXRaySourceSequence=[
-            item_of(
-                XRaySourceIndex=1,
-                XRaySourceID="1",
-                MultienergySourceTechnique="CONSTANT_SOURCE",
-                SourceStartDateTime=begun,
-                SourceEndDateTime=begun,
-            )
-        ],
-        MultienergyCTXRayDetectorSequence=[
-            item_of(
-                XRayDetectorIndex=number,
-                XRayDetectorID=detector,
-                MultienergyDetectorType="PHOTON_COUNTING",
-                NominalMaxEnergy=each.high_kev if each.high_kev is not None else bins.kvp,
-                NominalMinEnergy=each.low_kev or 0.0,
-            )
-            for number, each in enumerate(bins.bins, start=1)
-        ],
-        MultienergyCTPathSequence=_paths(paths),
-        CTExposureSequence=[item_of(ReferencedXRaySourceIndex=1)],
-        CTXRayDetailsSequence=[item_of(ReferencedPathIndex=paths, KVP=first.get("KVP"))],
-        CTAcquisitionDetailsSequence=[item_of(ReferencedPathIndex=paths)],
-        CTGeometrySequence=[geometry],
-    )
-
-
-def _paths(paths: Sequence[int]) -> list[Dataset]:
-    return [
-        item_of(MultienergyCTPathIndex=number, ReferencedXRayDetectorIndex=number, ReferencedXRaySourceIndex=1)
-        for number in paths
-    ]
+    """Return the item of Multi-energy CT Acquisition of the bins, which is that of the materials too."""
+    acquisition: Dataset = copy.deepcopy(bins.first.MultienergyCTAcquisitionSequence[0])
+    acquisition.MultienergyAcquisitionDescription = describe(len(bins.bins))
+    return acquisition

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,18 @@ from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.materials import material_codes
 from plugins.materials.bins import Bins, read_bins
-from plugins.materials.material_ct import MaterialImages, material_ct
+from plugins.materials.material_ct import MaterialImages, material_ct, refuse_without_energies
 from plugins.materials.parametric_map import MapValues, parametric_map
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.basis import MATERIALS, Basis, Beam, calibrated, tabulated, water_path_mm
-from reconstruct.decomposition import Decomposition, Method, decompose
+from reconstruct.decomposition import Allocate, Decomposition, Method, decompose
 from reconstruct.provenance import in_words
+from reconstruct.working_memory import file_array
 
 KIND = "decompose"
-VERSION = 1
-"""Part of every recipe: raised when the same settings would give other values than before."""
+VERSION = 2
+"""Part of every recipe: raised when the same settings would give other values or other headers than before."""
 
 _MAP_NUMBERS, _CT_NUMBERS = 3000, 4000
 """Added to the series number of the lowest energy bin, and the number of the material."""
@@ -73,10 +74,14 @@ def decompose_bins(task: Task) -> None:
     source = made_by.outputs[0]
     if is_made(task.archive, source, recipe, digest):
         return
-    bins = read_bins([Series(task.archive, uid) for uid in made_by.outputs])
+    series = [Series(task.archive, uid) for uid in made_by.outputs]
+    allocate = _allocation(series, task)
+    bins = read_bins(series, allocate)
+    if "ct" in settings.objects:
+        refuse_without_energies(bins)
     task.progress(_READ)
     try:
-        found = materials_in(bins, settings)
+        found = materials_in(bins, settings, threads=task.settings.reconstruct.threads, allocate=allocate)
     except ValueError as error:
         raise CannotProceed(str(error)) from error
     task.progress(_DECOMPOSED)
@@ -85,6 +90,21 @@ def decompose_bins(task: Task) -> None:
         outputs.append(publish(task.archive, objects))
         task.progress(_DECOMPOSED + (1 - _DECOMPOSED) * len(outputs) / (2 * len(found.basis.materials) + 1))
     record(task.archive, source, recipe, digest, outputs)
+
+
+def _allocation(series: Sequence[Series], task: Task) -> Allocate:
+    """Return what makes the large arrays: in memory while all together fit ``[reconstruct] memory_mb``, else in files.
+
+    Together they are the bins twice, as they are and smoothed, the materials and the residual.
+    """
+    header, settings = series[0].header, task.settings
+    volumes = 2 * len(series) + len(settings.materials.use) + 1
+    needed = 4 * volumes * len(series[0].instances) * int(header.Rows) * int(header.Columns)
+    if needed <= settings.reconstruct.memory_mb << 20:
+        return lambda shape: np.empty(shape, np.float32)
+    folder = task.archive.data / "work"
+    folder.mkdir(exist_ok=True)
+    return lambda shape: file_array(shape, folder)
 
 
 def recipe_of(settings: MaterialSettings) -> dict[str, Any]:
@@ -113,8 +133,10 @@ class Found:
         return values
 
 
-def materials_in(bins: Bins, settings: MaterialSettings) -> Found:
-    """Decompose the bins as the settings say.
+def materials_in(
+    bins: Bins, settings: MaterialSettings, *, threads: int = 0, allocate: Allocate | None = None
+) -> Found:
+    """Decompose the bins as the settings say; threads and where the arrays go are those of `decompose`.
 
     Raises
     ------
@@ -131,7 +153,9 @@ def materials_in(bins: Bins, settings: MaterialSettings) -> Found:
         choice_voxels=settings.choice_voxels,
     )
     names = [material.name for material in basis.materials]
-    decomposition = decompose(bins.volumes, basis.per_cm, method, admissible=_sets(settings, names))
+    decomposition = decompose(
+        bins.volumes, basis.per_cm, method, admissible=_sets(settings, names), threads=threads, allocate=allocate
+    )
     return Found(basis, decomposition, {"materials": "+".join(names), **told, **vars(method)})
 
 

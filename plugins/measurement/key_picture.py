@@ -81,9 +81,22 @@ def _add_sources(dataset: Dataset, seg: Dataset, slices: Sequence[Dataset], desc
         )
         for source in (seg, *slices)
     ]
-    # YES though it names no patient: the labels of a SEG from elsewhere are free text, and nobody has read them.
-    dataset.BurnedInAnnotation = "YES"
+    _add_what_identifies(dataset, slices)
     dataset.LossyImageCompression = "00"
+
+
+def _add_what_identifies(dataset: Dataset, slices: Sequence[Dataset]) -> None:
+    """Say whether the pixels identify the patient (PS3.3 C.7.6.1): what is drawn does not, so it is as in the slices.
+
+    Whether features can be recognised (0028,0302) is told where all slices tell it.
+    """
+    burned_in, recognizable = (
+        {str(source.get(keyword) or "") for source in slices}
+        for keyword in ("BurnedInAnnotation", "RecognizableVisualFeatures")
+    )
+    dataset.BurnedInAnnotation = "YES" if "YES" in burned_in else "NO"
+    if "YES" in recognizable or recognizable == {"NO"}:
+        dataset.RecognizableVisualFeatures = "YES" if "YES" in recognizable else "NO"
 
 
 def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint8]) -> None:

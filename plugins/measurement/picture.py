@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from plugins.measurement.measuring import Measurements, SegmentMeasurements
 from plugins.measurement.planes import centre_of, three_planes, window_of
-from plugins.measurement.segments import voxels_of
+from plugins.measurement.segments import StoredSegment, coded_names, voxels_of
 from plugins.measurement.subject import Subject
 
-VERSION = "1"
+VERSION = "2"
 """Changes when the same segments would be drawn otherwise."""
 
 
 def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[np.uint8]:
     """Draw the segments over three planes of the series that was segmented: (row, column, 3) RGB.
+
+    Segments of another program go by their codes, for nobody has read its texts: a label may name the patient.
 
     Raises
     ------
@@ -29,8 +33,9 @@ def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[
     centre = centre_of(voxels, numbers)
     planes = three_planes(subject.values, voxels, numbers, subject.source.grid.spacing_mm_zyx, centre)
     window = window_of(subject.values, voxels)
+    names = _names(subject, [row.segment for row in measured.segments])
     legend = [
-        Entry(row.segment.number, row.segment.colour, row.segment.label, *_numbers(row, measured))
+        Entry(row.segment.number, row.segment.colour, names[row.segment.number], *_numbers(row, measured))
         for row in measured.segments
     ]
     unit = subject.source.unit
@@ -48,6 +53,12 @@ def volume_text(mm3: float) -> str:
     return f"{value:,.{decimals}f} {unit}"
 
 
+def _names(subject: Subject, segments: Sequence[StoredSegment]) -> Mapping[int, str]:
+    if subject.made_here:
+        return {segment.number: segment.label for segment in segments}
+    return coded_names(segments)
+
+
 def _numbers(row: SegmentMeasurements, measured: Measurements) -> tuple[str, str]:
     """Return volume, and mean with deviation, of the series that was segmented."""
     statistics, unit = row.of_series[measured.sources.index(measured.segmented)], measured.segmented.unit
@@ -62,6 +73,8 @@ def _rounded(value: float, unit: str) -> str:
 
 
 def _algorithm(subject: Subject) -> str:
-    """Return what the SEG says made its segments."""
+    """Return what the SEG says made its segments, if this node made it."""
+    if not subject.made_here:
+        return ""
     names = sorted({str(item.get("SegmentAlgorithmName") or "") for item in subject.seg.SegmentSequence} - {""})
     return ", ".join(names)[:80]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from skimage.color import lab2rgb
 from plugins.measurement.subject import Source
 from plugins.node import CannotProceed
 from plugins.segmentation.reading import read_segmentation
+from plugins.segmentation.stored_segments import modifiers_of
 
 _PALETTE = (
     "#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#c77dff", "#43aa8b", "#ff8fab", "#4895ef", "#e9ff70", "#d4a373",
@@ -35,6 +37,8 @@ class StoredSegment:
         Segment Label.
     category, type
         Segmented Property Category and Type; None where the SEG has none.
+    modifiers
+        Of the type: left, right.
     site
         Anatomic Region; None where the SEG has none.
     tracking_id, tracking_uid
@@ -47,6 +51,7 @@ class StoredSegment:
     label: str
     category: Code | None
     type: Code | None
+    modifiers: tuple[Code, ...]
     site: Code | None
     tracking_id: str
     tracking_uid: str
@@ -60,12 +65,33 @@ def segments_of(seg: Dataset) -> tuple[StoredSegment, ...]:
     return tuple(_segment(item, place) for place, item in enumerate(items))
 
 
+def coded_names(segments: Sequence[StoredSegment]) -> dict[int, str]:
+    """Return what the codes call each segment, by its number, and nothing that somebody may have typed in.
+
+    For example ``Kidney, right``; with the number of the segment where others have the same codes or it has none.
+    """
+    names = {each.number: _coded_name(each) for each in segments}
+    times = Counter(names.values())
+    return {
+        number: (f"{name} (segment {number})" if times[name] > 1 else name) if name else f"Segment {number}"
+        for number, name in names.items()
+    }
+
+
+def _coded_name(segment: StoredSegment) -> str:
+    meaning = segment.type.meaning if segment.type else segment.category.meaning if segment.category else ""
+    return ", ".join(filter(None, [meaning, *(modifier.meaning.lower() for modifier in segment.modifiers)]))
+
+
 def _segment(item: Dataset, place: int) -> StoredSegment:
     return StoredSegment(
         number=int(item.SegmentNumber),
         label=str(item.get("SegmentLabel") or f"Segment {item.SegmentNumber}"),
         category=_code(item, "SegmentedPropertyCategoryCodeSequence"),
         type=_code(item, "SegmentedPropertyTypeCodeSequence"),
+        modifiers=modifiers_of(
+            item, "SegmentedPropertyTypeCodeSequence", "SegmentedPropertyTypeModifierCodeSequence"
+        ),
         site=_code(item, "AnatomicRegionSequence"),
         tracking_id=str(item.get("TrackingID") or ""),
         tracking_uid=str(item.get("TrackingUID") or ""),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from index import derivations
 from index.archive import Archive
 from index.errors import NotFound
 from plugins import reconstruction
@@ -74,12 +75,15 @@ class Subject:
         Its voxels, ``(z, y, x)`` float32 in its unit.
     bins
         Series Instance UIDs of all energy bins of that scan, ascending; of the source alone where it is no bin.
+    made_here
+        Whether this node made the SEG, so that its texts are its segmenters'.
     """
 
     seg: Dataset
     source: Source
     values: NDArray[np.float32]
     bins: tuple[str, ...]
+    made_here: bool
 
 
 def segmented_only(subject: Subject) -> Subject:
@@ -177,7 +181,8 @@ def read_subject(archive: Archive, seg: Dataset) -> Subject:
     mine, theirs = (str(item.get("FrameOfReferenceUID", "")) for item in (seg, source.slices[0]))
     if mine and theirs and mine != theirs:
         raise CannotProceed(f"SEG {seg.SOPInstanceUID} has the Frame of Reference {mine}, its source {theirs}")
-    return Subject(seg, source, values, energy_bins(archive, series))
+    made_here = derivations.maker(archive.database, str(seg.SeriesInstanceUID)) is not None
+    return Subject(seg, source, values, energy_bins(archive, series), made_here)
 
 
 def _refuse_other(series: Series) -> None:
