@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from commands.console import USAGE, err, fail, out, progress_bar
+from commands.console import USAGE, fail, out, progress_bar
 from commands.segmenter_data import Pair, collect, pairs_of, spacings_of
 from commands.segmenter_judgement import Judgement, judge
 from commands.segmenter_report import Report, write_report
 from commands.segmenter_training import HoldOut
+from commands.training_bar import training_bar
 from config.identity import version
 from index.archive import Archive
 from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.device import describe, use_threads
-from index.encoders.learned.loop import Epoch, OtherRun
+from index.encoders.learned.loop import OtherRun
 from plugins.node import CannotProceed
 from plugins.segmentation.learned import models, weights
 from plugins.segmentation.learned.examples import Examples, Parts, split_patients, split_slices
@@ -158,7 +157,7 @@ def _train(parts: Parts, recipe: Recipe, checkpoint: Path, *, resume: bool) -> R
     elif not checkpoint.exists():
         fail(f"there is no interrupted training to go on with (no {checkpoint})")
     try:
-        with _bar(recipe.epochs) as show:
+        with training_bar(recipe.epochs) as show:
             return train(parts.training, parts.validation, recipe, saved=checkpoint, progress=show)
     except KeyboardInterrupt:
         fail("interrupted; the same command with --resume goes on after the last whole epoch")
@@ -166,25 +165,6 @@ def _train(parts: Parts, recipe: Recipe, checkpoint: Path, *, resume: bool) -> R
         fail(f"{error}; give the options of the interrupted training, or leave out --resume")
     except (CannotTrain, UnusableFile) as error:
         fail(str(error))
-
-
-@contextmanager
-def _bar(epochs: int) -> Iterator[Callable[[Epoch], None]]:
-    """Show how the training goes, on standard error."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=err) as progress:
-        task = progress.add_task("Training", total=epochs, figures="")
-
-        def show(epoch: Epoch) -> None:
-            progress.update(task, advance=1, figures=f"loss {epoch.loss:.3f}, {epoch.figure_name} {epoch.figure:.3f}")
-
-        yield show
 
 
 def _keep(archive: Archive, examples: Examples, parts: Parts, recipe: Recipe, run: Run, wishes: Wishes) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from commands.console import USAGE, err, fail, out, progress_bar
+from commands.console import USAGE, fail, out, progress_bar
+from commands.training_bar import training_bar
 from commands.training_data import collect
 from commands.training_judgement import Judgement, judge, neighbours
 from commands.training_report import Report, write_report
@@ -24,7 +22,7 @@ from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.corpus import UNKNOWN, Corpus, Split, split
 from index.encoders.learned.device import describe, use_threads
 from index.encoders.learned.encoder import LearnedEncoder
-from index.encoders.learned.loop import Epoch, OtherRun
+from index.encoders.learned.loop import OtherRun
 from index.encoders.learned.recipe import Recipe, epochs_for
 from index.encoders.learned.training import CannotTrain, Trained, predicted, train
 from index.labels import InvalidLabels, read_labels
@@ -121,7 +119,7 @@ def _train(run: _Run, checkpoint: Path, *, resume: bool) -> Trained:
     elif not checkpoint.exists():
         fail(f"there is no interrupted training to go on with (no {checkpoint})")
     try:
-        with _bar(run.recipe.restoring_epochs + run.recipe.epochs) as show:
+        with training_bar(run.recipe.restoring_epochs + run.recipe.epochs) as show:
             return train(run.training, run.validation, run.recipe, saved=checkpoint, progress=show)
     except KeyboardInterrupt:
         fail("interrupted; the same command with --resume goes on after the last whole epoch")
@@ -129,26 +127,6 @@ def _train(run: _Run, checkpoint: Path, *, resume: bool) -> Trained:
         fail(f"{error}; give the options of the interrupted training, or leave out --resume")
     except (CannotTrain, UnusableFile) as error:
         fail(str(error))
-
-
-@contextmanager
-def _bar(epochs: int) -> Iterator[Callable[[Epoch], None]]:
-    """Show how the training goes, on standard error."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=err) as progress:
-        task = progress.add_task("Training", total=epochs, figures="")
-
-        def show(epoch: Epoch) -> None:
-            figures = f"loss {epoch.loss:.3f}, {epoch.figure_name} on validation {epoch.figure:.3f}"
-            progress.update(task, advance=1, description=f"Training: {epoch.stage}", figures=figures)
-
-        yield show
 
 
 def _keep(archive: Archive, run: _Run, trained: Trained, wishes: Wishes) -> None:
