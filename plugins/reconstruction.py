@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from config.settings import ReconstructSettings, Settings
 from index import derivations
@@ -12,9 +13,11 @@ from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
-from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections.registry import read_scan, scan_sets
 from reconstruct.projections.scan import ScanError
+
+if TYPE_CHECKING:
+    from reconstruct.pipeline import Parameters  # the kernels' compiler takes its time: imported when they are used
 
 KIND = "reconstruct"
 
@@ -67,6 +70,8 @@ def job_functions() -> Mapping[str, JobFunction]:
 
 def parameters_from(settings: ReconstructSettings) -> Parameters:
     """Return the reconstruction that the settings ask for."""
+    from reconstruct.pipeline import Parameters
+
     return Parameters(settings.filter, settings.cutoff, settings.voxel_mm, settings.memory_mb, settings.threads)
 
 
@@ -78,6 +83,8 @@ def reconstruct(task: Task) -> None:
     CannotProceed
         The scan is incomplete, contradictory or unreadable; the sentence names what is missing.
     """
+    from reconstruct.pipeline import reconstruct_scan
+
     parameters = parameters_from(task.settings.reconstruct)
     recipe = parameters.recipe()
     work_folder = task.archive.data / "work"

@@ -20,7 +20,7 @@ from config.settings import MaterialName, Settings, load_settings
 from index.archive import Archive
 from index.keys import Level
 from plugins.embedding import is_picture
-from plugins.materials import material_codes, plugin
+from plugins.materials import decomposing, material_codes, plugin
 from plugins.materials.bins import read_bins
 from plugins.materials.material_ct import refuse_without_energies
 from plugins.node import CannotProceed, Series
@@ -233,7 +233,7 @@ def test_the_same_comes_out_when_memory_is_short(
     archive.delete(Level.SERIES, made(archive)[0].uid)
     archive.jobs.push(plugin.KIND, made(archive, "reconstruct")[0].uid)
     monkeypatch.setattr(
-        plugin, "file_array", lambda shape, folder: in_files.append(shape) or file_array(shape, folder)
+        decomposing, "file_array", lambda shape, folder: in_files.append(shape) or file_array(shape, folder)
     )
     little = settings.reconstruct.model_copy(update={"memory_mb": 0, "threads": 1})
     assert work(archive, settings.model_copy(update={"reconstruct": little})) == []

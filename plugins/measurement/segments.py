@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from skimage.color import lab2rgb
 
 from plugins.measurement.subject import Source
 from plugins.node import CannotProceed
@@ -112,6 +111,8 @@ def _colour(item: Dataset, place: int) -> str:
     lab = item.get("RecommendedDisplayCIELabValue")
     if not lab or len(lab) != 3:
         return _PALETTE[place] if place < len(_PALETTE) else _further_colour(place)
+    from skimage.color import lab2rgb  # takes its time, and few segments bring a colour
+
     scaled = np.array([lab[0] / 65535 * 100, lab[1] / 65535 * 255 - 128, lab[2] / 65535 * 255 - 128])
     red, green, blue = (round(255 * float(part)) for part in np.clip(lab2rgb(scaled), 0, 1))
     return f"#{red:02x}{green:02x}{blue:02x}"

@@ -17,7 +17,6 @@ import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from skimage.filters import threshold_multiotsu
 
 from plugins.segmentation.attenuation_ranges import GAS_HU, Ranges
 from plugins.segmentation.hounsfield import hounsfield
@@ -136,6 +135,8 @@ def _tissue_segments(ranges: Ranges) -> tuple[Segment, ...]:
 
 
 def _by_otsu(values: NDArray[np.float32], volume: Volume, least: float, progress: Progress) -> Found:
+    from skimage.filters import threshold_multiotsu  # takes its time, and most volumes do without
+
     nothing: Found = np.zeros(values.shape, np.uint8), (), {"thresholds_per_cm": ""}
     some = values.ravel()[:: max(1, values.size // _OTSU_SAMPLES)]
     if np.unique(some).size < _OTSU_CLASSES:

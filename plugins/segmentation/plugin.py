@@ -16,7 +16,6 @@ from plugins.publish import is_made, publish, record
 from plugins.segmentation.classical import Classical
 from plugins.segmentation.learned.segmenter import Learned
 from plugins.segmentation.offered import UnknownSegmenter, chosen
-from plugins.segmentation.seg_object import seg_object
 from plugins.segmentation.segmenter import Segmentation, Segmenter, Volume
 from plugins.segmentation.totalsegmentator import TotalSegmentator
 from plugins.segmentation.volume_reader import read_volume
@@ -73,6 +72,8 @@ def segment(task: Task) -> None:
     CannotProceed
         The segmenter is not in use (any more), or what it returned does not fit the volume.
     """
+    from plugins.segmentation.seg_object import seg_object  # highdicom takes its time
+
     wanted = task.settings.segmentation
     segmenter = _segmenter(task)
     series = task.series()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from highdicom.spatial import iter_tiled_full_frame_data
 from pydicom.dataset import Dataset
 
 from index.encoders.functional_groups import of_frame
@@ -48,6 +47,8 @@ def tiling_of(dataset: Dataset) -> Tiling | None:
     if int(dataset.get("TotalPixelMatrixFocalPlanes") or 1) > 1:
         raise CannotProceed(f"expected a slide of one focal plane, got {dataset.TotalPixelMatrixFocalPlanes}")
     if dataset.get("DimensionOrganizationType") == "TILED_FULL":
+        from highdicom.spatial import iter_tiled_full_frame_data  # takes its time, and few SEGs are of slides
+
         try:
             told = [(row, column, channel) for channel, _, column, row, *_ in iter_tiled_full_frame_data(dataset)]
         except (AttributeError, ValueError, IndexError, TypeError) as error:
