@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,8 @@ from plugins.segmentation.classes import SegmentClass
 from plugins.segmentation.learned.examples import Example, Examples
 from plugins.segmentation.learned.losses import UNKNOWN
 from plugins.segmentation.learned.preparation import Prepared, prepared, prepared_labels
-from plugins.segmentation.reading import Reading, read_segmentation
+from plugins.segmentation.reading import read_segmentation
+from plugins.segmentation.segmenter import Segmentation
 from plugins.segmentation.source_grid import SourceGrid, grid_of_files
 from plugins.segmentation.volume_reader import read_on_grid
 
@@ -107,57 +108,69 @@ def collect(
         Names of classes (`SegmentClass.name`, in any case) to learn; all when None. The others are background.
     """
     wanted = None if segments is None else {name.casefold() for name in segments}
-    found: list[tuple[Pair, tuple[int, ...], Prepared, list[_Told]]] = []
+    found: list[tuple[Pair, Prepared, tuple[_Told, ...]]] = []
     for done, pair in enumerate(pairs):
         progress(done / len(pairs))
         try:
             _, grid, volume = read_on_grid(pair.series.paths)
-            told = list(_told(pair.annotations, grid, wanted))
+            onto = prepared(volume, spacing_mm, reach_mm)
+            told = tuple(_told(pair.annotations, grid, onto, wanted))
             if told:
-                found.append((pair, volume.values.shape, prepared(volume, spacing_mm, reach_mm), told))
+                found.append((pair, onto, told))
         except (CannotProceed, OSError) as error:
             logger.warning("series %s takes no part in the training: %s", pair.series.uid, error)
     progress(1.0)
-    classes = _classes(each for _, _, _, told in found for each in told)
+    classes = _classes(each for _, _, told in found for each in told)
     numbers = {each.key: number for number, each in enumerate(classes, start=1)}
     return Examples(classes, tuple(_example(*parts, numbers) for parts in found))
 
 
 @dataclass(frozen=True, eq=False)
 class _Told:
-    """What one annotation tells: of which slices of the volume, and where its segments are."""
+    """What one annotation tells, at the spacing of the network.
 
-    slices: npt.NDArray[np.bool_]
-    masks: tuple[tuple[SegmentClass, npt.NDArray[np.bool_]], ...]
+    Attributes
+    ----------
+    is_told
+        Where it tells anything, ``(z, y, x)``.
+    maps
+        Label maps ``(z, y, x)``, each with the classes that are wanted of it by their labels.
+    """
+
+    is_told: npt.NDArray[np.bool_]
+    maps: tuple[tuple[npt.NDArray[np.uint8], Mapping[int, SegmentClass]], ...]
 
 
-def _told(annotations: Iterable[Annotation], grid: SourceGrid, wanted: Collection[str] | None) -> Iterator[_Told]:
+def _told(
+    annotations: Iterable[Annotation], grid: SourceGrid, onto: Prepared, wanted: Collection[str] | None
+) -> Iterator[_Told]:
     for annotation in annotations:
         try:
             reading = read_segmentation(pydicom.dcmread(annotation.path), grid)
         except (CannotProceed, InvalidDicomError, OSError, ValueError) as error:
             logger.warning("the annotation %s is left out: %s", annotation.path.name, error)
             continue
-        is_named = [not annotation.images or uid in annotation.images for uid, _ in grid.frames]
-        yield _Told(np.array(is_named, dtype=np.bool_), tuple(_masks(reading, wanted)))
+        is_named = np.array([not annotation.images or uid in annotation.images for uid, _ in grid.frames])
+        slices = np.broadcast_to(is_named.astype(np.uint8)[:, None, None], grid.shape_zyx)
+        maps = tuple(
+            (prepared_labels(segmentation.labels, onto), _wanted_of(segmentation, wanted))
+            for segmentation in reading.segmentations
+        )
+        yield _Told(prepared_labels(slices, onto) > 0, maps)
 
 
-def _masks(
-    reading: Reading, wanted: Collection[str] | None
-) -> Iterator[tuple[SegmentClass, npt.NDArray[np.bool_]]]:
-    for segmentation in reading.segmentations:
-        for label, segment in enumerate(segmentation.segments, start=1):
-            own = SegmentClass.of(segment)
-            if wanted is None or own.name.casefold() in wanted:
-                yield own, segmentation.labels == label
+def _wanted_of(segmentation: Segmentation, wanted: Collection[str] | None) -> dict[int, SegmentClass]:
+    classes = {label: SegmentClass.of(segment) for label, segment in enumerate(segmentation.segments, start=1)}
+    return {label: own for label, own in classes.items() if wanted is None or own.name.casefold() in wanted}
 
 
 def _classes(told: Iterable[_Told]) -> tuple[SegmentClass, ...]:
     """Return the classes by name; the first spelling of a code counts."""
     found: dict[tuple[object, ...], SegmentClass] = {}
     for each in told:
-        for own, _ in each.masks:
-            found.setdefault(own.key, own)
+        for _, own in each.maps:
+            for one in own.values():
+                found.setdefault(one.key, one)
     classes = sorted(found.values(), key=lambda each: each.name.casefold())
     if len(classes) > _MOST_CLASSES:
         raise CannotProceed(
@@ -168,24 +181,22 @@ def _classes(told: Iterable[_Told]) -> tuple[SegmentClass, ...]:
 
 
 def _example(
-    pair: Pair,
-    shape: tuple[int, ...],
-    onto: Prepared,
-    told: Sequence[_Told],
-    numbers: dict[tuple[object, ...], int],
+    pair: Pair, onto: Prepared, told: Sequence[_Told], numbers: Mapping[tuple[object, ...], int]
 ) -> Example:
     truth = np.full(onto.values.shape, UNKNOWN, np.uint8)
-    is_told = np.zeros(1 + len(numbers), dtype=np.bool_)
-    is_told[0] = True
-    masks = []
+    is_told = np.zeros((len(truth), 1 + len(numbers)), dtype=np.bool_)
+    is_told[:, 0] = True
+    segments = []
     for each in told:
-        named = np.broadcast_to(each.slices[:, None, None], shape)
-        truth[prepared_labels(named.astype(np.uint8), onto) > 0] = 0
-        masks += [(numbers[own.key], mask) for own, mask in each.masks]
+        truth[each.is_told] = 0
+        for labels, classes in each.maps:
+            counts = np.bincount(labels.ravel(), minlength=256)
+            for label, own in classes.items():
+                is_told[each.is_told.any(axis=(1, 2)), numbers[own.key]] = True
+                segments.append((int(counts[label]), numbers[own.key], labels, label))
     # Where segments overlap the smaller one is the one that says more.
-    for number, mask in sorted(masks, key=lambda pair: -int(np.count_nonzero(pair[1]))):
-        truth[prepared_labels(mask.astype(np.uint8), onto) > 0] = number
-        is_told[number] = True
+    for _, number, labels, label in sorted(segments, key=lambda segment: -segment[0]):
+        truth[labels == label] = number
     return Example(
         pair.patient, pair.study, pair.series.uid, onto.values, truth, is_told, onto.step, onto.slice_mm
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -66,7 +67,8 @@ def list_annotated(archive: Archive) -> None:
     with progress_bar("Reading the annotations") as bar:
         examples = _collected(pairs, _spacings(pairs, None), None, bar.fraction)
     for volume in examples.volumes:
-        counts.update(each.name for each, told in zip(examples.classes, volume.is_told[1:], strict=True) if told)
+        is_told = np.asarray(volume.is_told.any(axis=0))
+        counts.update(each.name for number, each in enumerate(examples.classes, start=1) if is_told[number])
     table = Table("segment", "code", "series")
     for each in examples.classes:
         code = ", ".join(f"({code.value}, {code.scheme_designator})" for code in (each.type, *each.modifiers))

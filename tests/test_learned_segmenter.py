@@ -19,7 +19,7 @@ from plugins.segmentation.learned.losses import UNKNOWN, partial_segmentation
 from plugins.segmentation.learned.network import SegmentationNet
 from plugins.segmentation.learned.preparation import prepared, prepared_labels
 from plugins.segmentation.learned.recipe import WIDTHS, Recipe, Strength, epochs_for
-from plugins.segmentation.learned.training import dice
+from plugins.segmentation.learned.training import Segmenting, dice
 from plugins.segmentation.learned.views import views
 from plugins.segmentation.segmenter import Segment, Volume
 from plugins.segmentation.source_grid import source_grid
@@ -107,7 +107,8 @@ def test_a_mirrored_view_has_the_other_side_under_its_name() -> None:
     slices[..., 2:5], truth[..., 2:5] = 100.0, 1
     still = Strength(0, 0, 0, 0, 1.0, 0, 0, 0, 0)
     sides = torch.from_numpy(mirrored([KIDNEY_R, KIDNEY_L]))
-    values, own = views(slices, truth, sides, 16, torch.Generator().manual_seed(0), still)
+    values, own, is_mirrored = views(slices, truth, sides, 16, torch.Generator().manual_seed(0), still)
+    assert is_mirrored.all()
     assert (own[..., 11:14] == 2).all()
     assert (own == 0).sum() == 16 * 13
     assert (values[:, :, :, 12] > 0).all()
@@ -117,8 +118,9 @@ def test_a_view_without_changes_is_the_slice_padded_with_air() -> None:
     slices = torch.randn(2, 5, 10, 12) * 100
     truth = torch.randint(0, 3, (2, 10, 12))
     still = Strength(0, 0, 0, 0, 0, 0, 0, 0, 0)
-    values, own = views(slices, truth, torch.arange(256), 16, torch.Generator().manual_seed(0), still)
+    values, own, is_mirrored = views(slices, truth, torch.arange(256), 16, torch.Generator().manual_seed(0), still)
     assert values.shape == (2, 5, 16, 16)
+    assert not is_mirrored.any()
     torch.testing.assert_close(values[:, :, 3:13, 2:14], slices, atol=0.01, rtol=1e-3)
     assert torch.equal(own[:, 3:13, 2:14], truth)
     assert (values[:, :, :3] == -1000).all()
@@ -202,6 +204,22 @@ def test_a_class_that_nobody_told_of_counts_as_background() -> None:
     assert loss(1) > 1.0
 
 
+def test_a_side_that_nobody_drew_stays_open_in_mirrored_views() -> None:
+    """Only left kidneys are drawn: of right ones nothing is told, and in a mirrored view it is the other way round."""
+    values = np.zeros((4, 16, 16), np.float16)
+    is_told = np.array([[True, True, False]] * 4)
+    volume = Example("P", "s", "1", values, np.ones(values.shape, np.uint8), is_told, 1.0, 3.0)
+    examples = Examples((KIDNEY_L, KIDNEY_R), (volume,))
+    sides = torch.from_numpy(mirrored(examples.classes))
+    stage = Segmenting(examples, examples, Recipe(1.0, 1.0, tile=16), sides)
+    seen_as = {
+        (int(truth.max()), tuple(told.tolist()))
+        for seed in range(12)
+        for _, truth, told in [stage._view((0, 1), torch.Generator().manual_seed(seed))]
+    }
+    assert seen_as == {(1, (True, True, False)), (2, (True, False, True))}
+
+
 def test_dice_leaves_out_what_is_unknown_and_what_is_nowhere() -> None:
     truth = np.array([[1, 1, 0, UNKNOWN]], np.uint8)
     predicted = np.array([[1, 0, 0, 2]], np.uint8)
@@ -213,7 +231,7 @@ def test_dice_leaves_out_what_is_unknown_and_what_is_nowhere() -> None:
 def example(patient: str, slices: int = 40) -> Example:
     values = np.arange(slices, dtype=np.float16)[:, None, None] * np.ones((slices, 4, 4), np.float16)
     return Example(patient, f"study {patient}", f"series {patient}", values,
-                   np.ones(values.shape, np.uint8), np.ones(2, np.bool_), 1.0, 3.0)  # fmt: skip
+                   np.ones(values.shape, np.uint8), np.ones((slices, 2), np.bool_), 1.0, 3.0)  # fmt: skip
 
 
 def test_a_split_by_patient_parts_patients() -> None:

@@ -35,7 +35,7 @@ class Example:
     truth
         Class of each voxel, ``(z, y, x)``: 0 is background, `UNKNOWN` where no annotation tells.
     is_told
-        Which classes the annotations tell of, axis (class,); the background always.
+        Which classes the annotations tell of in each slice, axes (z, class); the background always.
     step
         Distance of the neighbours that the network sees, in slices.
     slice_mm
@@ -56,8 +56,9 @@ class Example:
 
     def part(self, first: int, last: int) -> Example:
         """Return the slices from `first` on and before `last`; what lies beyond them is not seen."""
-        values, truth = self.values[first:last], self.truth[first:last]
-        return replace(self, values=values, truth=truth, first=self.first + first)
+        inside = slice(first, last)
+        values, truth, is_told = self.values[inside], self.truth[inside], self.is_told[inside]
+        return replace(self, values=values, truth=truth, is_told=is_told, first=self.first + first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +93,9 @@ class Examples:
         """Return a fingerprint of all that training could see of it."""
         sha = hashlib.sha256(repr([each.to_plain() for each in self.classes]).encode())
         for volume in self.volumes:
-            sha.update(repr((volume.values.shape, volume.step, volume.is_told.tolist())).encode())
-            sha.update(np.ascontiguousarray(volume.values).tobytes())
-            sha.update(np.ascontiguousarray(volume.truth).tobytes())
+            sha.update(repr((volume.values.shape, volume.step)).encode())
+            for part in (volume.values, volume.truth, volume.is_told):
+                sha.update(np.ascontiguousarray(part).tobytes())
         return sha.hexdigest()
 
 

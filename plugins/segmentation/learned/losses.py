@@ -1,6 +1,6 @@
 """What training makes small, where annotations tell of some classes and are silent on others.
 
-A class that nobody annotated in a volume may lie anywhere in it, so its probability counts as background there
+A class that nobody looked for in a slice may lie anywhere in it, so its probability counts as background there
 (Fang and Yan, *PIPO-FAN*, IEEE TMI 2020; Shi et al., *Marginal loss and exclusion loss*, Medical Image Analysis 2021).
 """
 
@@ -24,7 +24,7 @@ def partial_segmentation(predicted: Tensor, truth: Tensor, is_told: Tensor) -> T
     truth
         Class numbers, axes (n, row, column); `UNKNOWN` where no annotation tells.
     is_told
-        Which classes the annotations of each volume tell of, axes (n, class); class 0 always.
+        Which classes the annotations of each slice tell of, axes (n, class); class 0 always.
     """
     log_probability = _merged(functional.log_softmax(predicted, dim=1), is_told)
     is_known = truth != UNKNOWN

@@ -161,10 +161,9 @@ class Segmenting:
         example = self.training.volumes[volume]
         slices = seen(example.values, np.array([at]), example.step)
         truth = torch.from_numpy(example.truth[at : at + 1].astype(np.int64))
-        moved, own = views(slices, truth, self.sides, self.recipe.tile, random, self.recipe.strength)
-        # What is told of one side is told of the other, or nothing could be learned from a mirrored view.
-        is_told = torch.from_numpy(example.is_told)
-        return windowed(moved), own, is_told | is_told[self.sides[: len(is_told)]]
+        moved, own, is_mirrored = views(slices, truth, self.sides, self.recipe.tile, random, self.recipe.strength)
+        is_told = torch.from_numpy(example.is_told[at])
+        return windowed(moved), own, is_told[self.sides[: len(is_told)]] if bool(is_mirrored) else is_told
 
     def judge(self, learner: SegmentationNet, random: torch.Generator) -> Judged:  # noqa: ARG002
         """Judge it by the mean Dice coefficient of the classes over some of the validation slices, without flips."""

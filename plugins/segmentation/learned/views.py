@@ -18,8 +18,10 @@ _KNOTS = 5
 
 def views(
     slices: Tensor, truth: Tensor, mirrored: Tensor, tile: int, random: torch.Generator, strength: Strength
-) -> tuple[Tensor, Tensor]:
-    """Return a view of each slice, HU, axes (n, neighbour, tile, tile), and its truth, axes (n, tile, tile).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a view of each slice, HU, axes (n, neighbour, tile, tile), its truth, and whether it is mirrored.
+
+    The truth has the axes (n, tile, tile); in mirrored views, axis (n,), the sides have changed their names.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ def views(
     moved = functional.grid_sample(truth[:, None].float(), places, mode="nearest", align_corners=False)[:, 0].long()
     moved = torch.where(is_mirrored[:, None, None], mirrored[moved], moved)
     greys = torch.where(is_reversed[:, None, None, None], greys.flip(1), greys)
-    return _other_values(greys, random, strength), moved
+    return _other_values(greys, random, strength), moved, is_mirrored
 
 
 def _normal(like: Tensor, random: torch.Generator, deviation: float, *shape: int) -> Tensor:
