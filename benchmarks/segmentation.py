@@ -162,7 +162,11 @@ def on_second(archive: Archive, trained: weights.Trained, training: Examples) ->
     for number, each in enumerate(told.classes, start=1):
         table[number] = names.get(each.key, 0)
     volumes: tuple[Example, ...] = tuple(
-        replace(volume, truth=table[volume.truth], is_told=np.ones((len(volume.truth), 1 + len(trained.classes)), np.bool_))
+        replace(
+            volume,
+            truth=table[volume.truth],
+            is_told=np.ones((len(volume.truth), 1 + len(trained.classes)), np.bool_),
+        )
         for volume in told.volumes
     )
     own = Examples(trained.classes, volumes)
