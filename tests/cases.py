@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -91,12 +92,12 @@ def filled(filled_folder):
 
 @pytest.fixture
 def encoder():
-    """Run the encoder process's work in a thread, on as many archives as a test needs."""
+    """Run the encoder process's work in a thread, on as many archives as a test needs, by the clock of the test."""
     running = []
 
-    def start(archive):
+    def start(archive, clock=time.time):
         settings = load_settings(environment={}, overrides={"archive": {"data": archive.data}})
-        attention = Attention(archive, settings)
+        attention = Attention(archive, settings, clock)
         worker = Worker(
             archive, settings, "encoder", load_plugins(only=["asked"]), kinds=(EMBED_ASKED,), wait=attention.wait
         )

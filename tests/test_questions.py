@@ -24,8 +24,8 @@ from plugins.asked import Attention
 @pytest.fixture
 def questions(filled, encoder):
     """Questions with a clock that the test sets."""
-    encoder(filled)
     now = SimpleNamespace(seconds=1e6)
+    encoder(filled, lambda: now.seconds)
     kept = Questions(
         filled, OnDemand(filled, timeout_s=60.0), kept_s=900.0, most_images=2, clock=lambda: now.seconds
     )
