@@ -82,8 +82,8 @@ def spacings_of(pairs: Sequence[Pair]) -> tuple[float, float]:
         try:
             grid = pair.grid
             z, y, x = grid.spacing_mm_zyx
-        except CannotProceed:
-            continue
+        except (CannotProceed, InvalidDicomError, OSError):
+            continue  # told when the volume is read
         widths.append(max(grid.shape_zyx[1] * y, grid.shape_zyx[2] * x))
         pixels.append(max(y, x))
         slices.append(z)
@@ -117,7 +117,7 @@ def collect(
             told = tuple(_told(pair.annotations, grid, onto, wanted))
             if told:
                 found.append((pair, onto, told))
-        except (CannotProceed, OSError) as error:
+        except (CannotProceed, InvalidDicomError, OSError) as error:
             logger.warning("series %s takes no part in the training: %s", pair.series.uid, error)
     progress(1.0)
     classes = _classes(each for _, _, told in found for each in told)
@@ -151,6 +151,8 @@ def _told(
             logger.warning("the annotation %s is left out: %s", annotation.path.name, error)
             continue
         is_named = np.array([not annotation.images or uid in annotation.images for uid, _ in grid.frames])
+        for segmentation in reading.segmentations:  # a slice with a segment is told of, whatever the object names
+            is_named |= segmentation.labels.any(axis=(1, 2))
         slices = np.broadcast_to(is_named.astype(np.uint8)[:, None, None], grid.shape_zyx)
         maps = tuple(
             (prepared_labels(segmentation.labels, onto), _wanted_of(segmentation, wanted))
@@ -196,7 +198,7 @@ def _example(
                 segments.append((int(counts[label]), numbers[own.key], labels, label))
     # Where segments overlap the smaller one is the one that says more.
     for _, number, labels, label in sorted(segments, key=lambda segment: -segment[0]):
-        truth[labels == label] = number
+        truth[(labels == label) & is_told[:, number, None, None]] = number
     return Example(
-        pair.patient, pair.study, pair.series.uid, onto.values, truth, is_told, onto.step, onto.slice_mm
+        pair.patient, pair.study, pair.series.uid, onto.values, truth, is_told, onto.step, onto.slice_mm, onto.lowest_mm
     )

@@ -68,12 +68,13 @@ def judge(trained: Trained, held_out: Examples, whole: Examples, training: Examp
     spacing_mm
         Of rows and columns of the volumes.
     """
+    if not held_out.slices():
+        return Judgement((), (), (), {}, {}, (), {})
     predicted = tuple(_predicted(trained, volume) for volume in held_out.volumes)
     classical, names = _classical(held_out, whole, spacing_mm)
-    count = 1 + len(held_out.classes)
-    learned = np.stack([_table(own, volume, count) for own, volume in zip(predicted, held_out.volumes, strict=True)])
-    other = np.stack([_table(own, volume, count) for own, volume in zip(classical, held_out.volumes, strict=True)])
-    present = np.flatnonzero(learned.sum(axis=(0, 1))[1:]) + 1
+    learned = np.stack([_counts(own, volume) for own, volume in zip(predicted, held_out.volumes, strict=True)])
+    other = np.stack([_counts(own, volume) for own, volume in zip(classical, held_out.volumes, strict=True)])
+    present = np.flatnonzero(_voxels(learned.sum(axis=0))[1:]) + 1
     voxels = training.counts()
     large = present[voxels[present] >= LARGE * voxels[1:].sum()]
     called = {int(number): held_out.classes[number - 1].name for number in present}
@@ -116,42 +117,56 @@ def _classical(held_out: Examples, whole: Examples, spacing_mm: float) -> tuple[
     return tuple(cut), tuple(names)
 
 
-def _table(labels: Labels, volume: Example, classes: int) -> Counts:
-    """Return how many voxels have each label and each true class, axes (label, class), where the truth is known."""
-    is_known = volume.truth != UNKNOWN
-    pairs = labels[is_known].astype(np.int64) * classes + volume.truth[is_known]
-    return np.bincount(pairs, minlength=256 * classes).reshape(256, classes)
+def _counts(labels: Labels, volume: Example) -> Counts:
+    """Return voxels that have each label and each true class, and voxels that have each label; axes (2, label, class).
+
+    Of each class only the slices count in which somebody looked for it, and of those the voxels whose truth is known.
+    """
+    classes = volume.is_told.shape[1]
+    counts = np.zeros((2, 256, classes), dtype=np.int64)
+    for own, truth, is_told in zip(labels, volume.truth, volume.is_told, strict=True):
+        is_known = truth != UNKNOWN
+        pairs = own[is_known].astype(np.int64) * classes + truth[is_known]
+        table = np.bincount(pairs, minlength=256 * classes).reshape(256, classes)
+        counts[0] += table * is_told
+        counts[1] += table.sum(axis=1)[:, None] * is_told
+    return counts
 
 
-def _dice(table: Counts) -> npt.NDArray[np.float64]:
+def _voxels(counts: Counts) -> npt.NDArray[np.int64]:
+    """Return how many voxels each class has, axis (class,)."""
+    return np.asarray(counts[0].sum(axis=0))
+
+
+def _dice(counts: Counts) -> npt.NDArray[np.float64]:
     """Return the Dice coefficient of each label with each class, axes (label, class)."""
-    total = table.sum(axis=1)[:, None] + table.sum(axis=0)[None, :]
-    return np.asarray(2.0 * table / np.maximum(total, 1))
+    overlap, labelled = counts
+    return np.asarray(2.0 * overlap / np.maximum(labelled + _voxels(counts)[None, :], 1))
 
 
-def _own(table: Counts) -> npt.NDArray[np.float64]:
+def _own(counts: Counts) -> npt.NDArray[np.float64]:
     """Return the Dice coefficient of each class with the label of its number, axis (class,)."""
-    return np.diagonal(_dice(table)[: table.shape[1]]).copy()
+    return np.diagonal(_dice(counts)[: counts.shape[2]]).copy()
 
 
-def _best(table: Counts) -> npt.NDArray[np.float64]:
+def _best(counts: Counts) -> npt.NDArray[np.float64]:
     """Return the Dice coefficient of each class with the label that fits it best, axis (class,)."""
-    return np.asarray(_dice(table)[1:].max(axis=0))
+    return np.asarray(_dice(counts)[1:].max(axis=0))
 
 
 def _figure(
-    tables: Counts, dice: Callable[[Counts], npt.NDArray[np.float64]], some: npt.NDArray[np.intp]
+    counts: Counts, dice: Callable[[Counts], npt.NDArray[np.float64]], some: npt.NDArray[np.intp]
 ) -> Figure:
     """Return the mean over the classes `some`, with the percentile bootstrap over the first axis (Efron, 1979).
 
     A draw in which a class is not annotated says nothing of it. From one volume there is no interval.
     """
 
-    def mean(table: Counts) -> float:
-        is_there = some[table[:, some].sum(axis=0) > 0]
-        return float(dice(table)[is_there].mean()) if len(is_there) else np.nan
+    def mean(counts: Counts) -> float:
+        is_there = some[_voxels(counts)[some] > 0]
+        return float(dice(counts)[is_there].mean()) if len(is_there) else np.nan
 
     random = np.random.default_rng(0)
-    draws = [mean(tables[random.integers(len(tables), size=len(tables))].sum(axis=0)) for _ in range(_DRAWS)]
+    draws = [mean(counts[random.integers(len(counts), size=len(counts))].sum(axis=0)) for _ in range(_DRAWS)]
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Figure(mean(tables.sum(axis=0)), float(low), float(high))
+    return Figure(mean(counts.sum(axis=0)), float(low), float(high))

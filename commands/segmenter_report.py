@@ -198,7 +198,7 @@ def _means(judgement: Judgement) -> str:
 
 
 def _cell(figure: Figure) -> str:
-    interval = f"{figure.low:.3f}–{figure.high:.3f}" if figure.low < figure.high else "one volume: no interval"
+    interval = f"{figure.low:.3f}–{figure.high:.3f}" if figure.low < figure.high else "no interval"
     return f"{figure.value:.3f}<br><small>{interval}</small>"
 
 

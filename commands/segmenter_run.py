@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,8 +29,6 @@ from plugins.segmentation.learned import models, weights
 from plugins.segmentation.learned.examples import Examples, Parts, split_patients, split_slices
 from plugins.segmentation.learned.recipe import Recipe, epochs_for
 from plugins.segmentation.learned.training import CannotTrain, Run, train
-
-CHECKPOINT = "segmenter.checkpoint"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def run_training(archive: Archive, wishes: Wishes) -> None:
     _refuse_unknown(examples, wishes.segments)
     parts = _split(examples, wishes)
     recipe = _recipe(parts.training, wishes, spacing, reach)
-    checkpoint = models.folder_of(archive.data) / CHECKPOINT
+    checkpoint = models.folder_of(archive.data) / f"segmenter-{_identity(parts, recipe)}.checkpoint"
     run = _train(parts, recipe, checkpoint, resume=wishes.resume)
     _keep(archive, examples, parts, recipe, run, wishes)
     checkpoint.unlink(missing_ok=True)
@@ -153,19 +152,23 @@ def _recipe(training: Examples, wishes: Wishes, spacing: float, reach: float) ->
         fail(str(error), USAGE)
 
 
+def _identity(parts: Parts, recipe: Recipe) -> str:
+    """Return what stands for a training in the name of its checkpoint."""
+    told = repr((asdict(recipe), parts.training.digest(), parts.validation.digest()))
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
 def _train(parts: Parts, recipe: Recipe, checkpoint: Path, *, resume: bool) -> Run:
     if not resume:
         checkpoint.unlink(missing_ok=True)
     elif not checkpoint.exists():
-        fail(f"there is no interrupted training to go on with (no {checkpoint})")
+        fail(f"there is no interrupted training of these volumes and options to go on with (no {checkpoint})")
     try:
         with training_bar(recipe.epochs) as show:
             return train(parts.training, parts.validation, recipe, saved=checkpoint, progress=show)
     except KeyboardInterrupt:
         fail("interrupted; the same command with --resume goes on after the last whole epoch")
-    except OtherRun as error:
-        fail(f"{error}; give the options of the interrupted training, or leave out --resume")
-    except (CannotTrain, UnusableFile) as error:
+    except (CannotTrain, OtherRun, UnusableFile) as error:
         fail(str(error))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from stacks import AXIAL, CORONAL, OBLIQUE, SAGITTAL, images
 
-from plugins.segmentation.classes import SegmentClass, mirrored
+from commands.segmenter_judgement import _counts, _own
+from plugins.segmentation.classes import SegmentClass, can_be_mirrored, mirrored
 from plugins.segmentation.learned import inference
 from plugins.segmentation.learned.axes import Axes
 from plugins.segmentation.learned.examples import Example, Examples, split_patients, split_slices
@@ -99,6 +102,42 @@ def test_sides_change_places_and_other_classes_stay() -> None:
     unspecific = [segment_class(ORGAN, label=name) for name in ("a", "b")]
     assert unspecific[0].key != unspecific[1].key
     assert mirrored(unspecific)[:3].tolist() == [0, 1, 2]
+    assert can_be_mirrored([KIDNEY_L, LIVER, KIDNEY_R])
+    assert not can_be_mirrored([KIDNEY_L, LIVER])
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (Segment("Femur_L", ORGAN, ORGAN), Segment("Femur_R", ORGAN, ORGAN)),
+        (
+            Segment("x", ORGAN, Code("18639004", "SCT", "Left kidney")),
+            Segment("y", ORGAN, Code("9846003", "SCT", "Right kidney")),
+        ),
+        (
+            Segment("x", ORGAN, Code("T-71000", "SRT", "Kidney"), modifiers=(Code("G-A101", "SRT", "Left"),)),
+            Segment("y", ORGAN, Code("T-71000", "SRT", "Kidney"), modifiers=(Code("G-A100", "SRT", "Right"),)),
+        ),
+    ],
+    ids=["labels", "types with a side", "SNOMED RT"],
+)
+def test_sides_are_known_however_they_are_told(left: Segment, right: Segment) -> None:
+    classes = [SegmentClass.of(left), SegmentClass.of(right), LIVER]
+    assert mirrored(classes)[:4].tolist() == [0, 2, 1, 3]
+    assert can_be_mirrored(classes)
+    assert not can_be_mirrored(classes[1:])
+    network, values = Brightness(), np.zeros((1, 16, 16), np.float16)
+    seen_as = []
+    network.forward = lambda images: seen_as.append(images) or Brightness.forward(network, images)  # type: ignore[method-assign]
+    list(probabilities(network, values, 1.0, 16, None))
+    assert len(seen_as) == 2, "as it is, and with its neighbours reversed"
+
+
+def test_snomed_rt_and_ct_are_one_class() -> None:
+    old = Segment("x", ORGAN, Code("T-71000", "SRT", "Kidney"), modifiers=(Code("G-A101", "SRT", "Left"),))
+    assert SegmentClass.of(old).key == KIDNEY_L.key
+    vague = [Segment(name, ORGAN, Code("T-D0005", "SRT", "Anatomical structure")) for name in ("a", "b")]
+    assert SegmentClass.of(vague[0]).key != SegmentClass.of(vague[1]).key
 
 
 def test_a_mirrored_view_has_the_other_side_under_its_name() -> None:
@@ -223,9 +262,25 @@ def test_a_side_that_nobody_drew_stays_open_in_mirrored_views() -> None:
 def test_dice_leaves_out_what_is_unknown_and_what_is_nowhere() -> None:
     truth = np.array([[1, 1, 0, UNKNOWN]], np.uint8)
     predicted = np.array([[1, 0, 0, 2]], np.uint8)
-    found = dice(iter([(predicted, truth)]), 4)
+    found = dice([(predicted, truth, np.ones(4, np.bool_))], 4)
     assert found[0] == pytest.approx(2 / 3)
     assert np.isnan(found[1:]).all()
+
+
+def test_a_class_counts_where_somebody_looked_for_it() -> None:
+    """One slice in which only class 1 is drawn, one in which only class 2 is; both are everywhere, and found."""
+    both = np.array([[1, 1, 2, 2]], np.uint8)
+    slices = [
+        (both, np.array([[1, 1, 0, 0]], np.uint8), np.array([True, True, False])),
+        (both, np.array([[0, 0, 2, 2]], np.uint8), np.array([True, False, True])),
+    ]
+    assert dice(slices, 3).tolist() == [1.0, 1.0]
+    volumes = tuple(
+        Example(f"P{number}", "s", "1", np.zeros((1, 1, 4), np.float16), truth[None], told[None], 1.0, 3.0)
+        for number, (_, truth, told) in enumerate(slices)
+    )
+    counts = sum(_counts(both[None], volume) for volume in volumes)
+    assert _own(counts)[1:].tolist() == [1.0, 1.0]
 
 
 def example(patient: str, slices: int = 40) -> Example:
@@ -242,6 +297,25 @@ def test_a_split_by_patient_parts_patients() -> None:
     assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
     assert sum(map(len, patients)) == 30
     assert all(patients)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.4, 0.6, 0.9])
+def test_as_many_slices_are_held_out_as_asked_for(fraction: float) -> None:
+    parts = split_slices(Examples((LIVER,), (example("P1", 800),)), fraction=fraction, seed=0)
+    share = sum(len(volume.values) for volume in parts.held_out.volumes) / 800
+    assert share == pytest.approx(fraction, abs=0.02)
+
+
+def test_two_series_of_one_patient_hold_out_the_same_places() -> None:
+    thin = replace(example("P1", 104), series="thin", slice_mm=1.0, lowest_mm=-40.0)
+    thick = replace(example("P1", 40), series="thick", slice_mm=2.5, lowest_mm=-38.0)
+    parts = split_slices(Examples((LIVER,), (thin, thick)), fraction=0.3, seed=0)
+    assert parts.held_out.volumes
+    for out in parts.held_out.volumes:
+        for own in parts.training.volumes:
+            first, last = (part.lowest_mm + 0.5 * part.slice_mm for part in (out, own))
+            ends = first + (len(out.values) - 1) * out.slice_mm, last + (len(own.values) - 1) * own.slice_mm
+            assert ends[0] < last or ends[1] < first, "a slice that is held out lies among those learned from"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

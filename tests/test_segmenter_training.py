@@ -231,7 +231,7 @@ def test_an_interrupted_training_comes_to_the_same_weights(tmp_path: Path, monke
     assert "--resume goes on" in result.output
     other = run(tmp_path / "data", *options, "--resume", "--seed", "5")
     assert other.exit_code == 1
-    assert "another recipe" in other.output or "another set of images" in other.output
+    assert "no interrupted training of these volumes and options" in other.output
     result = run(tmp_path / "data", *options, "--resume")
     assert result.exit_code == 0, result.output
     assert models.trained(tmp_path / "data") == [model]
@@ -250,7 +250,7 @@ def test_what_is_annotated_is_listed(tmp_path: Path) -> None:
     [
         (("--segment", "Spleen"), "nothing of the name 'Spleen' is annotated", 2),
         (("--size", "huge"), "the size is one of small, large, got 'huge'", 2),
-        (("--resume",), "no interrupted training to go on with", 1),
+        (("--resume",), "no interrupted training of these volumes and options to go on with", 1),
         (("--held-out", "0.9", "--seed", "2"), "there is nothing to train on: take --hold-out slices", 1),
     ],
 )
@@ -263,6 +263,35 @@ def test_what_cannot_be_trained_is_told_in_a_sentence(
     assert sentence in result.output
     assert result.exit_code == code
     assert not models.trained(tmp_path / "data")
+
+
+@pytest.mark.slow
+def test_nothing_held_out_and_nothing_to_watch(tmp_path: Path) -> None:
+    """With nothing held out the report has no figures; slices without any class are not what epochs are judged by."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    for patient, labels in ((1, phantom(1)[1] == 1), (2, np.zeros(SHAPE, bool))):
+        slices = ct(patient)
+        labels[0, 0, 0] |= patient == 2
+        for dataset in (*slices, annotation(slices, labels.astype(np.uint8), (LIVER,))):
+            archive.ingest(as_bytes(dataset))
+    archive.close()
+    result = run(tmp_path / "data", "--held-out", "0", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    (model,) = models.trained(tmp_path / "data")
+    page = (models.folder_of(tmp_path / "data") / model / "report.html").read_text()
+    assert "there is nothing to measure" in page
+
+
+def test_files_that_vanish_or_break_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path / "data", 2)
+    first, second = (str(ct(patient)[0].SOPInstanceUID) for patient in (0, 1))
+    archive = Archive(tmp_path / "data")
+    archive.open_instance(first).path.unlink()
+    archive.open_instance(second).path.write_bytes(b"x" * 400)
+    archive.close()
+    result = run(tmp_path / "data")
+    assert result.exit_code == 1
+    assert "none of the annotated series is a stack of slices" in result.output
 
 
 def test_an_archive_without_annotations_has_nothing_to_learn_from(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.sr._snomed_dict import mapping
 from pydicom.sr.coding import Code
 
 from plugins.segmentation.reading import name_of
@@ -16,6 +18,10 @@ from plugins.segmentation.structure_sets import UNSPECIFIC
 
 LEFT, RIGHT = Code("7771000", "SCT", "Left"), Code("24028007", "SCT", "Right")
 _OTHER_SIDE = {LEFT: RIGHT, RIGHT: LEFT}
+
+_SIDE = re.compile(r"(?<![a-z0-9])(left|right|lt|rt|l|r)(?![a-z0-9])", re.IGNORECASE)
+"""A side in a name, as in *Left kidney*, *Femur_L*, *lung rt*."""
+_OTHER_WORD = {"left": "right", "right": "left", "lt": "rt", "rt": "lt", "l": "r", "r": "l"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,10 @@ class SegmentClass:
 
     @classmethod
     def of(cls, segment: Segment) -> SegmentClass:
-        """Return the class of `segment`."""
-        return cls(name_of(segment), segment.category, segment.type, segment.modifiers)
+        """Return the class of `segment`; codes of SNOMED RT become those of SNOMED CT (PS3.16 8.1.1)."""
+        modifiers = tuple(_in_sct(code) for code in segment.modifiers)
+        plain = replace(segment, category=_in_sct(segment.category), type=_in_sct(segment.type), modifiers=modifiers)
+        return cls(name_of(plain), plain.category, plain.type, plain.modifiers)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -46,10 +54,16 @@ class SegmentClass:
         return tuple((code.scheme_designator, code.value) for code in (self.type, *self.modifiers))
 
     @property
-    def mirrored_key(self) -> tuple[object, ...]:
-        """The key of the class on the other side; its own where it has no side."""
-        modifiers = tuple(_OTHER_SIDE.get(code, code) for code in self.modifiers)
-        return SegmentClass(self.name, self.category, self.type, modifiers).key
+    def has_side(self) -> bool:
+        """Whether it lies on one side, by its modifiers or by what it is called."""
+        return any(code in _OTHER_SIDE for code in self.modifiers) or _SIDE.search(self.name) is not None
+
+    def is_opposite(self, other: SegmentClass) -> bool:
+        """Whether `other` is the same on the other side: by modifiers, or by name where it has a side only there."""
+        if any(code in _OTHER_SIDE for code in self.modifiers):
+            modifiers = tuple(_OTHER_SIDE.get(code, code) for code in self.modifiers)
+            return self.type == other.type and modifiers == other.modifiers
+        return self.has_side and _mirrored_name(self.name) == other.name.casefold()
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -71,13 +85,28 @@ def _plain(code: Code) -> list[str]:
     return [code.value, code.scheme_designator, code.meaning]
 
 
+def _in_sct(code: Code) -> Code:
+    value = mapping["SRT"].get(code.value) if code.scheme_designator in ("SRT", "SNM3", "99SDM") else None
+    return code if value is None else Code(value, "SCT", code.meaning)
+
+
+def _mirrored_name(name: str) -> str:
+    return _SIDE.sub(lambda match: _OTHER_WORD[match[0].lower()], name).casefold()
+
+
 def mirrored(classes: Sequence[SegmentClass]) -> npt.NDArray[np.int64]:
     """Return class number → that of the class on the other side, axis (256,); numbers count from 1, 0 is background.
 
     What has no side, or no counterpart among the classes, stays.
     """
-    numbers = {each.key: number for number, each in enumerate(classes, start=1)}
     table = np.arange(256, dtype=np.int64)
     for number, each in enumerate(classes, start=1):
-        table[number] = numbers.get(each.mirrored_key, number)
+        found = [other for other, one in enumerate(classes, start=1) if other != number and each.is_opposite(one)]
+        table[number] = found[0] if found else number
     return table
+
+
+def can_be_mirrored(classes: Sequence[SegmentClass]) -> bool:
+    """Whether a mirror image shows classes that are known: whether each class with a side has its counterpart."""
+    table = mirrored(classes)
+    return all(not each.has_side or table[number] != number for number, each in enumerate(classes, start=1))

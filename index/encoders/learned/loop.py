@@ -296,7 +296,8 @@ def _epochs(state: State[Learner], stage: Stage[Learner], course: Course) -> Ite
         judged = stage.judge(state.shadow.eval(), generator(course.seed, stage.name, -1))
         if judged.figure >= state.best:
             state.best, state.noise, state.best_epoch = judged.figure, judged.noise, state.epoch
-        is_kept = judged.figure >= state.best - state.noise  # of equally good ones the last: its steps were smallest
+        # Of equally good ones the last: its steps were smallest. A figure that is no number decides nothing.
+        is_kept = not judged.figure < state.best - state.noise
         if is_kept:
             state.kept = {name: value.clone() for name, value in state.shadow.state_dict().items()}
         state.optimiser = optimiser.state_dict()

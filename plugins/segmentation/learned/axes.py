@@ -53,6 +53,12 @@ class Axes:
         first, second, third = (lengths[axis] for axis in self.order)
         return first, second, third
 
+    def ends(self, shape: tuple[int, ...]) -> list[npt.NDArray[np.float64]]:
+        """Return indices (z, y, x, 1) in the array of a voxel of the first and of one of the last slice."""
+        last = np.array([0.0, 0.0, 0.0, 1.0])
+        last[self.order[0]] = shape[self.order[0]] - 1
+        return [np.array([0.0, 0.0, 0.0, 1.0]), last]
+
     @property
     def _steps(self) -> Any:
         return tuple(slice(None, None, -1 if is_reversed else 1) for is_reversed in self.reverse)

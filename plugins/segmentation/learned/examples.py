@@ -40,6 +40,8 @@ class Example:
         Distance of the neighbours that the network sees, in slices.
     slice_mm
         Distance of slices, mm.
+    lowest_mm
+        Where the first slice lies along the axis from feet to head, mm.
     first
         Number of the first slice in the volume that this is a part of.
     """
@@ -52,13 +54,17 @@ class Example:
     is_told: npt.NDArray[np.bool_]
     step: float
     slice_mm: float
+    lowest_mm: float = 0.0
     first: int = 0
 
     def part(self, first: int, last: int) -> Example:
         """Return the slices from `first` on and before `last`; what lies beyond them is not seen."""
         inside = slice(first, last)
         values, truth, is_told = self.values[inside], self.truth[inside], self.is_told[inside]
-        return replace(self, values=values, truth=truth, is_told=is_told, first=self.first + first)
+        lowest = self.lowest_mm + first * self.slice_mm
+        return replace(
+            self, values=values, truth=truth, is_told=is_told, lowest_mm=lowest, first=self.first + first
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,16 +139,25 @@ def split_patients(examples: Examples, *, fraction: float, seed: int) -> Parts:
 def split_slices(examples: Examples, *, fraction: float, seed: int) -> Parts:
     """Split the slices of each volume, in blocks: for archives of too few patients.
 
-    No part sees a slice of another, not even as the neighbour of one of its own. Held-out blocks are spread evenly.
+    No part sees a slice of another, not even as the neighbour of one of its own. Held-out blocks are spread evenly, and
+    are the same in all volumes of a patient.
     """
     training: list[Example] = []
     held_out: list[Example] = []
-    before = 0
+    numbers: dict[tuple[str, int], int] = {}
+    thickness: dict[str, float] = {}
+    phase = float(np.random.default_rng(seed).random())
     for volume in examples.volumes:
-        blocks = before + np.arange(len(volume.values)) // _BLOCK_SLICES
-        for is_out, first, last in _runs(_are_held_out(blocks, fraction, seed)):
-            (held_out if is_out else training).append(volume.part(first, last))
-        before = int(blocks[-1]) + 1
+        patient = patient_key(volume.patient, volume.study)
+        block_mm = thickness.setdefault(patient, _BLOCK_SLICES * volume.slice_mm)
+        heights = volume.lowest_mm + (np.arange(len(volume.values)) + 0.5) * volume.slice_mm
+        blocks = [
+            numbers.setdefault((patient, int(block)), len(numbers)) for block in np.floor(heights / block_mm)
+        ]
+        steps = np.array(blocks) * fraction + phase
+        is_out = np.asarray(np.floor(steps + fraction) > np.floor(steps))
+        for out, first, last in _runs(is_out):
+            (held_out if out else training).append(volume.part(first, last))
     nothing: tuple[Example, ...] = ()
     return Parts(
         Examples(examples.classes, tuple(training)),
@@ -154,15 +169,6 @@ def split_slices(examples: Examples, *, fraction: float, seed: int) -> Parts:
 def _chosen(examples: Examples, wanted: Sequence[bool]) -> Examples:
     volumes = tuple(volume for volume, is_wanted in zip(examples.volumes, wanted, strict=True) if is_wanted)
     return Examples(examples.classes, volumes)
-
-
-def _are_held_out(blocks: npt.NDArray[np.int64], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which slices, given by their blocks, are held out: every n-th block, from one on that the seed draws."""
-    if not fraction:
-        return np.zeros(len(blocks), dtype=np.bool_)
-    every = max(2, round(1.0 / fraction))
-    first = int(np.random.default_rng(seed).integers(every))
-    return np.asarray(blocks % every == first)
 
 
 def _runs(held_out: npt.NDArray[np.bool_]) -> Iterator[tuple[bool, int, int]]:

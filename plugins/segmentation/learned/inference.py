@@ -27,7 +27,7 @@ def probabilities(
     values: Hounsfield,
     step: float,
     tile: int,
-    mirrored: npt.NDArray[np.int64],
+    mirrored: npt.NDArray[np.int64] | None,
     progress: Callable[[float], None] = lambda _done: None,
     *,
     wanted: npt.NDArray[np.int64] | None = None,
@@ -42,7 +42,7 @@ def probabilities(
     step
         Distance of the neighbours that the network sees, in slices.
     mirrored
-        Class → class of the other side, axis (class,).
+        Class → class of the other side, axis (class,); None: what is mirrored means nothing, so nothing is.
     wanted
         Which slices; all when None.
     flips
@@ -50,35 +50,35 @@ def probabilities(
         neighbours reversed.
     """
     device = next(network.parameters()).device
-    sides = torch.from_numpy(mirrored[: network.head.out_channels]).to(device)
+    sides = None if mirrored is None else torch.from_numpy(mirrored[: network.head.out_channels]).to(device)
     all_rows = np.arange(len(values)) if wanted is None else wanted
     for start in range(0, len(all_rows), _AT_ONCE):
         rows = all_rows[start : start + _AT_ONCE]
         slices = windowed(seen(values, rows, step)).to(device).contiguous(memory_format=CHANNELS_LAST)
         with torch.inference_mode():
-            views = (_view(network, slices, sides, tile, *how) for how in _ways(flips=flips))
+            views = (_view(network, slices, sides, tile, *how) for how in _ways(flips=flips, mirrors=sides is not None))
             mean = torch.stack(list(views)).mean(dim=0)
         yield from mean
         progress((start + len(rows)) / len(all_rows))
 
 
-def _ways(*, flips: bool) -> Iterator[tuple[bool, bool]]:
+def _ways(*, flips: bool, mirrors: bool) -> Iterator[tuple[bool, bool]]:
     for is_mirrored, is_reversed in itertools.product((False, True), repeat=2):
-        if flips or not (is_mirrored or is_reversed):
+        if (flips or not (is_mirrored or is_reversed)) and (mirrors or not is_mirrored):
             yield is_mirrored, is_reversed
 
 
 def _view(
     network: SegmentationNet,
     slices: Tensor,
-    sides: Tensor,
+    sides: Tensor | None,
     tile: int,
     is_mirrored: bool,  # noqa: FBT001
     is_reversed: bool,  # noqa: FBT001
 ) -> Tensor:
     if is_reversed:
         slices = torch.cat([part.flip(1) for part in slices.chunk(2, dim=1)], dim=1)
-    if not is_mirrored:
+    if not is_mirrored or sides is None:
         return _slid(network, slices, tile)
     return _slid(network, slices.flip(3), tile).flip(3)[:, sides]
 

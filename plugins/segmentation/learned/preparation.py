@@ -17,6 +17,7 @@ from plugins.segmentation.learned.axes import Axes
 from plugins.segmentation.learned.inputs import Hounsfield
 from plugins.segmentation.segmenter import Volume
 
+_TIE = 1e-6
 _LARGEST_HU = 30000.0
 """Half precision ends at 65504."""
 
@@ -33,6 +34,8 @@ class Prepared:
         Distance of the neighbours that the network sees, in slices.
     slice_mm
         Distance of slices, mm.
+    lowest_mm
+        Where the first slice lies along the axis from feet to head, mm.
     axes
         How the volume lies.
     shape_zyx
@@ -42,6 +45,7 @@ class Prepared:
     values: Hounsfield
     step: float
     slice_mm: float
+    lowest_mm: float
     axes: Axes
     shape_zyx: tuple[int, int, int]
 
@@ -75,14 +79,18 @@ def prepared(volume: Volume, spacing_mm: float, reach_mm: float) -> Prepared:
     values = np.empty((depth, *size), np.float16)
     for number, each in enumerate(turned):
         values[number] = _resampled(each, size)
-    return Prepared(values, reach_mm / z, z, axes, (depth, rows, columns))
+    ends = [float((volume.placement.affine @ corner)[2]) for corner in axes.ends(volume.values.shape)]
+    return Prepared(values, reach_mm / z, z, min(ends), axes, (depth, rows, columns))
 
 
 def prepared_labels(labels: npt.NDArray[np.uint8], onto: Prepared) -> npt.NDArray[np.uint8]:
-    """Return a label map on the grid of the volume at the spacing of `onto`: the label at the nearest voxel."""
+    """Return a label map on the grid of the volume at the spacing of `onto`: the label at the nearest voxel.
+
+    Of two that are equally near it is the one and the other in turn, so that nothing is shifted.
+    """
     turned = onto.axes.turned(labels)
     rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.intp), old - 1)
+        np.minimum(((np.arange(new) + 0.5) * (old / new) - _TIE * (np.arange(new) % 2)).astype(np.intp), old - 1)
         for new, old in zip(onto.values.shape[1:], turned.shape[1:], strict=True)
     )
     return np.ascontiguousarray(turned[:, rows[:, None], columns[None, :]])

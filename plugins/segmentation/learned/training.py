@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from index.encoders.learned.device import best_device
 from index.encoders.learned.loop import CHANNELS_LAST, Epoch, Judged, Numbers, Progress, channels_last, run
-from plugins.segmentation.classes import mirrored
+from plugins.segmentation.classes import can_be_mirrored, mirrored
 from plugins.segmentation.learned import weights
 from plugins.segmentation.learned.examples import Examples
 from plugins.segmentation.learned.inference import probabilities
 from plugins.segmentation.learned.inputs import CHANNELS, seen, windowed
 from plugins.segmentation.learned.losses import UNKNOWN, partial_segmentation
 from plugins.segmentation.learned.network import SegmentationNet
-from plugins.segmentation.learned.recipe import Recipe
+from plugins.segmentation.learned.recipe import Recipe, Strength
 from plugins.segmentation.learned.views import views
 
 _FORM = 1
@@ -90,8 +90,10 @@ def train(
     slices = training.slices()
     if len(slices) < _FEWEST_SLICES:
         raise CannotTrain(f"training needs at least {_FEWEST_SLICES} annotated slices, and there are {len(slices)}")
+    if not _with_classes(training):
+        raise CannotTrain("none of the annotated slices of the training part shows any of the classes")
     network = _new_network(recipe, training)
-    watched = validation if validation.slices() else training
+    watched = validation if _with_classes(validation) else training
     stage = Segmenting(training, watched, recipe, torch.from_numpy(mirrored(training.classes)))
     identity = {"form": _FORM, "recipe": asdict(recipe), "images": [training.digest(), validation.digest()]}
     state = run(network, (stage,), recipe, identity, saved=saved, progress=progress)
@@ -133,6 +135,11 @@ class Segmenting:
     def _slices(self) -> list[tuple[int, int]]:
         return self.training.slices()
 
+    @cached_property
+    def _strength(self) -> Strength:
+        strength = self.recipe.strength
+        return strength if can_be_mirrored(self.training.classes) else replace(strength, mirror=0.0)
+
     @property
     def epochs(self) -> int:
         """Passes over the slices, at most."""
@@ -161,42 +168,52 @@ class Segmenting:
         example = self.training.volumes[volume]
         slices = seen(example.values, np.array([at]), example.step)
         truth = torch.from_numpy(example.truth[at : at + 1].astype(np.int64))
-        moved, own, is_mirrored = views(slices, truth, self.sides, self.recipe.tile, random, self.recipe.strength)
+        moved, own, is_mirrored = views(slices, truth, self.sides, self.recipe.tile, random, self._strength)
         is_told = torch.from_numpy(example.is_told[at])
         return windowed(moved), own, is_told[self.sides[: len(is_told)]] if bool(is_mirrored) else is_told
 
     def judge(self, learner: SegmentationNet, random: torch.Generator) -> Judged:  # noqa: ARG002
         """Judge it by the mean Dice coefficient of the classes over some of the validation slices, without flips."""
-        slices = self.validation.slices()
+        slices = _with_classes(self.validation)
         some = slices[:: -(-len(slices) // _MOST_WATCHED)]
-        told = _told(learner, self.validation, some, self.recipe.tile)
-        return Judged(float(np.nanmean(dice(told, 1 + len(self.validation.classes)))), _NOISE)
+        told = dice(_told(learner, self.validation, some, self.recipe.tile), 1 + len(self.validation.classes))
+        return Judged(0.0 if np.isnan(told).all() else float(np.nanmean(told)), _NOISE)
+
+
+def _with_classes(examples: Examples) -> list[tuple[int, int]]:
+    """Return (volume, slice) of each slice that shows a class: there is something to judge."""
+    return [
+        (number, at)
+        for number, at in examples.slices()
+        if bool(((examples.volumes[number].truth[at] > 0) & (examples.volumes[number].truth[at] != UNKNOWN)).any())
+    ]
+
+
+Told = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]
+"""What is predicted of a slice, its truth, axes (row, column), and of which classes it tells, axis (class,)."""
 
 
 def _told(
     network: SegmentationNet, examples: Examples, slices: Sequence[tuple[int, int]], tile: int
-) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-    """Yield what the network says of slices, and their truth, axes (row, column)."""
-    sides = mirrored(examples.classes)
+) -> Iterator[Told]:
     for number, example in enumerate(examples.volumes):
         wanted = np.array([at for volume, at in slices if volume == number], dtype=np.int64)
-        found = probabilities(network, example.values, example.step, tile, sides, wanted=wanted, flips=False)
+        found = probabilities(network, example.values, example.step, tile, None, wanted=wanted, flips=False)
         for at, each in zip(wanted, found, strict=True):
-            yield each.argmax(dim=0).cpu().numpy().astype(np.uint8), example.truth[at]
+            yield each.argmax(dim=0).cpu().numpy().astype(np.uint8), example.truth[at], example.is_told[at]
 
 
-def dice(
-    pairs: Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], classes: int
-) -> npt.NDArray[np.float64]:
-    """Return the Dice coefficient of each class but the background over all pairs (predicted, truth), axis (class,).
+def dice(slices: Iterable[Told], classes: int) -> npt.NDArray[np.float64]:
+    """Return the Dice coefficient of each class but the background over all slices, axis (class,).
 
-    Voxels of which nothing is told are left out. A class that neither has is NaN.
+    Voxels of which nothing is told are left out, and so are slices for the classes that nobody looked for in them. A
+    class that neither has is NaN.
     """
-    overlap, total = np.zeros(256), np.zeros(256)
-    for predicted, truth in pairs:
+    overlap, total = np.zeros(classes), np.zeros(classes)
+    for predicted, truth, is_told in slices:
         is_known = truth != UNKNOWN
         own, other = predicted[is_known], truth[is_known]
-        overlap += np.bincount(own[own == other], minlength=256)
-        total += np.bincount(own, minlength=256) + np.bincount(other, minlength=256)
+        overlap += is_told * np.bincount(own[own == other], minlength=classes)
+        total += is_told * (np.bincount(own, minlength=classes) + np.bincount(other, minlength=classes))
     with np.errstate(invalid="ignore"):
-        return np.asarray((2.0 * overlap / total)[1:classes])
+        return np.asarray((2.0 * overlap / total)[1:])

@@ -14,7 +14,7 @@ from index.encoders.learned import checkpoint
 from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.device import best_device
 from index.encoders.learned.loop import channels_last
-from plugins.segmentation.classes import SegmentClass, mirrored
+from plugins.segmentation.classes import SegmentClass, can_be_mirrored, mirrored
 from plugins.segmentation.learned.inputs import CHANNELS
 from plugins.segmentation.learned.network import SegmentationNet
 from plugins.segmentation.learned.recipe import WIDTHS, Recipe
@@ -42,9 +42,9 @@ class Trained:
     tile: int
 
     @property
-    def mirrored(self) -> npt.NDArray[np.int64]:
-        """Class → class of the other side."""
-        return mirrored(self.classes)
+    def mirrored(self) -> npt.NDArray[np.int64] | None:
+        """Class → class of the other side; None where a side has no counterpart, so that nothing can be mirrored."""
+        return mirrored(self.classes) if can_be_mirrored(self.classes) else None
 
 
 def to_bytes(network: SegmentationNet, recipe: Recipe, classes: Sequence[SegmentClass]) -> bytes:
