@@ -115,7 +115,7 @@ def _reconstructions(samples: Sequence[Sample], studies: dict[str, _Study], file
 
 
 def _segments(samples: Sequence[Sample], studies: dict[str, _Study], file: Path) -> None:
-    legend = max((studies[sample.study].segments for sample in samples), key=len)
+    legend = list(dict.fromkeys(name for sample in samples for name in studies[sample.study].segments))
     rows = []
     for sample in samples:
         study = studies[sample.study]
@@ -128,12 +128,12 @@ def _segments(samples: Sequence[Sample], studies: dict[str, _Study], file: Path)
 
 
 def _renumbered(study: _Study, legend: Sequence[str]) -> NDArray[np.uint8] | None:
-    """Labels numbered as in the sheet's legend: a study without one of the segments numbers the others differently."""
+    """Labels numbered as in the sheet's legend, which has all that any study has."""
     if study.labels is None:
         return None
     table = np.zeros(len(study.segments) + 1, np.uint8)
     for number, name in enumerate(study.segments, start=1):
-        table[number] = legend.index(name) + 1 if name in legend else 0
+        table[number] = legend.index(name) + 1
     return table[study.labels]
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 mpl.use("Agg")
 
-SEGMENT_COLOURS = ("#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#b5179e", "#43aa8b")
+SEGMENT_COLOURS = ("#4cc9f0", "#f9c74f", "#f3722c", "#90be6d", "#b5179e", "#4361ee", "#ff8fab", "#43aa8b")
 _BACKGROUND = "#101418"
 _TEXT = "#e8eaed"
 _FRAME = "#f9c74f"
