@@ -23,12 +23,12 @@ from config.identity import version
 from index.archive import Archive
 from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.device import describe, use_threads
-from index.encoders.learned.loop import OtherRun
+from index.encoders.learned.loop import CannotTrain, OtherRun
 from plugins.node import CannotProceed
 from plugins.segmentation.learned import models, weights
 from plugins.segmentation.learned.examples import Examples, Parts, split_patients, split_slices
 from plugins.segmentation.learned.recipe import Recipe, epochs_for
-from plugins.segmentation.learned.training import CannotTrain, Run, train
+from plugins.segmentation.learned.training import Run, train
 
 
 @dataclass(frozen=True)

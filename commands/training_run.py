@@ -22,9 +22,9 @@ from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.corpus import UNKNOWN, Corpus, Split, split
 from index.encoders.learned.device import describe, use_threads
 from index.encoders.learned.encoder import LearnedEncoder
-from index.encoders.learned.loop import OtherRun
+from index.encoders.learned.loop import CannotTrain, OtherRun
 from index.encoders.learned.recipe import Recipe, epochs_for
-from index.encoders.learned.training import CannotTrain, Trained, predicted, train
+from index.encoders.learned.training import Trained, predicted, train
 from index.labels import InvalidLabels, read_labels
 from plugins.embedding import replace_encoder
 

@@ -16,10 +16,10 @@ from index.encoders.learned import checkpoint
 from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus, split
 from index.encoders.learned.encoder import LearnedEncoder
-from index.encoders.learned.loop import Epoch, Judged, OtherRun
+from index.encoders.learned.loop import CannotTrain, Epoch, Judged, OtherRun
 from index.encoders.learned.recipe import Recipe, epochs_for
 from index.encoders.learned.stages import TellingApart, _mean
-from index.encoders.learned.training import CannotTrain, Trained, train
+from index.encoders.learned.training import Trained, train
 from index.encoders.pixels import SIDE, VERSION
 from index.split import is_held_out
 

@@ -38,6 +38,10 @@ _STEEPEST = 5.0
 _OTHER = {"form": "another version", "recipe": "another recipe", "images": "another set of images"}
 
 
+class CannotTrain(ValueError):
+    """There is nothing here to train on; the message is a sentence."""
+
+
 class OtherRun(ValueError):
     """The checkpoint belongs to another run; the message is a sentence."""
 

@@ -14,7 +14,7 @@ from index.encoders.learned.corpus import Corpus, Images
 from index.encoders.learned.device import best_device
 from index.encoders.learned.encoder import weights_file
 from index.encoders.learned.learner import Learner, as_batch, features_of, new_learner
-from index.encoders.learned.loop import Epoch, Progress, Stage, generator, in_order, run
+from index.encoders.learned.loop import CannotTrain, Epoch, Progress, Stage, generator, in_order, run
 from index.encoders.learned.recipe import Recipe
 from index.encoders.learned.stages import Restoring, TellingApart
 from index.encoders.learned.whitening import Features, Labels
@@ -24,10 +24,6 @@ _FORM = 2
 
 _VIEWS_TO_WHITEN = 2
 _WHITENED_AT_ONCE = 256
-
-
-class CannotTrain(ValueError):
-    """These images cannot be trained on; the message is a sentence."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from index.encoders.learned.device import best_device
-from index.encoders.learned.loop import CHANNELS_LAST, Epoch, Judged, Numbers, Progress, channels_last, run
+from index.encoders.learned.loop import (
+    CHANNELS_LAST,
+    CannotTrain,
+    Epoch,
+    Judged,
+    Numbers,
+    Progress,
+    channels_last,
+    run,
+)
 from plugins.segmentation.classes import can_be_mirrored, mirrored
 from plugins.segmentation.learned import weights
 from plugins.segmentation.learned.examples import Examples
@@ -37,10 +46,6 @@ _RAREST = 1e-5
 
 _NOISE = 0.005
 """A Dice coefficient that differs by less says nothing about which epoch is better."""
-
-
-class CannotTrain(ValueError):
-    """These volumes cannot be trained on; the message is a sentence."""
 
 
 @dataclass(frozen=True, eq=False)
