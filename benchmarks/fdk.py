@@ -27,6 +27,7 @@ from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernels import weigh
 from reconstruct.phantoms import line_integrals, shepp_logan, voxelise
 from reconstruct.quality import bias, rmse
+from reconstruct.redundancy import redundancy
 from reconstruct.weights import view_factors
 
 FIELD_MM = 256.0
@@ -108,13 +109,14 @@ def filter_seconds(problem: Problem) -> float:
     """Weighting and filtering alone, in batches as `fdk` does it."""
     geometry, columns = problem.geometry, problem.geometry.columns
     response = frequency_response(columns, "ram-lak", 1.0)
-    factors, firsts = view_factors(geometry), geometry.first_pixels()
+    measured = redundancy(geometry)
+    factors, firsts = view_factors(geometry, measured.arc.shares_rad), geometry.first_pixels()
     start = time.perf_counter()
     for first in range(0, geometry.views, 32):
         v = slice(first, min(first + 32, geometry.views))
         padded = np.empty((v.stop - first, geometry.rows, padded_size(columns)), np.float32)
         weigh(
-            problem.projections[v], factors[v], geometry.sources[v], firsts[v],
+            problem.projections[v], factors[v], measured.weights(v), 0, geometry.sources[v], firsts[v],
             geometry.column_steps[v], geometry.row_steps[v], padded,
         )
         filter_rows(padded, response, os.cpu_count() or 1)
