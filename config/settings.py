@@ -159,6 +159,7 @@ class ReconstructSettings(_Section):
     voxel_mm: NotNegative
     limited_arc: bool
     threads: Annotated[int, Field(ge=0)]
+    device: Literal["cpu", "cuda", "auto"]
     scheduler: Annotated[str, Field(pattern=r"^((tcp|tls)://[^\s/]+:\d+)?$")]
 
 

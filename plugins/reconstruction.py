@@ -104,6 +104,7 @@ def parameters_from(settings: ReconstructSettings, scheduler: str = "") -> Param
         settings.memory_mb,
         settings.threads,
         scheduler or settings.scheduler,
+        settings.device,
     )
 
 

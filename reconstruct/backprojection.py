@@ -6,7 +6,7 @@ out, and adds views to slabs of slices.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ _PADDING = PAD_LOW + PAD_HIGH
 
 Array = NDArray[np.float32]
 
+Device = Literal["cpu", "cuda", "auto"]
+"""Where to back-project; "auto": on a CUDA device where there is one."""
+
 
 class BackProjector(Protocol):
     """What FDK asks of a back-projection.
@@ -46,6 +49,9 @@ class BackProjector(Protocol):
     slice_bytes: int
     slices_together: int
 
+    def memory_mb(self, allowed_mb: int) -> int:
+        """Return what filtered views and slices being worked on may take together, MiB."""
+
     def allocate(self, views: int) -> Array:
         """Return zeros for the filtered projections of that many views, padded and laid out as `add` reads them."""
 
@@ -62,7 +68,15 @@ class BackProjector(Protocol):
         """Leave in `slab` what was there and what was added."""
 
 
-class AnyGeometry:
+class _OnHost:
+    """What all back-projectors have in common that run on the processor."""
+
+    def memory_mb(self, allowed_mb: int) -> int:
+        """Return what is allowed."""
+        return allowed_mb
+
+
+class AnyGeometry(_OnHost):
     """Four pixels are read for every voxel and view: any detector, any trajectory."""
 
     def __init__(self, geometry: ConeBeamGeometry, grid: VolumeGrid) -> None:
@@ -88,13 +102,13 @@ class AnyGeometry:
 
     def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
         """Add views to the slab (z, y, x)."""
-        backproject_any(buffer, _from_slice(self._matrices[views], first_slice), work)
+        backproject_any(buffer, from_slice(self._matrices[views], first_slice), work)
 
     def finish(self, work: Array, slab: Array) -> None:
         """Nothing is left to do: the work was done in place."""
 
 
-class RowsAlongAxis:
+class RowsAlongAxis(_OnHost):
     """Columns of projections are blended, then interpolated along z: where rows step along the axis."""
 
     def __init__(self, geometry: ConeBeamGeometry, grid: VolumeGrid) -> None:
@@ -128,7 +142,7 @@ class RowsAlongAxis:
 
     def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
         """Add views to the slab (y, x, z)."""
-        backproject_along_axis(buffer, _from_slice(self._matrices[views], first_slice), work)
+        backproject_along_axis(buffer, from_slice(self._matrices[views], first_slice), work)
 
     def finish(self, work: Array, slab: Array) -> None:
         """Add the transposed work to the slab (z, y, x)."""
@@ -174,7 +188,7 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
 
     def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
         """Add views to the slab (y, x, z)."""
-        matrices = _from_slice(self._matrices[views], first_slice)
+        matrices = from_slice(self._matrices[views], first_slice)
         backproject_along_axis_simd(buffer, matrices, self._rows, work)
 
 
@@ -197,15 +211,30 @@ def voxel_matrices(geometry: ConeBeamGeometry, grid: VolumeGrid) -> NDArray[np.f
     return matrices
 
 
-def back_projector(geometry: ConeBeamGeometry, grid: VolumeGrid) -> BackProjector:
-    """Return the quickest back-projector that the geometry allows."""
+def back_projector(geometry: ConeBeamGeometry, grid: VolumeGrid, device: Device = "cpu") -> BackProjector:
+    """Return the quickest back-projector that geometry and device allow.
+
+    Raises
+    ------
+    ValueError
+        ``cuda`` is wanted, and no device is there.
+    """
+    if device != "cpu":
+        from reconstruct import kernels_cuda  # asks the driver
+
+        if kernels_cuda.has_device():
+            from reconstruct.backprojection_cuda import OnCuda
+
+            return OnCuda(geometry, grid)
+        if device == "cuda":
+            raise ValueError("expected a CUDA device with its driver, found none")
     if RowsAlongAxisInVectors.applies(geometry, grid):
         return RowsAlongAxisInVectors(geometry, grid)
     return RowsAlongAxis(geometry, grid) if geometry.rows_step_along_axis else AnyGeometry(geometry, grid)
 
 
-def _from_slice(matrices: NDArray[np.float64], first_slice: int) -> NDArray[np.float64]:
-    """The same matrices for z indices counted from `first_slice`."""
+def from_slice(matrices: NDArray[np.float64], first_slice: int) -> NDArray[np.float64]:
+    """Return the same matrices for z indices counted from `first_slice`."""
     shifted = matrices.copy()
     shifted[:, :, 3] += first_slice * matrices[:, :, 2]
     return shifted

@@ -23,6 +23,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from reconstruct.backprojection import Device
 from reconstruct.slabs import Plan, Slab
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ class SharedFiles:
     volume: Path
 
 
+@dataclass(frozen=True)
+class _Resources:
+    """What a task may take."""
+
+    memory_mb: int
+    device: Device
+
+
 @contextmanager
 def connected(scheduler: str) -> Iterator[Client]:
     """Connect to a Dask scheduler, ``tcp://host:port`` or ``tls://host:port``.
@@ -87,6 +96,7 @@ def reconstruct_slabs(
     files: SharedFiles,
     *,
     memory_mb: int,
+    device: Device = "cpu",
     view_groups: int = 0,
     done: Callable[[Slab], None],
     look: Callable[[], None],
@@ -100,6 +110,8 @@ def reconstruct_slabs(
     ----------
     memory_mb
         Of a task, MiB.
+    device
+        Where a worker back-projects: "cpu", "cuda", or "auto" for a CUDA device where it has one.
     view_groups
         Groups of views that a slab is divided into; 0: one, or more where there are more workers than slabs.
     done
@@ -116,9 +128,10 @@ def reconstruct_slabs(
     if not workers:
         raise ClusterError("the Dask scheduler has no workers")
     groups = groups_of(plan, view_groups or -(-workers // max(1, len(slabs))))
+    resources = _Resources(memory_mb, device)
     # By reference: a scan of thousands of views would go along with every task otherwise.
     there = client.scatter(plan, broadcast=True)
-    left = {_submit(client, there, slab, files, groups, memory_mb): slab for slab in slabs}
+    left = {_submit(client, there, slab, files, groups, resources): slab for slab in slabs}
     try:
         while left:
             look()
@@ -137,15 +150,15 @@ def groups_of(plan: Plan, count: int) -> list[slice]:
 
 
 def _submit(
-    client: Client, plan: Future, slab: Slab, files: SharedFiles, groups: Sequence[slice], memory_mb: int
+    client: Client, plan: Future, slab: Slab, files: SharedFiles, groups: Sequence[slice], resources: _Resources
 ) -> Future:
     """Queue a slab; the future tells when its voxels are written."""
     if len(groups) == 1:
         return client.submit(
-            _write_slab, plan, slab, files, memory_mb, pure=False, retries=_RETRIES, key=f"slab-{slab.start}-{uuid4()}"
+            _write_slab, plan, slab, files, resources, pure=False, retries=_RETRIES, key=f"slab-{slab.start}-{uuid4()}"
         )
     parts = [
-        client.submit(_part, plan, slab, files.integrals, views, memory_mb, pure=False, retries=_RETRIES)
+        client.submit(_part, plan, slab, files.integrals, views, resources, pure=False, retries=_RETRIES)
         for views in groups
     ]
     return client.submit(_write_sum, parts, slab, files, pure=False, retries=_RETRIES)
@@ -174,15 +187,15 @@ _ONE_AT_A_TIME = threading.Lock()
 """Kernels take all threads of their process: two slabs at once would only wait for each other."""
 
 
-def _write_slab(plan: Plan, slab: Slab, files: SharedFiles, memory_mb: int) -> None:
-    _write(_part(plan, slab, files.integrals, slice(0, plan.geometry.views), memory_mb), slab, files.volume)
+def _write_slab(plan: Plan, slab: Slab, files: SharedFiles, resources: _Resources) -> None:
+    _write(_part(plan, slab, files.integrals, slice(0, plan.geometry.views), resources), slab, files.volume)
 
 
 def _write_sum(parts: Sequence[NDArray[np.float32]], slab: Slab, files: SharedFiles) -> None:
     _write(np.sum(parts, axis=0, dtype=np.float32), slab, files.volume)
 
 
-def _part(plan: Plan, slab: Slab, integrals: Path, views: slice, memory_mb: int) -> NDArray[np.float32]:
+def _part(plan: Plan, slab: Slab, integrals: Path, views: slice, resources: _Resources) -> NDArray[np.float32]:
     from distributed import get_worker
 
     geometry = plan.geometry
@@ -190,7 +203,12 @@ def _part(plan: Plan, slab: Slab, integrals: Path, views: slice, memory_mb: int)
     projections = np.memmap(integrals, dtype=np.float32, mode="r", shape=shape)
     with _ONE_AT_A_TIME:
         return plan.reconstruct(
-            projections, slab, views=views, memory_mb=memory_mb, threads=get_worker().state.nthreads
+            projections,
+            slab,
+            views=views,
+            memory_mb=resources.memory_mb,
+            threads=get_worker().state.nthreads,
+            device=resources.device,
         )
 
 

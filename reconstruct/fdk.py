@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reconstruct.backprojection import BackProjector, back_projector
+from reconstruct.backprojection import BackProjector, Device, back_projector
 from reconstruct.filters import filter_rows, frequency_response, padded_size
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
@@ -100,6 +100,7 @@ def fdk(
     measured: Redundancy | None = None,
     memory_mb: int = 2048,
     threads: int = 0,
+    device: Device = "cpu",
     progress: Callable[[float], None] | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -132,6 +133,8 @@ def fdk(
         worked on in slabs that fit.
     threads
         Threads of the kernels; 0: all cores.
+    device
+        Where to back-project: "cpu", "cuda" or "auto". On a device, filtered views and slabs take most of its memory.
     progress
         Called now and then with the fraction done, last with 1.0. It may raise to stop the work.
     out
@@ -163,7 +166,7 @@ def fdk(
         view_factors(geometry, measured.arc.shares_rad),
         frequency_response(symmetric.columns, filter, cutoff),
     )
-    projector = back_projector(symmetric, grid)
+    projector = back_projector(symmetric, grid, device)
     blocks = _blocks(symmetric, grid, projector, memory_mb)
     volume = _result(out, grid)
     report = _Progress(progress, symmetric, grid)
@@ -203,19 +206,20 @@ def _blocks(
     batch_bytes = geometry.rows * (2 * 4 * geometry.columns + 4 * size + 8 * (size // 2 + 1) + 4 * size)
     batch_bytes += _WEIGHT_BYTES * geometry.columns
     together = projector.slices_together
-    budget = memory_mb * _MIB
+    allowed_mb = projector.memory_mb(memory_mb)
+    budget = allowed_mb * _MIB
     least = projector.view_bytes + max(batch_bytes, together * projector.slice_bytes)
     if least > budget:
         raise ValueError(
             f"expected memory for at least one view and {together} slices, {-(-least // _MIB)} MiB, "
-            f"got {memory_mb} MiB"
+            f"got {allowed_mb} MiB"
         )
     # A quarter for the work on slices and batches, more where one of them needs it; the views get the rest.
     share = max(budget // 4, batch_bytes, together * projector.slice_bytes)
     slices = -(-grid.shape_zyx[0] // together) * together
     if projector.slice_bytes:
         slices = min(slices, share // (together * projector.slice_bytes) * together)
-    batch = min(geometry.views, max(1, share // batch_bytes), 32)
+    batch = min(geometry.views, max(1, min(share, memory_mb * _MIB) // batch_bytes), 32)
     working = max(batch * batch_bytes, slices * projector.slice_bytes)
     views = min(geometry.views, (budget - working) // projector.view_bytes)
     return _Blocks(min(batch, views), views, slices)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from reconstruct.backprojection import Device
 from reconstruct.checkpoint import Checkpoint
 from reconstruct.cluster import SharedFiles, connected, reconstruct_slabs
 from reconstruct.derived import ct_series
@@ -25,7 +26,7 @@ from reconstruct.working_memory import WorkingMemory
 VERSION = 2
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
-_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler")
+_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device")
 
 _PREPARED, _RECONSTRUCTED = 0.25, 0.8
 """Shares of the work of a bin that are done after preprocessing and after FDK."""
@@ -55,6 +56,8 @@ class Parameters:
         Of the kernels; 0: all cores.
     scheduler
         Address of a Dask scheduler whose workers reconstruct, ``tcp://host:port``; "": this process does.
+    device
+        Where to back-project: "cpu", "cuda", or "auto" for a CUDA device where there is one.
     """
 
     filter: str = "ram-lak"
@@ -64,6 +67,7 @@ class Parameters:
     memory_mb: int = 2048
     threads: int = 0
     scheduler: str = ""
+    device: Device = "cpu"
 
     def recipe(self) -> dict[str, Any]:
         """Return what determines the voxels: not where and how they are computed."""
@@ -177,6 +181,7 @@ def _volume(
             limited_arc=plan.limited_arc,
             memory_mb=memory.fdk_mb,
             threads=parameters.threads,
+            device=parameters.device,
             progress=tell,
         )
     except GeometryError:
@@ -221,7 +226,14 @@ def _in_slabs(
         shared = SharedFiles(files.path(number, INTEGRALS), files.path(number, VOLUME))
         with connected(parameters.scheduler) as client:
             reconstruct_slabs(
-                client, plan, left, shared, memory_mb=memory.fdk_mb, done=done, look=lambda: tell(before / len(slabs))
+                client,
+                plan,
+                left,
+                shared,
+                memory_mb=memory.fdk_mb,
+                device=parameters.device,
+                done=done,
+                look=lambda: tell(before / len(slabs)),
             )
         return volume
     measured = plan.measured()
@@ -232,6 +244,7 @@ def _in_slabs(
             measured=measured,
             memory_mb=memory.fdk_mb,
             threads=parameters.threads,
+            device=parameters.device,
             progress=_part(tell, index, len(slabs)),
             out=volume[slab.slices],
         )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reconstruct.backprojection import Device
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernels import NEAREST_DEPTH
@@ -105,6 +106,7 @@ class Plan:
         measured: Redundancy | None = None,
         memory_mb: int = 2048,
         threads: int = 0,
+        device: Device = "cpu",
         progress: Callable[[float], None] | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
@@ -119,7 +121,7 @@ class Plan:
             Only what these neighbouring views add to the voxels.
         measured
             What `measured` returns, for one who asks for many slabs.
-        memory_mb, threads, progress, out
+        memory_mb, threads, device, progress, out
             As `fdk` takes them.
 
         Raises
@@ -136,6 +138,7 @@ class Plan:
             measured=(measured or self.measured()).select(views),
             memory_mb=memory_mb,
             threads=threads,
+            device=device,
             progress=progress,
             out=out,
         )
