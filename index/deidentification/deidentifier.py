@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from pydicom.charset import default_encoding
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from config.deidentification import Option
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from config.settings import Settings
 from index.deidentification import files, marks, pixels
-from index.deidentification.descriptors import Cleaner, identifiers_of
+from index.deidentification.descriptors import Cleaner
 from index.deidentification.private import Declarations
 from index.deidentification.profile import Action, Profile
+from index.deidentification.reader import Reader, patient_of
 from index.deidentification.secret import Secret, load_secret
-from index.deidentification.walk import Change, Reader, Walk, patient_of, shift_of
+from index.deidentification.walk import Change, Walk, shift_of
 from index.errors import CannotDeidentify, NotFound
 
 _ENCAPSULATED = "1.2.840.10008.5.1.4.1.1.104."
 _VOICE = ("1.2.840.10008.5.1.4.1.1.9.4.1", "1.2.840.10008.5.1.4.1.1.9.4.2")
-_ANSWER = "answer"
 
 
 class Deidentifier:
@@ -71,21 +74,24 @@ class Deidentifier:
         CannotDeidentify
             The object, or something in it, cannot be made safe; one sentence says why.
         """
-        reader = Reader(dataset, [])
-        sop_class = _sop_class(dataset, reader)
-        self._require_possible(sop_class)
+        reader = Reader(dataset, [default_encoding])
+        sop_class = _identity(dataset, reader, marks.SOP_CLASS_UID, "MediaStorageSOPClassUID")
+        sop_instance = _identity(dataset, reader, marks.SOP_INSTANCE_UID, "MediaStorageSOPInstanceUID")
+        self._require_possible(sop_class, sop_instance)
         rectangles = pixels.require_clean(reader, sop_class, self.profile)
         try:
             made = self._walk(dataset, reader, sop_class, observe=observe).data_set(dataset)
         except RecursionError as error:
             raise CannotDeidentify("the object nests sequences too deeply") from error
         _take_over_source(made, dataset)
+        made.SOPClassUID, made.SOPInstanceUID = UID(sop_class), UID(self.uid(sop_instance))
         marks.put(made, reader, self.profile, is_masked=bool(rectangles))
         syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "") or "")
         if rectangles:
-            syntax = pixels.mask(made, dataset, rectangles, syntax)
+            syntax = pixels.mask(made, _copy(dataset), rectangles, syntax)
         if getattr(dataset, "file_meta", None) is not None:
-            made.file_meta = _file_meta(made, sop_class, syntax)
+            made.file_meta = _file_meta(made, syntax)
+            made.preamble = bytes(128)
         return made
 
     def deidentify_answer(self, dataset: Dataset) -> Dataset:
@@ -94,7 +100,7 @@ class Deidentifier:
         The pseudonym, and dates that are modified, follow from Patient ID and Issuer of Patient ID *in the answer*: give
         it both, also where the question did not ask for them. Without a Patient ID modified dates are empty.
         """
-        reader = Reader(dataset, [])
+        reader = Reader(dataset, [default_encoding])
         return self._walk(dataset, reader, "", is_answer=True).data_set(dataset)
 
     def deidentify_file(self, source: Path, target: Path) -> None:
@@ -110,7 +116,7 @@ class Deidentifier:
         files.convert(source, target, self.deidentify)
 
     def uid(self, original: str) -> str:
-        """Return the UID that stands for `original`: itself where the profile retains UIDs or the standard defines it."""
+        """Return the UID that stands for `original`: itself where the profile retains UIDs, or the standard made it."""
         return original if self.profile.has(Option.RETAIN_UIDS) else self._secret.uid(original)
 
     def pseudonym(self, issuer: str, patient_id: str) -> str:
@@ -121,15 +127,18 @@ class Deidentifier:
         """Whether values of a standard attribute pass unchanged, so that matching on them tells nothing new."""
         return self.profile.action(tag) is Action.KEEP
 
-    def _require_possible(self, sop_class: str) -> None:
+    @staticmethod
+    def _require_possible(sop_class: str, sop_instance: str) -> None:
+        if sop_class == MediaStorageDirectoryStorage:
+            raise CannotDeidentify("a DICOMDIR lists files and is no object: make a new one of what was de-identified")
         if not sop_class:
             raise CannotDeidentify("the object has no SOP Class UID", element="SOPClassUID")
+        if not sop_instance:
+            raise CannotDeidentify("the object has no SOP Instance UID", element="SOPInstanceUID")
         if sop_class.startswith(_ENCAPSULATED):
             raise CannotDeidentify(f"{UID(sop_class).name}: what is in an encapsulated document cannot be checked")
         if sop_class in _VOICE:
             raise CannotDeidentify(f"{UID(sop_class).name}: what a recording says cannot be checked")
-        if sop_class == MediaStorageDirectoryStorage:
-            raise CannotDeidentify("a DICOMDIR lists files and is no object: make a new one of what was de-identified")
 
     def _walk(
         self, dataset: Dataset, reader: Reader, sop_class: str, *,
@@ -138,35 +147,46 @@ class Deidentifier:
         patient = patient_of(reader)
         study = "" if is_answer else "".join(reader.texts(marks.STUDY_INSTANCE_UID))
         shift = shift_of(self._secret, patient, study) if self.profile.dates == "modified" else None
-        cleans = self.profile.options & {Option.CLEAN_DESCRIPTORS, Option.CLEAN_STRUCTURED_CONTENT,
-                                         Option.CLEAN_GRAPHICS, Option.RETAIN_PATIENT_CHARACTERISTICS}  # fmt: skip
-        cleaner = Cleaner(identifiers_of(dataset)) if cleans else Cleaner()
         return Walk(
-            self.profile, self._secret, sop_class, patient, shift, cleaner, Declarations.of(dataset),
+            self.profile, self._secret, sop_class, patient, shift, Cleaner.of(dataset), Declarations.of(dataset),
             is_answer=is_answer, observe=observe,
         )  # fmt: skip
 
 
-def _sop_class(dataset: Dataset, reader: Reader) -> str:
-    """Return the SOP Class UID; some files have it in their File Meta Information only."""
-    told = "".join(reader.texts(marks.SOP_CLASS_UID)).strip(" \0")
-    return told or str(getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", "") or "").strip(" \0")
+def _identity(dataset: Dataset, reader: Reader, tag: BaseTag, keyword: str) -> str:
+    """Return a UID of an object; some files have it in their File Meta Information only."""
+    told = "".join(reader.texts(tag)).strip(" \0")
+    return told or str(getattr(dataset, "file_meta", {}).get(keyword, "") or "").strip(" \0")
+
+
+def _copy(source: Dataset) -> Dataset:
+    """Return the same elements in a data set of their own, which may be decoded in place."""
+    copy = Dataset()
+    for tag, element in source.items():
+        copy[tag] = element
+    _take_over_source(copy, source)
+    return copy
 
 
 def _take_over_source(made: Dataset, source: Dataset) -> None:
     """Let values that were left in the file of `source` be read from there."""
-    made.set_original_encoding(*source.original_encoding, source.original_character_set)
+    is_implicit, is_little_endian = source.original_encoding
+    made.set_original_encoding(is_implicit, is_little_endian, source.original_character_set)
     for name in ("filename", "buffer", "fileobj_type", "timestamp"):
         if hasattr(source, name):
             setattr(made, name, getattr(source, name))
 
 
-def _file_meta(made: Dataset, sop_class: str, syntax: str) -> FileMetaDataset:
+def _file_meta(made: Dataset, syntax: str) -> FileMetaDataset:
     """Return File Meta Information that tells nothing of who sent or wrote the original (PS3.10 7.1)."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class)
-    meta.MediaStorageSOPInstanceUID = UID(str(made.get("SOPInstanceUID", "")))
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = made.SOPClassUID, made.SOPInstanceUID
     meta.TransferSyntaxUID = UID(syntax or ExplicitVRLittleEndian)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = implementation_version_name()
+    meta.ImplementationVersionName = _version_name()
     return meta
+
+
+@cache
+def _version_name() -> str:
+    return implementation_version_name()

@@ -10,16 +10,17 @@ is a word of the field and stands nowhere in the object's attributes of names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from pydicom.datadict import DicomDictionary
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.charset import default_encoding
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from index.deidentification import table
+from index.deidentification.reader import Reader, texts
 
 _TECHNIQUE = frozenset(
     "abd abdomen adc arterial ax axial bone bolus brain cardiac cbct chest contrast cor coronal ct cta ctv delayed "
@@ -54,56 +55,73 @@ class Cleaner:
 
     Attributes
     ----------
-    identifiers
+    words
         Words that identify somebody or something in this object, in lower case.
+    values
+        Whole identifiers of it, in lower case: names and their parts, numbers, places.
     """
 
-    identifiers: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
+    values: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Cleaner:
+        """Return the cleaner for a data set: it knows what names, numbers and places the data set has anywhere.
+
+        An attribute counts when it is a person's name, or when Table E.1-1 touches it and no option cleans or keeps it.
+        """
+        values: set[str] = set()
+        _collect(Reader(dataset, [default_encoding]), values)
+        words = {word.lower() for value in values for word in _WORD.findall(value) if len(word) > 1}
+        return cls(frozenset(words), frozenset(value for value in values if len(value) >= _SHORTEST_IDENTIFIER))
 
     def clean(self, text: str) -> str:
         """Return the words of `text` that may stay, with single spaces between them."""
         return " ".join(word for word in _WORD.findall(text) if self._may_stay(word.lower()))
 
+    def names(self, text: str) -> bool:
+        """Whether `text` has an identifier of the object in it."""
+        lowered = text.lower()
+        return bool(lowered) and any(value in lowered for value in self.values)
+
     def _may_stay(self, word: str) -> bool:
-        if word in self.identifiers:
+        if word in self.words:
             return False
         return word in vocabulary() or bool(_NUMBER.fullmatch(word) or _VERTEBRA.fullmatch(word))
 
 
-def identifiers_of(dataset: Dataset, most: int = 4096) -> frozenset[str]:
-    """Return the words of all that identifies in a data set: names, numbers, places, in sequences as well.
-
-    An attribute counts when it is a person's name, or when Table E.1-1 touches it and lets no option clean it.
-    """
-    found: set[str] = set()
-    _collect(dataset, found, most)
-    return frozenset(found)
+_TEXTS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT", "DA"})
+_SHORTEST_IDENTIFIER = 4
+_MOST_IDENTIFIERS = 2048
 
 
-_TEXTS = frozenset({"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT", "CS", "AS", "DA"})
-
-
-def _collect(dataset: Dataset, found: set[str], most: int) -> None:
-    for tag in list(dataset.keys()):
-        raw = dataset.get_item(tag, keep_deferred=True)
-        vr = raw.VR if raw is not None else None
-        if vr not in (None, "UN", "SQ", *_TEXTS) or tag.is_private or len(found) > most:
+def _collect(reader: Reader, found: set[str]) -> None:
+    for tag, raw in reader.elements():
+        vr = reader.vr(tag, raw)
+        if tag.is_private or len(found) > _MOST_IDENTIFIERS or not _may_identify(int(tag), vr):
             continue
-        try:
-            element = dataset[tag]
-        except Exception:  # noqa: BLE001, S112  (a value that cannot be read names nobody)
-            continue
-        if element.VR == "SQ":
-            for item in element.value or []:
-                _collect(item, found, most)
-        elif element.VR in _TEXTS and _identifies(int(tag), element.VR):
-            found.update(_words(element.value))
+        value = reader.value(tag, raw)
+        if vr == "SQ":
+            for item in value or []:
+                _collect(Reader(item, reader.encodings), found)
+        else:
+            found.update(part for text in texts(value) for part in _parts(text.strip().lower(), vr))
 
 
-def _identifies(tag: int, vr: str) -> bool:
+@cache
+def _may_identify(tag: int, vr: str) -> bool:
+    """Whether values of an attribute are identifiers, or items that may have some."""
+    if vr == "SQ":
+        return True
     row = table.attribute(tag)
-    return vr == "PN" or (row is not None and "clean_descriptors" not in row.options and vr != "CS")
+    return vr == "PN" or (vr in _TEXTS and row is not None and not _CLEANED.intersection(row.options))
 
 
-def _words(value: Any) -> Iterable[str]:
-    return (word.lower() for word in _WORD.findall(str(value)) if len(word) > 1)
+_CLEANED = frozenset({"clean_descriptors", "retain_patient_characteristics"})
+
+
+def _parts(text: str, vr: str) -> Iterator[str]:
+    """Yield a value, and of a person's name its components as well."""
+    yield text
+    if vr == "PN":
+        yield from (part.strip() for part in re.split(r"[\^=]", text) if part.strip())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydicom import dcmread, dcmwrite
+from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -33,7 +34,7 @@ def convert(source: Path, target: Path, deidentify: Callable[[Dataset], Dataset]
     draft = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         try:
-            dcmwrite(draft, made, enforce_file_format=True)
+            _write(draft, made)
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -44,6 +45,14 @@ def convert(source: Path, target: Path, deidentify: Callable[[Dataset], Dataset]
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _write(path: Path, made: Dataset) -> None:
+    if made.file_meta.TransferSyntaxUID in UID_dictionary:
+        dcmwrite(path, made, enforce_file_format=True)
+        return
+    made.file_meta.FileMetaInformationGroupLength, made.file_meta.FileMetaInformationVersion = 0, b"\x00\x01"
+    dcmwrite(path, made, implicit_vr=False, little_endian=True, force_encoding=True)  # pydicom does not know it
 
 
 def read(source: Path) -> Dataset:

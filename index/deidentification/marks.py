@@ -8,9 +8,9 @@ from pydicom.tag import Tag
 from config.deidentification import Option
 from index.deidentification import table
 from index.deidentification.profile import Profile
-from index.deidentification.walk import Reader
+from index.deidentification.reader import Reader
 
-SOP_CLASS_UID, STUDY_INSTANCE_UID = Tag(0x0008, 0x0016), Tag(0x0020, 0x000D)
+SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID = Tag(0x0008, 0x0016), Tag(0x0008, 0x0018), Tag(0x0020, 0x000D)
 _METHOD, _CODES, _DATES = Tag(0x0012, 0x0063), Tag(0x0012, 0x0064), Tag(0x0028, 0x0303)
 
 _BASIC = ("113100", "Basic Application Confidentiality Profile")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydicom.charset import default_encoding
 from pydicom.datadict import private_dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -16,6 +17,10 @@ from pydicom.tag import BaseTag, Tag
 
 from index.deidentification import table
 from index.deidentification.profile import Action
+from index.deidentification.reader import Reader
+
+ANSWERS = "THARSIS SIMILARITY 1.0"
+"""Creator of the block in which the similarity query answers: ranks, scores and UIDs."""
 
 _DECLARATIONS = Tag(0x0008, 0x0300)
 
@@ -57,7 +62,9 @@ class Declarations:
     def of(cls, dataset: Dataset) -> Declarations:
         """Read (0008,0300) of an object; items that cannot be read declare nothing."""
         found: dict[tuple[int, str], Declaration] = {}
-        for item in _items(dataset, _DECLARATIONS):
+        reader = Reader(dataset, [default_encoding])
+        element = dict(reader.elements()).get(_DECLARATIONS)
+        for item in (reader.value(_DECLARATIONS, element) if element is not None else None) or []:
             try:
                 group, creator = int(item.PrivateGroupReference), str(item.PrivateCreatorReference).strip()
                 found[group, creator] = _declaration(item)
@@ -89,19 +96,24 @@ class Blocks:
         By group and block number.
     are_kept
         Whether safe ones stay at all.
+    is_answer
+        Whether it is a C-FIND answer, in which this node's own block of answers stays.
     """
 
     def __init__(
-        self, creators: Mapping[tuple[int, int], str], are_kept: bool, declarations: Declarations  # noqa: FBT001
+        self, creators: Mapping[tuple[int, int], str], declarations: Declarations, *, are_kept: bool, is_answer: bool
     ) -> None:
         self._creators = creators
         self._are_kept = are_kept
+        self._is_answer = is_answer
         self._declarations = declarations
         self._kept: set[tuple[int, int]] = set()
 
     def action(self, tag: BaseTag) -> Action:
         """Return what is done with a private element."""
         creator = self._creators.get((tag.group, tag.element >> 8))
+        if self._is_answer and creator == ANSWERS:
+            return Action.KEEP
         if not self._are_kept or creator is None:
             return Action.REMOVE
         told = self._declarations.by_block.get((tag.group, creator))
@@ -146,14 +158,3 @@ def _numbers(value: Any) -> list[int]:
     if value is None or value == "":
         return []
     return [int(part) for part in value] if hasattr(value, "__iter__") else [int(value)]
-
-
-def _items(dataset: Dataset, tag: BaseTag) -> list[Dataset]:
-    """Return the items of a sequence, also where it came as UN; none where it cannot be read."""
-    if tag not in dataset:
-        return []
-    try:
-        value = dataset[tag].value
-    except Exception:  # noqa: BLE001  (whatever a decoder raises)
-        return []
-    return list(value) if hasattr(value, "__iter__") and not isinstance(value, bytes | str) else []

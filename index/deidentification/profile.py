@@ -102,9 +102,17 @@ def _action(options: frozenset[Option], dates: Dates, tag: int, sop_class: str, 
     chosen = {row.options[column] for column in _columns(options, dates) if column in row.options}
     if chosen == {"K", "C"}:
         chosen = {"C"} if row.options.get("retain_longitudinal_modified_dates") and dates == "modified" else {"K"}
+    if tag >> 24 in (0x50, 0x60) and tag >> 16 & 0xFF < 0x20:
+        return Action.REMOVE  # also where graphics are cleaned: nobody can tell what a bitmap or a curve shows
     if chosen:
         return Action(chosen.pop())
     return _resolved(row.basic, sop_class, parent, tag)
+
+
+def required(tag: int, sop_class: str, parent: int) -> Action:
+    """Return what the Basic Profile does with an attribute whose cleaned value says nothing any more."""
+    row = table.attribute(tag)
+    return _resolved(row.basic, sop_class, parent, tag) if row else Action.EMPTY
 
 
 def _columns(options: frozenset[Option], dates: Dates) -> list[str]:
@@ -132,6 +140,14 @@ _UIDS_OF_DEFINITIONS = frozenset({
 })  # fmt: skip
 
 
+_PUBLIC_UR = frozenset({"CodingSchemeURL", "URNCodeValue"})
+_ALSO_IDENTIFYING = frozenset({
+    "PlacerOrderNumberProcedure", "FillerOrderNumberProcedure", "PlacerOrderNumberImagingServiceRequestRetired",
+    "FillerOrderNumberImagingServiceRequestRetired", "OwnerID", "MACParametersSequence",
+})  # fmt: skip
+"""Attributes that the table leaves out, for they are retired or of no composite object."""
+
+
 def _unlisted(options: frozenset[Option], dates: Dates, tag: int, sop_class: str, parent: int) -> Action:
     """Return the action for an attribute without a row: kept, unless its VR says that it could identify somebody."""
     if tag >> 16 <= 0x0007 or not tag & 0xFFFF or not (dictionary_has_tag(tag) or repeater_has_tag(tag)):
@@ -144,8 +160,9 @@ def _unlisted(options: frozenset[Option], dates: Dates, tag: int, sop_class: str
         if dates != "remove":
             return Action.KEEP if dates == "full" else Action.CLEAN
         return _resolved("X/Z/D", sop_class, parent, tag)
-    if vr in ("PN", "AE") or keyword == "MACParametersSequence":
-        return Action.REMOVE
+    if keyword == "TextValue":
+        return Action.DUMMY  # of a content item; where the option cleans those, it has the last word
     if 0x6000 <= tag >> 16 < 0x6100:
         return Action.REMOVE  # the plane goes with its data
-    return Action.KEEP
+    is_address = vr == "UR" and keyword not in _PUBLIC_UR
+    return Action.REMOVE if vr in ("PN", "AE") or is_address or keyword in _ALSO_IDENTIFYING else Action.KEEP

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
 
-from pydicom.uid import UID_dictionary
+from pydicom._uid_dict import UID_dictionary
 
 from index.durable import flush
 from index.errors import CannotDeidentify

@@ -6,19 +6,14 @@ was encoded, pixel data that were left in their file included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
-from io import BytesIO
 from typing import Any
 
-from pydicom.charset import convert_encodings, default_encoding
-from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR, repeater_has_tag
-from pydicom.datadict import tag_for_keyword as tag_for
-from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
+from pydicom.charset import default_encoding
+from pydicom.datadict import dictionary_has_tag, dictionary_keyword, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_sequence
-from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from config.deidentification import Option
@@ -26,14 +21,13 @@ from index.deidentification import dummies, structured_content
 from index.deidentification.dates import Shift
 from index.deidentification.descriptors import Cleaner
 from index.deidentification.private import Blocks, Declarations
-from index.deidentification.profile import Action, Profile
+from index.deidentification.profile import Action, Profile, required
+from index.deidentification.reader import Element, Reader, patient_of, texts
 from index.deidentification.secret import Secret
-
-Element = DataElement | RawDataElement
 
 _CHARSET = Tag(0x0008, 0x0005)
 _DECLARATIONS = Tag(0x0008, 0x0300)
-_PATIENT_NAME, _PATIENT_ID, _ISSUER = Tag(0x0010, 0x0010), Tag(0x0010, 0x0020), Tag(0x0010, 0x0021)
+_PATIENT_NAME, _PATIENT_ID = Tag(0x0010, 0x0010), Tag(0x0010, 0x0020)
 _CONTENT, _ANNOTATIONS, _LAYER = Tag(0x0040, 0xA730), Tag(0x0070, 0x0001), Tag(0x0070, 0x0002)
 _TIMEZONE = Tag(0x0008, 0x0201)
 _MARKS = frozenset({Tag(0x0012, 0x0062), Tag(0x0012, 0x0063), Tag(0x0012, 0x0064), Tag(0x0028, 0x0303)})
@@ -97,7 +91,8 @@ class Walk:
             raise RecursionError("sequences nested too deeply")
         reader = Reader(source, encodings or [default_encoding])
         target = Dataset()
-        blocks = Blocks(reader.creators(), self.profile.has(Option.RETAIN_SAFE_PRIVATE), self.declarations)
+        are_kept = self.profile.has(Option.RETAIN_SAFE_PRIVATE)
+        blocks = Blocks(reader.creators(), self.declarations, are_kept=are_kept, is_answer=self.is_answer)
         for tag, raw in reader.elements():
             if tag == _DECLARATIONS or (tag in _MARKS and not path):
                 continue
@@ -117,7 +112,9 @@ class Walk:
             target[declared.tag] = declared
         return target
 
-    def _standard(self, reader: Reader, tag: BaseTag, raw: Element, path: tuple[int, ...]) -> tuple[str, Element | None]:
+    def _standard(
+        self, reader: Reader, tag: BaseTag, raw: Element, path: tuple[int, ...]
+    ) -> tuple[str, Element | None]:
         if tag == _CHARSET or (self.is_answer and tag in _ANSWERED_AS_IS):
             return "K", raw
         action = self.profile.action(tag, sop_class=self.sop_class, parent=path[-1] if path else 0)
@@ -130,8 +127,8 @@ class Walk:
         if tag.is_private_creator:
             return "X", None  # written again with what is kept of its block
         action = blocks.action(tag)
-        vr = reader.vr(tag, raw, blocks.vr(tag))
-        if action is Action.REMOVE or vr == "UN":
+        vr = "UN" if action is Action.REMOVE else reader.vr(tag, raw, blocks.vr(tag))
+        if vr == "UN":
             return "X", None
         if action is Action.KEEP:
             action = {"UI": Action.REPLACE_UIDS, "PN": Action.DUMMY}.get(vr, Action.KEEP)
@@ -152,9 +149,9 @@ class Walk:
         if action is Action.REMOVE:
             return None
         if action is Action.KEEP and vr != "SQ":
-            return raw if isinstance(raw, DataElement) or raw.VR not in (None, "UN") or vr == "UN" else reader.read(tag, raw, vr)
+            return self._checked(reader, tag, raw, vr)
         if action is Action.EMPTY:
-            return DataElement(tag, vr, self._emptied(reader, tag, raw))
+            return DataElement(tag, vr, self._emptied(reader, tag))
         try:
             old = reader.read(tag, raw, vr)
         except Exception:  # noqa: BLE001  (a value that cannot be read: nobody can say that it is clean)
@@ -162,12 +159,18 @@ class Walk:
         if vr == "SQ":
             return DataElement(tag, "SQ", self._sequence(reader, tag, list(old.value or []), action, path))
         if action is Action.DUMMY:
-            return DataElement(tag, vr, self._dummy(tag, old, vr))
+            return DataElement(tag, vr, self._dummy(old, vr))
         if action is Action.REPLACE_UIDS:
             return DataElement(tag, vr, _each(old.value, self.secret.uid))
-        return self._cleaned(reader, tag, old, vr)
+        return self._cleaned(reader, tag, old, vr, path)
 
-    def _emptied(self, reader: Reader, tag: BaseTag, raw: Element) -> Any:
+    def _checked(self, reader: Reader, tag: BaseTag, raw: Element, vr: str) -> Element | None:
+        """Return what is kept as it is, unless it is text in which the object repeats one of its identifiers."""
+        if vr not in dummies.TEXT or not self.cleaner.names(" ".join(reader.texts(tag))):
+            return raw
+        return DataElement(tag, vr, _each(reader.value(tag, raw), self.cleaner.clean) or dummies.VALUES[vr])
+
+    def _emptied(self, reader: Reader, tag: BaseTag) -> Any:
         if tag in (_PATIENT_ID, _PATIENT_NAME):
             return self._pseudonym(reader)
         return None
@@ -176,19 +179,28 @@ class Walk:
         issuer, patient_id = patient_of(reader)
         return self.secret.pseudonym(issuer, patient_id) if patient_id else self.secret.pseudonym(*self.patient)
 
-    def _dummy(self, tag: BaseTag, old: DataElement, vr: str) -> Any:
+    def _dummy(self, old: DataElement, vr: str) -> Any:
         if vr == "UI":
             return _each(old.value, self.secret.uid)
         return dummies.VALUES.get(vr)
 
-    def _cleaned(self, reader: Reader, tag: BaseTag, old: DataElement, vr: str) -> DataElement | None:
+    def _cleaned(
+        self, reader: Reader, tag: BaseTag, old: DataElement, vr: str, path: tuple[int, ...]
+    ) -> DataElement | None:
         if vr in ("DA", "TM", "DT"):
-            return DataElement(tag, vr, self._moved(reader, tag, old, vr))
+            return self._or_required(DataElement(tag, vr, self._moved(reader, tag, old, vr)), path)
         if tag == _TIMEZONE:
             return old  # a constant shift leaves it true
         if vr == "AE" or vr not in (*dummies.TEXT, "CS"):
             return None
-        return DataElement(tag, vr, _each(old.value, self.cleaner.clean))
+        return self._or_required(DataElement(tag, vr, _each(old.value, self.cleaner.clean)), path)
+
+    def _or_required(self, made: DataElement, path: tuple[int, ...]) -> DataElement:
+        """Return `made`; with a dummy value where cleaning left nothing of a required attribute."""
+        if any(texts(made.value)):
+            return made
+        is_required = required(int(made.tag), self.sop_class, path[-1] if path else 0) is Action.DUMMY
+        return DataElement(made.tag, made.VR, dummies.VALUES[made.VR] if is_required else None)
 
     def _moved(self, reader: Reader, tag: BaseTag, old: DataElement, vr: str) -> Any:
         if self.shift is None:
@@ -206,7 +218,7 @@ class Walk:
         """Return the times that belong to the dates of `tag`, or the other way round; empty when there are none."""
         keyword = dictionary_keyword(tag) if dictionary_has_tag(tag) else ""
         partner = keyword.replace("Date", "Time", 1) if vr == "DA" else keyword.replace("Time", "Date", 1)
-        number = tag_for(partner) if partner != keyword else None
+        number = tag_for_keyword(partner) if partner != keyword else None
         return [] if number is None else reader.texts(Tag(number))
 
     def _sequence(
@@ -220,7 +232,7 @@ class Walk:
             return self._dummy_items(reader, tag, items, path)
         done = [self.data_set(item, (*path, tag), reader.encodings) for item in items]
         if action is Action.CLEAN:
-            done = [item for item in done if not is_local_code(item)]
+            done = [item for item in done if not _is_local_code(item)]
         return done
 
     def _dummy_items(self, reader: Reader, tag: BaseTag, items: list[Dataset], path: tuple[int, ...]) -> list[Dataset]:
@@ -236,77 +248,6 @@ class Walk:
         return [first]
 
 
-class Reader:
-    """Reads the elements of a data set or item, and leaves it as it is.
-
-    Parameters
-    ----------
-    encodings
-        Python's names of the character sets that hold where the data set names none.
-    """
-
-    def __init__(self, dataset: Dataset, encodings: list[str]) -> None:
-        self._dataset = dataset
-        self._elements = dict(dataset.items())
-        self.encodings = encodings
-        if _CHARSET in self._elements:
-            told = self.texts(_CHARSET)
-            self.encodings = convert_encodings(told if told else "")
-
-    def elements(self) -> Iterator[tuple[BaseTag, Element]]:
-        """Yield tags and elements in order, those left in the file without a value."""
-        for tag in sorted(self._elements):
-            yield tag, self._elements[tag]
-
-    def creators(self) -> dict[tuple[int, int], str]:
-        """Return the private creators by group and block."""
-        found = {}
-        for tag in self._elements:
-            if tag.is_private_creator:
-                found[tag.group, tag.element] = "\\".join(self.texts(tag)).strip(" \0")
-        return found
-
-    def vr(self, tag: BaseTag, raw: Element, known: str = "") -> str:
-        """Return the VR: as encoded, else `known`, else that of the dictionary; UN when nobody knows it."""
-        if raw.VR not in (None, "UN"):
-            return str(raw.VR)
-        if known or tag.is_private:
-            return known or "UN"
-        told = dictionary_VR(tag) if dictionary_has_tag(tag) or repeater_has_tag(tag) else "UN"
-        return told.split(" or ")[-1]
-
-    def read(self, tag: BaseTag, raw: Element, vr: str = "") -> DataElement:
-        """Return the element with its value, decoded; raises what a decoder raises."""
-        if isinstance(raw, DataElement):
-            return raw
-        vr = vr or self.vr(tag, raw)
-        content = self._dataset.get_item(tag) if raw.value is None and raw.length else raw
-        if raw.VR in (None, "UN") and vr == "SQ" and content.value:
-            is_implicit = True if raw.VR == "UN" else raw.is_implicit_VR
-            items = read_sequence(
-                BytesIO(content.value), is_implicit, raw.is_little_endian, len(content.value), self.encodings
-            )
-            return DataElement(tag, "SQ", items)
-        return convert_raw_data_element(content._replace(VR=vr), encoding=self.encodings)
-
-    def value(self, tag: BaseTag, raw: Element) -> Any:
-        """Return the decoded value; None for one that cannot be decoded."""
-        try:
-            return self.read(tag, raw).value
-        except Exception:  # noqa: BLE001  (whatever a decoder raises)
-            return None
-
-    def texts(self, tag: BaseTag) -> list[str]:
-        """Return the values of an element as text; none when it is absent, empty or cannot be read."""
-        raw = self._elements.get(tag)
-        return [] if raw is None else texts(self.value(tag, raw))
-
-
-def patient_of(reader: Reader) -> tuple[str, str]:
-    """Return Issuer of Patient ID and Patient ID; "" for what is absent."""
-    return "\\".join(reader.texts(_ISSUER)).strip(), "\\".join(reader.texts(_PATIENT_ID)).strip()
-
-
 def shift_of(secret: Secret, patient: tuple[str, str], study: str) -> Shift | None:
     """Return how the dates of a patient move; of a study where no Patient ID is told; None where neither is."""
     if patient[1]:
@@ -314,24 +255,10 @@ def shift_of(secret: Secret, patient: tuple[str, str], study: str) -> Shift | No
     return Shift(secret.shift("", f"study {study}")) if study else None
 
 
-NO_SHIFT = Shift(timedelta(0))
-
-
-def is_local_code(item: Dataset) -> bool:
+def _is_local_code(item: Dataset) -> bool:
     """Whether an item is a code of a private or local scheme, whose meaning may be any text (PS3.3 8.2)."""
     scheme = str(item.get("CodingSchemeDesignator", "")).upper()
     return "CodeValue" in item and (scheme.startswith("99") or scheme in ("", "L", "LOCAL"))
-
-
-def texts(value: Any) -> list[str]:
-    """Return the values of an element as a list of text."""
-    if value is None or value == "":
-        return []
-    return [str(part) for part in value] if isinstance(value, list | tuple | Sequence) or _is_multiple(value) else [str(value)]
-
-
-def _is_multiple(value: Any) -> bool:
-    return hasattr(value, "__iter__") and not isinstance(value, str | bytes) and not hasattr(value, "original_string")
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
