@@ -97,8 +97,9 @@ class Deidentifier:
     def deidentify_answer(self, dataset: Dataset) -> Dataset:
         """Return a C-FIND answer as the profile lets it out: the same keys, empty where an object would lose them.
 
-        The pseudonym, and dates that are modified, follow from Patient ID and Issuer of Patient ID *in the answer*: give
-        it both, also where the question did not ask for them. Without a Patient ID modified dates are empty.
+        The pseudonym follows from Patient ID and Issuer of Patient ID *in the answer*, and so do dates that are modified,
+        with the time that stands beside each. Give it all of these, also where the question asked for the date alone:
+        else the answer may be a day away from the object. Without a Patient ID modified dates are empty.
         """
         reader = Reader(dataset, [default_encoding])
         return self._walk(dataset, reader, "", is_answer=True).data_set(dataset)

@@ -30,7 +30,7 @@ _TECHNIQUE = frozenset(
     "proton ptv pw recon reconstruction resolution right rt sag sagittal scan scout se segmentation series shoulder slice "
     "small soft spect spgr spine standard stir sub survey swi system t1 t1w t2 t2w thick thin thorax tissue tof topogram "
     "tra trans tse venous volume vr w water weighted wfi whole with without wrist xa dicom ap and the in on to for by "
-    "bin energy spectral counter threshold flat field dark pixel material basis water iodine hydroxyapatite".split()
+    "mm cm ml mg kg kv kvp kev mas min sec hz mhz bin energy spectral counter threshold flat field dark pixel material basis water iodine hydroxyapatite".split()
 )
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
 _NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{1,3})?(?:mm|cm|m|kv|kev|kvp|ma|mas|ms|s|min|ml|mg|g|kg|mbq|gy|cgy|t|hz|mhz|x|d)?", re.ASCII)

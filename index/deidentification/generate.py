@@ -129,8 +129,8 @@ def main(folder: Path) -> None:
     edition, rules, items = tables["source"]["edition"], tables["rules"], tables["content_items"]
     digest = _digest(rules)
     _write(
-        "basic_profile.csv", f"DICOM PS3.15 {edition}, Table E.1-1; SHA-256 {digest}", ("tag", "name", "basic", *OPTIONS),
-        ([rule["tag"], rule["name"], rule["basic"], *(rule["options"].get(option, "") for option in OPTIONS)]
+        "basic_profile.csv", f"DICOM PS3.15 {edition}, Table E.1-1; SHA-256 {digest}", ("tag", "name", "retired", "iod", "basic", *OPTIONS),
+        ([rule["tag"], rule["name"], "NY"[rule["retired"]], "NY"[rule["in_std_iod"]], rule["basic"], *(rule["options"].get(option, "") for option in OPTIONS)]
          for rule in rules),
     )  # fmt: skip
     _write(

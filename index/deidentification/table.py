@@ -19,7 +19,7 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _SOP_CLASS_UID = 0x00080016
 """Every SOP Class requires it."""
 
-_NOT_ACTIONS = ("tag", "name", "code", "scheme", "meaning", "value_type", "basic")
+_NOT_ACTIONS = ("tag", "name", "retired", "iod", "code", "scheme", "meaning", "value_type", "basic")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from index.deidentification.private import Blocks, Declarations
 from index.deidentification.profile import Action, Profile, required
 from index.deidentification.reader import Element, Reader, patient_of, texts
 from index.deidentification.secret import Secret
+from index.deidentification.table import attribute
 
 _CHARSET = Tag(0x0008, 0x0005)
 _DECLARATIONS = Tag(0x0008, 0x0300)
@@ -169,8 +170,12 @@ class Walk:
         return self._cleaned(reader, tag, old, vr, path)
 
     def _checked(self, reader: Reader, tag: BaseTag, raw: Element, vr: str) -> Element | None:
-        """Return what is kept as it is, unless it is text in which the object repeats one of its identifiers."""
-        if vr not in dummies.TEXT or not self.cleaner.names(" ".join(reader.texts(tag))):
+        """Return what is kept as it is, unless it is text in which the object repeats one of its identifiers.
+
+        What an option retains is not looked at: it was asked for.
+        """
+        is_listed = not tag.is_private and attribute(int(tag)) is not None
+        if is_listed or vr not in dummies.TEXT or not self.cleaner.names(" ".join(reader.texts(tag))):
             return raw
         return DataElement(tag, vr, _each(reader.value(tag, raw), self.cleaner.clean) or dummies.VALUES[vr])
 
