@@ -39,7 +39,7 @@ from index.deidentification.table import attribute
 from index.errors import CannotDeidentify
 from index.files import is_part10
 
-KINDS = ("names and numbers", "dates", "UIDs", "private")
+KINDS = ("names and numbers", "dates", "UIDs", "private", "times of day")
 BINARY = ("OB", "OW", "OF", "OD", "OL", "OV", "UN", "US", "UL", "SS", "SL", "FD", "FL", "AT", "UV", "SV")
 DATES = ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate")
 
@@ -70,9 +70,8 @@ def values(dataset: Dataset, *, identifying: bool) -> Iterator[tuple[str, bytes]
         names = tag.is_private or element.VR == "PN" or attribute(int(tag)) is not None
         content = getattr(raw, "value", None)
         if names == identifying and isinstance(content, bytes) and element.VR not in BINARY:
-            kind = KINDS[3] if tag.is_private else {"DA": KINDS[1], "DT": KINDS[1], "TM": KINDS[1], "UI": KINDS[2]}.get(
-                element.VR, KINDS[0]
-            )
+            by_vr = {"DA": KINDS[1], "DT": KINDS[1], "TM": KINDS[4], "UI": KINDS[2]}
+            kind = KINDS[3] if tag.is_private else by_vr.get(element.VR, KINDS[0])
             yield from ((kind, part) for part in content.split(b"\\"))
 
 

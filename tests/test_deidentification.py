@@ -624,7 +624,7 @@ def test_a_scan_reconstructs_to_the_same_volume(tmp_path):
 
 def test_validators_find_nothing_new(shared_data, tmp_path, validator_errors):
     names = (
-        "CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "reportsi.dcm", "seg_image_ct_binary.dcm", "waveform_ecg.dcm",
+        "CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "sr_document.dcm", "seg_image_ct_binary.dcm", "waveform_ecg.dcm",
     )  # fmt: skip
     profiles = [BASIC, Profile("all", frozenset(Option) - {Option.RETAIN_UIDS}, "modified")]
     out = tmp_path / "out.dcm"
