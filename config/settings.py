@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.deidentification import DeidentificationSettings
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
@@ -293,13 +294,16 @@ class Settings(_Section):
     similarity: SimilaritySettings
     logs: LogSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
+    deidentification: tuple[DeidentificationSettings, ...] = ()
 
     @model_validator(mode="after")
-    def _titles_are_unique(self) -> Settings:
+    def _names_are_unique(self) -> Settings:
         titles = [ae.title for ae in self.application_entities]
-        twice = {title for title in titles if titles.count(title) > 1}
-        if twice:
-            raise ValueError(f"application_entities names {sorted(twice)[0]!r} more than once")
+        profiles = [profile.name for profile in self.deidentification]
+        for section, names in (("application_entities", titles), ("deidentification", profiles)):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"{section} names {sorted(twice)[0]!r} more than once")
         return self
 
     def entity_table(self) -> ApplicationEntityTable:
@@ -362,7 +366,12 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
     known = {section: list(keys) for section, keys in defaults.items()}
     known["application_entities"] = list(ApplicationEntitySettings.model_fields)
+    known["deidentification"] = list(DeidentificationSettings.model_fields)
     return known
+
+
+_LISTS_OF_TABLES = ("application_entities", "deidentification")
+"""Sections in double brackets, which no environment variable can tell."""
 
 
 def _nearest(word: str, words: list[str]) -> str:
@@ -403,7 +412,7 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, list[s
     variables = {
         f"{_ENVIRONMENT_PREFIX}{section}_{key}".upper(): (section, key)
         for section, keys in known.items()
-        if section != "application_entities"
+        if section not in _LISTS_OF_TABLES
         for key in keys
     }
     told: dict[str, Any] = {}
@@ -437,7 +446,7 @@ _EXPECTED = {
     "string_type": "text",
     "path_type": "a path",
     "frozen_set_type": "a list",
-    "tuple_type": "[[application_entities]], in double brackets",
+    "tuple_type": "a list",
 }
 
 
@@ -446,8 +455,8 @@ def _one_sentence(error: ValidationError) -> str:
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"])
         expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
-        if mistake["type"] == "tuple_type" and mistake["loc"][-1] in ("addresses", "use"):
-            expected = "a list"
+        if mistake["type"] == "tuple_type" and mistake["loc"][-1] in _LISTS_OF_TABLES:
+            expected = f"[[{mistake['loc'][-1]}]], in double brackets"
         message = mistake["msg"].removeprefix("Value error, ")
         if expected:
             message = f"expected {expected}, got {mistake['input']!r}"
