@@ -35,6 +35,7 @@ from index.on_demand import OnDemand
 from index.questions import Questions
 from index.similarity import Similarity
 from index.vectors import VectorIndex
+from index.views import Whole
 from scp import similarity, transport
 from scp.caller import Caller
 from scp.contexts import SIMILARITY_FIND, Proposal
@@ -200,7 +201,7 @@ def in_process(archive: Archive, questions: list[Dataset]) -> dict[str, float]:
     """What the service takes without DIMSE and network, and how much of it SQL and the index take, in milliseconds."""
     settings = load_settings(environment={}).similarity
     on_demand = OnDemand(archive, timeout_s=1.0)
-    desk = Desk(archive, Similarity(archive), Questions(archive, on_demand, kept_s=1.0, most_images=1), settings)
+    desk = Desk(Whole(archive), Similarity(archive), Questions(archive, on_demand, kept_s=1.0, most_images=1), settings)
     caller = Caller(ASKER, "THARSIS", "127.0.0.1", frozenset({Right.SIMILAR}))
     totals, sql, index = [], [], []
     for number, wanted in enumerate(questions):

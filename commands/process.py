@@ -54,6 +54,7 @@ def _take_standard_output() -> TextIO:
 
 def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
     from index.bases.limits import IndexLimits
+    from index.errors import CannotDeidentify
     from index.on_demand import OnDemand
     from index.similarity import Similarity
     from scp.listener import CannotListen
@@ -71,7 +72,7 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     except CannotListen as error:
         _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})
         sys.exit(1)
-    except (OSError, TlsError) as error:
+    except (OSError, TlsError, CannotDeidentify) as error:
         _tell(supervisor, {"error": str(error)})
         sys.exit(1)
     stop = threading.Event()

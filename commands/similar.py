@@ -26,7 +26,7 @@ from commands.network import (
     print_answers,
     tls_from,
 )
-from config.settings import SIMILARITY_SUFFIX
+from config.ae_titles import SIMILARITY_SUFFIX
 from index.keys import Level
 from index.neighbours import MOST_RESULTS, Aggregation, Exclude, Region, SearchMode
 from scp import client

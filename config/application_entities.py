@@ -34,6 +34,8 @@ class ApplicationEntity:
         Whether it may store objects of SOP classes that no dictionary knows.
     tls
         Whether it is reached with TLS.
+    profile
+        Name of the de-identification profile through which it sees what is stored; empty: as it is stored.
     """
 
     title: str
@@ -44,6 +46,7 @@ class ApplicationEntity:
     lenient: bool = False
     private_sop_classes: bool = False
     tls: bool = False
+    profile: str = ""
 
     @property
     def is_destination(self) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -16,39 +15,26 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from config.ae_titles import (
+    SIMILARITY_SUFFIX,
+    AETitle,
+    AeTitleSettings,
+    OwnTitle,
+    own_titles,
+    require_profiles,
+    short_ae_title,
+)
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
 from config.deidentification import DeidentificationSettings
 
-SIMILARITY_SUFFIX = "_SIM"
-"""What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
-
 _ENVIRONMENT_PREFIX = "THARSIS_"
 _NOT_SETTINGS = {"THARSIS_TEST_DATA", "THARSIS_PEER"}
-_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
-"""PS3.5 table 6.2-1, AE: default repertoire without backslash and control characters."""
 
 
 class SettingsError(ValueError):
     """The settings cannot be used; the message is one sentence for the person who wrote them."""
 
 
-def ae_title(value: str) -> str:
-    """Return `value` without padding when it can be an AE title (PS3.5 table 6.2-1); else raises `ValueError`."""
-    title = value.strip()
-    if not _AE_TITLE.fullmatch(title):
-        raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, got {value!r}")
-    return title
-
-
-def _short_ae_title(value: str) -> str:
-    title = ae_title(value)
-    longest = 16 - len(SIMILARITY_SUFFIX)
-    if len(title) > longest:
-        raise ValueError(f"at most {longest} characters, so that {SIMILARITY_SUFFIX} fits behind, got {value!r}")
-    return title
-
-
-AETitle = Annotated[str, AfterValidator(ae_title)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -61,7 +47,7 @@ class _Section(BaseModel):
 class ScpSettings(_Section):
     """``[scp]``: the network edge."""
 
-    aet: Annotated[str, AfterValidator(_short_ae_title)]
+    aet: Annotated[str, AfterValidator(short_ae_title)]
     host: str
     port: Port
     accept_unknown: bool
@@ -258,6 +244,7 @@ class ApplicationEntitySettings(_Section):
     lenient: bool = False
     private_sop_classes: bool = False
     tls: bool = False
+    profile: str = ""
 
     @field_validator("addresses")
     @classmethod
@@ -294,6 +281,7 @@ class Settings(_Section):
     similarity: SimilaritySettings
     logs: LogSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
+    ae_titles: tuple[AeTitleSettings, ...] = ()
     deidentification: tuple[DeidentificationSettings, ...] = ()
 
     @model_validator(mode="after")
@@ -304,7 +292,18 @@ class Settings(_Section):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise ValueError(f"{section} names {sorted(twice)[0]!r} more than once")
+        require_profiles(self.titles_with_profiles(), {profile.name for profile in self.deidentification})
         return self
+
+    def titles_with_profiles(self) -> list[tuple[str, str]]:
+        """Return title and profile of each peer, and of each AE title of this node, that has one."""
+        told = [(ae.title, ae.profile) for ae in self.application_entities]
+        told += [(own.title, own.profile) for own in self.own_titles().values()]
+        return [(title, profile) for title, profile in told if profile]
+
+    def own_titles(self) -> dict[str, OwnTitle]:
+        """Return every AE title that this node answers to, the main one first."""
+        return own_titles(self.scp.aet, self.ae_titles)
 
     def entity_table(self) -> ApplicationEntityTable:
         """Return the table of peers that the services ask about rights and destinations."""
@@ -366,11 +365,12 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
     known = {section: list(keys) for section, keys in defaults.items()}
     known["application_entities"] = list(ApplicationEntitySettings.model_fields)
+    known["ae_titles"] = list(AeTitleSettings.model_fields)
     known["deidentification"] = list(DeidentificationSettings.model_fields)
     return known
 
 
-_LISTS_OF_TABLES = ("application_entities", "deidentification")
+_LISTS_OF_TABLES = ("application_entities", "ae_titles", "deidentification")
 """Sections in double brackets, which no environment variable can tell."""
 
 

@@ -60,6 +60,8 @@ class Commitment:
         AE title that asked, and where it called from.
     failures
         Of `references`, those that the node cannot answer for; empty before it is checked.
+    profile
+        Name of the de-identification profile through which they went before they were stored; empty: none.
     requested_at
         Seconds since the epoch; asking again sets it anew.
     """
@@ -71,6 +73,7 @@ class Commitment:
     references: tuple[Reference, ...]
     failures: dict[Reference, FailureReason]
     requested_at: float
+    profile: str = ""
 
     @property
     def committed(self) -> list[Reference]:
@@ -79,12 +82,26 @@ class Commitment:
 
 
 def ask(
-    archive: Archive, requestor: str, transaction_uid: str, references: Iterable[Reference], *, address: str
+    archive: Archive,
+    requestor: str,
+    transaction_uid: str,
+    references: Iterable[Reference],
+    *,
+    address: str,
+    profile: str = "",
+    replaced: Callable[[str], str] = str,
 ) -> bool:
     """Keep a request and queue its job. When this returns, both are on disk.
 
     The same request again is no second one: while it waits to be reported it becomes due at once, when it has been
     reported (or given up) it is checked and reported anew.
+
+    Parameters
+    ----------
+    profile
+        Of the inbox that the references were sent to; empty: they were stored as they are.
+    replaced
+        Gives the SOP Instance UID under which the inbox has stored a referenced one.
 
     Returns
     -------
@@ -95,24 +112,28 @@ def ask(
     now = time.time()
     with archive.transaction() as database:
         row = database.execute(
-            "SELECT instances FROM commitment WHERE requestor = ? AND transaction_uid = ?", (requestor, transaction_uid)
+            "SELECT instances, profile FROM commitment WHERE requestor = ? AND transaction_uid = ?",
+            (requestor, transaction_uid),
         ).fetchone()
-        if row is not None and set(_references(row[0])) != set(wanted):
-            return False
+        if row is not None:
+            same = (set(wanted), set(_replaced(wanted, replaced)))
+            if row[1] != profile or set(_references(row[0])) not in same:
+                return False
         if jobs.is_running(database, jobs.STORAGE_COMMITMENT, transaction_uid, _parameters(requestor)):
             return True  # its report is on its way
         database.execute(
-            "INSERT INTO commitment (requestor, transaction_uid, address, state, instances, requested_at) "
-            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (requestor, transaction_uid) DO UPDATE SET "
+            "INSERT INTO commitment (requestor, transaction_uid, address, state, instances, requested_at, profile) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (requestor, transaction_uid) DO UPDATE SET "
             "address = excluded.address, state = excluded.state, failures = '[]', reported_at = NULL, "
-            "requested_at = excluded.requested_at",
+            "instances = excluded.instances, requested_at = excluded.requested_at",
             (
                 requestor,
                 transaction_uid,
                 address,
                 State.REQUESTED,
-                json.dumps([(each.sop_class_uid, each.sop_instance_uid) for each in wanted]),
+                _as_text(wanted),
                 now,
+                profile,
             ),
         )
         jobs.push(database, jobs.STORAGE_COMMITMENT, transaction_uid, _parameters(requestor), not_before=now)
@@ -122,16 +143,16 @@ def ask(
 def get(archive: Archive, requestor: str, transaction_uid: str) -> Commitment | None:
     """Return the request, None when there is none (any more)."""
     row = archive.database.execute(
-        "SELECT address, state, instances, failures, requested_at FROM commitment "
+        "SELECT address, state, instances, failures, requested_at, profile FROM commitment "
         "WHERE requestor = ? AND transaction_uid = ?",
         (requestor, transaction_uid),
     ).fetchone()
     if row is None:
         return None
-    address, state, instances, failures, requested_at = row
+    address, state, instances, failures, requested_at, profile = row
     found = {Reference(*uids): FailureReason(reason) for *uids, reason in json.loads(failures)}
     return Commitment(
-        requestor, transaction_uid, address, State(state), tuple(_references(instances)), found, requested_at
+        requestor, transaction_uid, address, State(state), tuple(_references(instances)), found, requested_at, profile
     )
 
 
@@ -141,6 +162,8 @@ def check(
     *,
     is_supported: Callable[[str], bool],
     on_progress: Callable[[int], None],
+    replaced: Callable[[str], str] = str,
+    only_from: str = "",
 ) -> dict[Reference, FailureReason]:
     """Read every referenced instance back from the disk and return what the node cannot answer for.
 
@@ -152,12 +175,16 @@ def check(
         Whether objects of a SOP class are stored here at all.
     on_progress
         Called with the number of references that are done, also within a large file; may raise to stop.
+    replaced
+        Gives the SOP Instance UID under which a referenced one is stored.
+    only_from
+        AE title that may hear of nothing but what it has sent itself; empty: of everything.
     """
     failures: dict[Reference, FailureReason] = {}
     verdicts: list[tuple[StoredFile, Verdict]] = []
     for done, reference in enumerate(references):
         on_progress(done)
-        found = _look_up(archive, reference.sop_instance_uid)
+        found = _look_up(archive, replaced(reference.sop_instance_uid), only_from)
         if found is None:
             known = is_supported(reference.sop_class_uid)
             failures[reference] = FailureReason.NO_SUCH_INSTANCE if known else FailureReason.CLASS_NOT_SUPPORTED
@@ -182,9 +209,11 @@ def record_check(archive: Archive, commitment: Commitment, failures: dict[Refere
     _update(archive, commitment, "state = ?, failures = ?", (State.CHECKED, json.dumps(told)))
 
 
-def record_report(archive: Archive, commitment: Commitment) -> None:
-    """Note that the requestor has the report."""
-    _update(archive, commitment, "state = ?, reported_at = ?", (State.REPORTED, time.time()))
+def record_report(archive: Archive, commitment: Commitment, *, replaced: Callable[[str], str] = str) -> None:
+    """Note that the requestor has the report, and forget the UIDs that were told for what is stored under others."""
+    instances = _as_text(_replaced(commitment.references, replaced))
+    values = (State.REPORTED, time.time(), instances)
+    _update(archive, commitment, "state = ?, reported_at = ?, instances = ?, failures = '[]'", values)
 
 
 def hasten(archive: Archive, requestor: str) -> int:
@@ -207,13 +236,22 @@ def _parameters(requestor: str) -> dict[str, str]:
     return {"requestor": requestor}
 
 
+def _replaced(references: Iterable[Reference], replaced: Callable[[str], str]) -> list[Reference]:
+    return [Reference(each.sop_class_uid, replaced(each.sop_instance_uid)) for each in references]
+
+
+def _as_text(references: Iterable[Reference]) -> str:
+    return json.dumps([(each.sop_class_uid, each.sop_instance_uid) for each in references])
+
+
 def _references(instances: str) -> list[Reference]:
     return [Reference(*uids) for uids in json.loads(instances)]
 
 
-def _look_up(archive: Archive, sop_instance_uid: str) -> tuple[str, StoredFile] | None:
+def _look_up(archive: Archive, sop_instance_uid: str, only_from: str = "") -> tuple[str, StoredFile] | None:
     row = archive.database.execute(
-        f"SELECT sop_class_uid, {COLUMNS} FROM instance WHERE sop_instance_uid = ?", (sop_instance_uid,)
+        f"SELECT sop_class_uid, {COLUMNS} FROM instance WHERE sop_instance_uid = ? AND ? IN ('', source_aet)",
+        (sop_instance_uid, only_from),
     ).fetchone()
     return None if row is None else (str(row[0]), StoredFile(*row[1:]))
 

@@ -221,7 +221,8 @@ class FileStore:
         begin = "" if process is None else incoming_prefix(process)
         left = 0
         for path in self.incoming.iterdir():
-            if path.is_file() and path.name.startswith(begin) and not _is_held(path):
+            # A draft of such a file has a dot before its name.
+            if path.is_file() and path.name.lstrip(".").startswith(begin) and not _is_held(path):
                 path.unlink(missing_ok=True)
                 left += 1
         return left

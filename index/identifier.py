@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,6 +27,7 @@ ANSWERED_BY_EDGE = frozenset({"RetrieveAETitle", "InstanceAvailability"})
 """Keys that the service answers, since only it knows under which title it was asked."""
 
 _PAIR_OF = {each: pair for pair in DATE_TIME_PAIRS.items() for each in pair}
+_NOTHING: Mapping[str, Condition] = {}
 _SELECTING_IF_LENIENT = ("PatientID", "AccessionNumber")
 """Keys that may select alone what a lenient AE retrieves."""
 
@@ -149,6 +150,7 @@ def parse_identifier(
     retrieve: bool = False,
     level: Level | None = None,
     options: QueryOptions = BASELINE,
+    instead: Mapping[str, Condition] = _NOTHING,
 ) -> Query:
     """Check the Identifier of a request against `model` and turn it into a query.
 
@@ -160,6 +162,9 @@ def parse_identifier(
         Instead of the Identifier's own Query/Retrieve Level.
     options
         What was negotiated, and what the settings allow the peer.
+    instead
+        Keyword → the condition that the values of that key, or sequence, stand for, where they do not speak for
+        themselves.
 
     Raises
     ------
@@ -202,9 +207,11 @@ def parse_identifier(
     selecting = set(told)
     if retrieve:
         selecting &= {*UNIQUE_KEYS.values(), *(_SELECTING_IF_LENIENT if options.lenient else ())}
-    found = list(_conditions({keyword: told[keyword] for keyword in told if keyword in selecting}, options, zone))
+    found: list[Condition | None] = [instead[keyword] for keyword in told if keyword in selecting & instead.keys()]
+    selecting -= instead.keys()
+    found += _conditions({keyword: told[keyword] for keyword in told if keyword in selecting}, options, zone)
     if not retrieve:
-        found += [each.condition(each.key.level.table) for each in sequences]
+        found += [instead.get(each.key.keyword, each.condition(each.key.level.table)) for each in sequences]
     unique = [UNIQUE_KEYS[each] for each in model.levels if each.depth <= level.depth]
     return Query(
         level=level,

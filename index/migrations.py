@@ -6,7 +6,8 @@ what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is
 answered when), ``embedding_change`` (lets those caches follow), ``vector_base`` (the saved index that counts),
 ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
 (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
-were sent to ask). Key columns come from `index.keys`.
+were sent to ask), ``told`` (what UIDs stand for that were told through a de-identification profile). Key columns come
+from `index.keys`.
 """
 
 from __future__ import annotations
@@ -402,3 +403,20 @@ def vector_bases(database: Database) -> None:
 def asked(database: Database) -> None:
     """Vectors of what is embedded only because somebody asks about it, and the images that were sent to ask."""
     _run(database, _ASKED)
+
+
+_TOLD = """
+CREATE TABLE told (
+    profile TEXT NOT NULL,
+    uid TEXT NOT NULL,
+    original TEXT NOT NULL,
+    PRIMARY KEY (profile, uid)
+) WITHOUT ROWID;
+ALTER TABLE commitment ADD COLUMN profile TEXT NOT NULL DEFAULT '';
+"""
+
+
+@migrations()
+def told(database: Database) -> None:
+    """What replaced UIDs stand for that were told through a profile; through which one a commitment was asked for."""
+    _run(database, _TOLD)

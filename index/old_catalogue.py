@@ -22,6 +22,7 @@ _OUTPUT = "series_instance_uid, derivation, instances"
 _COMMITMENT = "requestor, transaction_uid, address, state, instances, failures, requested_at, reported_at"
 _ENCODER = "model_id, dimension, active, wanted, at"
 _ACTIVATION = "id, model_id, at"
+_TOLD = "profile, uid, original"
 _JOB = "kind, subject, parameters, not_before, attempts, error, created"
 
 
@@ -150,6 +151,11 @@ class OldCatalogue:
             _insert(database, "encoder", _ENCODER, encoders)
             _insert(database, "activation", _ACTIVATION, self._rows(f"SELECT {_ACTIVATION} FROM activation"))
 
+    def take_over_told(self, connections: Connections) -> None:
+        """Copy what the UIDs stand for that were told through de-identification profiles."""
+        with connections.transaction() as database:
+            _insert(database, "told", _TOLD, self._rows(f"SELECT {_TOLD} FROM told"))
+
     def take_over_commitments(self, connections: Connections) -> int:
         """Copy the requests for storage commitment, and queue those that wait; return how many wait."""
         waiting = self._rows(
@@ -157,7 +163,11 @@ class OldCatalogue:
             (jobs.STORAGE_COMMITMENT,),
         )
         with connections.transaction() as database:
-            _insert(database, "commitment", _COMMITMENT, self._rows(f"SELECT {_COMMITMENT} FROM commitment"))
+            for columns in (f"{_COMMITMENT}, profile", _COMMITMENT):  # an older version has no profile
+                rows = self._read(f"SELECT {columns} FROM commitment")
+                if rows is not None:
+                    _insert(database, "commitment", columns, rows)
+                    break
             _insert(database, "job", _JOB, waiting)
             (count,) = database.execute(
                 "SELECT count(*) FROM job WHERE kind = ?", (jobs.STORAGE_COMMITMENT,)

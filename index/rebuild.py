@@ -113,6 +113,7 @@ def rebuild(data: Path, *, settle_time_s: float, on_file: Callable[[], None]) ->
         result.missing = old.tell_missing(connections)
         result.derivations = old.take_over_derivations(connections)
         old.take_over_encoders(connections)
+        old.take_over_told(connections)
         result.commitments = old.take_over_commitments(connections)
         _finish(connections, result, settle_time_s)
         connections.close()

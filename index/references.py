@@ -7,18 +7,20 @@ bare mark means what the asker has sent.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from sqlite_utils import Database
 
 from index.archive import Archive
+from index.condition import Condition
 from index.errors import InvalidIdentifier, UnknownQuery
 from index.files import is_valid_uid
 from index.neighbours import MOST_RESULTS
 
 _MARK = re.compile(r"(~|SIM:)", re.IGNORECASE)
+_ANY = Condition("1 = 1")
 _OPTION = re.compile(r":([A-Za-z]+)=([^:]*)\Z")
-_LATEST = "ORDER BY {exact} DESC, study.study_date DESC, study.study_time DESC, study.id DESC LIMIT 1"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,22 @@ def resolve_reference(archive: Archive, value: str) -> Reference:
     UnknownQuery
         Names nothing here (Status C001).
     """
+    return parse_reference(value, lambda name: _find(archive.database, name))
+
+
+def parse_reference(value: str, named: Callable[[str], Reference | None]) -> Reference:
+    """Return what `value` names, with its options.
+
+    Parameters
+    ----------
+    named
+        Finds what a name stands for; None: nothing.
+
+    Raises
+    ------
+    InvalidIdentifier, UnknownQuery
+        As `resolve_reference`.
+    """
     text = _MARK.sub("", _stripped(value), count=1) if is_reference(value) else _stripped(value)
     k = None
     while option := _OPTION.search(text):
@@ -65,10 +83,10 @@ def resolve_reference(archive: Archive, value: str) -> Reference:
     name = text.strip().strip("*").strip()
     if not name:
         return Reference(k=k)
-    found = _find(archive.database, name)
+    found = named(name)
     if found is None:
         raise UnknownQuery(f"names nothing in this archive: {name[:64]!r}")
-    return Reference(**found, k=k)
+    return replace(found, k=k)
 
 
 def _stripped(value: str) -> str:
@@ -83,22 +101,34 @@ def _results(option: str, value: str) -> int:
     return int(value)
 
 
-def _find(database: Database, name: str) -> dict[str, str] | None:
-    if is_valid_uid(name):
-        for table, column in (
-            ("study", "study_instance_uid"),
-            ("series", "series_instance_uid"),
-            ("instance", "sop_instance_uid"),
-        ):
-            if database.execute(f"SELECT 1 FROM {table} WHERE {column} = ? LIMIT 1", (name,)).fetchone():
-                return {column: name}
+def _find(database: Database, name: str) -> Reference | None:
+    if is_valid_uid(name) and (found := find_uid(database, name)) is not None:
+        return found
     for column in ("study.accession_number", "patient.patient_id"):
-        latest = _LATEST.format(exact=f"({column} = :name)")
-        row = database.execute(
-            "SELECT study.study_instance_uid FROM study JOIN patient ON patient.id = study.patient "
-            f"WHERE {column} = :name COLLATE NOCASE {latest}",
-            {"name": name},
-        ).fetchone()
-        if row is not None:
-            return {"study_instance_uid": row[0]}
+        of_that_name = Condition(f"{column} = ? COLLATE NOCASE", (name,))
+        if (found := latest_study(database, of_that_name, Condition(f"({column} = ?)", (name,)))) is not None:
+            return found
+    return None
+
+
+def latest_study(database: Database, condition: Condition, preferred: Condition = _ANY) -> Reference | None:
+    """Return the latest of the studies that fulfil `condition`, those that are `preferred` before the others."""
+    row = database.execute(
+        "SELECT study.study_instance_uid FROM study JOIN patient ON patient.id = study.patient "
+        f"WHERE {condition.sql} ORDER BY {preferred.sql} DESC, study.study_date DESC, study.study_time DESC, "
+        "study.id DESC LIMIT 1",
+        (*condition.parameters, *preferred.parameters),
+    ).fetchone()
+    return None if row is None else Reference(study_instance_uid=row[0])
+
+
+def find_uid(database: Database, uid: str) -> Reference | None:
+    """Return the study, series or instance of that UID, None when there is none."""
+    for reference, table, column in (
+        (Reference(study_instance_uid=uid), "study", "study_instance_uid"),
+        (Reference(series_instance_uid=uid), "series", "series_instance_uid"),
+        (Reference(sop_instance_uid=uid), "instance", "sop_instance_uid"),
+    ):
+        if database.execute(f"SELECT 1 FROM {table} WHERE {column} = ? LIMIT 1", (uid,)).fetchone():
+            return reference
     return None

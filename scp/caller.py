@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from config.ae_titles import Deidentify
 from config.application_entities import Right
-from scp.errors import NotAuthorized
+from scp.errors import NotAuthorized, NotOffered
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Caller:
         The settings want its requests understood where the standard would refuse them.
     private_sop_classes
         It may store objects of SOP classes that no dictionary knows.
+    profile
+        Name of the de-identification profile through which it sees what is stored; empty: as it is stored.
+    deidentify
+        What the title that it called de-identifies; None: nothing.
+    inbox
+        Name of the profile through which what it stores under that title goes; empty: none.
     """
 
     title: str
@@ -37,6 +44,14 @@ class Caller:
     asks_similarity: bool = False
     lenient: bool = False
     private_sop_classes: bool = False
+    profile: str = ""
+    deidentify: Deidentify | None = None
+    inbox: str = ""
+
+    def require_archive(self) -> None:
+        """Raise `NotOffered` (Status 0122) when it called a title that only takes objects in."""
+        if self.deidentify is Deidentify.INGEST:
+            raise NotOffered(f"{self.called} takes objects in and answers nothing else: ask another AE title")
 
     def require(self, right: Right) -> None:
         """Raise `NotAuthorized` (Status 0124) when this AE lacks `right`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 
 from pydicom.config import IGNORE
 from pydicom.dataelem import DataElement
@@ -39,8 +41,19 @@ class Event(IntEnum):
     FAILURES_EXIST = 2
 
 
-def commit(archive: Archive, caller: Caller, request: ActionRequest, askers: Askers) -> Answer:
+def commit(
+    archive: Archive,
+    caller: Caller,
+    request: ActionRequest,
+    askers: Askers,
+    replaced_uid: Callable[[str, str], str] | None = None,
+) -> Answer:
     """Take the request in. Success means that it is on disk, and will be checked and reported whatever happens.
+
+    Parameters
+    ----------
+    replaced_uid
+        Gives the UID under which an inbox, by the name of its profile, has stored what was sent to it.
 
     Raises
     ------
@@ -66,7 +79,15 @@ def commit(archive: Archive, caller: Caller, request: ActionRequest, askers: Ask
         raise UnknownAction(f"Action Type ID {request.action_type}: there is 1 only", element="ActionTypeID")
     transaction_uid, references = read_request(request.information)
     try:
-        is_taken = commitments.ask(archive, caller.title, transaction_uid, references, address=caller.address)
+        is_taken = commitments.ask(
+            archive,
+            caller.title,
+            transaction_uid,
+            references,
+            address=caller.address,
+            profile=caller.inbox,
+            replaced=partial(replaced_uid, caller.inbox) if caller.inbox and replaced_uid is not None else str,
+        )
     except OutOfSpace as error:
         raise ResourceLimitation(str(error)) from error
     if not is_taken:
@@ -105,7 +126,8 @@ def event(commitment: Commitment, retrieve_aet: str) -> tuple[Event, Dataset]:
     information.TransactionUID = commitment.transaction_uid
     committed = commitment.committed
     if committed:  # else it shall not be there, and nothing can be retrieved
-        information.RetrieveAETitle = retrieve_aet
+        if not commitment.profile:  # what an inbox has stored is not retrieved by the UIDs that were sent
+            information.RetrieveAETitle = retrieve_aet
         information.ReferencedSOPSequence = [_item(reference) for reference in committed]
     if not commitment.failures:
         return Event.ALL_COMMITTED, information

@@ -19,6 +19,7 @@ from config.settings import Settings
 from index.commitments import FailureReason
 from index.decoding import Undecodable, decoder
 from index.errors import (
+    CannotDeidentify,
     CatalogueBusy,
     InstanceConflict,
     InvalidIdentifier,
@@ -99,6 +100,10 @@ _BEHAVIOURS = {
 
 RAISED: dict[str, tuple[type[Exception], ...]] = {
     "storage": (InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace, CatalogueBusy, *_ACCESS),
+    "inbox": (
+        *(InvalidInstance, InstanceConflict, PatientMismatch, CannotDeidentify, OutOfSpace, CatalogueBusy),
+        *_ACCESS,
+    ),
     "commitment": (NotFound, UnknownAction, InvalidArgument, ResourceLimitation, *_ACCESS),
     "query": (*_QUERY, *_ACCESS),
     "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ACCESS),
@@ -110,6 +115,10 @@ RAISED: dict[str, tuple[type[Exception], ...]] = {
 _ANSWERS: dict[str, tuple[tuple[int, str], ...]] = {
     "storage": (
         (SUCCESS.code, "the object and its catalogue rows are on disk"),
+        (CANNOT_UNDERSTAND, "the data set cannot be read"),
+    ),
+    "inbox": (
+        (SUCCESS.code, "the de-identified object and its catalogue rows are on disk"),
         (CANNOT_UNDERSTAND, "the data set cannot be read"),
     ),
     "commitment": ((SUCCESS.code, "the request is on disk; the report follows"),),
@@ -185,6 +194,8 @@ def statement(settings: Settings) -> str:
             "decorate": str(settings.similarity.decorate).lower(),
             "question_minutes": f"{settings.similarity.question_minutes:g}",
             "question_images": settings.similarity.question_images,
+            "titles": _titles(),
+            "view_keys": _view_keys(),
             "configuration": _configuration(settings),
             "client_certificates": _CLIENT_CERTIFICATES[settings.tls.client_certificates],
             "storage_classes": _table(("SOP Class", "UID"), sorted((_name(uid), uid) for uid in STORAGE)),
@@ -323,13 +334,40 @@ def _configuration(settings: Settings) -> str:
     own, tls = settings.scp, settings.tls
     unknown = f"accepted with the rights {', '.join(sorted(own.unknown_rights))}" if own.accept_unknown else "rejected"
     rows = [
-        ("AE titles", f"`{own.aet}`, `{own.similarity_aet}`"),
+        ("AE titles", ", ".join(f"`{title}`" for title in settings.own_titles())),
         ("Port", own.port if tls.plain else "closed"),
         ("Port for TLS", tls.port if tls.enabled else "closed"),
         ("Unknown callers", unknown),
         ("Named peers", len(settings.application_entities)),
+        ("Of these, with a de-identification profile", sum(bool(ae.profile) for ae in settings.application_entities)),
     ]
     return _table(("Setting", "value"), rows)
+
+
+def _titles() -> str:
+    """What each kind of title, and an AE with a profile, is answered."""
+    through = "through the profile"
+    rows = [
+        ("Verification", "yes", "yes", "yes", "yes"),
+        ("Storage", "as sent", "de-identified, then stored", "0122", "as sent"),
+        ("Storage Commitment", "yes", "of the UIDs that were sent", "0122", "of what this AE has sent"),
+        ("Query, C-FIND", "yes", "0122", through, through),
+        ("Retrieve, C-MOVE and C-GET", "yes", "0122", through, through),
+        ("Similarity query", "yes", "0122", through, through),
+        ("Similarity title (title and `_SIM`)", "yes", "none", "yes", "yes"),
+    ]
+    return _table(("Service", "the node's title", "`ingest`", "`view`", "AE with a profile, any title"), rows)
+
+
+def _view_keys() -> str:
+    """How a view matches what its profile does not keep."""
+    rows = [
+        ("Study, Series, SOP Instance, Frame of Reference UID", "replaced UIDs that were told; others match nothing"),
+        ("Patient ID", "the pseudonym: single value, wild card"),
+        ("a key that the profile keeps", "as in section 8"),
+        ("any other key with a value, inside sequences as well", "not matched: FF01"),
+    ]
+    return _table(("Key", "matching"), rows)
 
 
 def _transfer_syntaxes() -> str:

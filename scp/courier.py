@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from weakref import WeakSet
 
@@ -70,11 +71,18 @@ class Ways:
         The peer of that AE title, None when the settings do not name it.
     open_link
         Opens an association with a peer; raises `PeerError`.
+    replaced_uid
+        Gives the UID under which an inbox, by the name of its profile, has stored what was sent to it.
     """
 
     associations: Callable[[], list[Association]]
     entity: Callable[[str], ApplicationEntity | None]
     open_link: Callable[[ApplicationEntity, list[Proposal]], Link]
+    replaced_uid: Callable[[str, str], str]
+
+    def replaced(self, commitment: Commitment) -> Callable[[str], str]:
+        """Return what gives the SOP Instance UID under which a referenced one is stored."""
+        return partial(self.replaced_uid, commitment.profile) if commitment.profile else str
 
 
 class _Undelivered(Exception):
@@ -223,7 +231,7 @@ class Courier:
                 f"{error}; given up after {hours:g} h" if given_up and not error.permanent else str(error),
                 permanent=given_up or error.permanent,
             ) from error
-        commitments.record_report(self._archive, commitment)
+        commitments.record_report(self._archive, commitment, replaced=self._ways.replaced(commitment))
         self._askers.forget(commitment.requestor, commitment.transaction_uid)
 
     def _keep(self, job: Job) -> None:
@@ -255,8 +263,14 @@ class Courier:
                 if not held:
                     raise _ClaimLost
 
+        replaced = self._ways.replaced(commitment)
         failures = commitments.check(
-            self._archive, commitment.references, is_supported=is_storage, on_progress=on_progress
+            self._archive,
+            commitment.references,
+            is_supported=is_storage,
+            on_progress=on_progress,
+            replaced=replaced,
+            only_from=self._may_hear_of(commitment),
         )
         commitments.record_check(self._archive, commitment, failures)
         count = len(commitment.references)
@@ -264,10 +278,16 @@ class Courier:
             told = "storage commitment %s of %s: %d of %d instances are not safe"
             _LOG.error(told, commitment.transaction_uid, commitment.requestor, len(failures), count)
             for reference, reason in islice(failures.items(), _MOST_NAMED):
-                _LOG.error("instance %s is not safe: %s", reference.sop_instance_uid, reason.words)
+                _LOG.error("instance %s is not safe: %s", replaced(reference.sop_instance_uid), reason.words)
         else:
             told = "storage commitment %s of %s: all %d instances are safe"
             _LOG.info(told, commitment.transaction_uid, commitment.requestor, count)
+
+    def _may_hear_of(self, commitment: Commitment) -> str:
+        """Whose objects the report may tell of: an AE with a profile is not told which UIDs the archive holds."""
+        entity = self._ways.entity(commitment.requestor)
+        sees_all = entity is None or not entity.profile or commitment.profile
+        return "" if sees_all else commitment.requestor
 
     def _deliver(self, job: Job, commitment: Commitment) -> None:
         """Bring the report to its requestor on the first way that works."""

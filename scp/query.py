@@ -8,18 +8,22 @@ from dataclasses import replace
 from pydicom.dataset import Dataset
 
 from config.application_entities import Right
-from index import query as catalogue_query
-from index.archive import Archive
+from index.views import Whole
 from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE
 from scp.messages import Answer, FindRequest
 from scp.status import CANCELLED, PENDING, PENDING_WARNING, SUCCESS
 
 
-def find(archive: Archive, caller: Caller, request: FindRequest) -> Iterator[Answer]:
+def find(seen: Whole, caller: Caller, request: FindRequest) -> Iterator[Answer]:
     """Yield a Pending answer for each match, then the final one.
 
     FF01 says that a requested key is not supported, FF00 that all are.
+
+    Parameters
+    ----------
+    seen
+        What is stored, as the caller sees it.
 
     Raises
     ------
@@ -29,13 +33,13 @@ def find(archive: Archive, caller: Caller, request: FindRequest) -> Iterator[Ans
         The information model does not allow this Identifier (A900).
     """
     caller.require(Right.FIND)
-    query = catalogue_query.parse_identifier(
+    query = seen.parse(
         request.identifier,
         QUERY_RETRIEVE[request.sop_class_uid].model,
         options=replace(request.options, lenient=caller.lenient),
     )
     pending = PENDING if query.all_supported else PENDING_WARNING
-    rows = catalogue_query.find(archive, query)
+    rows = seen.find(query)
     for identifier in rows:
         if request.cancelled():
             yield Answer(CANCELLED)

@@ -55,7 +55,8 @@ def encoded_meta(identity: tuple[str, str], transfer_syntax_uid: str, source_aet
 def _uids(identity: tuple[object, object]) -> tuple[str, str]:
     for keyword, value in zip(("AffectedSOPClassUID", "AffectedSOPInstanceUID"), identity, strict=True):
         if not isinstance(value, str) or not value:
-            raise InvalidInstance(f"{keyword}: expected one UID, got {value!r}", element=keyword)
+            got = "several" if value else "none"  # not which: what goes to an inbox is not logged
+            raise InvalidInstance(f"{keyword}: expected one UID, got {got}", element=keyword)
     return str(identity[0]), str(identity[1])
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -33,6 +34,9 @@ from scp.status import (
 
 _LOG = logging.getLogger(__name__)
 
+Prepare = Callable[[StoredInstance], AbstractContextManager[StoredInstance]]
+"""Gives what is sent in the place of a stored instance."""
+
 _PENDING_EVERY_S = 0.5
 """A Pending response goes out at least this often; the first at once."""
 
@@ -44,6 +48,7 @@ def send(
     new_file: NewFile,
     priority: Priority,
     originator: Originator | None = None,
+    prepare: Prepare = nullcontext,
 ) -> Status:
     """Send one stored instance: its own bytes when the peer takes their transfer syntax, else converted.
 
@@ -51,6 +56,8 @@ def send(
     ----------
     new_file
         Where a converted object goes that is too large for the memory.
+    prepare
+        What is sent in its place: itself, unless it has to be de-identified.
 
     Returns
     -------
@@ -67,14 +74,9 @@ def send(
         return Status(SOP_CLASS_NOT_SUPPORTED, f"the peer takes no {UID(instance.sop_class_uid).name}")
     if instance.damage:
         return Status(PROCESSING_FAILURE, f"the stored file is {instance.damage}: it is not sent")
-    identity = (instance.sop_class_uid, instance.sop_instance_uid)
     try:
-        target = target_syntax(instance.transfer_syntax_uid, accepted)
-        with (
-            nullcontext((instance.path, data_set_offset(instance.path)))
-            if target == instance.transfer_syntax_uid
-            else converted(instance, target, new_file)
-        ) as data:
+        with prepare(instance) as sent, _encoded(sent, accepted, new_file) as (target, data):
+            identity = (sent.sop_class_uid, sent.sop_instance_uid)
             return link.store(identity, target, data, priority=priority, originator=originator)
     except PeerError:
         raise
@@ -85,11 +87,26 @@ def send(
         return status_of(error)
 
 
+@contextmanager
+def _encoded(
+    instance: StoredInstance, accepted: tuple[str, ...], new_file: NewFile
+) -> Iterator[tuple[str, bytes | tuple[Path, int]]]:
+    """Give the transfer syntax to send in, and the data set in it."""
+    target = target_syntax(instance.transfer_syntax_uid, accepted)
+    if target == instance.transfer_syntax_uid:
+        yield target, (instance.path, data_set_offset(instance.path))
+        return
+    with converted(instance, target, new_file) as data:
+        yield target, data
+
+
 def sub_operations(
     count: int,
     outcomes: Iterable[Outcome | None],
     cancelled: Callable[[], bool],
     stop: Callable[[], Iterable[Outcome]] = tuple,
+    *,
+    tell: Callable[[str], str] = str,
 ) -> Iterator[Answer]:
     """Yield the responses to a retrieve: Pending at once and every half second, then the final one.
 
@@ -103,11 +120,13 @@ def sub_operations(
         Whether the requestor sent a C-CANCEL.
     stop
         Ends the sub-operations that are under way; returns those that ended meanwhile.
+    tell
+        The SOP Instance UID by which the requestor knows an instance of that one.
     """
     if not count:
         yield Answer(SUCCESS, counts=SubOperations(0))
         return
-    tally = _Tally(count)
+    tally = _Tally(count, tell)
     yield Answer(PENDING, counts=tally.counts)
     told = time.monotonic()
     for outcome in outcomes:
@@ -127,7 +146,8 @@ def sub_operations(
 class _Tally:
     """What became of the sub-operations so far."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, tell: Callable[[str], str]) -> None:
+        self._tell = tell
         self.counts = SubOperations(count)
         self._total = count
         self._failed: list[str] = []
@@ -139,7 +159,7 @@ class _Tally:
         instance, status = outcome
         self.counts = self.counts.after(status)
         if not status.is_success and not status.is_warning:
-            self._failed.append(instance.sop_instance_uid)
+            self._failed.append(self._tell(instance.sop_instance_uid))
             self._reason = self._reason or status.comment or f"status {status.code:04X}"
 
     def final(self) -> Answer:

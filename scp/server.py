@@ -37,7 +37,12 @@ class Server:
         askers = Askers()
         services = NodeServices(archive, settings, similarity, askers)
         self._acceptor = Acceptor(services, settings.scp, settings.tls)
-        ways = Ways(lambda: list(self._acceptor.associations), settings.entity_table().get, services.open_link)
+        ways = Ways(
+            lambda: list(self._acceptor.associations),
+            settings.entity_table().get,
+            services.open_link,
+            services.replaced_uid,
+        )
         self._courier = Courier(archive, settings, askers, ways, name=name)
 
     @property
@@ -63,9 +68,10 @@ class Server:
         self._acceptor.start()
         self._courier.start()
         own = self._settings.scp
+        titles = ", ".join(self._settings.own_titles())
         for port, how in ((self.port, ""), (self.tls_port, " with TLS")):
             if port:
-                _LOG.info("%s and %s listen on %s:%d%s", own.aet, own.similarity_aet, own.host, port, how)
+                _LOG.info("%s listen on %s:%d%s", titles, own.host, port, how)
 
     def stop(self, grace_s: float | None = None) -> None:
         """Accept no more; open associations have `grace_s` seconds (None: the settings') until they are aborted."""

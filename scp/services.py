@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 
+from config.ae_titles import Deidentify
 from config.application_entities import ApplicationEntity, Right
 from config.settings import Settings
-from index import query as catalogue_query
 from index.archive import Archive, StoredInstance
+from index.deidentification.deidentifier import Deidentifier
 from index.files import incoming_prefix
 from index.on_demand import OnDemand
 from index.questions import Questions
 from index.similarity import Similarity
+from index.views import View, Whole
 from scp import asking, commitment, query, retrieve, similarity, storage
 from scp.askers import Askers
 from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE, Proposal
+from scp.deidentifying import deidentified
 from scp.destination import Destination
 from scp.errors import NotOffered, PeerError, UnknownDestination
 from scp.link import Link
@@ -30,6 +33,7 @@ from scp.messages import ActionRequest, Answer, FindRequest, Originator, Retriev
 from scp.question import Question, question
 from scp.requestor import Peer, Timeouts, connect
 from scp.similarity import Desk
+from scp.status import Status
 from scp.tls import client_context
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +57,8 @@ class NodeServices:
     ------
     TlsError
         What peers are to be reached with over TLS cannot be used.
+    CannotDeidentify
+        The key file of de-identification is none.
     """
 
     def __init__(
@@ -61,6 +67,9 @@ class NodeServices:
         self._archive = archive
         self._settings = settings
         self._entities = settings.entity_table()
+        self._titles = settings.own_titles()
+        self._whole = Whole(archive)
+        self._views = _views(archive, settings)
         self._tls = _client_context(settings)
         self._similarity = similarity_search
         self._questions = _questions(archive, settings) if similarity_search is not None else None
@@ -72,24 +81,26 @@ class NodeServices:
 
     def is_called(self, called: str) -> bool:
         """Whether this node answers to the AE title `called`."""
-        own = self._settings.scp
-        return not own.check_called_aet or called in (own.aet, own.similarity_aet)
+        return not self._settings.scp.check_called_aet or called in self._titles
 
     def identify(self, calling: str, called: str, address: str) -> Caller | None:
         """Return who calls, with its rights; None when the settings do not let it associate."""
         entity = self._entities.caller(calling)
         if entity is None or not entity.may_call_from(address):
             return None
-        own = self._settings.scp
-        title = called if called in (own.aet, own.similarity_aet) else own.aet
+        own = self._titles.get(called) or self._titles[self._settings.scp.aet]
         return Caller(
             title=entity.title,
-            called=title,
+            called=own.title,
             address=address,
             rights=entity.rights,
-            asks_similarity=title == own.similarity_aet,
+            asks_similarity=own.asks_similarity,
             lenient=entity.lenient,
             private_sop_classes=entity.private_sop_classes,
+            # What is sent to an AE goes through its own profile, so what it is told has to as well.
+            profile=entity.profile or (own.profile if own.deidentify is Deidentify.VIEW else ""),
+            deidentify=own.deidentify,
+            inbox=own.profile if own.deidentify is Deidentify.INGEST else "",
         )
 
     def refusal(self, calling: str, address: str) -> str | None:
@@ -104,54 +115,81 @@ class NodeServices:
         return Path(name)
 
     def store(self, caller: Caller, request: StoreRequest) -> Answer:
-        """Answer a C-STORE: an image to keep or, at the similarity AE, one to ask about."""
+        """Answer a C-STORE: an image to keep, to de-identify and keep or, at a similarity AE, one to ask about."""
+        nesting = self._settings.archive.max_nesting
         if caller.asks_similarity:
-            nesting = self._settings.archive.max_nesting
             return asking.receive(self._questions, caller, request, max_nesting=nesting)
+        if caller.deidentify is Deidentify.VIEW:
+            raise NotOffered(f"{caller.called} is a view of what is stored, and stores nothing")
+        if caller.inbox:
+            deidentifier = self._views[caller.inbox].deidentifier
+            return storage.store_deidentified(self._archive, deidentifier, caller, request, max_nesting=nesting)
         return storage.store(self._archive, caller, request)
 
     def find(self, caller: Caller, request: FindRequest) -> Iterator[Answer]:
         """Answer a C-FIND: the catalogue's rows, or similar cases where the request asks for them."""
+        caller.require_archive()
         ask = self._question(caller, request)
         if ask is None:
-            return query.find(self._archive, caller, request)
-        return similarity.find(self._desk(), caller, request, ask)
+            return query.find(self._seen(caller), caller, request)
+        return similarity.find(self._desk(caller), caller, request, ask)
 
     def retrieve(self, caller: Caller, request: RetrieveRequest, link: Link | None) -> Iterator[Answer]:
         """Answer a C-MOVE or, with the association to send on, a C-GET."""
+        caller.require_archive()
         caller.require(Right.MOVE)
-        send = partial(retrieve.send, new_file=self._archive.scratch_file, priority=request.priority)
+        tell = self._seen(caller).tell
         if link is not None:
             instances = self._matches(caller, request)
+            send = self._sender(request, self._seen(caller), instances)
             outcomes = ((instance, send(link, instance)) for instance in instances)
-            yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled)
+            yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled, tell=tell)
             return
         entity = self._destination(request.destination)
         instances = self._matches(caller, request)
+        seen = self._views.get(entity.profile) or self._seen(caller)
+        originator = None
+        if entity.title == caller.title or not isinstance(seen, View):  # nobody else learns who works with originals
+            originator = Originator(caller.title, request.message_id)
         with Destination(
             instances,
             partial(self.open_link, entity),
-            partial(send, originator=Originator(caller.title, request.message_id)),
+            partial(self._sender(request, seen, instances), originator=originator),
             associations=self._settings.scp.retrieve_associations,
         ) as destination:
             yield from retrieve.sub_operations(
-                len(instances), destination.outcomes(), request.cancelled, destination.stop
+                len(instances), destination.outcomes(), request.cancelled, destination.stop, tell=tell
             )
+
+    def _sender(self, request: RetrieveRequest, seen: Whole, instances: list[StoredInstance]) -> Callable[..., Status]:
+        """Return what sends an instance to one who sees the archive as `seen`, and note what all of them tell."""
+        seen.note_studies(instances)
+        new_file = self._archive.scratch_file
+        send = partial(retrieve.send, new_file=new_file, priority=request.priority)
+        return partial(send, prepare=partial(deidentified, seen, new_file)) if isinstance(seen, View) else send
 
     def commit(self, caller: Caller, request: ActionRequest) -> Answer:
         """Answer an N-ACTION that asks for storage commitment."""
-        return commitment.commit(self._archive, caller, request, self._askers)
+        if caller.deidentify is Deidentify.VIEW:
+            raise NotOffered(f"{caller.called} is a view of what is stored, and stores nothing")
+        return commitment.commit(self._archive, caller, request, self._askers, self.replaced_uid)
+
+    def replaced_uid(self, profile: str, uid: str) -> str:
+        """Return the UID that an inbox with that profile has given to the object `uid`."""
+        return self._views[profile].tell(uid)
+
+    def _seen(self, caller: Caller) -> Whole:
+        """Return what is stored, as `caller` sees it."""
+        return self._views[caller.profile] if caller.profile else self._whole
 
     def _matches(self, caller: Caller, request: RetrieveRequest) -> list[StoredInstance]:
         sop_class = QUERY_RETRIEVE[request.sop_class_uid]
         ask = self._question(caller, request)
         if ask is not None:
-            return similarity.matches(self._desk(), caller, request, ask)
+            return similarity.matches(self._desk(caller), caller, request, ask)
+        seen = self._seen(caller)
         options = replace(request.options, lenient=caller.lenient)
-        parsed = catalogue_query.parse_identifier(
-            request.identifier, sop_class.model, retrieve=True, options=options
-        )
-        return catalogue_query.instances(self._archive, parsed)
+        return seen.instances(seen.parse(request.identifier, sop_class.model, retrieve=True, options=options))
 
     def _destination(self, title: str) -> ApplicationEntity:
         entity = self._entities.get(title)
@@ -183,10 +221,16 @@ class NodeServices:
 
         return question(request, caller, has_sent)
 
-    def _desk(self) -> Desk:
+    def _desk(self, caller: Caller) -> Desk:
         if self._similarity is None or self._questions is None:
             raise NotOffered("similarity is switched off in the settings of this node")
-        return Desk(self._archive, self._similarity, self._questions, self._settings.similarity)
+        return Desk(self._seen(caller), self._similarity, self._questions, self._settings.similarity)
+
+
+def _views(archive: Archive, settings: Settings) -> dict[str, View]:
+    """Return a view of the archive for each profile that an AE or an AE title of this node has, by its name."""
+    names = sorted({profile for _, profile in settings.titles_with_profiles()})
+    return {name: View(archive, Deidentifier.from_settings(settings, archive.data, name), name) for name in names}
 
 
 def _questions(archive: Archive, settings: Settings) -> Questions:

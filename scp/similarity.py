@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset
 from config.application_entities import Right
 from config.settings import SimilaritySettings
 from index import query as catalogue_query
-from index.archive import Archive, StoredInstance
-from index.errors import ArchiveError, InvalidIdentifier, UnknownQuery
+from index.archive import StoredInstance
+from index.errors import ArchiveError, InvalidIdentifier, SimilarityError, UnknownQuery
 from index.keys import Level
 from index.query import Model, QueryOptions
 from index.questions import Questions
@@ -32,8 +32,8 @@ from index.similarity import (
     Similarity,
     SimilarityAnswer,
     SimilarityRequest,
-    resolve_reference,
 )
+from index.views import Whole
 from scp.caller import Caller
 from scp.errors import ScpError
 from scp.messages import Answer, FindRequest, RetrieveRequest
@@ -53,9 +53,9 @@ _LONGEST_LO = 64
 
 @dataclass(frozen=True)
 class Desk:
-    """Who answers similarity queries, and by which settings."""
+    """Who answers similarity queries, by which settings, and what is stored as the caller sees it."""
 
-    archive: Archive
+    seen: Whole
     search: Similarity
     questions: Questions
     settings: SimilaritySettings
@@ -75,16 +75,17 @@ def find(desk: Desk, caller: Caller, request: FindRequest, asked: Question) -> I
     """
     answer, wanted = _search(desk, caller, request, asked, desk.settings.default_k)
     all_supported = wanted.filter is None or wanted.filter.all_supported
-    identifiers = _identifiers(desk.archive, request.identifier, wanted.level, answer.neighbours)
+    identifiers = _identifiers(desk.seen, request.identifier, wanted.level, answer.neighbours)
+    desk.seen.note(neighbour.sop_instance_uid for neighbour in answer.neighbours if neighbour.sop_instance_uid)
     for neighbour in answer.neighbours:
         if request.cancelled():
             yield Answer(CANCELLED)
             return
-        identifier = identifiers.get(_entity(wanted.level, neighbour))
+        identifier = identifiers.get(tuple(map(desk.seen.tell, _entity(wanted.level, neighbour))))
         if identifier is None:
             continue
         if asked.is_private:
-            put_block(identifier, _block(neighbour, answer))
+            put_block(identifier, _block(neighbour, answer, desk.seen))
         else:
             _show(identifier, neighbour, asked, desk.settings)
         yield Answer(PENDING if all_supported else PENDING_WARNING, complete(identifier, caller))
@@ -102,7 +103,7 @@ def matches(desk: Desk, caller: Caller, request: RetrieveRequest, asked: Questio
     found = []
     for neighbour in answer.neighbours:
         parsed = catalogue_query.parse_identifier(_uids(wanted.level, [neighbour]), Model.STUDY_ROOT, retrieve=True)
-        found.extend(catalogue_query.instances(desk.archive, parsed))
+        found.extend(desk.seen.instances(parsed))
     return found
 
 
@@ -114,7 +115,10 @@ def _search(
     try:
         caller.require(Right.SIMILAR)
         wanted = _request(desk, caller, request, asked, default_k)
-        answer = desk.search.search(wanted, request.cancelled)
+        try:
+            answer = desk.search.search(wanted, request.cancelled)
+        except SimilarityError as error:
+            raise desk.seen.without_identity(error) from error
     except (ArchiveError, ScpError) as error:
         AUDIT.info(
             "similar cases refused to %s, called %s: %s: %s: %s", caller, caller.called, what, asked, error
@@ -134,16 +138,16 @@ def _request(
         raise InvalidIdentifier(f"one reference (~...) can be asked about, got {len(asked.references)}")
     if asked.references and asked.names_something:
         raise InvalidIdentifier("ask by a reference (~...) or by the private block, not by both")
-    reference = resolve_reference(desk.archive, asked.references[0].text) if asked.references else Reference()
+    reference = desk.seen.reference(asked.references[0].text) if asked.references else Reference()
     sent = None
     if reference.is_bare and asked.about_sent and not asked.names_something:
         sent = _sent(desk, caller)
     block = asked.block
     named = SimilarityRequest(
         level=catalogue_query.parse_level(request.identifier, Model.STUDY_ROOT),
-        sop_instance_uid=reference.sop_instance_uid or block.get("QuerySOPInstanceUID", ""),
-        series_instance_uid=reference.series_instance_uid or block.get("QuerySeriesInstanceUID", ""),
-        study_instance_uid=reference.study_instance_uid or block.get("QueryStudyInstanceUID", ""),
+        sop_instance_uid=reference.sop_instance_uid or _original(desk, block, "QuerySOPInstanceUID"),
+        series_instance_uid=reference.series_instance_uid or _original(desk, block, "QuerySeriesInstanceUID"),
+        study_instance_uid=reference.study_instance_uid or _original(desk, block, "QueryStudyInstanceUID"),
         vector=block.get("QueryVector"),
         frame_number=block.get("QueryFrameNumber"),
         region=block.get("QueryRegion"),
@@ -153,9 +157,7 @@ def _request(
         model_id=block.get("ModelID", "" if sent is None else sent.model_id),
         aggregation=Aggregation.parse(block["Aggregation"]) if "Aggregation" in block else None,
         mode=SearchMode.parse(block["SearchMode"]) if "SearchMode" in block else None,
-        filter=catalogue_query.parse_identifier(
-            request.identifier, Model.STUDY_ROOT, options=QueryOptions(relational=True)
-        ),
+        filter=desk.seen.parse(request.identifier, Model.STUDY_ROOT, options=QueryOptions(relational=True)),
     )
     if "Exclude" in block:
         return replace(named, exclude=frozenset(Exclude.parse(term) for term in block["Exclude"]))
@@ -166,7 +168,16 @@ def _sent(desk: Desk, caller: Caller) -> Sent:
     sent = desk.questions.current(caller.title)
     if sent is None:
         raise UnknownQuery(f"{caller.title} has sent no image in the last {desk.settings.question_minutes:g} minutes")
-    return sent
+    return desk.seen.sent(sent)
+
+
+def _original(desk: Desk, block: dict[str, Any], keyword: str) -> str:
+    """Return the UID by which the archive knows what the block names; empty when it does not name it."""
+    told = str(block.get(keyword, ""))
+    original = desk.seen.original(told) if told else ""
+    if original is None:
+        raise UnknownQuery(f"{keyword} is not one that was told here", element=keyword)
+    return original
 
 
 def _uids(level: Level, neighbours: Sequence[Neighbour]) -> Dataset:
@@ -185,9 +196,9 @@ def _entity(level: Level, neighbour: Neighbour) -> tuple[str, ...]:
 
 
 def _identifiers(
-    archive: Archive, asked: Dataset, level: Level, neighbours: Sequence[Neighbour]
+    seen: Whole, asked: Dataset, level: Level, neighbours: Sequence[Neighbour]
 ) -> dict[tuple[str, ...], Dataset]:
-    """The catalogue's answers with the keys asked for, by their UIDs; what was deleted meanwhile is missing."""
+    """The answers with the keys asked for, by the UIDs that they tell; what was deleted meanwhile is missing."""
     if not neighbours:
         return {}
     identifier = Dataset()
@@ -197,16 +208,16 @@ def _identifiers(
     if "SpecificCharacterSet" in asked:
         identifier.SpecificCharacterSet = asked.SpecificCharacterSet
     parsed = catalogue_query.parse_identifier(identifier, Model.STUDY_ROOT)
-    found = catalogue_query.find(archive, parsed)
+    found = seen.find(parsed)
     return {tuple(str(answer[keyword].value) for keyword in _UIDS[: level.depth]): answer for answer in found}
 
 
-def _block(neighbour: Neighbour, answer: SimilarityAnswer) -> dict[str, Any]:
+def _block(neighbour: Neighbour, answer: SimilarityAnswer, seen: Whole) -> dict[str, Any]:
     return {
         "Rank": neighbour.rank,
         "Score": neighbour.score,
         "Distance": neighbour.distance,
-        "MatchedSOPInstanceUID": neighbour.sop_instance_uid or None,
+        "MatchedSOPInstanceUID": seen.tell(neighbour.sop_instance_uid) if neighbour.sop_instance_uid else None,
         "MatchedFrameNumber": neighbour.frame or None,
         "MatchedModelID": answer.model_id,
         "IndexSize": answer.index_size,

@@ -120,7 +120,7 @@ CODES: dict[type[Exception], int] = {
     # discarded in favour of the stored one. B000 (coercion) and B007 would claim that it had been stored.
     InstanceConflict: 0xB006,
     PatientMismatch: DATA_SET_MISMATCH,
-    CannotDeidentify: DATA_SET_MISMATCH,
+    CannotDeidentify: 0xC010,
     CatalogueLost: PROCESSING_FAILURE,
     CatalogueBusy: OUT_OF_RESOURCES,
     OutOfSpace: OUT_OF_RESOURCES,

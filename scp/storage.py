@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 from config.application_entities import Right
+from index.admission import require_expected
 from index.archive import Archive
+from index.deidentification.deidentifier import Deidentifier
+from index.errors import ArchiveError, CannotDeidentify, InvalidInstance
+from index.header import read_header
+from index.structure import require_structure
 from scp.caller import Caller
+from scp.deidentifying import deidentified_file
+from scp.errors import ScpError
 from scp.messages import Answer, StoreRequest
 from scp.status import STORED_WITH_A_WARNING, SUCCESS, Status
+
+_AUDIT = logging.getLogger("tharsis.audit")
 
 
 def store(archive: Archive, caller: Caller, request: StoreRequest) -> Answer:
@@ -32,3 +43,56 @@ def store(archive: Archive, caller: Caller, request: StoreRequest) -> Answer:
     finally:
         request.file.unlink(missing_ok=True)
     return Answer(Status(STORED_WITH_A_WARNING, ingested.cut_off) if ingested.cut_off else SUCCESS)
+
+
+def store_deidentified(
+    archive: Archive, deidentifier: Deidentifier, caller: Caller, request: StoreRequest, *, max_nesting: int
+) -> Answer:
+    """De-identify the received file and bring the result into the archive; what was received does not stay.
+
+    The object is found by nobody before, and what is refused leaves nothing behind. The same object again is the same
+    one de-identified, so a Success. Neither the answer nor a log has a value of it.
+
+    Parameters
+    ----------
+    max_nesting
+        Sequences that may lie inside each other.
+
+    Raises
+    ------
+    NotAuthorized
+        The caller may not store (0124).
+    CannotDeidentify
+        It cannot be made safe, or its end is missing (C010).
+    InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace
+        See `index.archive.Archive.ingest`.
+    """
+    try:
+        caller.require(Right.STORE)
+        _require_readable(request, max_nesting)
+        with deidentified_file(deidentifier, request.file, archive.scratch_file) as target:
+            archive.ingest(
+                target,
+                source_aet=caller.title,
+                expected=(request.sop_class_uid, deidentifier.uid(request.sop_instance_uid.strip(" \0"))),
+            )
+    except (ArchiveError, ScpError) as error:
+        _AUDIT.info("an object refused from %s, called %s: %s", caller, caller.called, error)
+        raise
+    finally:
+        request.file.unlink(missing_ok=True)
+    return Answer(SUCCESS)
+
+
+def _require_readable(request: StoreRequest, max_nesting: int) -> None:
+    """Raise unless the data set is whole and is the one that the command named; no sentence has a value of it."""
+    try:
+        cut_off = require_structure(request.file, max_nesting)
+        header = read_header(request.file, named_by_meta=False)
+    except InvalidInstance as error:
+        if error.element:
+            raise
+        raise InvalidInstance("the data set cannot be read") from None
+    if cut_off:
+        raise CannotDeidentify("the data set is cut off: nobody knows what its end would tell")
+    require_expected(header, (request.sop_class_uid, request.sop_instance_uid))

@@ -26,7 +26,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from config.settings import Settings, load_settings
 from index.archive import Archive
 
-pytest_plugins = ["cases", "peers"]
+pytest_plugins = ["cases", "peers", "wire"]
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,8 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
 
     def start(
         *, entities: list[dict[str, Any]] | None = None, similarity: Any = None, overwrite: str = "never",
-        patient_mismatch: str = "accept", data: Path | None = None, tls: dict[str, Any] | None = None, **scp: Any,
+        patient_mismatch: str = "accept", data: Path | None = None, tls: dict[str, Any] | None = None,
+        titles: list[dict[str, Any]] | None = None, profiles: list[dict[str, Any]] | None = None, **scp: Any,
     ) -> Node:
         folder = data or tmp_path / f"node{len(nodes)}"
         overrides: dict[str, Any] = {
@@ -71,6 +72,8 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
                 "data": str(folder), "overwrite": overwrite, "reserve_mb": 0, "patient_mismatch": patient_mismatch,
             },
             "application_entities": entities or [],
+            "ae_titles": titles or [],
+            "deidentification": profiles or [],
         }
         settings = load_settings(environment={}, overrides=overrides)
         archive = Archive.from_settings(settings.archive)

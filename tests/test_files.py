@@ -160,10 +160,10 @@ def test_placing_and_removing_in_one_folder_at_the_same_time(store):
 
 
 def test_what_an_earlier_run_left_is_cleared(store):
-    for name in ("1-a.part", "2-b.part"):
+    for name in ("1-a.part", ".1-a.scratch.1.ab12", "2-b.part"):
         (store.incoming / name).write_bytes(b"abc")
     bringing = store.receive(b"abc")
-    assert store.clear_incoming(1) == 1
+    assert store.clear_incoming(1) == 2
     assert store.clear_incoming() == 1
     assert list(store.incoming.iterdir()) == [bringing]
     store.release(bringing)
