@@ -14,29 +14,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from config import routes
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.routes import RouteSettings, RoutingSettings
+from config.sections import AETitle, NotNegative, Positive, ae_title
+from config.sections import Section as _Section
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
 
 _ENVIRONMENT_PREFIX = "THARSIS_"
 _NOT_SETTINGS = {"THARSIS_TEST_DATA", "THARSIS_PEER"}
-_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
-"""PS3.5 table 6.2-1, AE: default repertoire without backslash and control characters."""
 
 
 class SettingsError(ValueError):
     """The settings cannot be used; the message is one sentence for the person who wrote them."""
-
-
-def ae_title(value: str) -> str:
-    """Return `value` without padding when it can be an AE title (PS3.5 table 6.2-1); else raises `ValueError`."""
-    title = value.strip()
-    if not _AE_TITLE.fullmatch(title):
-        raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, got {value!r}")
-    return title
 
 
 def _short_ae_title(value: str) -> str:
@@ -47,14 +41,7 @@ def _short_ae_title(value: str) -> str:
     return title
 
 
-AETitle = Annotated[str, AfterValidator(ae_title)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ScpSettings(_Section):
@@ -289,7 +276,9 @@ class Settings(_Section):
     report: ReportSettings
     similarity: SimilaritySettings
     logs: LogSettings
+    routing: RoutingSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
 
     @model_validator(mode="after")
     def _titles_are_unique(self) -> Settings:
@@ -297,6 +286,14 @@ class Settings(_Section):
         twice = {title for title in titles if titles.count(title) > 1}
         if twice:
             raise ValueError(f"application_entities names {sorted(twice)[0]!r} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> Settings:
+        own = (self.scp.aet, self.scp.similarity_aet)
+        wrong = routes.mistake(self.routes, own, {ae.title: bool(ae.host) for ae in self.application_entities})
+        if wrong:
+            raise ValueError(wrong)
         return self
 
     def entity_table(self) -> ApplicationEntityTable:
@@ -359,6 +356,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
     known = {section: list(keys) for section, keys in defaults.items()}
     known["application_entities"] = list(ApplicationEntitySettings.model_fields)
+    known["routes"] = RouteSettings.keys()
     return known
 
 
@@ -400,7 +398,7 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, list[s
     variables = {
         f"{_ENVIRONMENT_PREFIX}{section}_{key}".upper(): (section, key)
         for section, keys in known.items()
-        if section != "application_entities"
+        if section not in ("application_entities", "routes")
         for key in keys
     }
     told: dict[str, Any] = {}
@@ -434,7 +432,7 @@ _EXPECTED = {
     "string_type": "text",
     "path_type": "a path",
     "frozen_set_type": "a list",
-    "tuple_type": "[[application_entities]], in double brackets",
+    "tuple_type": "a list",
 }
 
 
@@ -443,8 +441,8 @@ def _one_sentence(error: ValidationError) -> str:
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"])
         expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
-        if mistake["type"] == "tuple_type" and mistake["loc"][-1] in ("addresses", "use"):
-            expected = "a list"
+        if mistake["type"] == "tuple_type" and mistake["loc"] in (("application_entities",), ("routes",)):
+            expected = f"[[{mistake['loc'][0]}]], in double brackets"
         message = mistake["msg"].removeprefix("Value error, ")
         if expected:
             message = f"expected {expected}, got {mistake['input']!r}"
