@@ -28,7 +28,7 @@ class RouteSettings(Section):
     to: Annotated[tuple[AETitle, ...], Field(min_length=1)]
     sources: Annotated[tuple[str, ...], Field(alias="from")] = ()
     modality: tuple[str, ...] = ()
-    match: dict[str, str | tuple[str, ...]] = {}
+    match: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     derived: bool | None = None
     schedule: tuple[str, ...] = ()
     profile: str = ""
@@ -88,5 +88,5 @@ def mistake(routes: tuple[RouteSettings, ...], own: tuple[str, ...], destination
             if title not in destinations:
                 return f"routes: {route.name!r} sends to {title}, which [[application_entities]] does not name"
             if not destinations[title]:
-                return f"routes: {route.name!r} sends to {title}, which has no host and port in [[application_entities]]"
+                return f"routes: {route.name!r} sends to {title}, which [[application_entities]] gives no host and port"
     return ""

@@ -1,7 +1,8 @@
 """When something may happen: windows of the week in local time, as people write them in a settings file.
 
-A window is ``[days] [HH:MM-HH:MM]``, for example ``22:00-06:00``, ``mon-fri 18:00-24:00`` or ``sat,sun``. It belongs to the
-day on which it begins, and goes by the wall clock: one over midnight is an hour longer, or shorter, when the clocks change.
+A window is ``[days] [HH:MM-HH:MM]``, for example ``22:00-06:00``, ``mon-fri 18:00-24:00`` or ``sat,sun``. It belongs to
+the day on which it begins, and goes by the wall clock: one over midnight is an hour longer, or shorter, when the clocks
+change.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Schedule:
             for ahead in range(_LOOK_AHEAD_DAYS)
             for window in self.windows
         )
-        # A window that begins in the hour that the clocks leave out is open from the next full hour on, or that day not.
+        # One that begins in the hour that the clocks leave out opens an hour later, or not on that day.
         return next(begin for begin in begins if begin > moment and self.is_open(begin))
 
 
@@ -86,9 +87,9 @@ def _clock(minute: int) -> time:
 def _window(text: str) -> Window:
     told = _WINDOW.fullmatch(text.strip().lower())
     if told is None or not text.strip():
-        raise ValueError(f"{text!r} is no window: write [days] [HH:MM-HH:MM], for example 'mon-fri 22:00-06:00' or 'sat,sun'")
+        raise ValueError(f"{text!r} is no window: write [days] [HH:MM-HH:MM], such as 'mon-fri 22:00-6:00' or 'sat'")
     begin, end = (_minute(each, text) for each in (told["hours"] or "00:00-24:00").split("-"))
-    if begin == end or begin == _MIDNIGHT:
+    if begin in (end, _MIDNIGHT):
         raise ValueError(f"{text!r} is no window: it ends when it begins")
     return Window(_days(told["days"], text), begin, end)
 

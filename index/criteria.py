@@ -43,7 +43,7 @@ class Finding:
 
 
 def require_criteria(criteria: Mapping[str, Sequence[str]]) -> None:
-    """Raise `InvalidIdentifier` unless every keyword is an attribute that can be matched, with values that it allows."""
+    """Raise `InvalidIdentifier` unless each keyword is an attribute that can be matched, with values that it allows."""
     for keyword, wanted in criteria.items():
         condition(_key(keyword), list(wanted))
 

@@ -1,8 +1,8 @@
-"""What was sent on to whom: one row for each (destination, profile, instance), so that nothing is sent twice or forgotten.
+"""What was sent on to whom: a row for each (destination, profile, instance); nothing is sent twice, or forgotten.
 
-A delivery is *failing* until the destination has taken the instance, or *refused* when trying again will not help; then it
-is *sent*, and *committed* once the destination has reported that it keeps it. It holds for one content: an instance that
-is replaced is to be sent anew.
+A delivery is *failing* until the destination has taken the instance, or *refused* when trying again will not help; then
+it is *sent*, and *committed* once the destination has reported that it keeps it. It holds for one content: an instance
+that is replaced is to be sent anew.
 """
 
 from __future__ import annotations
@@ -141,21 +141,21 @@ def refused(archive: Archive, series_instance_uid: str, way: Way, *, since: floa
 
 @dataclass(frozen=True)
 class Unconfirmed:
-    """What a destination has taken, and has not yet said that it keeps."""
+    """What a destination has taken, and has not yet said that it keeps; `sent_at` in seconds since the epoch."""
 
     sop_instance_uid: str
     sent_as: Reference
-    since: float
+    sent_at: float
 
 
 def unconfirmed(archive: Archive, series_instance_uid: str, way: Way) -> list[Unconfirmed]:
     """Return what of a series is sent and not committed."""
     rows = archive.database.execute(
-        "SELECT sop_instance_uid, sop_class_uid, sent_uid, since FROM delivery "
+        "SELECT sop_instance_uid, sop_class_uid, sent_uid, at FROM delivery "
         "WHERE series_instance_uid = ? AND destination = ? AND profile = ? AND state = 'sent' ORDER BY at",
         (series_instance_uid, way.destination, way.profile),
     )
-    return [Unconfirmed(uid, Reference(kind, sent), since) for uid, kind, sent, since in rows.fetchall()]
+    return [Unconfirmed(uid, Reference(kind, sent), at) for uid, kind, sent, at in rows.fetchall()]
 
 
 def note_request(archive: Archive, transaction_uid: str, way: Way, waiting: Iterable[Unconfirmed]) -> None:
@@ -276,6 +276,16 @@ def counts(archive: Archive) -> dict[str, dict[str, int]]:
     for destination, state, number in rows.fetchall():
         told.setdefault(destination, {})[state] = number
     return told
+
+
+def queued_for(archive: Archive) -> frozenset[str]:
+    """Return the destinations that jobs in the queue name."""
+    kinds = ", ".join(repr(kind) for kind in jobs.ROUTING_KINDS)
+    rows = archive.database.execute(
+        "SELECT DISTINCT json_extract(parameters, '$.destination') FROM job "
+        f"WHERE state IN ('queued', 'running') AND kind IN ({kinds})"
+    )
+    return frozenset(str(title) for (title,) in rows.fetchall())
 
 
 def forget(archive: Archive, older_than_s: float) -> int:

@@ -160,7 +160,8 @@ class JobQueue:
                 f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND {wanted} "
                 "AND NOT EXISTS (SELECT 1 FROM job WHERE subject = due.subject AND (state = 'running' "
                 # Cancelled, and its worker has not stopped yet.
-                f"OR (state = 'cancelled' AND claim_expires >= ?)) AND {_KEEPS_WAITING}) ORDER BY not_before, id LIMIT 1",
+                f"OR (state = 'cancelled' AND claim_expires >= ?)) AND {_KEEPS_WAITING}) "
+                "ORDER BY not_before, id LIMIT 1",
                 (now, *names, now),
             ).fetchone()
             if row is None:

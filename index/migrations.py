@@ -6,7 +6,8 @@ what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is
 answered when), ``embedding_change`` (lets those caches follow), ``vector_base`` (the saved index that counts),
 ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
 (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
-were sent to ask), ``delivery`` and ``destination_trouble`` (what was sent on to whom). Key columns come from `index.keys`.
+were sent to ask), ``delivery`` and ``destination_trouble`` (what was sent on to whom). Key columns come from
+`index.keys`.
 """
 
 from __future__ import annotations

@@ -62,20 +62,12 @@ def send(
     AssociationLost
         The association ended.
     """
-    accepted = link.accepted(instance.sop_class_uid)
-    if not accepted:
+    if not link.accepted(instance.sop_class_uid):
         return Status(SOP_CLASS_NOT_SUPPORTED, f"the peer takes no {UID(instance.sop_class_uid).name}")
     if instance.damage:
         return Status(PROCESSING_FAILURE, f"the stored file is {instance.damage}: it is not sent")
-    identity = (instance.sop_class_uid, instance.sop_instance_uid)
     try:
-        target = target_syntax(instance.transfer_syntax_uid, accepted)
-        with (
-            nullcontext((instance.path, data_set_offset(instance.path)))
-            if target == instance.transfer_syntax_uid
-            else converted(instance, target, new_file)
-        ) as data:
-            return link.store(identity, target, data, priority=priority, originator=originator)
+        return transmit(link, instance, new_file=new_file, priority=priority, originator=originator)
     except PeerError:
         raise
     except FileNotFoundError as error:
@@ -83,6 +75,37 @@ def send(
         return Status(PROCESSING_FAILURE, "the stored file is missing: it is not sent")
     except (ArchiveError, ScpError, OSError) as error:
         return status_of(error)
+
+
+def transmit(
+    link: Link,
+    instance: StoredInstance,
+    *,
+    new_file: NewFile,
+    priority: Priority,
+    originator: Originator | None = None,
+) -> Status:
+    """Send one instance of a SOP class that the peer takes, and return the peer's Status.
+
+    Raises
+    ------
+    ConversionError
+        The peer takes neither its transfer syntax nor one that it can be brought into.
+    OutOfSpace
+        There is no room to convert it.
+    FileNotFoundError
+        Its file is missing.
+    AssociationLost
+        The association ended.
+    """
+    identity = (instance.sop_class_uid, instance.sop_instance_uid)
+    target = target_syntax(instance.transfer_syntax_uid, link.accepted(instance.sop_class_uid))
+    with (
+        nullcontext((instance.path, data_set_offset(instance.path)))
+        if target == instance.transfer_syntax_uid
+        else converted(instance, target, new_file)
+    ) as data:
+        return link.store(identity, target, data, priority=priority, originator=originator)
 
 
 def sub_operations(

@@ -106,7 +106,7 @@ def by_hand(title: str) -> RouteSettings:
 
 
 def rule_of(settings: Settings, name: str, title: str) -> RouteSettings | None:
-    """Return the rule of that name ("": by hand), None when the settings have it no longer, or not to that destination."""
+    """Return the rule of that name ("": by hand); None when the settings have none that leads to `title`."""
     if not name:
         return by_hand(title)
     return next((rule for rule in settings.routes if rule.name == name and title in rule.to), None)
