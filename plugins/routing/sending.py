@@ -93,7 +93,7 @@ class _Sending:
                 errand.progress(number / len(self._waiting))
                 errand.require_open()
                 self._send(line, instance, pending)
-        if self._lost_in_a_row and not self._stored:
+        if self._lost_in_a_row and self._later and not self._stored:
             raise Trouble(self._later[-1], is_of_job=True)
         if self._later:
             count = f"{len(self._later)} of {len(self._waiting)} instances"
