@@ -297,3 +297,51 @@ def forget(archive: Archive, older_than_s: float) -> int:
             (time.time() - older_than_s,),
         )
         return int(deleted.rowcount)
+
+
+def hasten_all(archive: Archive, destination: str) -> int:
+    """Make the jobs for a destination due now; return how many there are."""
+    kinds = ", ".join(repr(kind) for kind in jobs.ROUTING_KINDS)
+    with archive.transaction() as database:
+        updated = database.execute(
+            f"UPDATE job SET not_before = min(not_before, ?) WHERE state = 'queued' AND kind IN ({kinds}) "
+            "AND json_extract(parameters, '$.destination') = ?",
+            (time.time(), destination),
+        )
+        return int(updated.rowcount)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What is to be done for a destination.
+
+    Attributes
+    ----------
+    queued, failed
+        Jobs that wait or are being done, and jobs that have failed.
+    error
+        Why the newest of those was not done; "" for no reason yet.
+    due
+        When the next one is due, seconds since the epoch; None: there is none.
+    """
+
+    queued: int
+    failed: int
+    error: str
+    due: float | None
+
+
+def queues(archive: Archive) -> dict[str, Queue]:
+    """Return what is to be done for each destination."""
+    kinds = ", ".join(repr(kind) for kind in jobs.ROUTING_KINDS)
+    rows = archive.database.execute(
+        "SELECT json_extract(parameters, '$.destination') AS title, sum(state IN ('queued', 'running')), "
+        "sum(state = 'failed'), min(CASE WHEN state IN ('queued', 'running') THEN not_before END), "
+        f"(SELECT error FROM job WHERE kind IN ({kinds}) AND state IN ('queued', 'running', 'failed') AND error <> '' "
+        "AND json_extract(parameters, '$.destination') = json_extract(outer_job.parameters, '$.destination') "
+        f"ORDER BY id DESC LIMIT 1) FROM job AS outer_job WHERE kind IN ({kinds}) GROUP BY title"
+    )
+    return {
+        str(title): Queue(int(queued), int(failed), str(error or ""), due)
+        for title, queued, failed, due, error in rows.fetchall()
+    }

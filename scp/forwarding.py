@@ -27,8 +27,8 @@ from scp.retrieve import transmit
 from scp.status import MISTYPED_ARGUMENT, PROCESSING_FAILURE, Status
 
 _RESOURCE_LIMITATION = 0x0213
-_NOT_NOW = frozenset({PROCESSING_FAILURE, 0x0210, 0x0211, MISTYPED_ARGUMENT})
-"""Failures that say nothing of the object (PS3.7 C.5): another time they may not come."""
+_NOT_NOW = frozenset({PROCESSING_FAILURE, 0x0124, 0x0210, 0x0211, MISTYPED_ARGUMENT})
+"""Failures that say nothing of the object (PS3.7 C.5): they may not come another time, or with other settings there."""
 
 _NOT_OFFERED = frozenset({0x0112, 0x0118, 0x0122, 0x0123, 0x0124, 0x0211})
 """Answers to a request for commitment that repeating it will not change (PS3.7 10.1.4.1.10)."""

@@ -104,7 +104,7 @@ def test_what_is_refused_for_good_keeps_back_nothing_else(routed, start_pacs, ma
     assert pacs.received == {UID(1): 1, UID(3): 1}
     (job,) = node.jobs()
     assert job.state == "failed"
-    assert f"1 instance was not sent to PACS, all others were: answered {words}" in job.error
+    assert f"1 of the instances cannot be sent to PACS, all others were: answered {words}" in job.error
     assert node.states() == {"1": "sent", "2": "refused", "3": "sent"}
     pacs.answer = lambda _event: 0xB000  # a warning: it has it
     node.archive.jobs.retry(job.id)

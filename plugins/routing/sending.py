@@ -68,8 +68,8 @@ def _conclude(errand: Errand) -> None:
     refused = deliveries.refused(archive, job.subject, errand.way, since=job.created)
     if refused:
         uid, why = refused[0]
-        count = f"{len(refused)} instance{'s were' if len(refused) > 1 else ' was'}"
-        raise CannotProceed(f"{count} not sent to {errand.title}, all others were: {why} (the first is {uid})")
+        told = f"{len(refused)} of the instances cannot be sent to {errand.title}, all others were"
+        raise CannotProceed(f"{told}: {why} (the first is {uid})")
 
 
 class _Sending:
