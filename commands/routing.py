@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from config.settings import Settings
 from index.archive import Archive
-from index.errors import NotFound
+from index.deidentification.deidentifier import Deidentifier
 from plugins.routing.outgoing import Deidentifies
 from plugins.routing.router import Router
 from scp.forwarding import Forwarder
@@ -24,7 +25,8 @@ def make_router(archive: Archive, settings: Settings, *, clock: Callable[[], flo
         What peers are to be reached with over TLS cannot be used.
     """
 
+    @lru_cache
     def deidentifier(profile: str) -> Deidentifies:
-        raise NotFound(f"there is no de-identification profile {profile!r}")
+        return Deidentifier.from_settings(settings, archive.data, profile)
 
     return Router(archive, settings, Forwarder(archive, settings), deidentifier=deidentifier, clock=clock)

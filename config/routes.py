@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -67,7 +68,9 @@ class RoutingSettings(Section):
     report_minutes: Positive
 
 
-def mistake(routes: tuple[RouteSettings, ...], own: tuple[str, ...], destinations: dict[str, bool]) -> str:
+def mistake(
+    routes: tuple[RouteSettings, ...], own: tuple[str, ...], destinations: dict[str, bool], profiles: Collection[str]
+) -> str:
     """Return what is wrong with the rules as a whole, one sentence; "" for nothing.
 
     Parameters
@@ -76,12 +79,16 @@ def mistake(routes: tuple[RouteSettings, ...], own: tuple[str, ...], destination
         AE titles of this node.
     destinations
         AE title → whether its host and port are known, of every application entity.
+    profiles
+        Names of the de-identification profiles.
     """
     names = [route.name for route in routes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         return f"routes: two rules have the name {twice[0]!r}"
     for route in routes:
+        if route.profile and route.profile not in profiles:
+            return f"routes: {route.name!r} has the profile {route.profile!r}, which [[deidentification]] does not name"
         for title in route.to:
             if title in own:
                 return f"routes: {route.name!r} sends to {title}, which is this node itself"

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from config import routes
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.deidentification import DeidentificationSettings
 from config.routes import RouteSettings, RoutingSettings
 from config.sections import AETitle, NotNegative, Positive, ae_title
 from config.sections import Section as _Section
@@ -277,20 +278,24 @@ class Settings(_Section):
     logs: LogSettings
     routing: RoutingSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
+    deidentification: tuple[DeidentificationSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
 
     @model_validator(mode="after")
-    def _titles_are_unique(self) -> Settings:
+    def _names_are_unique(self) -> Settings:
         titles = [ae.title for ae in self.application_entities]
-        twice = {title for title in titles if titles.count(title) > 1}
-        if twice:
-            raise ValueError(f"application_entities names {sorted(twice)[0]!r} more than once")
+        profiles = [profile.name for profile in self.deidentification]
+        for section, names in (("application_entities", titles), ("deidentification", profiles)):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"{section} names {sorted(twice)[0]!r} more than once")
         return self
 
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> Settings:
         own = (self.scp.aet, self.scp.similarity_aet)
-        wrong = routes.mistake(self.routes, own, {ae.title: bool(ae.host) for ae in self.application_entities})
+        destinations = {ae.title: bool(ae.host) for ae in self.application_entities}
+        wrong = routes.mistake(self.routes, own, destinations, {each.name for each in self.deidentification})
         if wrong:
             raise ValueError(wrong)
         return self
@@ -356,7 +361,12 @@ def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
     known = {section: list(keys) for section, keys in defaults.items()}
     known["application_entities"] = list(ApplicationEntitySettings.model_fields)
     known["routes"] = RouteSettings.keys()
+    known["deidentification"] = list(DeidentificationSettings.model_fields)
     return known
+
+
+_LISTS_OF_TABLES = ("application_entities", "deidentification", "routes")
+"""Sections in double brackets, which no environment variable can tell."""
 
 
 def _nearest(word: str, words: list[str]) -> str:
@@ -397,7 +407,7 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, list[s
     variables = {
         f"{_ENVIRONMENT_PREFIX}{section}_{key}".upper(): (section, key)
         for section, keys in known.items()
-        if section not in ("application_entities", "routes")
+        if section not in _LISTS_OF_TABLES
         for key in keys
     }
     told: dict[str, Any] = {}
@@ -440,8 +450,8 @@ def _one_sentence(error: ValidationError) -> str:
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"])
         expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
-        if mistake["type"] == "tuple_type" and mistake["loc"] in (("application_entities",), ("routes",)):
-            expected = f"[[{mistake['loc'][0]}]], in double brackets"
+        if mistake["type"] == "tuple_type" and mistake["loc"][-1] in _LISTS_OF_TABLES:
+            expected = f"[[{mistake['loc'][-1]}]], in double brackets"
         message = mistake["msg"].removeprefix("Value error, ")
         if expected:
             message = f"expected {expected}, got {mistake['input']!r}"

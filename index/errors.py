@@ -11,6 +11,7 @@
     ├── CatalogueLost          files without a catalogue: `tharsis rebuild` makes it again
     ├── InvalidIdentifier      a query that the information model does not allow
     ├── NotFound               no such patient, study, series, instance, job
+    ├── CannotDeidentify       what would leave could still identify somebody; nothing left
     ├── WrongState             a job or an encoder that is not in a state in which that can be done
     └── SimilarityError
         ├── UnknownQuery       the query's image or series is not in the archive
@@ -65,6 +66,10 @@ class InvalidIdentifier(ArchiveError):
 
 class NotFound(ArchiveError):
     """What was named does not exist."""
+
+
+class CannotDeidentify(ArchiveError):
+    """The object cannot be de-identified under its profile, so that nothing of it may leave or be stored."""
 
 
 class WrongState(ArchiveError):

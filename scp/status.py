@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydicom.datadict import tag_for_keyword
 
 from index.errors import (
+    CannotDeidentify,
     CatalogueBusy,
     CatalogueLost,
     InstanceConflict,
@@ -119,6 +120,7 @@ CODES: dict[type[Exception], int] = {
     # discarded in favour of the stored one. B000 (coercion) and B007 would claim that it had been stored.
     InstanceConflict: 0xB006,
     PatientMismatch: DATA_SET_MISMATCH,
+    CannotDeidentify: DATA_SET_MISMATCH,
     CatalogueLost: PROCESSING_FAILURE,
     CatalogueBusy: OUT_OF_RESOURCES,
     OutOfSpace: OUT_OF_RESOURCES,

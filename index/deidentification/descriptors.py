@@ -1,0 +1,127 @@
+"""Free text reduced to words that are known to say nothing of a person (Clean Descriptors, PS3.15 E.3.5).
+
+What is left of a text: words of a vocabulary of the field (the meanings of coded concepts and the names of attributes
+that pydicom carries, terms of technique, vertebrae), numbers of at most three digits with units of measurement. Of these
+whatever the object itself has as a name, an identifier, an institution or a place is dropped, too. All else goes:
+unknown words, longer numbers, dates, every sign between words. So a finding may lose words; a name cannot stay unless it
+is a word of the field and stands nowhere in the object's attributes of names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.charset import default_encoding
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+
+from index.deidentification import table
+from index.deidentification.reader import Reader, texts
+
+_TECHNIQUE = frozenset(
+    "abd abdomen adc arterial ax axial bone bolus brain cardiac cbct chest contrast cor coronal ct cta ctv delayed "
+    "diffusion dose dti dwi dynamic echo ecg enhanced epi fat fdg fgre flair flash fluid fov fse full gd gated gre "
+    "gtv head hip hr high iso iv kernel knee lat left liver localizer low lung mip mpr mpi mprage mr mra mri mrcp ms "
+    "neck nm no non of oblique p2 pa pancreas pd pelvis perfusion phantom plain portal post pre projection prostate "
+    "proton ptv pw recon reconstruction resolution right rt sag sagittal scan scout se segmentation series shoulder slice "
+    "small soft spect spgr spine standard stir sub survey swi system t1 t1w t2 t2w thick thin thorax tissue tof topogram "
+    "tra trans tse venous volume vr w water weighted wfi whole with without wrist xa dicom ap and the in on to for by "
+    "bin energy spectral counter threshold flat field dark pixel material basis water iodine hydroxyapatite".split()
+)
+_WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
+_NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{1,3})?(?:mm|cm|m|kv|kev|kvp|ma|mas|ms|s|min|ml|mg|g|kg|mbq|gy|cgy|t|hz|mhz|x|d)?", re.ASCII)
+_VERTEBRA = re.compile(r"c[1-7]|t(?:h)?(?:1[0-2]|[1-9])|l[1-5]|s[1-5]", re.ASCII)
+_PART_OF_KEYWORD = re.compile(r"[A-Z]?[a-z]+")
+_SHORTEST_PART = 3
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Return the words that may stay, in lower case."""
+    keywords = {entry[4] for entry in DicomDictionary.values()}
+    for scheme in ("DCM", "SCT", "UCUM"):
+        keywords.update(getattr(codes, scheme).dir())
+    words = {part.lower() for keyword in keywords for part in _PART_OF_KEYWORD.findall(keyword)}
+    return frozenset(word for word in words if len(word) >= _SHORTEST_PART) | _TECHNIQUE
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Cleans the free text of one object.
+
+    Attributes
+    ----------
+    words
+        Words that identify somebody or something in this object, in lower case.
+    values
+        Whole identifiers of it, in lower case: names and their parts, numbers, places.
+    """
+
+    words: frozenset[str] = frozenset()
+    values: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Cleaner:
+        """Return the cleaner for a data set: it knows what names, numbers and places the data set has anywhere.
+
+        An attribute counts when it is a person's name, or when Table E.1-1 touches it and no option cleans or keeps it.
+        """
+        values: set[str] = set()
+        _collect(Reader(dataset, [default_encoding]), values)
+        words = {word.lower() for value in values for word in _WORD.findall(value) if len(word) > 1}
+        return cls(frozenset(words), frozenset(value for value in values if len(value) >= _SHORTEST_IDENTIFIER))
+
+    def clean(self, text: str) -> str:
+        """Return the words of `text` that may stay, with single spaces between them."""
+        return " ".join(word for word in _WORD.findall(text) if self._may_stay(word.lower()))
+
+    def names(self, text: str) -> bool:
+        """Whether `text` has an identifier of the object in it."""
+        lowered = text.lower()
+        return bool(lowered) and any(value in lowered for value in self.values)
+
+    def _may_stay(self, word: str) -> bool:
+        if word in self.words:
+            return False
+        return word in vocabulary() or bool(_NUMBER.fullmatch(word) or _VERTEBRA.fullmatch(word))
+
+
+_TEXTS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT", "DA"})
+_SHORTEST_IDENTIFIER = 4
+_MOST_IDENTIFIERS = 2048
+
+
+def _collect(reader: Reader, found: set[str]) -> None:
+    for tag, raw in reader.elements():
+        vr = reader.vr(tag, raw)
+        if tag.is_private or len(found) > _MOST_IDENTIFIERS or not _may_identify(int(tag), vr):
+            continue
+        value = reader.value(tag, raw)
+        if vr == "SQ":
+            for item in value or []:
+                _collect(Reader(item, reader.encodings), found)
+        else:
+            found.update(part for text in texts(value) for part in _parts(text.strip().lower(), vr))
+
+
+@cache
+def _may_identify(tag: int, vr: str) -> bool:
+    """Whether values of an attribute are identifiers, or items that may have some."""
+    if vr == "SQ":
+        return True
+    row = table.attribute(tag)
+    return vr == "PN" or (vr in _TEXTS and row is not None and not _CLEANED.intersection(row.options))
+
+
+_CLEANED = frozenset({"clean_descriptors", "retain_patient_characteristics"})
+
+
+def _parts(text: str, vr: str) -> Iterator[str]:
+    """Yield a value, and of a person's name its components as well."""
+    yield text
+    if vr == "PN":
+        yield from (part.strip() for part in re.split(r"[\^=]", text) if part.strip())

@@ -1,0 +1,84 @@
+"""Part 10 files de-identified: long values go from file to file, one at a time (PS3.10)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from pydicom import dcmread, dcmwrite
+from pydicom._uid_dict import UID_dictionary
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from index.durable import flush
+from index.errors import CannotDeidentify, InvalidInstance
+from index.part10 import begin_of_data_set
+
+_DEFERRED_BYTES = 1 << 20
+"""Values longer than this are left in the file until they are written."""
+
+
+def convert(source: Path, target: Path, deidentify: Callable[[Dataset], Dataset]) -> None:
+    """Write what `deidentify` makes of the object in `source` to `target`, which appears whole or not at all.
+
+    Raises
+    ------
+    CannotDeidentify
+        No Part 10 file, or one that cannot be read or written again.
+    OSError
+        The disk is at fault.
+    """
+    made = deidentify(read(source))
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        try:
+            _write(draft, made)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise CannotDeidentify(f"the object is cut off: {error}"[:200]) from error
+        except Exception as error:  # a damaged value may fail only when it is written
+            raise CannotDeidentify(f"the object cannot be written again: {_clause(error)}") from error
+        flush(draft)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write(path: Path, made: Dataset) -> None:
+    if made.file_meta.TransferSyntaxUID in UID_dictionary:
+        dcmwrite(path, made, enforce_file_format=True)
+        return
+    made.file_meta.FileMetaInformationGroupLength, made.file_meta.FileMetaInformationVersion = 0, b"\x00\x01"
+    dcmwrite(path, made, implicit_vr=False, little_endian=True, force_encoding=True)  # pydicom does not know it
+
+
+def read(source: Path) -> Dataset:
+    """Return the object in a Part 10 file, its long values left there.
+
+    Raises
+    ------
+    CannotDeidentify
+        It is none, or cannot be read.
+    OSError
+        The disk is at fault.
+    """
+    try:
+        with source.open("rb") as file:
+            _, syntax = begin_of_data_set(file)
+        is_deflated = syntax == DeflatedExplicitVRLittleEndian
+        return dcmread(source, defer_size=None if is_deflated else _DEFERRED_BYTES)
+    except InvalidInstance as error:
+        raise CannotDeidentify(str(error)) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise CannotDeidentify(f"unreadable data set: {error}"[:200]) from error
+    except Exception as error:  # a parser fed with hostile bytes raises anything
+        raise CannotDeidentify(f"unreadable data set: {_clause(error)}") from error
+
+
+def _clause(error: Exception) -> str:
+    return type(error).__name__  # what it says may quote the value

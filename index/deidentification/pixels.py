@@ -1,0 +1,166 @@
+"""Text that is burned into pixels: refused, or painted over where a mask rule says where it is (PS3.15 E.3.1).
+
+An image is refused when it says Burned In Annotation YES, and, unless the profile trusts what says nothing, when it is of
+a kind that often shows names and does not say NO: secondary capture, ultrasound, visible light, screen shots, pictures of
+slide labels. A mask rule that fits lets it pass, for then the rectangles are painted over in every frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from index import decoding
+from index.deidentification.profile import MaskRule, Profile
+from index.deidentification.reader import Reader
+from index.errors import CannotDeidentify, OutOfSpace
+
+Rectangle = tuple[int, int, int, int]
+Samples = npt.NDArray[np.generic]
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_SUSPICIOUS = (
+    f"{_STORAGE}7", f"{_STORAGE}6.1", f"{_STORAGE}6.2", f"{_STORAGE}6", f"{_STORAGE}3", f"{_STORAGE}3.1",
+    f"{_STORAGE}77.1.1", f"{_STORAGE}77.1.2", f"{_STORAGE}77.1.4", f"{_STORAGE}77.1.5.4",
+)  # fmt: skip
+"""Secondary capture, ultrasound, and visible light but for microscopes' slides and photographs of the eye's inside."""
+
+_SUSPICIOUS_TYPES = ("SCREEN SAVE", "SCREENSAVE", "LABEL", "DOSE_INFO")
+_BURNED_IN, _IMAGE_TYPE, _LABEL = Tag(0x0028, 0x0301), Tag(0x0008, 0x0008), Tag(0x0048, 0x0010)
+_MODALITY, _MANUFACTURER, _MODEL = Tag(0x0008, 0x0060), Tag(0x0008, 0x0070), Tag(0x0008, 0x1090)
+_ROWS, _COLUMNS, _PIXELS = Tag(0x0028, 0x0010), Tag(0x0028, 0x0011), Tag(0x7FE0, 0x0010)
+_BIT_POSITION, _OVERLAY_DATA = 0x0102, 0x3000
+_OF_ENCAPSULATED = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "EncapsulatedPixelDataValueTotalLength")
+_IN_PLACE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+
+
+def require_clean(reader: Reader, sop_class: str, profile: Profile) -> list[Rectangle]:
+    """Return what has to be painted over in an object, nothing for most; (left, top, width, height), pixels.
+
+    Raises
+    ------
+    CannotDeidentify
+        Its pixels show text, or may, and no rule says where; or an overlay lies in bits of its pixels.
+    """
+    present = dict(reader.elements())
+    if not any(Tag(keyword) in present for keyword in decoding.PIXEL_KEYWORDS):
+        return []
+    _require_no_embedded_overlay(reader, present)
+    rectangles = [rectangle for rule in profile.masks if _fits(rule, reader) for rectangle in rule.rectangles]
+    if rectangles:
+        return rectangles
+    burned_in = "".join(reader.texts(_BURNED_IN)).strip()
+    if burned_in == "YES":
+        raise CannotDeidentify("Burned In Annotation is YES, and no mask rule fits", element="BurnedInAnnotation")
+    if "".join(reader.texts(_LABEL)).strip() == "YES":
+        raise CannotDeidentify("the image shows a specimen label, and no mask rule fits", element="SpecimenLabelInImage")
+    if burned_in != "NO" and profile.burned_in == "refuse" and _is_suspicious(reader, sop_class):
+        raise CannotDeidentify(
+            f"{UID(sop_class).name} may show names: Burned In Annotation is not NO, and no mask rule fits",
+            element="BurnedInAnnotation",
+        )
+    return []
+
+
+def _is_suspicious(reader: Reader, sop_class: str) -> bool:
+    is_kind = any(sop_class == uid or sop_class.startswith(f"{uid}.") for uid in _SUSPICIOUS)
+    kinds = {value.strip().upper() for value in reader.texts(_IMAGE_TYPE)}
+    return is_kind or bool(kinds.intersection(_SUSPICIOUS_TYPES))
+
+
+def _fits(rule: MaskRule, reader: Reader) -> bool:
+    wanted = ((_MODALITY, rule.modality), (_MANUFACTURER, rule.manufacturer), (_MODEL, rule.model))
+    has_values = all(
+        not value or value.strip().lower() == "".join(reader.texts(tag)).strip().lower() for tag, value in wanted
+    )
+    sizes = ((_ROWS, rule.rows), (_COLUMNS, rule.columns))
+    return has_values and all(not size or reader.texts(tag) == [str(size)] for tag, size in sizes)
+
+
+def _require_no_embedded_overlay(reader: Reader, present: dict[Any, Any]) -> None:
+    for group in range(0x6000, 0x6020, 2):
+        told = reader.texts(Tag(group, _BIT_POSITION))
+        if told and told != ["0"] and Tag(group, _OVERLAY_DATA) not in present:
+            raise CannotDeidentify("an overlay lies in unused bits of the pixels, where it cannot be removed")
+
+
+def mask(made: Dataset, source: Dataset, rectangles: Sequence[Rectangle], syntax: str) -> str:
+    """Paint over rectangles in all frames of `made`, and say so; return the transfer syntax that it has then.
+
+    What was compressed becomes Explicit VR Little Endian: compressing it again would lose more. That it was compressed
+    lossily once is still told (PS3.3 C.7.6.1.1.5).
+
+    Raises
+    ------
+    CannotDeidentify
+        The pixels cannot be decoded, or are not what a mask can be painted on.
+    """
+    if _PIXELS not in source:
+        raise CannotDeidentify("a mask rule fits, but its pixels are of floating point", element="PixelData")
+    painted = bytearray()
+    try:
+        for frame, properties in _frames(source, syntax):
+            kind = str(properties.get("photometric_interpretation") or source.PhotometricInterpretation)
+            pixels = frame.copy()
+            for rectangle in rectangles:
+                _paint(pixels, rectangle, kind)
+            painted += np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("<")).tobytes()
+    except OutOfSpace:
+        raise
+    except Exception as error:  # decoders raise anything
+        raise CannotDeidentify(f"a mask rule fits, but the pixels cannot be decoded: {error}"[:200]) from error
+    if int(source.get("BitsAllocated") or 8) == 1:
+        painted = bytearray(np.packbits(np.frombuffer(painted, np.uint8), bitorder="little").tobytes())
+    _describe(made, kind, int(source.get("SamplesPerPixel") or 1))
+    width = "OB" if int(made.BitsAllocated) <= 8 and syntax != ImplicitVRLittleEndian else "OW"
+    made[_PIXELS] = DataElement(_PIXELS, width, bytes(painted) + bytes(len(painted) % 2))
+    if syntax in _IN_PLACE:
+        return syntax
+    _as_little_endian(made, syntax)
+    return str(ExplicitVRLittleEndian)
+
+
+def _frames(source: Dataset, syntax: str) -> Iterator[tuple[Samples, decoding.Properties]]:
+    value = source.get_item(_PIXELS).value
+    options = {"extended_offsets": (source.ExtendedOffsetTable, source.ExtendedOffsetTableLengths)} \
+        if "ExtendedOffsetTable" in source and "ExtendedOffsetTableLengths" in source else {}
+    return decoding.frames(source, BytesIO(value), syntax or str(ExplicitVRLittleEndian), **options)
+
+
+def _paint(pixels: Samples, rectangle: Rectangle, kind: str) -> None:
+    """Fill a rectangle with black, or the darkest that the frame has."""
+    left, top, width, height = rectangle
+    part = pixels[top : top + height, left : left + width]
+    if pixels.ndim == 3:
+        part[...] = np.array([0, 128, 128] if kind.startswith("YBR") else [0, 0, 0], pixels.dtype)
+    elif kind == "PALETTE COLOR":
+        part[...] = 0
+    else:
+        part[...] = pixels.max() if kind == "MONOCHROME1" else pixels.min()
+
+
+def _describe(made: Dataset, kind: str, samples: int) -> None:
+    made.BurnedInAnnotation = "NO"
+    made.PhotometricInterpretation = kind
+    if samples > 1:
+        made.PlanarConfiguration = 0
+    for keyword in _OF_ENCAPSULATED:
+        if keyword in made:
+            delattr(made, keyword)
+    kinds = [str(value) for value in made.get("ImageType") or []]
+    if kinds:
+        made.ImageType = ["DERIVED", *kinds[1:]]
+
+
+def _as_little_endian(made: Dataset, syntax: str) -> None:
+    """Let raw elements of a big endian data set be decoded, so that they are encoded anew."""
+    if syntax == ExplicitVRBigEndian:
+        made.decode()
