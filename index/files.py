@@ -221,7 +221,7 @@ class FileStore:
         begin = "" if process is None else incoming_prefix(process)
         left = 0
         for path in self.incoming.iterdir():
-            if path.is_file() and path.name.startswith(begin) and not _is_held(path):
+            if path.is_file() and path.name.lstrip(".").startswith(begin) and not _is_held(path):
                 path.unlink(missing_ok=True)
                 left += 1
         return left
