@@ -114,6 +114,7 @@ def rebuild(data: Path, *, settle_time_s: float, on_file: Callable[[], None]) ->
         result.derivations = old.take_over_derivations(connections)
         old.take_over_encoders(connections)
         result.commitments = old.take_over_commitments(connections)
+        old.take_over_deliveries(connections)
         _finish(connections, result, settle_time_s)
         connections.close()
         del database

@@ -166,12 +166,23 @@ def config(tmp_path):
     return file
 
 
+@pytest.fixture
+def tharsis(monkeypatch):
+    """Run the command line in this process: it is started often here."""
+    from typer.testing import CliRunner
+
+    from tharsis import app
+
+    monkeypatch.setenv("COLUMNS", "250")
+    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+
+
 def test_the_command_line_shows_rules_destinations_and_reasons(routed, config, make_file, tharsis):
     node = routed([rule(commit="never", retry_hours=0)], [PACS])
     node.store(make_file(1))
     node.work()
     told = tharsis("routes", "--config", config, "--json")
-    assert told.returncode == 0, told.stderr
+    assert told.exit_code == 0, told.stderr
     shown = json.loads(told.stdout)
     assert [each["name"] for each in shown["rules"]] == ["ct at night", "chest"]
     assert shown["rules"][1]["from"] == ["MARS*"]
@@ -201,5 +212,5 @@ def test_the_command_line_shows_rules_destinations_and_reasons(routed, config, m
         (("test", config), "is no DICOM file"),
     ):
         told = tharsis("routes", *arguments, "--config", config)
-        assert told.returncode != 0
+        assert told.exit_code != 0
         assert words in told.stderr
