@@ -197,16 +197,17 @@ def explain(
     if not told:
         out.print("There are no rules in the settings: nothing is sent on.")
     for each in told:
-        _print_verdict(each)
+        _print_verdict(each, _moment(datetime.now(UTC).timestamp()) or "")
 
 
-def _print_verdict(told: dict[str, Any]) -> None:
+def _print_verdict(told: dict[str, Any], now: str) -> None:
     if not told["fits"]:
         verdict = "[red]does not fit[/]"
     elif not told["to"]:
         verdict = f"[yellow]fits, but {escape(told['left_out'][0])} is where it came from[/]"
     else:
-        verdict = f"[green]is sent to {escape(', '.join(told['to']))}[/]"
+        later = f", from {told['opens'][:16].replace('T', ' ')} UTC on" if told["opens"] > now else ""
+        verdict = f"[green]is sent to {escape(', '.join(told['to']))}[/]{later}"
     out.print(f"[bold]{escape(told['rule'])}[/]: {verdict}", highlight=False)
     for check in told["checks"]:
         sign = "[green]✓[/]" if check["holds"] else "[red]✗[/]"

@@ -102,6 +102,7 @@ def test_a_ring_of_nodes_ends(tmp_path, start_node, make_file, routed):
         rounds += 1
         assert rounds < 5
         for node, following in ring:
+            node.hasten()
             node.stabilise()
             node.work(following)
     assert all(node.archive.open_instance(UID(1)) for node, _ in ring)
