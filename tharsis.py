@@ -17,6 +17,7 @@ from commands.archive import import_files, jobs_app, status
 from commands.check import check
 from commands.conformance import conformance
 from commands.console import FAILED
+from commands.deidentify import deidentify
 from commands.demo import demo
 from commands.evaluation import evaluate
 from commands.maintenance import check_archive, delete, rebuild, show_retention
@@ -86,6 +87,7 @@ app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
 app.command("report", rich_help_panel="Scans and images")(report)
 app.command("import", rich_help_panel="Scans and images")(import_files)
+app.command("deidentify", rich_help_panel="Scans and images")(deidentify)
 app.command("send", rich_help_panel="Asking a node, this one or any other")(send)
 app.command("commit", rich_help_panel="Asking a node, this one or any other")(commit)
 app.command("find", rich_help_panel="Asking a node, this one or any other")(find)

@@ -59,10 +59,11 @@ def _item(
     action = _action(walk, item, kind)
     if action is Action.REMOVE and not is_numbered:
         return None
-    made = walk.data_set(_without_content(item), path, encodings)
     keyword = _VALUES.get(kind)
+    made = walk.data_set(_without(item, "ContentSequence", keyword), path, encodings)
     if keyword and keyword in item:
         setattr(made, keyword, _value(walk, item, keyword, kind, action))
+        walk.tell((*path, item[keyword].tag), action, item[keyword], made[keyword])
     elif action is not Action.KEEP and kind not in _REFERENCES:
         return None if not is_numbered else dummies.text_item()
     below = item.get("ContentSequence") or []
@@ -110,10 +111,10 @@ def _value(walk: Walk, item: Dataset, keyword: str, kind: str, action: Action) -
     return move(value) or dummy
 
 
-def _without_content(item: Dataset) -> Dataset:
+def _without(item: Dataset, *keywords: str | None) -> Dataset:
     made = Dataset()
     for tag, element in item.items():
-        if tag != _CONTENT:
+        if tag not in [Tag(keyword) for keyword in keywords if keyword]:
             made[tag] = element
     return made
 

@@ -103,14 +103,18 @@ class Walk:
                 new = DataElement(tag, reader.vr(tag, raw), None)
             if new is not None:
                 target[tag] = new
-            if self.observe is not None:
-                self.observe(Change((*path, tag), action, raw, new))
+            self.tell((*path, tag), action, raw, new)
         for tag, creator in blocks.kept_creators():
             target.add_new(tag, "LO", creator)
         declared = None if path else self.declarations.kept()
         if declared is not None:
             target[declared.tag] = declared
         return target
+
+    def tell(self, path: tuple[int, ...], action: str, old: Element, new: Element | None) -> None:
+        """Tell the observer, where there is one, what became of an element."""
+        if self.observe is not None:
+            self.observe(Change(path, str(action), old, new))
 
     def _standard(
         self, reader: Reader, tag: BaseTag, raw: Element, path: tuple[int, ...]
