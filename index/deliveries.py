@@ -247,9 +247,17 @@ def trouble(archive: Archive, destination: str) -> Trouble | None:
     return None if row is None else Trouble(*row)
 
 
-def note_trouble(archive: Archive, destination: str, error: str, *, retry_delay_s: float) -> Trouble:
-    """Note one more failure; the next try is twice as far away each time, at most an hour."""
-    now, before = time.time(), trouble(archive, destination)
+def note_trouble(archive: Archive, destination: str, error: str, *, retry_delay_s: float, now: float) -> Trouble:
+    """Note one more failure; the next try is twice as far away each time, at most an hour.
+
+    Parameters
+    ----------
+    retry_delay_s
+        Wait behind the first failure, seconds.
+    now
+        Seconds since the epoch.
+    """
+    before = trouble(archive, destination)
     failures = before.failures + 1 if before else 1
     wait = min(retry_delay_s * 2 ** min(failures - 1, 20), _LONGEST_WAIT_S)
     after = Trouble(failures, before.since if before else now, now + wait, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
 
 import pytest
@@ -79,12 +80,11 @@ class Routed:
         }
         self.settings = load_settings(environment={}, overrides=overrides)
         self.archive = Archive.from_settings(self.settings.archive)
+        self._plugins = load_plugins(only=["routing"])
         self.now = None
         self.restart()
 
     def restart(self):
-        import time
-
         self.router = make_router(self.archive, self.settings, clock=lambda: self.now or time.time())
         self.lanes = self.router._lanes
 
@@ -95,8 +95,7 @@ class Routed:
 
     def stabilise(self):
         """Ask the rules about what has become stable, as a worker does."""
-        plugins = load_plugins(only=["routing"])
-        Worker(self.archive, self.settings, "worker", plugins).run_until_idle()
+        Worker(self.archive, self.settings, "worker", self._plugins).run_until_idle()
 
     def work(self, title="PACS"):
         """Do all that is due for a destination."""

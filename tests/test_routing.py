@@ -42,7 +42,7 @@ def test_a_peer_that_is_off_is_tried_once_for_all_its_series_and_gets_everything
     assert [failures for failures, _ in told] == [1]
     assert "cannot reach PACS" in told[0][1]
     assert [job.state for job in node.jobs()] == ["queued"] * 5
-    for _ in range(20):  # more often than any job may fail
+    for _ in range(6):  # more often than any job may fail
         node.hasten()
         node.work()
     assert {job.state for job in node.jobs()} == {"queued"}
@@ -53,6 +53,29 @@ def test_a_peer_that_is_off_is_tried_once_for_all_its_series_and_gets_everything
     assert pacs.received == {UID(number): 1 for number in range(1, 6)}
     assert [job.state for job in node.jobs()] == ["done"] * 5
     assert node.archive.database.execute("SELECT count(*) FROM destination_trouble").fetchone() == (0,)
+
+
+@pytest.mark.slow
+def test_a_day_without_the_peer_loses_nothing_and_costs_few_tries(routed, start_pacs, make_file):
+    """Hour by hour of the lanes' clock a series comes; the peer is back after a day, and the router has died twice."""
+    pacs = start_pacs()
+    node = routed([RULE], [pacs.entity])
+    began = time.time()
+    tries = 0
+    for hour in range(24):
+        node.store(make_file(hour + 1, SeriesInstanceUID=f"1.2.3.{hour}"))
+        for minute in range(0, 60, 10):
+            node.now = began + 3600.0 * hour + 60.0 * minute
+            node.work()
+        if hour in (7, 15):
+            node.restart()
+    (tries,) = node.archive.database.execute("SELECT failures FROM destination_trouble").fetchone()
+    assert 24 <= tries <= 36
+    pacs.open()
+    node.now = began + 25 * 3600.0
+    node.work()
+    assert pacs.received == {UID(number): 1 for number in range(1, 25)}
+    assert {job.state for job in node.jobs()} == {"done"}
 
 
 def test_what_waits_too_long_is_failed_and_can_be_retried(routed, start_pacs, make_file):

@@ -16,7 +16,7 @@ from config.routes import RouteSettings
 from config.settings import Settings
 from index import deliveries
 from index.archive import Archive
-from index.errors import ArchiveError, NotFound
+from index.errors import ArchiveError, NotFound, OutOfSpace
 from index.jobs import CONFIRM_ROUTE, ROUTING_KINDS, Job
 from plugins.claim import Claim
 from plugins.node import Cancelled, CannotProceed, Interrupted
@@ -142,6 +142,8 @@ class Lane:
             record = self._again(job, str(later))
         except (CannotProceed, NotFound) as error:
             record = self._fail(job, str(error))
+        except (sqlite3.Error, OutOfSpace) as error:  # a full disk, a long lock: no fault of the job
+            return self._again(job, f"{job.kind}: {error}")
         except Exception as error:  # whatever it is, it is this job's failure, not the lane's
             logger.exception("job %d %s %s failed", job.id, job.kind, job.subject)
             sentence = f"{job.kind}: {type(error).__name__}: {error}"
@@ -194,7 +196,9 @@ class Lane:
     def _in_trouble(self, job: Job, rule: RouteSettings, error: Trouble) -> Callable[[], None]:
         """Let the destination alone for a while; what has waited for it too long is given up."""
         delay = self._settings.jobs.retry_delay_s
-        trouble = deliveries.note_trouble(self._archive, self._title, str(error), retry_delay_s=delay)
+        trouble = deliveries.note_trouble(
+            self._archive, self._title, str(error), retry_delay_s=delay, now=self._clock()
+        )
         sentence = str(error)
         if self._is_overdue(job, rule, trouble):
             return lambda: self._give_up(job, rule, trouble)
