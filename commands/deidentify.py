@@ -39,15 +39,15 @@ def deidentify(
     to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="Where the new files go.")] = None,
     profile: Annotated[str, typer.Option(metavar="NAME", help="One of [[deidentification]] in the settings.")] = "",
     explain: Annotated[
-        bool, typer.Option("--explain", "--dry-run", help="Show what becomes of each element of a file; write nothing.")
+        bool, typer.Option("--explain", "--dry-run", help="Show what becomes of each element; write nothing.")
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
     """De-identify files, folders or stored studies; what is refused is named, and the others go on.
 
-    New files are named by their new UIDs: --to/<study>/<series>/<instance>.dcm. None is overwritten. UIDs and pseudonyms
-    follow from the key in the data folder, so that what belongs together still does, also after the next run.
+    New files are named by their new UIDs: --to/<study>/<series>/<instance>.dcm. None is overwritten. UIDs and
+    pseudonyms follow from the key in the data folder: what belongs together still does, also after the next run.
 
     Examples:  tharsis deidentify scan/ --to clean/ --profile research
                tharsis deidentify image.dcm --profile research --explain

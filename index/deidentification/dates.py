@@ -1,87 +1,47 @@
-"""Dates and times moved by a constant: all of a patient by the same, so that every interval stays (PS3.15 E.3.6).
+"""Dates moved by a constant: all of a patient by the same whole days, so that every interval stays (PS3.15 E.3.6).
 
-A date moves together with its time, over midnight where it has to. A date that has no time beside it moves by whole
-days, and a time without its date stays within its day. What is no date or time becomes empty.
+Whole days, so that a date alone and a date with its time move alike, in an object and in an answer about it; the time
+of day stays. What is no date or time becomes empty.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, timedelta
 
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII)
-_TIME = re.compile(r"(\d{2})(?::?(\d{2})(?::?(\d{2})(\.\d{1,6})?)?)?", re.ASCII)
-_DATE_TIME = re.compile(r"(\d{4}(?:\d{2}(?:\d{2}(?:\d{2}(?:\d{2}(?:\d{2})?)?)?)?)?)(\.\d{1,6})?([+-]\d{4})?", re.ASCII)
-_EARLIEST = "00010101000000"
+_TIME = re.compile(r"([01]\d|2[0-4])(:?[0-5]\d(:?([0-5]\d|60)(\.\d{1,6})?)?)?", re.ASCII)
+_DATE_TIME = re.compile(r"(\d{4}(?:\d{2}){0,2})((?<=\d{8})(?:\d{2}){1,3}(?:\.\d{1,6})?)?([+-]\d{4})?", re.ASCII)
+_FIRST = "0101"
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far back the dates of one patient move; an offset from UTC stays what it is."""
+    """How many days back the dates of one patient move."""
 
-    back: timedelta
-
-    def pair(self, date_value: str, time_value: str) -> tuple[str, str]:
-        """Return a date (DA) and its time (TM) moved as one; both keep their precision."""
-        day, clock = _day(date_value), _clock(time_value)
-        if day is None or clock is None:
-            return self.date(date_value), self.time(time_value)
-        try:
-            moved = datetime.combine(day, clock) - self.back
-        except OverflowError:
-            return "", ""
-        return f"{moved.year:04d}{moved:%m%d}", _with_precision(moved, time_value)
+    days: int
 
     def date(self, value: str) -> str:
-        """Return a date (DA) without a time, moved by whole days; "" for what is none."""
-        day = _day(value)
-        try:
-            moved = day - timedelta(days=self.back.days) if day else None
-        except OverflowError:
-            moved = None
-        return f"{moved.year:04d}{moved:%m%d}" if moved else ""
+        """Return a date (DA), moved; "" for what is none."""
+        told = _DATE.fullmatch(value.strip(" \0"))
+        return self._moved("".join(told.groups())) if told else ""
 
     def time(self, value: str) -> str:
-        """Return a time (TM) without a date, moved within its day; "" for what is none."""
-        clock = _clock(value)
-        if clock is None:
-            return ""
-        return _with_precision(datetime.combine(date(2001, 1, 2), clock) - self.back % timedelta(days=1), value)
+        """Return a time (TM) as it is; "" for what is none."""
+        return value if _TIME.fullmatch(value.strip(" \0")) else ""
 
     def date_time(self, value: str) -> str:
-        """Return a date with time (DT), moved; it keeps its precision, its fraction and its offset from UTC."""
+        """Return a date with time (DT), moved; it keeps its precision, its time and its offset from UTC."""
         told = _DATE_TIME.fullmatch(value.strip(" \0"))
         if told is None:
             return ""
-        digits, fraction, zone = told[1], told[2] or "", told[3] or ""
-        whole = digits + _EARLIEST[len(digits) :]
-        if len(digits) == 14 and digits.endswith("60"):
-            whole = digits[:12] + "59"
+        moved = self._moved(told[1] + _FIRST[len(told[1]) - 4 :])
+        return moved and moved[: len(told[1])] + (told[2] or "") + (told[3] or "")
+
+    def _moved(self, digits: str) -> str:
         try:
-            moved = datetime.strptime(whole, "%Y%m%d%H%M%S") - self.back
-        except (ValueError, OverflowError):
+            day = date(int(digits[:4]), int(digits[4:6]), int(digits[6:])) - timedelta(days=self.days)
+        except (ValueError, OverflowError):  # no day of the calendar, or before it began
             return ""
-        return f"{moved.year:04d}{moved:%m%d%H%M%S}"[: len(digits)] + fraction + zone
-
-
-def _day(value: str) -> date | None:
-    told = _DATE.fullmatch(value.strip(" \0"))
-    try:
-        return date(int(told[1]), int(told[2]), int(told[3])) if told else None
-    except ValueError:
-        return None
-
-
-def _clock(value: str) -> time | None:
-    told = _TIME.fullmatch(value.strip(" \0"))
-    try:
-        return time(int(told[1]), int(told[2] or 0), min(int(told[3] or 0), 59)) if told else None
-    except ValueError:
-        return None
-
-
-def _with_precision(moved: datetime, like: str) -> str:
-    told = _TIME.fullmatch(like.strip(" \0"))
-    parts = sum(1 for part in told.groups()[:3] if part) if told else 3
-    return f"{moved:%H%M%S}"[: 2 * parts] + ((told[4] or "") if told else "")
+        return f"{day.year:04d}{day:%m%d}"

@@ -97,8 +97,9 @@ class Deidentifier:
     def deidentify_answer(self, dataset: Dataset) -> Dataset:
         """Return a C-FIND answer as the profile lets it out: the same keys, empty where an object would lose them.
 
-        The pseudonym, and dates that are modified, follow from Patient ID and Issuer of Patient ID *in the answer*: give
-        it both, also where the question did not ask for them. Without a Patient ID modified dates are empty.
+        The pseudonym follows from Patient ID and Issuer of Patient ID *in the answer*, and so do dates that are
+        modified. Give it both, also where the question did not ask for them: without a Patient ID the pseudonym and
+        modified dates are empty.
         """
         reader = Reader(dataset, [default_encoding])
         return self._walk(dataset, reader, "", is_answer=True).data_set(dataset)
@@ -116,7 +117,7 @@ class Deidentifier:
         files.convert(source, target, self.deidentify)
 
     def uid(self, original: str) -> str:
-        """Return the UID that stands for `original`: itself where the profile retains UIDs, or the standard made it."""
+        """Return the UID that stands for `original`; itself where the profile retains UIDs."""
         return original if self.profile.has(Option.RETAIN_UIDS) else self._secret.uid(original)
 
     def pseudonym(self, issuer: str, patient_id: str) -> str:

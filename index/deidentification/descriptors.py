@@ -1,10 +1,10 @@
 """Free text reduced to words that are known to say nothing of a person (Clean Descriptors, PS3.15 E.3.5).
 
 What is left of a text: words of a vocabulary of the field (the meanings of coded concepts and the names of attributes
-that pydicom carries, terms of technique, vertebrae), numbers of at most three digits with units of measurement. Of these
-whatever the object itself has as a name, an identifier, an institution or a place is dropped, too. All else goes:
-unknown words, longer numbers, dates, every sign between words. So a finding may lose words; a name cannot stay unless it
-is a word of the field and stands nowhere in the object's attributes of names.
+that pydicom carries, terms of technique, vertebrae), and numbers of at most three digits with units of measurement. Of
+these, whatever the object itself has as a name, an identifier, an institution or a place is dropped, too. All else
+goes: unknown words, longer numbers, dates, every sign between words. So a finding may lose words; a name cannot stay
+unless it is a word of the field and stands nowhere in the object's attributes of names.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from pydicom.sr.codedict import codes
 from index.deidentification import table
 from index.deidentification.reader import Reader, texts
 
-_TECHNIQUE = frozenset(
-    "abd abdomen adc arterial ax axial bone bolus brain cardiac cbct chest contrast cor coronal ct cta ctv delayed "
-    "diffusion dose dti dwi dynamic echo ecg enhanced epi fat fdg fgre flair flash fluid fov fse full gd gated gre "
-    "gtv head hip hr high iso iv kernel knee lat left liver localizer low lung mip mpr mpi mprage mr mra mri mrcp ms "
-    "neck nm no non of oblique p2 pa pancreas pd pelvis perfusion phantom plain portal post pre projection prostate "
-    "proton ptv pw recon reconstruction resolution right rt sag sagittal scan scout se segmentation series shoulder slice "
-    "small soft spect spgr spine standard stir sub survey swi system t1 t1w t2 t2w thick thin thorax tissue tof topogram "
-    "tra trans tse venous volume vr w water weighted wfi whole with without wrist xa dicom ap and the in on to for by "
-    "bin energy spectral counter threshold flat field dark pixel material basis water iodine hydroxyapatite".split()
-)
+_TECHNIQUE = frozenset("""
+    abd abdomen adc and ap arterial ax axial basis bin bolus bone brain by cardiac cbct chest cm contrast cor
+    coronal counter ct cta ctv dark delayed dicom diffusion dose dti dwi dynamic ecg echo energy enhanced epi fat
+    fdg fgre field flair flash flat fluid for fov fse full gated gd gre gtv head high hip hr hydroxyapatite hz in
+    iodine iso iv kernel kev kg knee kv kvp lat left liver localizer low lung mas material mg mhz min mip ml mm mpi
+    mpr mprage mr mra mrcp mri ms neck nm no non oblique of on p2 pa pancreas pd pelvis perfusion phantom pixel
+    plain portal post pre projection prostate proton ptv pw recon reconstruction resolution right rt sag sagittal
+    scan scout se sec segmentation series shoulder slice small soft spect spectral spgr spine standard stir sub
+    survey swi system t1 t1w t2 t2w the thick thin thorax threshold tissue to tof topogram tra trans tse venous
+    volume vr w water weighted wfi whole with without wrist xa
+""".split())  # noqa: SIM905  (so that it can be read, and added to)
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
-_NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{1,3})?(?:mm|cm|m|kv|kev|kvp|ma|mas|ms|s|min|ml|mg|g|kg|mbq|gy|cgy|t|hz|mhz|x|d)?", re.ASCII)
+_NUMBER = re.compile(
+    r"\d{1,3}(?:[.,]\d{1,3})?(?:mm|cm|m|kv|kev|kvp|ma|mas|ms|s|min|ml|mg|g|kg|mbq|gy|cgy|t|hz|mhz|x|d)?", re.ASCII
+)
 _VERTEBRA = re.compile(r"c[1-7]|t(?:h)?(?:1[0-2]|[1-9])|l[1-5]|s[1-5]", re.ASCII)
 _PART_OF_KEYWORD = re.compile(r"[A-Z]?[a-z]+")
 _SHORTEST_PART = 3

@@ -1,9 +1,10 @@
 """Make the tables of this package from the standard: ``python -m index.deidentification.generate FOLDER``.
 
 What it reads, from `FOLDER`: either ``part15.xml``, the DocBook edition of PS3.15, or ``ps315.json``, which other tools
-make of it (keys ``source.edition``, ``rules`` and ``content_items``); and ``e3_10_1.csv`` (tag, creator, VR) where there
-is no DocBook. Which SOP Class requires an attribute comes from the tables of PS3.3 that highdicom carries. Nobody edits the tables by hand. The digest that it prints of Table E.1-1 is that of canonical JSON, so
-that two who extracted it independently can compare every cell by comparing one line.
+make of it (keys ``source.edition``, ``rules`` and ``content_items``), and then ``e3_10_1.csv`` (tag, creator, VR), too.
+Which SOP Class requires an attribute comes from the tables of PS3.3 that highdicom carries. Nobody edits the tables by
+hand. The digest that it prints of Table E.1-1 is that of canonical JSON, so that two who extracted it independently can
+compare every cell by comparing one line.
 """
 
 from __future__ import annotations
@@ -129,9 +130,16 @@ def main(folder: Path) -> None:
     edition, rules, items = tables["source"]["edition"], tables["rules"], tables["content_items"]
     digest = _digest(rules)
     _write(
-        "basic_profile.csv", f"DICOM PS3.15 {edition}, Table E.1-1; SHA-256 {digest}", ("tag", "name", "basic", *OPTIONS),
-        ([rule["tag"], rule["name"], rule["basic"], *(rule["options"].get(option, "") for option in OPTIONS)]
-         for rule in rules),
+        "basic_profile.csv",
+        f"DICOM PS3.15 {edition}, Table E.1-1; SHA-256 {digest}",
+        ("tag", "name", "retired", "iod", "basic", *OPTIONS),
+        (
+            [
+                rule["tag"], rule["name"], "NY"[rule["retired"]], "NY"[rule["in_std_iod"]], rule["basic"],
+                *(rule["options"].get(option, "") for option in OPTIONS),
+            ]
+            for rule in rules
+        ),
     )  # fmt: skip
     _write(
         "content_items.csv", f"DICOM PS3.15 {edition}, Table E.3.4-1",

@@ -1,8 +1,8 @@
 """Text that is burned into pixels: refused, or painted over where a mask rule says where it is (PS3.15 E.3.1).
 
-An image is refused when it says Burned In Annotation YES, and, unless the profile trusts what says nothing, when it is of
-a kind that often shows names and does not say NO: secondary capture, ultrasound, visible light, screen shots, pictures of
-slide labels. A mask rule that fits lets it pass, for then the rectangles are painted over in every frame.
+An image is refused when it says Burned In Annotation YES, and, unless the profile trusts what says nothing, when it is
+of a kind that often shows names and does not say NO: secondary capture, ultrasound, visible light, screen shots,
+pictures of slide labels. A mask rule that fits lets it pass, for then the rectangles are painted over in every frame.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def require_clean(reader: Reader, sop_class: str, profile: Profile) -> list[Rect
     if burned_in == "YES":
         raise CannotDeidentify("Burned In Annotation is YES, and no mask rule fits", element="BurnedInAnnotation")
     if "".join(reader.texts(_LABEL)).strip() == "YES":
-        raise CannotDeidentify("the image shows a specimen label, and no mask rule fits", element="SpecimenLabelInImage")
+        sentence = "the image shows a specimen label, and no mask rule fits"
+        raise CannotDeidentify(sentence, element="SpecimenLabelInImage")
     if burned_in != "NO" and profile.burned_in == "refuse" and _is_suspicious(reader, sop_class):
         raise CannotDeidentify(
             f"{UID(sop_class).name} may show names: Burned In Annotation is not NO, and no mask rule fits",

@@ -1,4 +1,4 @@
-"""Which private elements are safe: those that the standard lists, and those that the object declares so (PS3.15 E.3.10).
+"""Which private elements are safe: what the standard lists, and what the object declares so (PS3.15 E.3.10).
 
 What an object declares in Private Data Element Characteristics (0008,0300) beats the table, in both directions.
 """

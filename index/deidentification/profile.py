@@ -1,4 +1,4 @@
-"""A profile: which options, which dates, which masks; and the action that it gives an attribute (PS3.15 Table E.1-1)."""
+"""A profile: which options, dates and masks; and the action that it gives an attribute (PS3.15 Table E.1-1)."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ class Profile:
     def action(self, tag: int, *, sop_class: str = "", parent: int = 0) -> Action:
         """Return what is done with a standard attribute.
 
-        The combined actions of the table are decided by whether the SOP Class requires the attribute: a required one gets
-        a dummy, one that may be empty is emptied, any other is removed. Where two options disagree, cleaning wins for
-        dates, keeping for all else.
+        The combined actions of the table are decided by whether the SOP Class requires the attribute: a required one
+        gets a dummy, one that may be empty is emptied, any other is removed. Where two options disagree, cleaning wins
+        for dates, keeping for all else.
 
         Parameters
         ----------

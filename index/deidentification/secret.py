@@ -12,7 +12,6 @@ import hmac
 import os
 import secrets
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
@@ -27,7 +26,6 @@ KEY_FILE = "deidentification.key"
 
 _KEY_BYTES = 32
 _MOST_DAYS = 3652
-_DAY_MINUTES = 24 * 60
 _PSEUDONYM_BYTES = 10
 
 
@@ -53,19 +51,17 @@ class Secret:
         return plain if not plain or plain in UID_dictionary else _uid(self.key, plain)
 
     def pseudonym(self, issuer: str, patient_id: str) -> str:
-        """Return the Patient ID that stands for `patient_id` of `issuer`: 17 letters and digits; "" for an empty one."""
+        """Return the Patient ID that stands for `patient_id` of `issuer`: 17 characters; "" for an empty one."""
         plain = patient_id.strip(" \0")
         if not plain:
             return ""
         digest = self._digest("patient", issuer.strip(" \0"), plain)
         return "P" + base64.b32encode(digest[:_PSEUDONYM_BYTES]).decode("ascii")
 
-    def shift(self, issuer: str, patient_id: str) -> timedelta:
-        """Return how far back dates of a patient are moved: 1 to 3652 days and 1 to 1439 minutes."""
+    def shift(self, issuer: str, patient_id: str) -> int:
+        """Return how many days back the dates of a patient are moved: 1 to 3652."""
         digest = self._digest("dates", issuer.strip(" \0"), patient_id.strip(" \0"))
-        days = 1 + int.from_bytes(digest[:8], "big") % _MOST_DAYS
-        minutes = 1 + int.from_bytes(digest[8:16], "big") % (_DAY_MINUTES - 1)
-        return timedelta(days=days, minutes=minutes)
+        return 1 + int.from_bytes(digest[:8], "big") % _MOST_DAYS
 
     def _digest(self, purpose: str, *parts: str) -> bytes:
         return _digest(self.key, purpose, *parts)

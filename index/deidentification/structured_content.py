@@ -1,8 +1,8 @@
 """Content items of SR documents, acquisition contexts and annotations (Clean Structured Content, PS3.15 E.3.4).
 
-Without the option only references to images, waveforms and other objects stay of a document, with replaced UIDs, so that
-it is still known what it was about. With it the tree stays: items that Table E.3.4-1 lists by their concept name get the
-action it says, names of persons become dummies, dates go with the profile's dates, and other text is cleaned as
+Without the option only references to images, waveforms and other objects stay of a document, with replaced UIDs, so
+that it is still known what it was about. With it the tree stays: items that Table E.3.4-1 lists by their concept name
+get the action it says, names of persons become dummies, dates go with the profile's dates, and other text is cleaned as
 descriptors are. Numbers, codes of public schemes and coordinates stay.
 """
 

@@ -19,7 +19,7 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _SOP_CLASS_UID = 0x00080016
 """Every SOP Class requires it."""
 
-_NOT_ACTIONS = ("tag", "name", "code", "scheme", "meaning", "value_type", "basic")
+_NOT_ACTIONS = ("tag", "name", "retired", "iod", "code", "scheme", "meaning", "value_type", "basic")
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def safe_private() -> Mapping[tuple[str, int, int], str]:
 def attribute_type(sop_class: str, parent: int, tag: int) -> str:
     """Return whether a SOP Class requires an attribute: ``1``, ``2`` (may be empty) or ``3`` (may be absent).
 
-    Conditional types count as those without a condition: what the object has, it has for a reason. Of a SOP Class that is
-    not known the strictest answer of all is given.
+    Conditional types count as those without a condition: what the object has, it has for a reason. Of a SOP Class that
+    is not known the strictest answer of all is given.
 
     Parameters
     ----------

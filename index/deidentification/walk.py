@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydicom.charset import default_encoding
-from pydicom.datadict import dictionary_has_tag, dictionary_keyword, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
@@ -24,6 +24,7 @@ from index.deidentification.private import Blocks, Declarations
 from index.deidentification.profile import Action, Profile, required
 from index.deidentification.reader import Element, Reader, patient_of, texts
 from index.deidentification.secret import Secret
+from index.deidentification.table import attribute
 
 _CHARSET = Tag(0x0008, 0x0005)
 _DECLARATIONS = Tag(0x0008, 0x0300)
@@ -166,11 +167,15 @@ class Walk:
             return DataElement(tag, vr, self._dummy(old, vr))
         if action is Action.REPLACE_UIDS:
             return DataElement(tag, vr, _each(old.value, self.secret.uid))
-        return self._cleaned(reader, tag, old, vr, path)
+        return self._cleaned(tag, old, vr, path)
 
     def _checked(self, reader: Reader, tag: BaseTag, raw: Element, vr: str) -> Element | None:
-        """Return what is kept as it is, unless it is text in which the object repeats one of its identifiers."""
-        if vr not in dummies.TEXT or not self.cleaner.names(" ".join(reader.texts(tag))):
+        """Return what is kept as it is, unless it is text in which the object repeats one of its identifiers.
+
+        What an option retains is not looked at: it was asked for.
+        """
+        is_listed = not tag.is_private and attribute(int(tag)) is not None
+        if is_listed or vr not in dummies.TEXT or not self.cleaner.names(" ".join(reader.texts(tag))):
             return raw
         return DataElement(tag, vr, _each(reader.value(tag, raw), self.cleaner.clean) or dummies.VALUES[vr])
 
@@ -188,11 +193,9 @@ class Walk:
             return _each(old.value, self.secret.uid)
         return dummies.VALUES.get(vr)
 
-    def _cleaned(
-        self, reader: Reader, tag: BaseTag, old: DataElement, vr: str, path: tuple[int, ...]
-    ) -> DataElement | None:
+    def _cleaned(self, tag: BaseTag, old: DataElement, vr: str, path: tuple[int, ...]) -> DataElement | None:
         if vr in ("DA", "TM", "DT"):
-            return self._or_required(DataElement(tag, vr, self._moved(reader, tag, old, vr)), path)
+            return self._or_required(DataElement(tag, vr, self._moved(old, vr)), path)
         if tag == _TIMEZONE:
             return old  # a constant shift leaves it true
         if vr == "AE" or vr not in (*dummies.TEXT, "CS"):
@@ -206,24 +209,11 @@ class Walk:
         is_required = required(int(made.tag), self.sop_class, path[-1] if path else 0) is Action.DUMMY
         return DataElement(made.tag, made.VR, dummies.VALUES[made.VR] if is_required else None)
 
-    def _moved(self, reader: Reader, tag: BaseTag, old: DataElement, vr: str) -> Any:
+    def _moved(self, old: DataElement, vr: str) -> Any:
         if self.shift is None:
             return None
-        if vr == "DT":
-            return _each(old.value, self.shift.date_time)
-        values, partners = texts(old.value), self._partners(reader, tag, vr)
-        if len(partners) != len(values):
-            return [self.shift.date(value) if vr == "DA" else self.shift.time(value) for value in values] or None
-        pairs = zip(values, partners, strict=True) if vr == "DA" else zip(partners, values, strict=True)
-        return [self.shift.pair(day, clock)[0 if vr == "DA" else 1] for day, clock in pairs] or None
-
-    @staticmethod
-    def _partners(reader: Reader, tag: BaseTag, vr: str) -> list[str]:
-        """Return the times that belong to the dates of `tag`, or the other way round; empty when there are none."""
-        keyword = dictionary_keyword(tag) if dictionary_has_tag(tag) else ""
-        partner = keyword.replace("Date", "Time", 1) if vr == "DA" else keyword.replace("Time", "Date", 1)
-        number = tag_for_keyword(partner) if partner != keyword else None
-        return [] if number is None else reader.texts(Tag(number))
+        move = {"DA": self.shift.date, "TM": self.shift.time, "DT": self.shift.date_time}[vr]
+        return _each(old.value, move)
 
     def _sequence(
         self, reader: Reader, tag: BaseTag, items: list[Dataset], action: Action, path: tuple[int, ...]
