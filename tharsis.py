@@ -24,6 +24,7 @@ from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.models import models_app
 from commands.network import commit, find, send
 from commands.report import report
+from commands.routes import routes_app
 from commands.scans import reconstruct, simulate
 from commands.segmenter_training import train_segmenter
 from commands.serve import serve
@@ -71,6 +72,7 @@ app.command("demo", rich_help_panel="The node")(demo)
 app.command("serve", rich_help_panel="The node")(serve)
 app.command("status", rich_help_panel="The node")(status)
 app.add_typer(jobs_app, name="jobs", rich_help_panel="The node")
+app.add_typer(routes_app, name="routes", rich_help_panel="The node")
 app.command("check", rich_help_panel="The node")(check)
 app.command("conformance", rich_help_panel="The node")(conformance)
 app.command("fsck", rich_help_panel="Keeping the archive")(check_archive)

@@ -147,10 +147,9 @@ def main() -> None:
     for scan in SCANS:
         rows = result["scans"][scan.name]
         one = rows[0]
-        print(
-            f"{scan.name:16}{scan.raw_bytes / 1e12:8.3g}{scan.edge:6}{scan.views:7}{one['slices']:7}"
-            f"{one['slab_gb']:8.3g}{one['read_tb']:9.3g}{one['shared_gb_per_s']:7.2g}" + "".join(f"{row['hours']:9.3g}" for row in rows)
-        )
+        numbers = f"{scan.edge:6}{scan.views:7}{one['slices']:7}{one['slab_gb']:8.3g}{one['read_tb']:9.3g}"
+        hours = "".join(f"{row['hours']:9.3g}" for row in rows)
+        print(f"{scan.name:16}{scan.raw_bytes / 1e12:8.3g}{numbers}{one['shared_gb_per_s']:7.2g}{hours}")
     print("* read by each worker while it computes")
 
 

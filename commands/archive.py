@@ -155,7 +155,9 @@ def list_jobs(
         return
     table = Table("job", "kind", Column("subject", overflow="fold"), "state", "progress", "attempts", "error")
     for job in jobs:
-        row = (str(job.id), job.kind, job.subject, job.state, f"{job.progress:.0%}", str(job.attempts), job.error)
+        to = job.parameters.get("destination", "")
+        subject = f"{job.subject} to {to}" if to else job.subject
+        row = (str(job.id), job.kind, subject, job.state, f"{job.progress:.0%}", str(job.attempts), job.error)
         table.add_row(*(escape(cell) for cell in row))
     out.print(table)
 

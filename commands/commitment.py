@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from commands.console import FAILED, UNREACHABLE, fail, out
-from index.commitments import Reference
+from index.commitments import Reference, Report
 from scp.client import RequestFailed, Requestor
-from scp.commitment_client import Report, commit
+from scp.commitment_client import commit
 from scp.errors import PeerError
 from scp.part10 import NotDicomError, read_object
 from scp.requestor import Peer

@@ -18,7 +18,7 @@ from commands import commitment
 from commands.archive import find_files
 from commands.commitment import DEFAULT_WAIT_S, ListenOption, Told, WaitOption
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, progress_bar
-from config.ae_titles import ae_title
+from config.sections import ae_title
 from index.keys import UNIQUE_KEYS, Level
 from scp import client
 from scp.client import Requestor, SentFile

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from config import logs
 from config.settings import Settings
 from index.archive import Archive
+from index.errors import ArchiveError
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,12 @@ _ORPHAN_GRACE_S = 5.0
 
 
 def main(role: str, name: str) -> None:
-    """Run as `role` (``network``, ``worker`` or ``encoder``) until told to stop."""
+    """Run as `role` (``network``, ``worker``, ``encoder`` or ``router``) until told to stop."""
     settings = Settings.model_validate_json(sys.stdin.readline())
     supervisor = _take_standard_output()
     logs.configure(settings.logs.level, name)
     archive = Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
-    run = {"network": _network, "worker": _worker, "encoder": _encoder}[role]
+    run = {"network": _network, "worker": _worker, "encoder": _encoder, "router": _router}[role]
     run(archive, settings, name, supervisor)
     # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
     logging.shutdown()
@@ -127,6 +128,22 @@ def _encoder(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     _tell(supervisor, {"ready": True})
     warm_up(archive)
     worker.run()
+
+
+def _router(archive: Archive, settings: Settings, _name: str, supervisor: TextIO) -> None:
+    from commands.routing import make_router
+    from plugins.routing.rules import RouteError
+    from scp.tls import TlsError
+
+    os.nice(settings.jobs.nice)
+    try:
+        router = make_router(archive, settings)
+    except (RouteError, TlsError, ArchiveError) as error:
+        _tell(supervisor, {"error": str(error)})
+        sys.exit(1)
+    _on_stop(router.stop)
+    _tell(supervisor, {"ready": True})
+    router.run()
 
 
 def _on_stop(stop: Callable[[], None]) -> None:

@@ -6,27 +6,17 @@ the similarity title of each view.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from config.sections import AETitle, Section, ae_title
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
-
-_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")
-"""PS3.5 table 6.2-1, AE: default repertoire without backslash and control characters."""
-
-
-def ae_title(value: str) -> str:
-    """Return `value` without padding when it can be an AE title (PS3.5 table 6.2-1); else raises `ValueError`."""
-    title = value.strip()
-    if not _AE_TITLE.fullmatch(title):
-        raise ValueError(f"an AE title has 1 to 16 ASCII characters and no backslash, got {value!r}")
-    return title
 
 
 def short_ae_title(value: str) -> str:
@@ -38,9 +28,6 @@ def short_ae_title(value: str) -> str:
     return title
 
 
-AETitle = Annotated[str, AfterValidator(ae_title)]
-
-
 class Deidentify(StrEnum):
     """When a title de-identifies."""
 
@@ -50,10 +37,8 @@ class Deidentify(StrEnum):
     """What is asked and retrieved there; what is stored stays as it is."""
 
 
-class AeTitleSettings(BaseModel):
+class AeTitleSettings(Section):
     """One ``[[ae_titles]]``: a further AE title of this node."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: AETitle
     deidentify: Deidentify

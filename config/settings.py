@@ -13,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from config import routes
 from config.ae_titles import (
     SIMILARITY_SUFFIX,
-    AETitle,
     AeTitleSettings,
     OwnTitle,
     own_titles,
@@ -26,6 +26,9 @@ from config.ae_titles import (
 )
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
 from config.deidentification import DeidentificationSettings
+from config.routes import RouteSettings, RoutingSettings
+from config.sections import AETitle, NotNegative, Positive
+from config.sections import Section as _Section
 
 _ENVIRONMENT_PREFIX = "THARSIS_"
 _NOT_SETTINGS = {"THARSIS_TEST_DATA", "THARSIS_PEER"}
@@ -36,12 +39,6 @@ class SettingsError(ValueError):
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ScpSettings(_Section):
@@ -280,9 +277,11 @@ class Settings(_Section):
     report: ReportSettings
     similarity: SimilaritySettings
     logs: LogSettings
+    routing: RoutingSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
     ae_titles: tuple[AeTitleSettings, ...] = ()
     deidentification: tuple[DeidentificationSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -304,6 +303,15 @@ class Settings(_Section):
     def own_titles(self) -> dict[str, OwnTitle]:
         """Return every AE title that this node answers to, the main one first."""
         return own_titles(self.scp.aet, self.ae_titles)
+
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> Settings:
+        own = tuple(self.own_titles())
+        destinations = {ae.title: bool(ae.host) for ae in self.application_entities}
+        wrong = routes.mistake(self.routes, own, destinations, {each.name for each in self.deidentification})
+        if wrong:
+            raise ValueError(wrong)
+        return self
 
     def entity_table(self) -> ApplicationEntityTable:
         """Return the table of peers that the services ask about rights and destinations."""
@@ -366,11 +374,12 @@ def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
     known = {section: list(keys) for section, keys in defaults.items()}
     known["application_entities"] = list(ApplicationEntitySettings.model_fields)
     known["ae_titles"] = list(AeTitleSettings.model_fields)
+    known["routes"] = RouteSettings.keys()
     known["deidentification"] = list(DeidentificationSettings.model_fields)
     return known
 
 
-_LISTS_OF_TABLES = ("application_entities", "ae_titles", "deidentification")
+_LISTS_OF_TABLES = ("application_entities", "ae_titles", "deidentification", "routes")
 """Sections in double brackets, which no environment variable can tell."""
 
 

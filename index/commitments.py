@@ -28,6 +28,20 @@ class Reference:
     sop_instance_uid: str
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a peer that this node asked answers for.
+
+    Attributes
+    ----------
+    failures
+        What it does not answer for, with the Failure Reason (0008,1197).
+    """
+
+    committed: tuple[Reference, ...]
+    failures: dict[Reference, int]
+
+
 class FailureReason(IntEnum):
     """Failure Reason (0008,1197), as far as this node gives one (PS3.3 C.14.1.1)."""
 

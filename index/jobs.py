@@ -28,7 +28,13 @@ NETWORK_KINDS = (STORAGE_COMMITMENT,)
 EMBED_ASKED = "embed_asked"
 """Embed what a similarity query asks about: somebody waits for it, so a process of its own does nothing else."""
 
-NOT_FOR_WORKERS = (*NETWORK_KINDS, EMBED_ASKED)
+ROUTE = "route"
+CONFIRM_ROUTE = "confirm_route"
+ROUTING_KINDS = (ROUTE, CONFIRM_ROUTE)
+"""Send a series on, and ask whether the peer keeps it. The router does them. They only read their subject, so that they
+run beside other jobs on it, and beside each other for other destinations."""
+
+NOT_FOR_WORKERS = (*NETWORK_KINDS, EMBED_ASKED, *ROUTING_KINDS)
 """Kinds of job that an ordinary worker leaves alone."""
 
 RECURRING = ("look_after_vectors", "retention", "scrub")
@@ -133,6 +139,7 @@ class JobQueue:
         max_attempts: int,
         kinds: Collection[str] | None = None,
         excluding: Collection[str] = (),
+        destination: str | None = None,
     ) -> Job | None:
         """Take the job that has been due longest, or None when nothing is due.
 
@@ -142,16 +149,19 @@ class JobQueue:
         ----------
         kinds, excluding
             Take jobs of these kinds only (None: of any), and of none of those; other jobs are left as they are.
+        destination
+            Only jobs with this parameter of that name.
         """
         now = time.time()
-        wanted, names = _kinds_are(kinds, excluding)
+        wanted, names = _kinds_are(kinds, excluding, destination)
         with self._transaction() as database:
             self._free(database, f"claim_expires < ? AND {wanted}", (now, *names), max_attempts)
             row = database.execute(
                 f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND {wanted} "
                 "AND NOT EXISTS (SELECT 1 FROM job WHERE subject = due.subject AND (state = 'running' "
                 # Cancelled, and its worker has not stopped yet.
-                "OR (state = 'cancelled' AND claim_expires >= ?))) ORDER BY not_before, id LIMIT 1",
+                f"OR (state = 'cancelled' AND claim_expires >= ?)) AND {_KEEPS_WAITING}) "
+                "ORDER BY not_before, id LIMIT 1",
                 (now, *names, now),
             ).fetchone()
             if row is None:
@@ -163,9 +173,9 @@ class JobQueue:
             )
         return self.get(row[0])
 
-    def is_due(self, kinds: Collection[str]) -> bool:
+    def is_due(self, kinds: Collection[str], destination: str | None = None) -> bool:
         """Whether `claim` might find a job of these kinds: a look that keeps no writer waiting."""
-        wanted, names = _kinds_are(kinds, ())
+        wanted, names = _kinds_are(kinds, (), destination)
         row = self._database().execute(
             f"SELECT 1 FROM job WHERE {wanted} AND "
             "((state = 'queued' AND not_before <= ?) OR (state = 'running' AND claim_expires < ?)) LIMIT 1",
@@ -240,17 +250,19 @@ class JobQueue:
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
             _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time() + delay, error=sentence)
 
-    def release(self, job: Job) -> None:
+    def release(self, job: Job, *, not_before: float | None = None, error: str = "") -> None:
         """Give an unfinished job back, as if it had not been tried; a cancelled one stays cancelled.
 
-        For a worker that has to stop, or that has stopped working on a cancelled job.
+        For a worker that has to stop, or that has stopped working on a cancelled job, or cannot work on it now: until
+        `not_before` (None: at once), for what `error` says.
         """
+        due = time.time() if not_before is None else not_before
         with self._transaction() as database:
             if not _hand_back(database, job):
                 return
             database.execute("UPDATE job SET attempts = attempts - 1 WHERE id = ?", (job.id,))
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
-            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time())
+            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=due, error=error)
 
     def get(self, number: int) -> Job:
         """Return job `number`; raises `NotFound`."""
@@ -321,12 +333,22 @@ class JobQueue:
             _finish(database, number, "cancelled", "cancelled by the user", keep_claim=True)
 
 
-def _kinds_are(kinds: Collection[str] | None, excluding: Collection[str]) -> tuple[str, tuple[str, ...]]:
-    """Condition on the kind of a job, and its parameters."""
+_READS_ONLY = f"kind IN ({', '.join(repr(kind) for kind in ROUTING_KINDS)})"
+_KEEPS_WAITING = f"(NOT ({_READS_ONLY} OR due.{_READS_ONLY}) OR (kind = due.kind AND parameters = due.parameters))"
+"""Condition: a `job` that is running does not let the `due` one on the same subject begin."""
+
+
+def _kinds_are(
+    kinds: Collection[str] | None, excluding: Collection[str], destination: str | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """Condition on the kind of a job and its destination, and the parameters of the condition."""
     condition = "TRUE" if kinds is None else f"kind IN ({', '.join('?' * len(kinds))})"
     if excluding:
         condition += f" AND kind NOT IN ({', '.join('?' * len(excluding))})"
-    return condition, (*(kinds or ()), *excluding)
+    told: tuple[str, ...] = ()
+    if destination is not None:
+        condition, told = f"{condition} AND json_extract(parameters, '$.destination') = ?", (destination,)
+    return condition, (*(kinds or ()), *excluding, *told)
 
 
 _HELD = "id = ? AND worker = ? AND started IS ?"

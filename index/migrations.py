@@ -6,8 +6,8 @@ what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is
 answered when), ``embedding_change`` (lets those caches follow), ``vector_base`` (the saved index that counts),
 ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
 (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
-were sent to ask), ``told`` (what UIDs stand for that were told through a de-identification profile). Key columns come
-from `index.keys`.
+were sent to ask), ``told`` (what UIDs stand for that were told through a de-identification profile), ``delivery`` and
+``destination_trouble`` (what was sent on to whom). Key columns come from `index.keys`.
 """
 
 from __future__ import annotations
@@ -415,8 +415,43 @@ CREATE TABLE told (
 ALTER TABLE commitment ADD COLUMN profile TEXT NOT NULL DEFAULT '';
 """
 
+_DELIVERIES = """
+CREATE TABLE delivery (
+    destination TEXT NOT NULL,
+    profile TEXT NOT NULL DEFAULT '',
+    sop_instance_uid TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    sop_class_uid TEXT NOT NULL,
+    sent_uid TEXT NOT NULL,
+    rule TEXT NOT NULL DEFAULT '',
+    state TEXT NOT NULL CHECK (state IN ('failing', 'refused', 'sent', 'committed')),
+    told TEXT NOT NULL DEFAULT '',
+    since REAL NOT NULL,
+    at REAL NOT NULL,
+    transaction_uid TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (destination, profile, sop_instance_uid)
+);
+CREATE INDEX delivery_of ON delivery(series_instance_uid, destination);
+CREATE INDEX delivery_instance ON delivery(sop_instance_uid);
+CREATE INDEX delivery_transaction ON delivery(transaction_uid) WHERE transaction_uid <> '';
+CREATE TABLE destination_trouble (
+    destination TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL,
+    since REAL NOT NULL,
+    next_try REAL NOT NULL,
+    error TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
 
 @migrations()
 def told(database: Database) -> None:
     """What replaced UIDs stand for that were told through a profile; through which one a commitment was asked for."""
     _run(database, _TOLD)
+
+
+@migrations()
+def deliveries(database: Database) -> None:
+    """What was sent on to whom, and which destinations cannot be reached."""
+    _run(database, _DELIVERIES)

@@ -20,6 +20,10 @@ from index.keys import Level
 _DERIVATION = "id, source, recipe, source_digest, outputs, at"
 _OUTPUT = "series_instance_uid, derivation, instances"
 _COMMITMENT = "requestor, transaction_uid, address, state, instances, failures, requested_at, reported_at"
+_DELIVERY = (
+    "destination, profile, sop_instance_uid, series_instance_uid, sha256, sop_class_uid, sent_uid, rule, state, told, "
+    "since, at, transaction_uid"
+)
 _ENCODER = "model_id, dimension, active, wanted, at"
 _ACTIVATION = "id, model_id, at"
 _TOLD = "profile, uid, original"
@@ -173,6 +177,17 @@ class OldCatalogue:
                 "SELECT count(*) FROM job WHERE kind = ?", (jobs.STORAGE_COMMITMENT,)
             ).fetchone()
         return int(count)
+
+
+    def take_over_deliveries(self, connections: Connections) -> None:
+        """Copy what was sent on to whom, so that nothing is sent again, and queue what is still to be sent."""
+        kinds = ", ".join(repr(kind) for kind in jobs.ROUTING_KINDS)
+        waiting = self._rows(
+            f"SELECT {_JOB} FROM job WHERE kind IN ({kinds}) AND state IN ('queued', 'running') ORDER BY state, id"
+        )
+        with connections.transaction() as database:
+            _insert(database, "delivery", _DELIVERY, self._rows(f"SELECT {_DELIVERY} FROM delivery"))
+            _insert(database, "job", _JOB, waiting)
 
 
 def _insert(database: Database, table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:

@@ -115,6 +115,7 @@ def rebuild(data: Path, *, settle_time_s: float, on_file: Callable[[], None]) ->
         old.take_over_encoders(connections)
         old.take_over_told(connections)
         result.commitments = old.take_over_commitments(connections)
+        old.take_over_deliveries(connections)
         _finish(connections, result, settle_time_s)
         connections.close()
         del database

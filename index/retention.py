@@ -16,6 +16,7 @@ from sqlite_utils import Database
 from config.settings import RetentionSettings
 from index.archive import Archive
 from index.errors import NotFound
+from index.jobs import ROUTE
 from index.keys import Level
 from index.tally import STUDIES_DELETED_BY_RETENTION, stored_bytes
 
@@ -26,6 +27,13 @@ BEGIN, END = 0.95, 0.90
 
 _UNTOUCHED = timedelta(hours=1)
 """A study of which something was received more recently may still be arriving: it stays."""
+
+
+_TO_BE_SENT = (
+    "EXISTS (SELECT 1 FROM series AS waiting JOIN job ON job.subject = waiting.series_instance_uid "
+    f"WHERE waiting.study = study.id AND job.kind = '{ROUTE}' AND job.state IN ('queued', 'running'))"
+)
+"""Condition: somebody is still to be sent something of the study."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Due:
 def due(archive: Archive, settings: RetentionSettings, *, at: datetime | None = None) -> Iterator[Due]:
     """Yield the studies that are to go now, those first of which nothing was received for longest.
 
+    A study of which a destination is still to be sent something stays.
+
     Parameters
     ----------
     at
@@ -69,7 +79,7 @@ def due(archive: Archive, settings: RetentionSettings, *, at: datetime | None = 
             "SELECT study.study_instance_uid, patient.patient_id, max(instance.received_at) AS last, count(*), "
             "sum(instance.size) FROM instance JOIN series ON series.id = instance.series "
             "JOIN study ON study.id = series.study JOIN patient ON patient.id = study.patient "
-            "GROUP BY study.id HAVING last < ? ORDER BY last, study.id",
+            f"WHERE NOT {_TO_BE_SENT} GROUP BY study.id HAVING last < ? ORDER BY last, study.id",
             (latest,),
         )
         for uid, patient, last, instances, size in rows:
@@ -99,7 +109,7 @@ def delete(archive: Archive, study: Due) -> bool:
             Level.STUDY,
             study.study_instance_uid,
             reason=study.reason,
-            only_if=lambda database: _last_received(database, study.study_instance_uid) == study.received_at,
+            only_if=lambda database: _is_unchanged(database, study),
             counted_as=STUDIES_DELETED_BY_RETENTION,
         )
     except NotFound:  # somebody else deleted it
@@ -113,13 +123,14 @@ def delete(archive: Archive, study: Due) -> bool:
     return True
 
 
-def _last_received(database: Database, study_instance_uid: str) -> str:
+def _is_unchanged(database: Database, study: Due) -> bool:
+    """Whether nothing was received of the study, and nothing is to be sent of it, since it was found due."""
     row = database.execute(
         "SELECT max(instance.received_at) FROM instance JOIN series ON series.id = instance.series "
-        "JOIN study ON study.id = series.study WHERE study.study_instance_uid = ?",
-        (study_instance_uid,),
+        f"JOIN study ON study.id = series.study WHERE study.study_instance_uid = ? AND NOT {_TO_BE_SENT}",
+        (study.study_instance_uid,),
     ).fetchone()
-    return str(row[0] or "")
+    return str(row[0] or "") == study.received_at
 
 
 def _text(moment: datetime) -> str:

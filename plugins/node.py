@@ -132,6 +132,16 @@ class Series:
         return derivations.maker(self._archive.database, self.uid)
 
     @property
+    def sources(self) -> frozenset[str]:
+        """AE titles that its instances came from; "" for those that were imported or made by this node."""
+        rows = self._archive.database.execute(
+            "SELECT DISTINCT instance.source_aet FROM instance JOIN series ON series.id = instance.series "
+            "WHERE series.series_instance_uid = ?",
+            (self.uid,),
+        )
+        return frozenset(title for (title,) in rows.fetchall())
+
+    @property
     def patient_id(self) -> str:
         """Patient ID."""
         return str(self.header.get("PatientID", "") or "")

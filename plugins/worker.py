@@ -7,7 +7,6 @@ gives its job back; a worker that dies loses its claim when it is started again,
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -18,9 +17,10 @@ from config.settings import Settings
 from index import changes, jobs
 from index.archive import Archive
 from index.changes import ChangeKind
-from index.errors import NotFound, OutOfSpace
+from index.errors import NotFound
 from index.jobs import Job
 from index.keys import Level
+from plugins.claim import Claim
 from plugins.hookspecs import JobFunction
 from plugins.manager import ask_each, job_functions, load_plugins
 from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
@@ -108,7 +108,7 @@ class Worker:
         )
         if job is None:
             return False
-        claim = _Claim(self._archive, job, limits.claim_s, self._stop)
+        claim = Claim(self._archive, job, limits.claim_s, self._stop)
         started = time.monotonic()
         with claim:
             outcome = self._attempt(job, claim.progress)
@@ -166,46 +166,3 @@ class Worker:
                 jobs.push(database, work.kind, work.subject, work.parameters)
         if failures:  # the others' jobs are queued all the same
             raise CannotProceed("; ".join(failures))
-
-
-class _Claim:
-    """Keeps a job's claim while it runs, and tells the job to stop when it has to."""
-
-    def __init__(self, archive: Archive, job: Job, claim_s: float, stop: threading.Event) -> None:
-        self._archive = archive
-        self._job = job
-        self._claim_s = claim_s
-        self._stop = stop
-        self._lost = threading.Event()
-        self._over = threading.Event()
-        self._fraction = 0.0
-        self._heartbeat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> None:
-        self._heartbeat.start()
-
-    def __exit__(self, *_exception: object) -> None:
-        self._over.set()
-        self._heartbeat.join()
-
-    def progress(self, fraction: float) -> None:
-        """Record the fraction done; raise when the job has to stop."""
-        self._fraction = min(max(fraction, 0.0), 1.0)
-        if self._lost.is_set():
-            raise Cancelled
-        if self._stop.is_set():
-            raise Interrupted
-
-    def _beat(self) -> None:
-        expires = time.monotonic() + self._claim_s
-        while not self._over.wait(min(1.0, self._claim_s / 4)):
-            try:
-                held = self._archive.jobs.renew(self._job, claim_s=self._claim_s, progress=self._fraction)
-                expires = time.monotonic() + self._claim_s
-            except (sqlite3.Error, OutOfSpace):  # a full disk or a long lock: the claim holds until it expires
-                logger.exception("the claim on job %d could not be renewed", self._job.id)
-                held = time.monotonic() < expires
-            if not held:
-                self._lost.set()
-                break
-        self._archive.close()

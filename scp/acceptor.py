@@ -31,7 +31,7 @@ from scp.exchange import Exchange
 from scp.inbound import InboundAssociation
 from scp.link import Link
 from scp.listener import Listener
-from scp.messages import ActionRequest, Answer, FindRequest, RetrieveRequest, StoreRequest
+from scp.messages import ActionRequest, Answer, EventReport, FindRequest, RetrieveRequest, StoreRequest
 from scp.negotiation import supported_contexts
 from scp.reception import Reception
 from scp.status import PROCESSING_FAILURE, SUCCESS, Status, is_expected, status_of
@@ -77,6 +77,9 @@ class Services(Protocol):
 
     def commit(self, caller: Caller, request: ActionRequest) -> Answer:
         """Answer an N-ACTION that asks for storage commitment."""
+
+    def take_report(self, caller: Caller, request: EventReport) -> Answer:
+        """Answer an N-EVENT-REPORT of a peer that this node asked for storage commitment."""
 
 
 class Acceptor:
@@ -219,7 +222,7 @@ class Acceptor:
             self._answer(assoc, request, context)
         finally:
             transport.discard_received(request)
-            transport.served(assoc)
+            transport.served(assoc, request)
 
     def _answer(self, assoc: Association, request: DIMSEPrimitive, context: PresentationContext) -> None:
         exchange = Exchange(assoc, request, context)
@@ -271,6 +274,8 @@ class Acceptor:
             yield from self._services.find(caller, exchange.find_request())
         elif operation is Operation.ACTION:
             yield self._services.commit(caller, exchange.action_request())
+        elif operation is Operation.REPORT:
+            yield self._services.take_report(caller, exchange.event_report())
         else:
             link = exchange.link() if operation is Operation.GET else None
             yield from self._services.retrieve(caller, exchange.retrieve_request(), link)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
@@ -13,15 +14,17 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
 from config.application_entities import Right
-from index import commitments
+from index import commitments, deliveries
 from index.archive import Archive
 from index.commitments import Commitment, Reference
 from index.errors import NotFound, OutOfSpace
 from scp.askers import Askers
 from scp.caller import Caller
 from scp.errors import InvalidArgument, NotOffered, ResourceLimitation, UnknownAction
-from scp.messages import ActionRequest, Answer
+from scp.messages import ActionRequest, Answer, EventReport
 from scp.status import SUCCESS
+
+_LOG = logging.getLogger(__name__)
 
 SOP_INSTANCE_UID = "1.2.840.10008.1.20.1.1"
 """The well-known instance that every request and every report is about (PS3.4 J.3.5)."""
@@ -94,6 +97,38 @@ def commit(
         raise InvalidArgument("the Transaction UID was used for other instances", element="TransactionUID")
     askers.note(caller.title, transaction_uid, request.association)
     askers.ring()
+    return Answer(SUCCESS)
+
+
+def take_report(archive: Archive, caller: Caller, request: EventReport) -> Answer:
+    """Take in what a peer reports that this node asked for storage commitment. Success means that it is on disk.
+
+    A report that nobody waits for (any more) is let pass: its sender would only repeat it.
+
+    Raises
+    ------
+    NotOffered
+        It called the similarity AE (0122).
+    NotFound
+        Not the well-known SOP instance (0112).
+    InvalidArgument
+        No Transaction UID, or a reference without its UIDs (0115).
+    ResourceLimitation
+        The disk is full (0213).
+    """
+    if caller.asks_similarity:
+        raise NotOffered(f"{caller.called} archives nothing: report to the node's own AE title")
+    if request.sop_instance_uid != SOP_INSTANCE_UID:
+        raise NotFound(f"the SOP instance is {SOP_INSTANCE_UID}", element="AffectedSOPInstanceUID")
+    transaction_uid, committed, failures = read_event(request.information)
+    try:
+        is_awaited = deliveries.take_report(archive, transaction_uid, committed, failures)
+    except OutOfSpace as error:
+        raise ResourceLimitation(str(error)) from error
+    told = _LOG.info if is_awaited else _LOG.warning
+    why = "" if is_awaited else ", which nobody waits for"
+    told("%s keeps %d instances, fails %d: storage commitment %s%s", caller, len(committed), len(failures),
+         transaction_uid, why)  # fmt: skip
     return Answer(SUCCESS)
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -17,7 +17,7 @@ from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.dsutils import encode
 
 from config.identity import new_uid
-from index.commitments import Reference
+from index.commitments import Reference, Report
 from scp import transport
 from scp.client import RequestFailed, Requestor
 from scp.commitment import REQUEST_STORAGE_COMMITMENT, SOP_INSTANCE_UID, read_event, request_information
@@ -34,20 +34,6 @@ _ANSWER_S = 10.0
 
 class NotReported(PeerError):
     """The peer took the request, and its report did not come in time."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a peer answers for.
-
-    Attributes
-    ----------
-    failures
-        What it does not answer for, with the Failure Reason (0008,1197).
-    """
-
-    committed: tuple[Reference, ...]
-    failures: dict[Reference, int]
 
 
 class _Mailbox:
@@ -127,6 +113,46 @@ def commit(
         finally:
             mailbox.finish()
             link.release()
+
+
+def ask(
+    peer: Peer, transaction_uid: str, references: Sequence[Reference], requestor: Requestor, *, wait_s: float
+) -> Report | None:
+    """Ask `peer` to commit to `references`, and wait a moment for its report on the same association.
+
+    Returns
+    -------
+    Report or None
+        None: the peer took the request, and will report on an association of its own.
+
+    Raises
+    ------
+    RequestFailed
+        The peer refused the request.
+    NothingAccepted
+        The peer offers no storage commitment.
+    PeerUnreachable, PeerRejected, AssociationLost
+        The peer cannot be worked with.
+    """
+    mailbox = _Mailbox(transaction_uid)
+    link = connect(
+        peer,
+        [Proposal(STORAGE_COMMITMENT, _SYNTAXES)],
+        calling=requestor.title,
+        timeouts=requestor.timeouts,
+        on_report=mailbox.take,
+    )
+    try:
+        status = _request(link, request_information(transaction_uid, list(references)), peer)
+        if status.is_failure:
+            raise RequestFailed(f"the request for storage commitment at {peer}", status)
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and link.is_open and mailbox.wait(_LOOK_S) is None:
+            pass
+        return mailbox.report
+    finally:
+        mailbox.finish()
+        link.release()
 
 
 def _request(link: Link, information: Dataset, peer: Peer) -> Status:

@@ -48,6 +48,7 @@ class Operation(StrEnum):
     MOVE = "C-MOVE"
     GET = "C-GET"
     ACTION = "N-ACTION"
+    REPORT = "N-EVENT-REPORT"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@
     ├── ConversionError        a stored object cannot be brought into a transfer syntax that the peer takes
     └── PeerError              as a client: the peer cannot be worked with
         ├── PeerUnreachable    no TCP connection
-        ├── PeerRejected       the association was rejected, or no presentation context accepted
+        ├── PeerRejected       the association was rejected
+        │   └── NothingAccepted   it was accepted with none of the presentation contexts
         └── AssociationLost    it ended, or fell silent, in the middle
 """
 
@@ -73,7 +74,11 @@ class PeerUnreachable(PeerError):
 
 
 class PeerRejected(PeerError):
-    """The peer rejected the association, or accepted no presentation context."""
+    """The peer rejected the association."""
+
+
+class NothingAccepted(PeerRejected):
+    """The peer accepted no presentation context: it takes nothing of the kind."""
 
 
 class AssociationLost(PeerError):

@@ -21,7 +21,16 @@ from scp.contexts import Operation, is_private, operation_of
 from scp.errors import InvalidArgument, NotOffered, UnrecognizedOperation
 from scp.extended_negotiation import query_options
 from scp.link import Link
-from scp.messages import ActionRequest, Answer, FindRequest, Priority, RetrieveRequest, StoreRequest, SubOperations
+from scp.messages import (
+    ActionRequest,
+    Answer,
+    EventReport,
+    FindRequest,
+    Priority,
+    RetrieveRequest,
+    StoreRequest,
+    SubOperations,
+)
 from scp.pacing import wait_for_reader
 from scp.private_elements import GROUP
 from scp.status import Status
@@ -73,6 +82,8 @@ class Exchange:
         if self.sop_class_uid != self._context_class:
             raise NotOffered("the SOP class is not the one of its presentation context", element="AffectedSOPClassUID")
         operation = operation_of(self.sop_class_uid)
+        if operation is Operation.ACTION and self.name == Operation.REPORT:  # the same class, the other way
+            operation = Operation.REPORT
         if operation is None and is_private(self.sop_class_uid):  # it was negotiated, so its AE may store such objects
             operation = Operation.STORE
         if operation is None or operation != self.name:
@@ -114,8 +125,17 @@ class Exchange:
             sop_class_uid=self.sop_class_uid,
             sop_instance_uid=str(self._request.RequestedSOPInstanceUID),
             action_type=int(self._request.ActionTypeID),
-            information=self._action_information(),
+            information=self._information(self._request.ActionInformation, "Action Information"),
             association=self.assoc,
+        )
+
+    def event_report(self) -> EventReport:
+        """The N-EVENT-REPORT-RQ with its Event Information decoded."""
+        return EventReport(
+            sop_class_uid=self.sop_class_uid,
+            sop_instance_uid=str(self._request.AffectedSOPInstanceUID),
+            event_type=int(self._request.EventTypeID),
+            information=self._information(self._request.EventInformation, "Event Information"),
         )
 
     @property
@@ -131,14 +151,13 @@ class Exchange:
         except Exception as error:  # pydicom raises whatever a malformed data set makes it stumble over
             raise InvalidIdentifier(f"the Identifier cannot be decoded: {error}") from error
 
-    def _action_information(self) -> Dataset:
-        encoded = self._request.ActionInformation
+    def _information(self, encoded: BytesIO | None, what: str) -> Dataset:
         if encoded is None or not encoded.getbuffer().nbytes:
             return Dataset()
         try:
             return self._decoded(encoded)
         except Exception as error:
-            raise InvalidArgument(f"the Action Information cannot be decoded: {error}") from error
+            raise InvalidArgument(f"the {what} cannot be decoded: {error}") from error
 
     def _decoded(self, encoded: BytesIO) -> Dataset:
         syntax = self._syntax
@@ -164,8 +183,9 @@ class Exchange:
         for what in ("SOPClassUID", "SOPInstanceUID"):
             if (told := self._told(what)) is not None:
                 setattr(response, f"Affected{what}", told)
-        if (action := getattr(self._request, "ActionTypeID", None)) is not None:
-            response.ActionTypeID = action
+        for what in ("ActionTypeID", "EventTypeID"):
+            if (told := getattr(self._request, what, None)) is not None:
+                setattr(response, what, told)
         response.Status = answer.status.code
         response.ErrorComment = answer.status.comment or None
         response.OffendingElement = list(answer.status.offending) or None

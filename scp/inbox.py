@@ -46,13 +46,9 @@ class InboxError(ValueError):
     """The peer sends more than fits, or what does not belong together: it loses its association."""
 
 
-def refuse_event_report(begun: bytes, fragment: bytes) -> None:
-    """Raise `InboxError` when `fragment` ends the command of an N-EVENT-REPORT-RQ that began with `begun`.
-
-    Nobody has one to send to an acceptor, and pynetdicom starts a thread for each.
-    """
-    if fragment[0] & _LAST_OF_COMMAND == _LAST_OF_COMMAND and _EVENT_REPORT in begun + fragment[1:]:
-        raise InboxError("N-EVENT-REPORT is for the requestor of an association to receive")
+def ends_event_report(begun: bytes, fragment: bytes) -> bool:
+    """Whether `fragment` ends the command of an N-EVENT-REPORT-RQ that began with `begun`."""
+    return fragment[0] & _LAST_OF_COMMAND == _LAST_OF_COMMAND and _EVENT_REPORT in begun + fragment[1:]
 
 
 def require_message(header: int, data_set_type: object) -> None:

@@ -99,6 +99,16 @@ class ActionRequest:
 
 
 @dataclass(frozen=True)
+class EventReport:
+    """An N-EVENT-REPORT-RQ; `information` is its Event Information, empty when there is none."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    event_type: int
+    information: Dataset
+
+
+@dataclass(frozen=True)
 class SubOperations:
     """Counts of the C-STORE sub-operations of a retrieve (PS3.4 C.4.2.1.6 to C.4.2.1.9)."""
 

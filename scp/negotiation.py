@@ -8,7 +8,7 @@ from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
-from scp.contexts import UNCOMPRESSED, Operation, acceptable, is_private, operation_of
+from scp.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, Operation, acceptable, is_private, operation_of
 
 
 def supported_contexts(assoc: Association, *, private: bool = False) -> list[PresentationContext]:
@@ -31,12 +31,14 @@ def supported_contexts(assoc: Association, *, private: bool = False) -> list[Pre
         accepted = acceptable(uid, syntaxes, to_send=is_storage and role is not None and bool(role.scp_role))
         if is_storage or operation_of(uid) is not None:
             # Known, but in none of these transfer syntaxes: the answer is result 4, and not 3 (PS3.8 table 9-18).
-            supported.append(presentation_context(uid, accepted or UNCOMPRESSED, both_roles=is_storage))
+            # Who reports on storage commitment opens an association as its SCP (PS3.4 J.3.3.2).
+            both = is_storage or uid == STORAGE_COMMITMENT
+            supported.append(presentation_context(uid, accepted or UNCOMPRESSED, both_roles=both))
     return supported
 
 
 def presentation_context(uid: str, syntaxes: Sequence[str], *, both_roles: bool = False) -> PresentationContext:
-    """Make a presentation context; with `both_roles` the requestor may ask to be its SCP (C-GET, PS3.7 D.3.3.4)."""
+    """Make a presentation context; with `both_roles` the requestor may ask to be its SCP (PS3.7 D.3.3.4)."""
     context = PresentationContext()
     context.abstract_syntax = UID(uid)
     context.transfer_syntax = list(syntaxes)

@@ -16,7 +16,7 @@ from pynetdicom.transport import AddressInformation
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp import transport
 from scp.contexts import Proposal
-from scp.errors import PeerRejected, PeerUnreachable
+from scp.errors import NothingAccepted, PeerRejected, PeerUnreachable
 from scp.link import Link
 from scp.negotiation import presentation_context
 from scp.peer_socket import PeerSocket
@@ -98,7 +98,9 @@ def connect(
     PeerUnreachable
         No TCP connection.
     PeerRejected
-        The peer rejected or aborted it, or accepted no context.
+        The peer rejected or aborted it.
+    NothingAccepted
+        The peer accepted no context.
     """
     opened: list[bool] = []
 
@@ -140,7 +142,7 @@ def _refusal(assoc: Association, peer: Peer, *, opened: bool) -> PeerUnreachable
     if assoc.is_rejected and answer is not None:
         return PeerRejected(f"{peer} rejected the association: {answer.reason_str.lower()}")
     if answer is not None and answer.result == 0:
-        return PeerRejected(f"{peer} accepted none of the presentation contexts")
+        return NothingAccepted(f"{peer} accepted none of the presentation contexts")
     if why:
         return PeerRejected(f"{peer} ended the connection: {why.removeprefix('no TCP connection: ')}")
     return PeerRejected(f"{peer} aborted, or did not answer, the association request")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -69,15 +68,13 @@ def send(
     AssociationLost
         The association ended.
     """
-    accepted = link.accepted(instance.sop_class_uid)
-    if not accepted:
+    if not link.accepted(instance.sop_class_uid):
         return Status(SOP_CLASS_NOT_SUPPORTED, f"the peer takes no {UID(instance.sop_class_uid).name}")
     if instance.damage:
         return Status(PROCESSING_FAILURE, f"the stored file is {instance.damage}: it is not sent")
     try:
-        with prepare(instance) as sent, _encoded(sent, accepted, new_file) as (target, data):
-            identity = (sent.sop_class_uid, sent.sop_instance_uid)
-            return link.store(identity, target, data, priority=priority, originator=originator)
+        with prepare(instance) as sent:
+            return transmit(link, sent, new_file=new_file, priority=priority, originator=originator)
     except PeerError:
         raise
     except FileNotFoundError as error:
@@ -87,17 +84,35 @@ def send(
         return status_of(error)
 
 
-@contextmanager
-def _encoded(
-    instance: StoredInstance, accepted: tuple[str, ...], new_file: NewFile
-) -> Iterator[tuple[str, bytes | tuple[Path, int]]]:
-    """Give the transfer syntax to send in, and the data set in it."""
-    target = target_syntax(instance.transfer_syntax_uid, accepted)
-    if target == instance.transfer_syntax_uid:
-        yield target, (instance.path, data_set_offset(instance.path))
-        return
-    with converted(instance, target, new_file) as data:
-        yield target, data
+def transmit(
+    link: Link,
+    instance: StoredInstance,
+    *,
+    new_file: NewFile,
+    priority: Priority,
+    originator: Originator | None = None,
+) -> Status:
+    """Send one instance of a SOP class that the peer takes, and return the peer's Status.
+
+    Raises
+    ------
+    ConversionError
+        The peer takes neither its transfer syntax nor one that it can be brought into.
+    OutOfSpace
+        There is no room to convert it.
+    FileNotFoundError
+        Its file is missing.
+    AssociationLost
+        The association ended.
+    """
+    identity = (instance.sop_class_uid, instance.sop_instance_uid)
+    target = target_syntax(instance.transfer_syntax_uid, link.accepted(instance.sop_class_uid))
+    with (
+        nullcontext((instance.path, data_set_offset(instance.path)))
+        if target == instance.transfer_syntax_uid
+        else converted(instance, target, new_file)
+    ) as data:
+        return link.store(identity, target, data, priority=priority, originator=originator)
 
 
 def sub_operations(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from ssl import SSLContext
 
 from config.ae_titles import Deidentify
 from config.application_entities import ApplicationEntity, Right
@@ -27,16 +25,13 @@ from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE, Proposal
 from scp.deidentifying import deidentified
 from scp.destination import Destination
-from scp.errors import NotOffered, PeerError, UnknownDestination
+from scp.errors import NotOffered, UnknownDestination
 from scp.link import Link
-from scp.messages import ActionRequest, Answer, FindRequest, Originator, RetrieveRequest, StoreRequest
+from scp.messages import ActionRequest, Answer, EventReport, FindRequest, Originator, RetrieveRequest, StoreRequest
+from scp.outbound import Outbound
 from scp.question import Question, question
-from scp.requestor import Peer, Timeouts, connect
 from scp.similarity import Desk
 from scp.status import Status
-from scp.tls import client_context
-
-_LOG = logging.getLogger(__name__)
 
 
 class NodeServices:
@@ -70,14 +65,10 @@ class NodeServices:
         self._titles = settings.own_titles()
         self._whole = Whole(archive)
         self._views = _views(archive, settings)
-        self._tls = _client_context(settings)
+        self._outbound = Outbound(settings)
         self._similarity = similarity_search
         self._questions = _questions(archive, settings) if similarity_search is not None else None
         self._askers = askers
-
-    def peer(self, entity: ApplicationEntity) -> Peer:
-        """Return how to reach `entity`: where it listens, and with TLS where the settings say so."""
-        return Peer(entity.host, entity.port, entity.title, self._tls if entity.tls else None)
 
     def is_called(self, called: str) -> bool:
         """Whether this node answers to the AE title `called`."""
@@ -182,6 +173,10 @@ class NodeServices:
         """Return what is stored, as `caller` sees it."""
         return self._views[caller.profile] if caller.profile else self._whole
 
+    def take_report(self, caller: Caller, request: EventReport) -> Answer:
+        """Answer an N-EVENT-REPORT of a peer that this node asked for storage commitment."""
+        return commitment.take_report(self._archive, caller, request)
+
     def _matches(self, caller: Caller, request: RetrieveRequest) -> list[StoredInstance]:
         sop_class = QUERY_RETRIEVE[request.sop_class_uid]
         ask = self._question(caller, request)
@@ -200,17 +195,7 @@ class NodeServices:
 
     def open_link(self, entity: ApplicationEntity, proposals: list[Proposal]) -> Link:
         """Open an association with `entity`; raises `PeerError`."""
-        own = self._settings.scp
-        timeouts = Timeouts(
-            acse=own.acse_timeout_s, dimse=own.dimse_timeout_s, network=own.network_timeout_s
-        )
-        try:
-            return connect(
-                self.peer(entity), proposals, calling=own.aet, timeouts=timeouts, max_pdu_bytes=own.max_pdu_bytes
-            )
-        except PeerError as error:
-            _LOG.warning("%s", error)
-            raise
+        return self._outbound.open_link(entity, proposals)
 
     def _question(self, caller: Caller, request: FindRequest | RetrieveRequest) -> Question | None:
         questions = self._questions
@@ -241,11 +226,3 @@ def _questions(archive: Archive, settings: Settings) -> Questions:
         kept_s=60.0 * own.question_minutes,
         most_images=own.question_images,
     )
-
-
-def _client_context(settings: Settings) -> SSLContext | None:
-    """The TLS context for the peers that the settings want reached with TLS; None when there are none."""
-    if not any(entity.tls for entity in settings.application_entities):
-        return None
-    own = settings.tls
-    return client_context(ca=own.ca, certificate=own.certificate, key=own.key, check_host=own.check_host)

@@ -31,15 +31,16 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import _COMMAND_SET_KEYWORDS, C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, DIMSEPrimitive
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_EVENT_REPORT, DIMSEPrimitive
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
 from scp.checkpoint import Checkpoint
+from scp.contexts import STORAGE_COMMITMENT
 from scp.errors import AssociationLost
-from scp.inbox import Inbox, InboxError, refuse_event_report, require_message
+from scp.inbox import Inbox, InboxError, ends_event_report, require_message
 from scp.message_queue import MessageQueue
 from scp.messages import StoreCommand
 from scp.peer_socket import PeerSocket
@@ -136,6 +137,7 @@ class _FileReceivingProvider(DIMSEServiceProvider):
         self._reception = reception
         self._refuse = refuse
         self._receiving: ReceivedFile | None = None
+        self._is_reported_to = False
         self._inbox = Inbox(self._hang_up if refuse is not None else None)
         self.msg_queue = MessageQueue()
 
@@ -190,7 +192,8 @@ class _FileReceivingProvider(DIMSEServiceProvider):
                 self._inbox.fragment(item[0], item[1][0])
                 if self._refuse is not None:
                     begun = self.message.encoded_command_set.getvalue() if self.message is not None else b""
-                    refuse_event_report(begun, item[1])
+                    if ends_event_report(begun, item[1]):
+                        self._admit_report()
                 super().receive_primitive(single)
                 if self.message is not None:
                     require_message(item[1][0], self.message.command_set.get("CommandDataSetType"))
@@ -201,6 +204,18 @@ class _FileReceivingProvider(DIMSEServiceProvider):
             except Exception as error:  # noqa: BLE001  (garbage from the peer: it loses the association, nobody else)
                 self._give_up(f"unreadable DIMSE message: {type(error).__name__}: {error}"[:200])
                 return
+
+    def _admit_report(self) -> None:
+        """Let one report in at a time, since pynetdicom starts a thread for each; raises `InboxError`."""
+        if all(context.abstract_syntax != STORAGE_COMMITMENT for context in self.assoc.accepted_contexts):
+            raise InboxError("N-EVENT-REPORT is for the requestor of an association to receive")
+        if self._is_reported_to:
+            raise InboxError("another N-EVENT-REPORT before the last one was answered")
+        self._is_reported_to = True
+
+    def report_served(self) -> None:
+        """Let the next report in."""
+        self._is_reported_to = False
 
     def _hang_up(self) -> None:
         _LOG.warning("closing the connection of %s: a large request takes too long", self.assoc.requestor.address)
@@ -306,10 +321,12 @@ def decoded(assoc: Association) -> None:
         assoc.dimse._inbox.decoded()
 
 
-def served(assoc: Association) -> None:
+def served(assoc: Association, request: DIMSEPrimitive) -> None:
     """Clean up behind a request that has been answered: nobody waits for it to be cancelled any more."""
     if isinstance(assoc.dimse, _FileReceivingProvider):
         assoc.dimse.forget_cancelled()
+        if isinstance(request, N_EVENT_REPORT):
+            assoc.dimse.report_served()
 
 
 def _tag_of(keyword: str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from config.settings import Settings, load_settings
 from index.archive import Archive
 
-pytest_plugins = ["cases", "peers", "wire"]
+pytest_plugins = ["cases", "peers", "routed", "wire"]
 
 
 @pytest.fixture(scope="session")

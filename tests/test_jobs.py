@@ -61,6 +61,33 @@ def test_a_job_is_claimed_run_and_done(queue, clock):
     assert queue.claim("w1", **CLAIM) is None
 
 
+def test_what_only_reads_a_series_runs_beside_other_work_on_it_and_each_destination_has_its_own(queue):
+    queue.push("segment", "1.2")
+    for destination in ("A", "B"):
+        queue.push(jobs.ROUTE, "1.2", {"destination": destination, "rule": "r"})
+    assert queue.is_due(jobs.ROUTING_KINDS, "A")
+    assert not queue.is_due(jobs.ROUTING_KINDS, "C")
+    assert queue.claim("w", excluding=jobs.NOT_FOR_WORKERS, **CLAIM).kind == "segment"
+    first = queue.claim("r", kinds=jobs.ROUTING_KINDS, destination="B", **CLAIM)
+    assert first.parameters["destination"] == "B"
+    queue.push(jobs.ROUTE, "1.2", first.parameters)  # the series has grown: once more, when this one is done
+    assert queue.claim("r", kinds=jobs.ROUTING_KINDS, destination="B", **CLAIM) is None
+    assert queue.claim("r", kinds=jobs.ROUTING_KINDS, destination="A", **CLAIM).parameters["destination"] == "A"
+    queue.done(first)
+    assert queue.claim("r", kinds=jobs.ROUTING_KINDS, destination="B", **CLAIM) is not None
+
+
+def test_a_job_is_given_back_until_a_date_with_the_reason(queue, clock):
+    queue.push("route", "1.2")
+    job = queue.claim("w", **CLAIM)
+    queue.release(job, not_before=clock.now + 60, error="closed")
+    assert queue.claim("w", **CLAIM) is None
+    waiting = queue.get(job.id)
+    assert (waiting.state, waiting.attempts, waiting.error) == ("queued", 0, "closed")
+    clock.now += 60
+    assert queue.claim("w", **CLAIM) is not None
+
+
 def test_success_settles_earlier_failures_of_the_same_work(queue):
     queue.push("embed", "1.2.3")
     job = queue.claim("w", **CLAIM)

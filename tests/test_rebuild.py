@@ -12,11 +12,12 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import load_settings
-from index import changes, commitments, derivations, embeddings, fsck, jobs, old_catalogue
+from index import changes, commitments, deliveries, derivations, embeddings, fsck, jobs, old_catalogue
 from index import rebuild as rebuild_module
 from index.archive import Archive
 from index.changes import ChangeKind
 from index.commitments import Reference
+from index.deliveries import Delivery, State, Way
 from index.derivations import Output
 from index.errors import CatalogueLost
 from index.fsck import Options
@@ -314,6 +315,22 @@ def test_an_instance_whose_file_is_gone_is_told(filled):
     assert made.missing == [Missing(uid(4), path.relative_to(filled.data).as_posix())]
     feed = [change for change in changes.since(Archive(filled.data).database) if change.kind is ChangeKind.MISSING]
     assert [change.uid for change in feed] == [uid(4)]
+
+
+def test_what_was_sent_on_is_not_sent_again_and_what_waits_still_is(filled):
+    series = filled.open_instance(uid(1)).series_instance_uid
+    one, way = filled.open_instance(uid(1)), Way("PACS")
+    sent_as = Reference(one.sop_class_uid, one.sop_instance_uid)
+    deliveries.record(filled, Delivery(way, uid(1), series, one.sha256, sent_as), State.SENT)
+    filled.jobs.push(jobs.ROUTE, series, {"destination": "PACS", "rule": "all"})
+    make_again(filled.data)
+    again = Archive(filled.data)
+    left = {each.sop_instance_uid for each in deliveries.pending(again, series, way, tried_since=0.0)}
+    assert left
+    assert uid(1) not in left
+    job = again.jobs.claim("router/PACS", claim_s=60.0, max_attempts=3, kinds=jobs.ROUTING_KINDS, destination="PACS")
+    assert job is not None
+    assert job.subject == series
 
 
 @pytest.mark.parametrize("state", ["queued", "running"])

@@ -14,7 +14,7 @@ from index.archive import Archive
 from index.changes import ChangeKind
 from index.errors import OutOfSpace
 from index.fsck import Options
-from index.jobs import Job
+from index.jobs import ROUTE, Job
 from index.keys import Level
 from plugins import scrubber
 from plugins.node import Task
@@ -53,6 +53,20 @@ def stored(archive):
 
 def true_sum(archive):
     return archive.database.execute("SELECT coalesce(sum(size), 0) FROM instance").fetchone()[0]
+
+
+def test_a_study_that_is_still_to_be_sent_stays(filled):
+    (series,) = filled.database.execute(
+        "SELECT series_instance_uid FROM series JOIN study ON study.id = series.study "
+        "WHERE study.study_instance_uid = '1.4'"
+    ).fetchone()
+    first = list(retention.due(filled, limits(keep_days=5.0)))
+    assert "1.4" in uids(first)
+    job = filled.jobs.push(ROUTE, series, {"destination": "PACS", "rule": "all"})
+    assert uids(retention.due(filled, limits(keep_days=5.0))) == []  # all four share one Series Instance UID
+    assert not retention.delete(filled, first[0])
+    filled.jobs.cancel(job)
+    assert retention.delete(filled, first[0])
 
 
 def test_the_sum_follows_every_change(archive, make_instance):

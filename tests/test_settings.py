@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from importlib import resources
@@ -10,6 +11,7 @@ import pytest
 
 from config.application_entities import Right
 from config.deidentification import DeidentificationSettings
+from config.routes import RouteSettings
 from config.settings import ApplicationEntitySettings, Settings, SettingsError, load_settings
 
 DEFAULTS = resources.files("config").joinpath("default.toml").read_text(encoding="utf-8")
@@ -132,11 +134,13 @@ def test_unknown_callers_are_refused_when_the_settings_say_so():
 def test_the_default_file_has_every_key_and_no_other():
     told = tomllib.loads(DEFAULTS)
     sections = {name: field.annotation for name, field in Settings.model_fields.items()}
-    del sections["application_entities"], sections["ae_titles"], sections["deidentification"]
+    for several in ("application_entities", "ae_titles", "deidentification", "routes"):
+        del sections[several]
     assert {section: set(keys) for section, keys in told.items()} == {
         section: set(model.model_fields) for section, model in sections.items()
     }
-    for field in (*ApplicationEntitySettings.model_fields, *DeidentificationSettings.model_fields):
+    tables = (ApplicationEntitySettings.model_fields, DeidentificationSettings.model_fields, RouteSettings.keys())
+    for field in itertools.chain(*tables):
         assert re.search(rf"^# {field} = ", DEFAULTS, re.MULTILINE), field
 
 

@@ -1,0 +1,240 @@
+"""Storage commitment of what was sent on: asked where it is offered, noted whichever way the report comes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, build_role, evt
+from routed import free_port
+
+from index.archive import Archive
+from scp.commitment import SOP_INSTANCE_UID
+from scp.contexts import STORAGE_COMMITMENT
+from scp.server import Server
+
+UID = "1.2.826.0.1.3680043.9.7133.9.{}".format
+
+
+def rule(commit="offered", **more):
+    return {"name": "all", "to": ["PACS"], "commit": commit, **more}
+
+
+class Committing:
+    """What makes a Pacs take requests for commitment; it keeps all but `lost`, and reports when told to."""
+
+    def __init__(self, pacs, lost=()):
+        self.pacs, self.lost = pacs, set(lost)
+        self.asked = []
+        self.reports_at_once = False
+        self._threads = []
+        pacs.contexts.append((STORAGE_COMMITMENT, [ExplicitVRLittleEndian]))
+        pacs.handlers.append((evt.EVT_N_ACTION, self._take))
+
+    def _take(self, event):
+        self.asked.append(event.action_information)
+        if self.reports_at_once:
+            self._threads.append(threading.Thread(target=self._send, args=(event.assoc, event.action_information)))
+            self._threads[-1].start()
+        return 0, None
+
+    def report(self, port, number=-1, *, role=True):
+        """Report on an association of its own; return the Status of the answer."""
+        entity = AE(self.pacs.title)
+        entity.add_requested_context(STORAGE_COMMITMENT, ExplicitVRLittleEndian)
+        roles = [build_role(STORAGE_COMMITMENT, scp_role=True)] if role else []
+        assoc = entity.associate("127.0.0.1", port, ae_title="THARSIS", ext_neg=roles)
+        assert assoc.is_established
+        if role:
+            assert assoc.accepted_contexts[0].as_scp
+        status = self._send(assoc, self.asked[number])
+        assoc.release()
+        return status
+
+    def _send(self, assoc, asked):
+        information = Dataset()
+        information.TransactionUID = asked.TransactionUID
+        kept = [item for item in asked.ReferencedSOPSequence if item.ReferencedSOPInstanceUID not in self.lost]
+        failed = [item for item in asked.ReferencedSOPSequence if item.ReferencedSOPInstanceUID in self.lost]
+        for item in failed:
+            item.FailureReason = 0x0110
+        if kept:
+            information.ReferencedSOPSequence = kept
+        if failed:
+            information.FailedSOPSequence = failed
+        status, _ = assoc.send_n_event_report(
+            information, 2 if failed else 1, STORAGE_COMMITMENT, SOP_INSTANCE_UID
+        )
+        return status.Status
+
+    def close(self):
+        for thread in self._threads:
+            thread.join(30)
+
+
+@pytest.fixture
+def network():
+    """Serve the archive of a routed node, as its network process does."""
+    served = []
+
+    def serve(node):
+        archive = Archive(node.archive.data)
+        settings = node.settings.model_copy(
+            update={"scp": node.settings.scp.model_copy(update={"host": "127.0.0.1", "port": 0})}
+        )
+        server = Server(archive, settings)
+        server.start()
+        served.append((server, archive))
+        return server.port
+
+    yield serve
+    for server, archive in served:
+        server.stop(1.0)
+        archive.close()
+
+
+def test_a_report_on_the_association_of_the_request(routed, start_pacs, make_file):
+    pacs = start_pacs()
+    committing = Committing(pacs)
+    committing.reports_at_once = True
+    node = routed([rule()], [pacs.open().entity])
+    node.store(make_file(1), make_file(2))
+    node.work()
+    committing.close()
+    assert node.states() == {"1": "committed", "2": "committed"}
+    assert [(job.kind, job.state) for job in node.jobs("route", "confirm_route")] == [
+        ("route", "done"), ("confirm_route", "done"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("role", [True, False])
+def test_a_report_on_an_association_of_its_own(routed, start_pacs, network, make_file, role):
+    pacs = start_pacs()
+    committing = Committing(pacs)
+    node = routed([rule()], [pacs.open().entity])
+    port = network(node)
+    node.store(make_file(1))
+    node.work()
+    (job,) = node.jobs("confirm_route")
+    assert job.state == "queued"
+    assert "its report has not come yet" in job.error
+    assert committing.report(port, role=role) == 0
+    assert node.states() == {"1": "committed"}
+    node.work()
+    assert [job.state for job in node.jobs("confirm_route")] == ["done"]
+    assert committing.report(port, role=role) == 0  # once more: nobody waits for it, and it does no harm
+    assert node.states() == {"1": "committed"}
+
+
+def test_what_the_peer_does_not_keep_is_sent_again(routed, start_pacs, network, make_file):
+    pacs = start_pacs()
+    committing = Committing(pacs, lost=[UID(2)])
+    node = routed([rule()], [pacs.open().entity])
+    port = network(node)
+    node.store(make_file(1), make_file(2))
+    node.work()
+    committing.report(port)
+    assert node.states() == {"1": "committed", "2": "failing"}
+    node.hasten()
+    committing.lost = set()
+    node.work()
+    assert pacs.received == {UID(1): 1, UID(2): 2}
+    assert [item.ReferencedSOPInstanceUID for item in committing.asked[1].ReferencedSOPSequence] == [UID(2)]
+    committing.report(port)
+    assert node.states() == {"1": "committed", "2": "committed"}
+
+
+def test_a_report_that_does_not_come_is_asked_for_again_and_in_the_end_told(routed, start_pacs, make_file):
+    pacs = start_pacs()
+    committing = Committing(pacs)
+    node = routed([rule(retry_hours=1)], [pacs.open().entity])
+    node.store(make_file(1))
+    node.work()
+    node.work()
+    assert len(committing.asked) == 1
+    node.hasten()
+    node.work()
+    assert len(committing.asked) == 2
+    node.now = time.time() + 3700
+    node.hasten()
+    node.work()
+    (job,) = node.jobs("confirm_route")
+    assert (job.state, job.error) == ("failed", "PACS has not said within 1 h that it keeps 1 instances")
+    assert pacs.received == {UID(1): 1}
+
+
+@pytest.mark.parametrize(("commit", "state"), [("offered", "done"), ("required", "failed"), ("never", None)])
+def test_a_peer_without_storage_commitment(routed, start_pacs, make_file, commit, state):
+    pacs = start_pacs()
+    node = routed([rule(commit)], [pacs.open().entity])
+    node.store(make_file(1))
+    node.work()
+    assert node.states() == {"1": "sent"}
+    assert [job.state for job in node.jobs("route")] == ["done"]
+    confirming = node.jobs("confirm_route")
+    assert [job.state for job in confirming] == ([state] if state else [])
+    if state == "failed":
+        assert "PACS at 127.0.0.1" in confirming[0].error
+        assert "offers no storage commitment, which the rule 'all' requires" in confirming[0].error
+
+
+def test_reports_that_make_no_sense(routed, start_pacs, network, make_file):
+    pacs = start_pacs()
+    Committing(pacs)
+    node = routed([rule()], [pacs.open().entity])
+    port = network(node)
+    entity = AE("PACS")
+    entity.add_requested_context(STORAGE_COMMITMENT, ExplicitVRLittleEndian)
+    roles = [build_role(STORAGE_COMMITMENT, scp_role=True)]
+    assoc = entity.associate("127.0.0.1", port, ae_title="THARSIS", ext_neg=roles)
+    information = Dataset()
+    information.RetrieveAETitle = "PACS"
+    status, _ = assoc.send_n_event_report(information, 1, STORAGE_COMMITMENT, SOP_INSTANCE_UID)
+    assert status.Status == 0x0115
+    information.TransactionUID = "1.2.3"
+    status, _ = assoc.send_n_event_report(information, 1, STORAGE_COMMITMENT, "1.2.3.4")
+    assert status.Status == 0x0112
+    status, _ = assoc.send_n_event_report(information, 1, STORAGE_COMMITMENT, SOP_INSTANCE_UID)
+    assert status.Status == 0
+    assoc.release()
+
+
+def test_a_second_node_commits(routed, start_node, network, make_file, wait_until):
+    """Both ways are in it: our own courier reports on the association of the request while that is open."""
+    own_port = free_port()
+    own = {"title": "THARSIS", "host": "127.0.0.1", "port": own_port, "rights": ["store"]}
+    other = start_node(aet="PACS", entities=[own])
+    node = routed([rule()], [{"title": "PACS", "host": "127.0.0.1", "port": other.port, "rights": ["store"]}])
+    node.store(make_file(1), make_file(2))
+    node.work()
+    wait_until(lambda: set(node.states().values()) == {"committed"}, timeout=30)
+    assert other.archive.open_instance(UID(1)).sop_instance_uid == UID(1)
+
+
+@pytest.mark.slow
+def test_orthanc_commits(routed, start_orthanc, network, make_file, wait_until):
+    """Orthanc reports on an association of its own, to the address that it knows us by."""
+    port = free_port()
+    orthanc = start_orthanc(DicomModalities={"tharsis": ["THARSIS", "127.0.0.1", port]}, DicomAlwaysAllowStore=True)
+    node = routed(
+        [{**rule("required"), "to": ["ORTHANC"]}],
+        [{"title": "ORTHANC", "host": "127.0.0.1", "port": orthanc.port}],
+        scp={"port": port},
+    )
+    archive = Archive(node.archive.data)
+    settings = node.settings.model_copy(update={"scp": node.settings.scp.model_copy(update={"host": "127.0.0.1"})})
+    server = Server(archive, settings)
+    server.start()
+    try:
+        node.store(make_file(1), make_file(2))
+        node.work("ORTHANC")
+        wait_until(lambda: set(node.states().values()) == {"committed"}, timeout=60)
+        node.work("ORTHANC")
+        assert [job.state for job in node.jobs("route", "confirm_route")] == ["done", "done"]
+        assert len(orthanc.find("Instance")) == 2
+    finally:
+        server.stop(1.0)
+        archive.close()
