@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.plugins import PluginSettings
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
@@ -122,6 +123,7 @@ class JobSettings(_Section):
     max_attempts: Annotated[int, Field(ge=1)]
     retry_delay_s: NotNegative
     claim_s: Positive
+    stalled_s: Positive
     stop_grace_s: NotNegative
     nice: Annotated[int, Field(ge=0, le=19)]
     keep_days: NotNegative
@@ -280,6 +282,7 @@ class Settings(_Section):
     tls: TlsSettings
     archive: ArchiveSettings
     jobs: JobSettings
+    plugins: PluginSettings
     commitment: CommitmentSettings
     integrity: IntegritySettings
     retention: RetentionSettings
@@ -344,7 +347,7 @@ def load_settings(
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_one_sentence(error)) from error
+        raise SettingsError(one_sentence(error)) from error
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -434,17 +437,19 @@ _EXPECTED = {
     "string_type": "text",
     "path_type": "a path",
     "frozen_set_type": "a list",
-    "tuple_type": "[[application_entities]], in double brackets",
+    "tuple_type": "a list",
+    "dict_type": "a table",
 }
 
 
-def _one_sentence(error: ValidationError) -> str:
+def one_sentence(error: ValidationError) -> str:
+    """Say in one sentence what is wrong with settings, by the keys of the file."""
     sentences = []
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"])
         expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
-        if mistake["type"] == "tuple_type" and mistake["loc"][-1] in ("addresses", "use"):
-            expected = "a list"
+        if mistake["type"] == "tuple_type" and mistake["loc"] == ("application_entities",):
+            expected = "[[application_entities]], in double brackets"
         message = mistake["msg"].removeprefix("Value error, ")
         if expected:
             message = f"expected {expected}, got {mistake['input']!r}"

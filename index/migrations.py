@@ -6,7 +6,7 @@ what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is
 answered when), ``embedding_change`` (lets those caches follow), ``vector_base`` (the saved index that counts),
 ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
 (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
-were sent to ask). Key columns come from `index.keys`.
+were sent to ask), ``plugin_trouble`` (plug-ins that hang). Key columns come from `index.keys`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlite_utils import Database, Migrations
 
+from index import plugin_troubles as troubles
 from index.keys import Key, Level, Matching, item_keywords, keys_of, snake_case
 from index.unit_vectors import from_bytes, to_bytes, whole_direction
 
@@ -402,3 +403,9 @@ def vector_bases(database: Database) -> None:
 def asked(database: Database) -> None:
     """Vectors of what is embedded only because somebody asks about it, and the images that were sent to ask."""
     _run(database, _ASKED)
+
+
+@migrations()
+def plugin_troubles(database: Database) -> None:
+    """Which plug-ins hang or kill their worker."""
+    _run(database, troubles.SCHEMA)
