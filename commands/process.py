@@ -1,8 +1,8 @@
 """One process of the node, started by the supervisor: ``python -m commands.process network`` (or worker, or encoder).
 
 The settings come as one JSON line on standard input, which then stays open: when it closes, the supervisor is gone and
-the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output. A process that
-follows one that died is told, as its last argument, how that one ended.
+the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output. A process
+that follows one that died is told, as its last argument, how that one ended.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _check_segmenters(plugins: Plugins, settings: Settings, supervisor: TextIO, 
     except UnknownSegmenter as error:
         if first and not plugins.left_out and not plugins.disabled:
             _cannot_start(supervisor, str(error))
-        logger.error("%s", error)
+        logger.warning("%s", error)
 
 
 def _cannot_start(supervisor: TextIO, sentence: str) -> NoReturn:

@@ -270,7 +270,7 @@ class Supervisor:
         if now - process.started > _SETTLED_S:
             process.deaths = 0
         process.how_it_ended = how = _how_it_ended(process.popen.returncode)
-        if process.popen.returncode == AGAIN:  # it has given everything back
+        if process.popen.returncode in (AGAIN, HUNG):  # it has told why, and cannot do so often
             process.restart_at = now
             return
         delay = _RESTART_DELAYS_S[min(process.deaths, len(_RESTART_DELAYS_S) - 1)]

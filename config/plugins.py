@@ -23,8 +23,8 @@ ALWAYS = {"asked": "it answers similarity queries, which [similarity] enabled = 
 """Plug-in that cannot be disabled → why."""
 
 _HEAD = (
-    "# Written by `tharsis plugins`. What this file says of a plug-in goes before [plugins] of the settings; a node that\n"
-    "# runs takes a change over by itself. Delete the file to go back to the settings.\n"
+    "# Written by `tharsis plugins`. What this file says of a plug-in goes before [plugins] of the settings; a node\n"
+    "# that runs takes a change over by itself. Delete the file to go back to the settings.\n"
 )
 _LISTS = ("disabled", "enabled", "order")
 

@@ -20,7 +20,12 @@ _MOST_HANGS = 2
 
 
 def settle(
-    archive: Archive, worker: str, left: Doing | None, how_it_ended: str, limits: JobSettings, versions: Mapping[str, str]
+    archive: Archive,
+    worker: str,
+    left: Doing | None,
+    how_it_ended: str,
+    limits: JobSettings,
+    versions: Mapping[str, str],
 ) -> None:
     """Record what the last process of this name did when it ended.
 
@@ -31,8 +36,8 @@ def settle(
     left
         What its note tells.
     how_it_ended
-        As a clause ("died of SIGSEGV"), by its supervisor; empty when the node was started anew, so that the process may
-        have ended with the machine, and whatever it was doing is not to blame.
+        As a clause ("died of SIGSEGV"), by its supervisor; empty when the node was started anew, so that the process
+        may have ended with the machine, and whatever it was doing is not to blame.
     limits
         Of the jobs.
     versions

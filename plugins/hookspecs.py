@@ -65,8 +65,8 @@ def jobs_for_series(series: Series, settings: Settings, own: Any) -> list[Work] 
 def job_functions() -> Mapping[str, JobFunction] | None:
     """Name the kinds of job that this plug-in does, and the function for each.
 
-    When: once, when a worker starts. Process: each worker; the functions then run in its main thread, one job at a time.
-    A kind belongs to one plug-in: who names one that belongs to a plug-in asked before is left out.
+    When: once, when a worker starts. Process: each worker; the functions then run in its main thread, one job at a
+    time. A kind belongs to one plug-in: who names one that belongs to a plug-in asked before is left out.
     Exception: the plug-in is left out. What a *function* raises is the failure of its job, which is tried again up to
     ``[jobs] max_attempts`` times; not after `CannotProceed`, whose message is the job's error as it is.
 
@@ -82,8 +82,8 @@ def job_functions() -> Mapping[str, JobFunction] | None:
 def stalled_limits(settings: Settings, own: Any) -> Mapping[str, float] | None:
     """Name the kinds of job that may be silent for longer, or less long, than ``[jobs] stalled_s``.
 
-    When: once, when a worker starts. Process: each worker. A job that has not called `Task.progress` for its
-    limit hangs: it has failed, and is tried once more. Name a limit here where one step takes long; better, report more
+    When: once, when a worker starts. Process: each worker. A job that has not called `Task.progress` for its limit
+    hangs: it has failed, and is tried once more. Name a limit here where one step takes long; better, report more
     often. A plug-in that offers segmenters names that of its segmenters under ``segment``.
     Exception: told in the log; ``[jobs] stalled_s`` holds.
 
@@ -105,8 +105,8 @@ def stalled_limits(settings: Settings, own: Any) -> Mapping[str, float] | None:
 def worker_started(archive: Archive, settings: Settings, own: Any) -> None:
     """Look at the archive once, when a worker starts, before it takes its first job.
 
-    When: after the node has said that it is ready. Process: each worker; several may ask at the same time, and pushing a
-    job that is queued already does nothing. The place to queue work that a new version of a plug-in makes necessary.
+    When: after the node has said that it is ready. Process: each worker; several may ask at the same time, and pushing
+    a job that is queued already does nothing. The place to queue work that a new version of a plug-in makes necessary.
     Exception: told in the log; the worker goes on.
 
     Parameters

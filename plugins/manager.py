@@ -179,7 +179,8 @@ def load_plugins(
         elif each.name in plugins.disabled:
             logger.info("plug-in %s is disabled", each.name)
         elif troublesome and each.name in troublesome:
-            plugins.leave_out(each.name, f"{troublesome[each.name]}; `tharsis plugins enable {each.name}` tries it again")
+            again = f"`tharsis plugins enable {each.name}` tries it again"
+            plugins.leave_out(each.name, f"it {troublesome[each.name]}; {again}")
         else:
             plugins.add(each)
     return plugins
@@ -235,7 +236,7 @@ def _answer(implementation: pluggy.HookImpl, arguments: Mapping[str, Any]) -> An
 
 
 def is_of_user(error: BaseException) -> bool:
-    """Whether somebody has pressed Ctrl-C: the processes of a node do not listen to that, so there, a plug-in raised it."""
+    """Whether somebody has pressed Ctrl-C: processes of a node do not listen to that, so there, a plug-in raised it."""
     return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
@@ -277,8 +278,8 @@ def _checked_work(answer: object) -> list[Work] | PluginError:
 def job_owners(manager: pluggy.PluginManager) -> dict[str, tuple[str, JobFunction]]:
     """Return the plug-in and its function for each kind of job.
 
-    A plug-in that raises, answers nonsense or claims what belongs to one that is asked before it is left out as a whole:
-    its series would be worked on by the function of another.
+    A plug-in that raises, answers nonsense or claims what belongs to one that is asked before it is left out as a
+    whole: its series would be worked on by the function of another.
     """
     owners: dict[str, tuple[str, JobFunction]] = {}
     for name, answer in list(ask_each(manager, "job_functions")):

@@ -137,7 +137,7 @@ class Worker:
     def _attempt(self, job: Job, progress: Callable[[float], None]) -> Callable[[], None]:
         """Run the job and return what is to be recorded about it."""
         queue, watch = self._archive.jobs, self._plugins.watch
-        owner, function = self._owners.get(job.kind, (NODE_ITSELF, _nobody))
+        owner, function = self._owners.get(job.kind, (NODE_ITSELF, self._refuse))
 
         def report(fraction: float) -> None:
             watch.sign_of_life()
@@ -172,6 +172,11 @@ class Worker:
             permanent=permanent,
         )
 
+    def _refuse(self, task: Task) -> None:
+        missing = [*self._plugins.disabled, *self._plugins.left_out]
+        why = f" (disabled or left out: {', '.join(missing)})" if missing else ""
+        raise CannotProceed(f"no plug-in does jobs of kind {task.job.kind!r}{why}")
+
     def _series_stable(self, task: Task) -> None:
         """Ask every plug-in what is to be done with the series, and queue it."""
         series = Series(task.archive, task.job.subject)
@@ -188,10 +193,6 @@ class Worker:
                 jobs.push(database, work.kind, work.subject, work.parameters)
         if failures:  # the others' jobs are queued all the same
             raise CannotProceed("; ".join(failures))
-
-
-def _nobody(task: Task) -> None:
-    raise CannotProceed(f"no plug-in does jobs of kind {task.job.kind!r}")
 
 
 def _as_ours(plugins: pluggy.PluginManager | None, settings: Settings) -> Plugins:
