@@ -139,8 +139,8 @@ class Watch:
         self._clock = clock
         self._lock = threading.RLock()
         self._stack: list[Doing] = []
-        self._since = 0.0
-        self._warned = False
+        self._since = self._armed_at = 0.0
+        self._warned = self._is_looking = False
 
     @contextmanager
     def over(
@@ -176,9 +176,12 @@ class Watch:
         """Let the limit begin anew."""
         with self._lock:
             self._since, self._warned = self._clock(), False
+            if self._since - self._armed_at > _LOOK_S:
+                self._arm()
 
     def _goes_on(self) -> None:
-        self.sign_of_life()
+        self._since, self._warned = self._clock(), False
+        self._arm()
         if self._note is not None:
             self._note.write(self._stack[-1] if self._stack else None)
 
@@ -198,18 +201,25 @@ class Watch:
                 logger.warning("%s has been silent in %s for half of its %g s", _who(doing), doing.place, doing.limit_s)
             return left
 
+    def _arm(self) -> None:
+        """Have the process ended by a thread of the C library: one that needs no interpreter, when nobody can look."""
+        if not self._is_looking:
+            return
+        self._armed_at = self._clock()
+        if self._stack:
+            faulthandler.dump_traceback_later(self._stack[-1].limit_s + _GRACE_S, exit=True)
+        else:
+            faulthandler.cancel_dump_traceback_later()
+
     def start(self) -> None:
         """Look from now on, in a thread of its own; and have the process ended where that thread cannot run."""
+        self._is_looking = True
         threading.Thread(target=self._look_on, name="watch", daemon=True).start()
 
     def _look_on(self) -> None:
         pause = threading.Event()
         while True:
-            left = self.look()
-            if left is None:
-                faulthandler.cancel_dump_traceback_later()
-            else:  # a thread of the C library: it needs no interpreter
-                faulthandler.dump_traceback_later(max(left, 0.0) + _GRACE_S, exit=True)
+            self.look()
             pause.wait(_LOOK_S)
 
 

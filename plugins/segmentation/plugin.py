@@ -12,7 +12,7 @@ from index.derivations import Output
 from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.manager import Plugins
-from plugins.node import CannotProceed, Series, Task, Work
+from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from plugins.segmentation.classical import Classical
 from plugins.segmentation.learned.segmenter import Learned
@@ -92,8 +92,7 @@ def segment(task: Task) -> None:
         return
     slices, volume = read_volume(series.paths)
     task.progress(0.1)
-    with task.in_hands_of(offer.plugin, _limit_s(task, offer.plugin)):
-        result = segmenter.segment(volume, lambda fraction: task.progress(0.1 + 0.7 * fraction))
+    result = _segmented(task, offer, volume)
     _check(result, volume, segmenter.name)
     task.progress(0.8)
     outputs: tuple[Output, ...] = ()
@@ -112,6 +111,18 @@ def _offer(task: Task) -> Offer:
         return offered(task.plugins, task.settings, name)
     except UnknownSegmenter as error:
         raise CannotProceed(str(error)) from error
+
+
+def _segmented(task: Task, offer: Offer, volume: Volume) -> Segmentation:
+    """Let the segmenter work; whatever it raises is told with its name and that of the plug-in that offers it."""
+    try:
+        with task.in_hands_of(offer.plugin, _limit_s(task, offer.plugin)):
+            return offer.segmenter.segment(volume, lambda fraction: task.progress(0.1 + 0.7 * fraction))
+    except (CannotProceed, Interrupted, Cancelled):
+        raise
+    except Exception as error:
+        who = f"segmenter {offer.segmenter.name} of plug-in {offer.plugin}"
+        raise RuntimeError(f"{who}: {type(error).__name__}: {error}") from error
 
 
 def _limit_s(task: Task, plugin: str) -> float:
