@@ -78,9 +78,8 @@ def test_a_ct_that_is_sent_gets_its_projection(node, dcmtk, shared_data, wait_un
     archive = Archive(node.data)
 
     def made():
-        return [each for each in archive.database.execute(
-            "SELECT path FROM instance WHERE sop_class_uid = ?", (SecondaryCaptureImageStorage,)
-        ).fetchall()]
+        wanted = "SELECT path FROM instance WHERE sop_class_uid = ?"
+        return archive.database.execute(wanted, (SecondaryCaptureImageStorage,)).fetchall()
 
     wait_until(lambda: made() or archive.jobs.recent(states=("failed",)))
     assert not archive.jobs.recent(states=("failed",)), archive.jobs.recent(states=("failed",))
@@ -100,12 +99,13 @@ def test_a_ct_that_is_sent_gets_its_projection(node, dcmtk, shared_data, wait_un
 
 
 def test_it_is_found_over_the_network_and_listed(node, dcmtk, tharsis, site, monkeypatch):
-    ((study,),) = Archive(node.data).database.execute("SELECT study_instance_uid FROM study").fetchall()
+    archive = Archive(node.data)
+    ((study,),) = archive.database.execute("SELECT study_instance_uid FROM study").fetchall()
     found = dcmtk(
         "findscu", "-S", "-aec", "THARSIS", "127.0.0.1", node.port, "-k", "QueryRetrieveLevel=SERIES",
         "-k", "SeriesDescription=Maximum*", "-k", "SeriesInstanceUID", "-k", f"StudyInstanceUID={study}",
     ).stdout  # fmt: skip
-    assert "Maximum intensity projection, left" in found
+    assert "Maximum intensity, left" in found
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     listed = json.loads(tharsis("plugins", "list", "--config", node.config, "--json").stdout)
     assert (listed[0]["name"], listed[0]["package"], listed[0]["version"]) == ("mip", "tharsis-mip", "1.0.0")

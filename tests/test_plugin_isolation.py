@@ -121,7 +121,7 @@ def test_who_hangs_or_dies_at_the_start_is_left_out_and_the_node_is_up(node, job
         "dies_at_import": "was at work on import when its worker ended with status 5",
     }
     assert "plug-in fails_at_import is left out: cannot be imported: SystemExit: no licence" in node.log()
-    assert "plug-in thieving is left out: job_functions: jobs of kind 'scrub' are done by plug-in scrubber" in node.log()
+    assert "plug-in thieving is left out: job_functions: jobs of kind 'scrub' are done by plug-in scrub" in node.log()
     assert "stuck_when_asked did not return from jobs_for_series within 3 s: this process ends" in node.log()
 
 

@@ -1,4 +1,4 @@
-"""A plug-in for Tharsis: for each CT series a maximum intensity projection, as a Secondary Capture of the same study."""
+"""A plug-in for Tharsis: of each CT series a maximum intensity projection, as Secondary Capture in the same study."""
 
 from typing import Any, Literal
 
@@ -65,12 +65,13 @@ def project(task: Task) -> None:
 
 
 def projected(volume: Volume, own: MipSettings) -> np.ndarray:
-    """Return the grey values of the greatest HU along the lines of sight, head up, (row, column) uint8, square pixels."""
-    if volume.placement is None or not volume.is_hu:
-        raise CannotProceed("a projection needs a volume in HU whose place in the patient is known")
+    """Return the grey values of the greatest HU along the lines of sight, head up, (row, column), square pixels."""
+    steps = volume.placement.affine[:3, [2, 1, 0]] if volume.placement else np.zeros((3, 3))  # of x, y, z; LPS, mm
+    if not volume.is_hu or list(steps[:, :2].argmax(axis=0)) != [0, 1]:
+        raise CannotProceed("expected slices in HU, with rows to the left and columns to the back of the patient")
     z, y, x = volume.spacing_mm_zyx
     greatest = volume.values.max(axis=1 if own.view == "front" else 2)
-    upright = greatest[::-1] if volume.placement.step_z_xyz[2] > 0 else greatest
+    upright = greatest[::-1] if steps[2, 2] > 0 else greatest
     hu = scipy.ndimage.zoom(upright, (z / (x if own.view == "front" else y), 1.0), order=1)
     grey = (hu - own.darkest_hu) / (own.brightest_hu - own.darkest_hu)
     return np.round(255 * np.clip(grey, 0.0, 1.0)).astype(np.uint8)
@@ -78,16 +79,15 @@ def projected(volume: Volume, own: MipSettings) -> np.ndarray:
 
 def secondary_capture(picture: np.ndarray, slices: list[Dataset], recipe: dict[str, Any]) -> Dataset:
     """Return the DICOM object; its UIDs follow from series and recipe, so that doing it again replaces it."""
-    first = slices[0]
-    uid = derived_uid(str(first.SeriesInstanceUID), canonical(recipe))
+    first, text = slices[0], canonical(recipe)
+    uid = derived_uid(str(first.SeriesInstanceUID), text)
     image = highdicom.sc.SCImage.from_ref_dataset(
         first, picture, "MONOCHROME2", 8, "PATIENT", uid, 5000 + int(first.SeriesNumber or 0), derived_uid(uid, "1"), 1,
         "tharsis-mip", patient_orientation=("L", "F") if recipe["view"] == "front" else ("P", "F"),
-        series_description=f"Maximum intensity projection, {recipe['view']}", transfer_syntax_uid=ExplicitVRLittleEndian,
+        transfer_syntax_uid=ExplicitVRLittleEndian, series_description=f"Maximum intensity, {recipe['view']}",
     )  # fmt: skip
     image.ConversionType, image.BurnedInAnnotation, image.Laterality = "WSD", "NO", ""
-    image.DerivationDescription = canonical(recipe)
-    image.DerivationCodeSequence = [code("113078", "DCM", "Maximum intensity projection")]  # CID 7203
+    image.DerivationDescription, image.DerivationCodeSequence = text, [code("113078", "DCM", "Maximum intensity projection")]
     image.SourceImageSequence = [
         item_of(
             ReferencedSOPClassUID=each.SOPClassUID,
