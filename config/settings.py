@@ -159,6 +159,7 @@ class ReconstructSettings(_Section):
     filter: Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
     cutoff: Annotated[float, Field(gt=0, le=1)]
     voxel_mm: NotNegative
+    limited_arc: bool
     threads: Annotated[int, Field(ge=0)]
 
 

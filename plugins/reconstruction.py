@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydicom.uid import CTImageStorage
+
 from config.settings import ReconstructSettings, Settings
 from index import derivations
 from plugins.hookspecs import JobFunction, hookimpl
@@ -68,11 +70,33 @@ def job_functions() -> Mapping[str, JobFunction]:
     return {KIND: reconstruct}
 
 
+def is_lowest_bin(series: Series) -> bool:
+    """Whether this node reconstructed `series` as the lowest energy bin of a scan, with values that are attenuation.
+
+    Those of a limited arc only tell more from less.
+    """
+    made_by = series.made_by
+    return (
+        made_by is not None
+        and made_by.kind == KIND
+        and series.instances[0].sop_class_uid == CTImageStorage
+        and made_by.outputs[0] == series.uid
+        and "RealWorldValueMappingSequence" in series.header
+    )
+
+
 def parameters_from(settings: ReconstructSettings) -> Parameters:
     """Return the reconstruction that the settings ask for."""
     from reconstruct.pipeline import Parameters
 
-    return Parameters(settings.filter, settings.cutoff, settings.voxel_mm, settings.memory_mb, settings.threads)
+    return Parameters(
+        settings.filter,
+        settings.cutoff,
+        settings.voxel_mm,
+        settings.limited_arc,
+        settings.memory_mb,
+        settings.threads,
+    )
 
 
 def reconstruct(task: Task) -> None:

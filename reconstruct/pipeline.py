@@ -36,6 +36,8 @@ class Parameters:
         Window of the ramp filter, and its cut-off as a fraction of the Nyquist frequency.
     voxel_mm
         Edge of a voxel, mm; 0: the detector's pitch, scaled to the isocentre.
+    limited_arc
+        Whether an arc that is no short scan is reconstructed as tomosynthesis, without a scale of its values.
     memory_mb
         Most that line integrals, volume and the work of FDK hold in memory together, MiB. What does not fit is mapped
         from files; not counted are the headers and flat fields of the scan.
@@ -46,12 +48,13 @@ class Parameters:
     filter: str = "ram-lak"
     cutoff: float = 1.0
     voxel_mm: float = 0.0
+    limited_arc: bool = False
     memory_mb: int = 2048
     threads: int = 0
 
     def recipe(self) -> dict[str, Any]:
         """Return what determines the voxels: not the memory and the threads, which do not."""
-        told = {key: value for key, value in asdict(self).items() if key not in ("memory_mb", "threads")}
+        told = {key: value for key, value in asdict(self).items() if key not in ("memory_mb", "threads", "limited_arc")}
         return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told}
 
 
@@ -132,6 +135,7 @@ def _volume(
             grid,
             filter=scan.request.filter or parameters.filter,
             cutoff=scan.request.cutoff or parameters.cutoff,
+            limited_arc=parameters.limited_arc,
             memory_mb=memory.fdk_mb,
             threads=parameters.threads,
             progress=_scaled(report, _PREPARED, _RECONSTRUCTED),
