@@ -29,7 +29,7 @@ class MipSettings(BaseModel):
 
     view: Literal["front", "left"] = Field("front", description="from where one looks at the patient")
     darkest_hu: float = Field(-200.0, description="shown black, HU")
-    brightest_hu: float = Field(1500.0, description="shown white, HU")
+    width_hu: float = Field(1700.0, gt=0.0, description="from black to white, HU")
 
 
 @hookimpl
@@ -73,8 +73,7 @@ def projected(volume: Volume, own: MipSettings) -> np.ndarray:
     greatest = volume.values.max(axis=1 if own.view == "front" else 2)
     upright = greatest[::-1] if steps[2, 2] > 0 else greatest
     hu = scipy.ndimage.zoom(upright, (z / (x if own.view == "front" else y), 1.0), order=1)
-    grey = (hu - own.darkest_hu) / (own.brightest_hu - own.darkest_hu)
-    return np.round(255 * np.clip(grey, 0.0, 1.0)).astype(np.uint8)
+    return np.round(255 * np.clip((hu - own.darkest_hu) / own.width_hu, 0.0, 1.0)).astype(np.uint8)
 
 
 def secondary_capture(picture: np.ndarray, slices: list[Dataset], recipe: dict[str, Any]) -> Dataset:
@@ -87,7 +86,8 @@ def secondary_capture(picture: np.ndarray, slices: list[Dataset], recipe: dict[s
         transfer_syntax_uid=ExplicitVRLittleEndian, series_description=f"Maximum intensity, {recipe['view']}",
     )  # fmt: skip
     image.ConversionType, image.BurnedInAnnotation, image.Laterality = "WSD", "NO", ""
-    image.DerivationDescription, image.DerivationCodeSequence = text, [code("113078", "DCM", "Maximum intensity projection")]
+    image.DerivationDescription = text
+    image.DerivationCodeSequence = [code("113078", "DCM", "Maximum intensity projection")]
     image.SourceImageSequence = [
         item_of(
             ReferencedSOPClassUID=each.SOPClassUID,
