@@ -84,6 +84,7 @@ def _child(names: Sequence[str], settings: Settings) -> tuple[int, list[Facts]]:
 def main(names: Sequence[str]) -> None:
     """Load the plug-ins and print a line of JSON for each."""
     from plugins.found import found
+    from plugins.manager import PATIENCE_WITH_BUILT_IN  # loads what every plug-in needs, before one is watched
 
     settings = Settings.model_validate_json(sys.stdin.read())
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -93,7 +94,8 @@ def main(names: Sequence[str]) -> None:
     watch.start()
     there = {each.name: each for each in found() if not each.problem}
     for name in names:
-        with watch.over(name, "import", _limit_s(settings)):
+        patience = PATIENCE_WITH_BUILT_IN if there[name].built_in else 1.0
+        with watch.over(name, "import", patience * _limit_s(settings)):
             facts = _facts(there[name], settings)
         told.write(json.dumps(asdict(facts)) + "\n")
         told.flush()

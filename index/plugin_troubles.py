@@ -1,7 +1,8 @@
 """What plug-ins have done to their worker: those that hang or kill it are left out, for a series or altogether.
 
-A row is one kind of trouble: of a plug-in, at one place, with one subject, or, with the subject "", in a row with
-whatever it was asked about. What came back in time wipes the row of its place out.
+A row is one kind of trouble: of a plug-in, at one place, with one subject, or, with the subject "", with how many
+subjects in a row. What came back in time wipes the latter out. A single file that a plug-in cannot stand, tried again
+and again, counts once: it costs its own job, not the plug-in.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CREATE INDEX plugin_trouble_subject ON plugin_trouble(subject);
 _AT_WORK = ("jobs_for_series", "job ")
 """How the places begin that come again with each series; all others belong to the start of a worker."""
 
-_MOST_AT_WORK = 5
+_MOST_AT_WORK = 3
 _MOST_WITH_A_SUBJECT = {"hung": 1, "died": 2}
 _MOST_AT_START = {"hung": 2, "died": 3}
 """A plug-in that has hung, or killed its worker, so often is left out. Once more for deaths, which others may cause."""
@@ -69,8 +70,12 @@ class Trouble:
 
 
 def note(database: Database, trouble: Trouble) -> None:
-    """Count a trouble once more, with its subject and in a row, inside the caller's transaction."""
-    for subject in {trouble.subject, ""}:
+    """Count a trouble once more with its subject, and in a row if it is a new one; inside the caller's transaction."""
+    known = database.execute(
+        "SELECT 1 FROM plugin_trouble WHERE plugin = ? AND place = ? AND subject = ? AND how = ? AND subject <> ''",
+        (trouble.plugin, trouble.place, trouble.subject, trouble.how.value),
+    ).fetchone()
+    for subject in {trouble.subject} if known else {trouble.subject, ""}:
         database.execute(
             "INSERT INTO plugin_trouble (plugin, place, subject, how, version, times, sentence, at) "
             "VALUES (?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT (plugin, place, subject, how) DO UPDATE SET "

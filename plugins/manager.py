@@ -28,7 +28,7 @@ _NOT_FOR_PLUGINS = {SERIES_STABLE, *NETWORK_KINDS}
 """Kinds of job that the node does itself."""
 
 
-_PATIENCE_WITH_BUILT_IN = 10.0
+PATIENCE_WITH_BUILT_IN = 10.0
 """Times ``[plugins] hook_s``: on a cold disk, the libraries of the node itself take their time, and do not hang."""
 
 
@@ -74,7 +74,7 @@ class Plugins(pluggy.PluginManager):
     def add(self, plugin: Found) -> None:
         """Load one plug-in; one that cannot be used is left out, with the reason in the log."""
         try:
-            patience = _PATIENCE_WITH_BUILT_IN if plugin.built_in else 1.0
+            patience = PATIENCE_WITH_BUILT_IN if plugin.built_in else 1.0
             with self.watch.over(plugin.name, "import", patience * self.settings.plugins.hook_s):
                 self._register(plugin)
             self._own[plugin.name] = self._own_settings(plugin.name)

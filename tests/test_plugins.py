@@ -245,9 +245,9 @@ def claimed(archive, kind="mip"):
     return archive.jobs.claim("worker-1", claim_s=60, max_attempts=3)
 
 
-def left_by(archive, plugin_name, place, how_it_ended, *, hung=False, job=None):
+def left_by(archive, plugin_name, place, how_it_ended, *, hung=False, job=None, subject=""):
     number, started = (job.id, job.started) if job else (0, 0.0)
-    doing = Doing(plugin_name, place, 5.0, number, started, "1.2.3" if job else "", hung)
+    doing = Doing(plugin_name, place, 5.0, number, started, "1.2.3" if job else subject, hung)
     settle(archive, "worker-1", doing, how_it_ended, told().jobs, {plugin_name: "p 1"})
 
 
@@ -287,11 +287,17 @@ def test_who_hangs_at_every_start_is_left_out_until_another_version_comes_or_it_
     assert Troubles(archive).left_out({"x": "p 1"}) == {}
 
 
-def test_deaths_and_hangs_at_work_need_more_before_the_plug_in_goes(archive):
-    for _ in range(4):
-        left_by(archive, "x", "job mip", "died of SIGSEGV")
+@pytest.mark.parametrize("hung", [True, False])
+def test_one_bad_file_costs_its_job_and_three_in_a_row_cost_the_plug_in(archive, hung):
+    for _ in range(5):
+        left_by(archive, "x", "job mip", "died of SIGSEGV", hung=hung, subject="1.1")
+    left_by(archive, "x", "job mip", "died of SIGSEGV", hung=hung, subject="1.2")
     assert Troubles(archive).left_out({}) == {}
-    left_by(archive, "x", "job mip", "died of SIGSEGV")
+    Troubles(archive).came_back("x", "job mip")
+    for subject in ("1.3", "1.4"):
+        left_by(archive, "x", "job mip", "died of SIGSEGV", hung=hung, subject=subject)
+    assert Troubles(archive).left_out({}) == {}
+    left_by(archive, "x", "job mip", "died of SIGSEGV", hung=hung, subject="1.5")
     assert set(Troubles(archive).left_out({})) == {"x"}
 
 
