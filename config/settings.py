@@ -161,6 +161,7 @@ class ReconstructSettings(_Section):
     voxel_mm: NotNegative
     limited_arc: bool
     threads: Annotated[int, Field(ge=0)]
+    scheduler: Annotated[str, Field(pattern=r"^((tcp|tls)://[^\s/]+:\d+)?$")]
 
 
 class SegmentationSettings(_Section):

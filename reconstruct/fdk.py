@@ -97,6 +97,7 @@ def fdk(
     filter: str = "ram-lak",
     cutoff: float = 1.0,
     limited_arc: bool = False,
+    measured: Redundancy | None = None,
     memory_mb: int = 2048,
     threads: int = 0,
     progress: Callable[[float], None] | None = None,
@@ -123,6 +124,9 @@ def fdk(
         frequency.
     limited_arc
         Whether an arc that is no short scan is reconstructed as it is, without a scale of its values (tomosynthesis).
+    measured
+        What the measurements count for, where `geometry` is but a part of a scan. None: as `geometry` and `limited_arc`
+        say.
     memory_mb
         Most that is allocated, MiB, besides `projections` and the result: views are filtered in blocks and slices
         worked on in slabs that fit.
@@ -149,7 +153,8 @@ def fdk(
     if tuple(projections.shape) != expected:
         raise ValueError(f"expected projections of shape {expected}, got {tuple(projections.shape)}")
     require_circular(geometry)
-    measured = redundancy(geometry, limited_arc=limited_arc)
+    if measured is None:
+        measured = redundancy(geometry, limited_arc=limited_arc)
     symmetric = geometry.extended(*measured.missing_columns)
     filtering = _Filtering(
         geometry,

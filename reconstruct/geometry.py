@@ -262,6 +262,13 @@ class ConeBeamGeometry:
         columns = self.columns + before + after
         return ConeBeamGeometry(self.sources, centres, self.column_steps, self.row_steps, self.rows, columns)
 
+    def band(self, first: int, end: int) -> ConeBeamGeometry:
+        """Return the same with the rows `first` to `end` (exclusive) of the detector only."""
+        if not 0 <= first < end <= self.rows:
+            raise GeometryError(f"expected a band within rows 0 to {self.rows}, got {first} to {end}")
+        centres = self.detector_centres + ((first + end) / 2 - self.rows / 2) * self.row_steps
+        return ConeBeamGeometry(self.sources, centres, self.column_steps, self.row_steps, end - first, self.columns)
+
     def fitted_grid(self, voxel_mm: float = 0.0) -> VolumeGrid:
         """Return the grid of cubic voxels around the cylinder about z that can be reconstructed; see `cylinder_seen`.
 

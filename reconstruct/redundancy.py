@@ -19,7 +19,7 @@ at β + π + 2γ under -γ. The weights of the two have to add up to 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -72,6 +72,15 @@ class Redundancy:
         columns = self.geometry.columns - 1
         axis = _axis_columns(self.geometry)
         return max(0, math.ceil(columns - 2 * axis.min())), max(0, math.ceil(2 * axis.max() - columns))
+
+    def select(self, views: slice) -> Redundancy:
+        """Return the same of some of the views, which still count for what they count for in the whole scan."""
+        if views == slice(None):
+            return self
+        arc = replace(
+            self.arc, shares_rad=self.arc.shares_rad[views], positions_rad=self.arc.positions_rad[views]
+        )
+        return replace(self, arc=arc, geometry=self.geometry.select(views))
 
     def weights(self, views: slice) -> Weights:
         """Return the weights of `views` in units of those of a full circle, (view, column) float32, 0 to 2.
