@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -131,7 +131,8 @@ def _fields(model: object) -> dict[str, str]:
 
 
 def _field(facts: Any) -> str:
-    kind = getattr(facts.annotation, "__name__", str(facts.annotation))
+    one_of = " or ".join(map(repr, get_args(facts.annotation))) if get_origin(facts.annotation) is Literal else ""
+    kind = one_of or getattr(facts.annotation, "__name__", str(facts.annotation))
     default = "to be given" if facts.is_required() else f"default {facts.get_default(call_default_factory=True)!r}"
     return f"{kind}, {default}" + (f": {facts.description}" if facts.description else "")
 

@@ -453,6 +453,8 @@ def one_sentence(error: ValidationError) -> str:
         if mistake["type"] == "tuple_type" and mistake["loc"] == ("application_entities",):
             expected = "[[application_entities]], in double brackets"
         message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = "there is no such key"
         if expected:
             message = f"expected {expected}, got {mistake['input']!r}"
         sentences.append(f"{where}: {message}" if where else message)

@@ -110,7 +110,8 @@ class Plugins(pluggy.PluginManager):
             try:
                 return model.model_validate(told)
             except ValidationError as error:
-                raise PluginError(f"[plugins.settings.{name}] {one_sentence(error)}") from error
+                keys = ", ".join(model.model_fields)
+                raise PluginError(f"[plugins.settings.{name}] {one_sentence(error)}; its keys are {keys}") from error
         return told
 
     def own(self, name: str) -> Any:
