@@ -25,12 +25,13 @@ from commands.images import (
     is_image_file,
 )
 from commands.supervisor import read_state
-from index import integrity, tally
+from index import integrity, plugin_troubles, tally
 from index.archive import Archive
 from index.bases import files as bases
 from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
 from index.files import is_part10
 from index.jobs import STATES
+from plugins.found import found, versions
 
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
 
@@ -63,6 +64,8 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
     if facts["studies_deleted_by_retention"]:
         table.add_row("retention", f"{facts['studies_deleted_by_retention']:,} studies deleted so far")
     table.add_row("jobs", ", ".join(f"{count} {state}" for state, count in facts["jobs"].items()) or "none")
+    for name, why in facts["plugins_left_out"].items():
+        table.add_row("plug-in", f"[bold red]{escape(name)} is left out[/]: it {escape(why)}")
     for model in facts["encoders"]:
         table.add_row("embeddings", f"{model['embeddings']:,} of {model['model_id']}")
     for base in facts["vector_indexes"]:
@@ -116,6 +119,7 @@ def _facts(archive: Archive, target_recall: float) -> dict[str, Any]:
         "all_verified_since": _moment(integrity.all_verified_since(database)),
         "studies_deleted_by_retention": tally.value(database, tally.STUDIES_DELETED_BY_RETENTION),
         "jobs": archive.jobs.counts(),
+        "plugins_left_out": plugin_troubles.left_out(database, versions(found())),
         "encoders": [{"model_id": model, "embeddings": number} for model, number in encoders],
         "vector_indexes": [_index_facts(made, target_recall) for made in bases.every(database)],
     }

@@ -21,7 +21,9 @@ from rich.table import Table
 from commands.console import FAILED, ConfigOption, DataOption, JsonOption, out, print_json, settings_from
 from commands.supervisor import read_state
 from config.identity import version
+from config.plugins import ChoiceError, chosen, read_choice
 from config.settings import Settings
+from plugins.found import found, unknown_names
 
 TOP_LEVEL_NAMES = ("config", "index", "reconstruct", "plugins", "scp", "commands", "tharsis")
 _LIBRARIES = ("pydicom", "pynetdicom", "highdicom", "numpy", "numba", "faiss-cpu", "scikit-image", "sqlite-utils")
@@ -50,7 +52,7 @@ def check(
         typer.echo(resources.files("config").joinpath("default.toml").read_text(encoding="utf-8"), nl=False)
         return
     settings = settings_from(config, data=data)
-    findings = [*_names(), *_ports(settings), *_tls(settings), *_data(settings), *_versions()]
+    findings = [*_names(), *_ports(settings), *_tls(settings), *_data(settings), *_plugins(settings), *_versions()]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -116,6 +118,19 @@ def _data(settings: Settings) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free >> 20
     enough = free > settings.archive.reserve_mb
     yield Finding(f"data folder {folder}", enough, f"{free:,} MiB free, {settings.archive.reserve_mb} kept in reserve")
+
+
+def _plugins(settings: Settings) -> Iterator[Finding]:
+    """Whether the plug-ins that the settings name are there; `tharsis plugins list` loads them, too."""
+    installed = found()
+    try:
+        wanted = chosen(settings.plugins, read_choice(settings.archive.data))
+    except ChoiceError as error:
+        yield Finding("plug-ins", good=False, detail=str(error))
+        return
+    slips = unknown_names(wanted, installed)
+    running = [each.name for each in installed if each.name not in wanted.disabled and not each.problem]
+    yield Finding("plug-ins", not slips, "; ".join(slips) or ", ".join(running))
 
 
 def _versions() -> Iterator[Finding]:

@@ -1,11 +1,13 @@
 """One process of the node, started by the supervisor: ``python -m commands.process network`` (or worker, or encoder).
 
 The settings come as one JSON line on standard input, which then stays open: when it closes, the supervisor is gone and
-the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output.
+the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output. A process
+that follows one that died is told, as its last argument, how that one ended.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -14,13 +16,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from config import logs
+from config import plugins as plugin_settings
 from config.settings import Settings
 from index.archive import Archive
 from index.errors import ArchiveError
+from plugins.watch import AGAIN, Note, Watch, end_process, note_path
+
+if TYPE_CHECKING:
+    from plugins.manager import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +38,30 @@ _ORPHAN_GRACE_S = 5.0
 """A process whose supervisor is gone ends after this at the latest, seconds: the next start waits for it."""
 
 
-def main(role: str, name: str) -> None:
-    """Run as `role` (``network``, ``worker``, ``encoder`` or ``router``) until told to stop."""
+def main(role: str, name: str, predecessor: str = "") -> None:
+    """Run as `role` (``network``, ``worker``, ``encoder`` or ``router``) until told to stop.
+
+    Parameters
+    ----------
+    predecessor
+        How the process before it ended, as a clause; empty when the node has just been started.
+    """
     settings = Settings.model_validate_json(sys.stdin.readline())
     supervisor = _take_standard_output()
     logs.configure(settings.logs.level, name)
     archive = Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
-    run = {"network": _network, "worker": _worker, "encoder": _encoder, "router": _router}[role]
-    run(archive, settings, name, supervisor)
+    status = 0
+    if role == "network":
+        _network(archive, settings, name, supervisor)
+    elif role == "encoder":
+        _encoder(archive, settings, name, supervisor, predecessor)
+    elif role == "router":
+        _router(archive, settings, name, supervisor)
+    else:
+        status = _worker(archive, settings, name, supervisor, predecessor)
     # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
     logging.shutdown()
-    os._exit(0)
+    os._exit(status)
 
 
 def _take_standard_output() -> TextIO:
@@ -71,11 +92,9 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
         server = Server(archive, settings, search, name=name)
         server.start()
     except CannotListen as error:
-        _tell(supervisor, {"error": f"cannot listen on {error.filename}: {error.strerror}"})
-        sys.exit(1)
+        _cannot_start(supervisor, f"cannot listen on {error.filename}: {error.strerror}")
     except (OSError, TlsError, CannotDeidentify) as error:
-        _tell(supervisor, {"error": str(error)})
-        sys.exit(1)
+        _cannot_start(supervisor, str(error))
     stop = threading.Event()
     _on_stop(stop.set)
     _tell(supervisor, {"ready": True, "port": server.port, "tls_port": server.tls_port})
@@ -91,34 +110,93 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
-    from plugins.manager import load_plugins
-    from plugins.segmentation.offered import UnknownSegmenter, chosen
+def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> int:
+    """Do jobs; return the exit status."""
     from plugins.worker import Worker  # numba, highdicom: never in the network process
 
     os.nice(settings.jobs.nice)
-    plugins = load_plugins()
+    data = settings.archive.data
+    chosen_at = plugin_settings.mark(data)
+    try:
+        plugins = _plugins(archive, settings, name, predecessor)
+    except plugin_settings.ChoiceError as error:
+        _cannot_start(supervisor, str(error))
+    _check_segmenters(plugins, settings, supervisor, first=not predecessor)
+
+    def has_changed() -> bool:
+        return plugin_settings.mark(data) != chosen_at and _is_readable(data)
+
+    worker = Worker(archive, settings, name, plugins, is_over=has_changed)
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        worker.stop()
+
+    _on_stop(stop)
+    _tell(supervisor, {"ready": True})
+    worker.run()
+    if stopped.is_set():
+        return 0
+    logger.info("%s has changed: starting again with it", plugin_settings.CHOICE_FILE)
+    return AGAIN
+
+
+def _is_readable(data: Path) -> bool:
+    try:
+        plugin_settings.read_choice(data)
+    except plugin_settings.ChoiceError:  # being edited: the next look, or the next start, is told
+        return False
+    return True
+
+
+def _plugins(
+    archive: Archive, settings: Settings, name: str, predecessor: str, only: Sequence[str] | None = None
+) -> Plugins:
+    """Settle what the process before this one left, and load the plug-ins under the eyes of a watch."""
+    from plugins.aftermath import settle
+    from plugins.found import found, versions
+    from plugins.manager import load_plugins
+    from plugins.troubles import Troubles
+
+    faulthandler.enable()
+    installed = versions(found())
+    note = Note(note_path(archive.data, name))
+    settle(archive, name, note.left, predecessor, settings.jobs, installed)
+    note.write(None)
+    troubles = Troubles(archive)
+    watch = Watch(note, end_process, returned=troubles.came_back)
+    watch.start()
+    return load_plugins(only, settings=settings, watch=watch, troublesome=troubles.left_out(installed))
+
+
+def _check_segmenters(plugins: Plugins, settings: Settings, supervisor: TextIO, *, first: bool) -> None:
+    """Refuse to start with settings that name an unknown segmenter; not where a plug-in is missing that may have it."""
+    from plugins.segmentation.offered import UnknownSegmenter, chosen
+
+    if not plugins.has_plugin("segmentation"):
+        return
     try:
         chosen(plugins, settings)
     except UnknownSegmenter as error:
-        _tell(supervisor, {"error": str(error)})
-        sys.exit(1)
-    worker = Worker(archive, settings, name, plugins)
-    _on_stop(worker.stop)
-    _tell(supervisor, {"ready": True})
-    worker.run()
+        if first and not plugins.left_out and not plugins.disabled:
+            _cannot_start(supervisor, str(error))
+        logger.warning("%s", error)
 
 
-def _encoder(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+def _cannot_start(supervisor: TextIO, sentence: str) -> NoReturn:
+    _tell(supervisor, {"error": sentence})
+    sys.exit(1)
+
+
+def _encoder(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> None:
     from index.jobs import EMBED_ASKED
     from plugins.asked import Attention, warm_up
-    from plugins.manager import load_plugins
     from plugins.worker import Worker
 
     attention = Attention(archive, settings)
-    worker = Worker(
-        archive, settings, name, load_plugins(only=["asked"]), kinds=(EMBED_ASKED,), wait=attention.wait
-    )
+    plugins = _plugins(archive, settings, name, predecessor, only=["asked"])
+    worker = Worker(archive, settings, name, plugins, kinds=(EMBED_ASKED,), wait=attention.wait)
 
     def stop() -> None:
         worker.stop()
@@ -139,8 +217,7 @@ def _router(archive: Archive, settings: Settings, _name: str, supervisor: TextIO
     try:
         router = make_router(archive, settings)
     except (RouteError, TlsError, ArchiveError) as error:
-        _tell(supervisor, {"error": str(error)})
-        sys.exit(1)
+        _cannot_start(supervisor, str(error))
     _on_stop(router.stop)
     _tell(supervisor, {"ready": True})
     router.run()
@@ -168,4 +245,4 @@ def _tell(supervisor: TextIO, facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

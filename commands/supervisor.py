@@ -29,6 +29,7 @@ from config.settings import Settings
 from index.archive import Archive
 from index.errors import ArchiveError, CatalogueLost
 from index.orphans import settle_orphans
+from plugins.watch import AGAIN, HUNG, note_path, read_note
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,13 @@ class _Process:
     port: int = 0
     tls_port: int = 0
     error: str = ""
+    how_it_ended: str = ""
     ready: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def pid(self) -> int:
+        """Of the operating system process."""
+        return self.popen.pid if self.popen else 0
 
 
 class Supervisor:
@@ -202,12 +209,12 @@ class Supervisor:
         finally:
             archive.close()
 
-    def _launch(self, process: _Process) -> None:
+    def _launch(self, process: _Process, predecessor: str = "") -> None:
         process.ready.clear()
         process.restart_at = None
         process.started = time.monotonic()
         process.popen = subprocess.Popen(  # noqa: S603 - our own module, with our own names
-            [sys.executable, "-P", "-m", "commands.process", process.role, process.name],
+            [sys.executable, "-P", "-m", "commands.process", process.role, process.name, predecessor],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -237,7 +244,15 @@ class Supervisor:
         deadline = time.monotonic() + _START_S
         while not process.ready.wait(0.05):
             status = process.popen.poll() if process.popen else None
-            if status is not None:
+            note = read_note(note_path(self._data, process.name))
+            in_hands_of_plugin = note is not None and note.process == process.pid
+            if in_hands_of_plugin:  # its own limit ends it
+                deadline = time.monotonic() + _START_S
+            if status is not None and in_hands_of_plugin and not process.error:
+                how = _how_it_ended(status)
+                logger.error("%s (process %d) %s while it started: once more", process.name, process.pid, how)
+                self._launch(process, how)
+            elif status is not None:
                 why = process.error or f"the {process.name} process could not start; the lines above say why"
                 raise StartError(why)
             if time.monotonic() > deadline:
@@ -247,19 +262,21 @@ class Supervisor:
         now = time.monotonic()
         if process.restart_at is not None:
             if now >= process.restart_at:
-                self._launch(process)
-                pid = process.popen.pid if process.popen else 0
-                logger.warning("%s restarted as process %d", process.name, pid)
+                self._launch(process, process.how_it_ended)
+                logger.warning("%s restarted as process %d", process.name, process.pid)
                 self._write_state()
             return
         if process.popen is None or process.popen.poll() is None:
             return
         if now - process.started > _SETTLED_S:
             process.deaths = 0
+        process.how_it_ended = how = _how_it_ended(process.popen.returncode)
+        if process.popen.returncode in (AGAIN, HUNG):  # it has told why, and cannot do so often
+            process.restart_at = now
+            return
         delay = _RESTART_DELAYS_S[min(process.deaths, len(_RESTART_DELAYS_S) - 1)]
         process.deaths += 1
         process.restart_at = now + delay
-        how = _how_it_ended(process.popen.returncode)
         logger.error("%s (process %d) %s; restarting in %.0f s", process.name, process.popen.pid, how, delay)
         self._dead.put(process.popen.pid)
 
@@ -322,6 +339,8 @@ def _settle(archive: Archive) -> str:
 def _how_it_ended(status: int) -> str:
     if status < 0:
         return f"died of {signal.Signals(-status).name}"
+    if status == HUNG:
+        return "ended because a plug-in hung in it"
     return f"ended with status {status}"
 
 

@@ -26,6 +26,7 @@ from config.ae_titles import (
 )
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
 from config.deidentification import DeidentificationSettings
+from config.plugins import PluginSettings
 from config.routes import RouteSettings, RoutingSettings
 from config.sections import AETitle, NotNegative, Positive
 from config.sections import Section as _Section
@@ -106,6 +107,7 @@ class JobSettings(_Section):
     max_attempts: Annotated[int, Field(ge=1)]
     retry_delay_s: NotNegative
     claim_s: Positive
+    stalled_s: Positive
     stop_grace_s: NotNegative
     nice: Annotated[int, Field(ge=0, le=19)]
     keep_days: NotNegative
@@ -268,6 +270,7 @@ class Settings(_Section):
     tls: TlsSettings
     archive: ArchiveSettings
     jobs: JobSettings
+    plugins: PluginSettings
     commitment: CommitmentSettings
     integrity: IntegritySettings
     retention: RetentionSettings
@@ -358,7 +361,7 @@ def load_settings(
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_one_sentence(error)) from error
+        raise SettingsError(one_sentence(error)) from error
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -456,10 +459,12 @@ _EXPECTED = {
     "path_type": "a path",
     "frozen_set_type": "a list",
     "tuple_type": "a list",
+    "dict_type": "a table",
 }
 
 
-def _one_sentence(error: ValidationError) -> str:
+def one_sentence(error: ValidationError) -> str:
+    """Say in one sentence what is wrong with settings, by the keys of the file."""
     sentences = []
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"])
@@ -467,6 +472,8 @@ def _one_sentence(error: ValidationError) -> str:
         if mistake["type"] == "tuple_type" and mistake["loc"][-1] in _LISTS_OF_TABLES:
             expected = f"[[{mistake['loc'][-1]}]], in double brackets"
         message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = "there is no such key"
         if expected:
             message = f"expected {expected}, got {mistake['input']!r}"
         sentences.append(f"{where}: {message}" if where else message)

@@ -192,21 +192,31 @@ class JobQueue:
             )
             return int(updated.rowcount)
 
-    def free_claims_of(self, worker: str, *, max_attempts: int) -> int:
-        """Queue again what a worker that is known to be dead had claimed; return how many jobs."""
+    def free_claims_of(self, worker: str, *, max_attempts: int, during: str = "") -> int:
+        """Queue again what a worker that is known to be dead had claimed; return how many jobs.
+
+        Parameters
+        ----------
+        during
+            What it was doing when it died, as a clause ("plug-in x was doing it"); empty when not known.
+        """
         with self._transaction() as database:
-            return self._free(database, "worker = ?", (worker,), max_attempts)
+            return self._free(database, "worker = ?", (worker,), max_attempts, during)
 
     @staticmethod
-    def _free(database: Database, where: str, parameters: tuple[Any, ...], max_attempts: int) -> int:
+    def _free(
+        database: Database, where: str, parameters: tuple[Any, ...], max_attempts: int, during: str = ""
+    ) -> int:
         rows = database.execute(
             f"SELECT id, kind, subject, parameters, attempts FROM job WHERE state = 'running' AND {where}", parameters
         ).fetchall()
         for number, kind, subject, arguments, attempts in rows:
             if attempts >= max_attempts:
-                _finish(database, number, "failed", f"its worker died {attempts} times while running it")
+                why = f"its worker died {attempts} times while {during or 'running it'}"
+                _finish(database, number, "failed", why)
             else:
-                _requeue(database, number, kind, subject, arguments, not_before=time.time())
+                why = f"its worker died while {during}" if during else ""
+                _requeue(database, number, kind, subject, arguments, not_before=time.time(), error=why)
         return len(rows)
 
     def renew(self, job: Job, *, claim_s: float, progress: float) -> bool:

@@ -7,7 +7,8 @@ answered when), ``embedding_change`` (lets those caches follow), ``vector_base``
 ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
 (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
 were sent to ask), ``told`` (what UIDs stand for that were told through a de-identification profile), ``delivery`` and
-``destination_trouble`` (what was sent on to whom). Key columns come from `index.keys`.
+``destination_trouble`` (what was sent on to whom), ``plugin_trouble`` (plug-ins that hang). Key columns come from
+`index.keys`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from sqlite_utils import Database, Migrations
 
+from index import plugin_troubles as troubles
 from index.keys import Key, Level, Matching, item_keywords, keys_of, snake_case
 from index.unit_vectors import from_bytes, to_bytes, whole_direction
 
@@ -455,3 +457,9 @@ def told(database: Database) -> None:
 def deliveries(database: Database) -> None:
     """What was sent on to whom, and which destinations cannot be reached."""
     _run(database, _DELIVERIES)
+
+
+@migrations()
+def plugin_troubles(database: Database) -> None:
+    """Which plug-ins hang or kill their worker."""
+    _run(database, troubles.SCHEMA)

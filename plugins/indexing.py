@@ -25,12 +25,19 @@ BUILD = "index_vectors"
 SUBJECT = "vectors"
 
 _PAUSE_S = 60.0
+_LONGEST_STEP_S = 4 * 3600.0
 
 
 @hookimpl
 def job_functions() -> Mapping[str, JobFunction]:
     """Offer the jobs `look_after_vectors` and `index_vectors`."""
     return {LOOK: look, BUILD: build}
+
+
+@hookimpl
+def stalled_limits() -> Mapping[str, float]:
+    """Training an index of tens of millions of vectors is one step."""
+    return {BUILD: _LONGEST_STEP_S}
 
 
 @hookimpl

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from config.settings import Settings
 from index.archive import Archive
 from index.errors import NotFound
-from plugins.manager import ask_each, job_functions, load_plugins
+from plugins.manager import complaint, job_functions, load_plugins, work_for
 from plugins.node import CannotProceed, Series, Work
 
 
@@ -38,7 +38,7 @@ def work_of_kind(
     CannotProceed
         No plug-in does jobs of this kind.
     """
-    plugins = load_plugins()
+    plugins = load_plugins(settings=settings)
     known = job_functions(plugins)
     if kind not in known:
         raise CannotProceed(f"no plug-in does jobs of kind {kind!r}; there are {', '.join(sorted(known))}")
@@ -51,11 +51,11 @@ def work_of_kind(
         except (CannotProceed, NotFound) as error:
             refused.append(str(error))
             continue
-        for name, answer in ask_each(plugins, "jobs_for_series", series=series, settings=settings):
+        for name, answer in work_for(plugins, series, settings):
             if isinstance(answer, Exception):
-                refused.append(f"series {uid}: plug-in {name}: {answer}")
+                refused.append(f"series {uid}: {complaint(name, answer)}")
             else:
-                work |= {repr(each): each for each in answer or [] if each.kind == kind}
+                work |= {repr(each): each for each in answer if each.kind == kind}
         if progress is not None:
             progress(number / len(stored))
     return Wanted(tuple(work.values()), tuple(refused))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from index.archive import Archive, StoredInstance
 from index.derivations import Derivation
 from index.errors import NotFound
 from index.jobs import Job
+from plugins.watch import UNWATCHED, Watch
 from reconstruct.projections.registry import SOP_CLASSES, holds_projections
 
 _LONGEST_VALUE = 1 << 20
@@ -162,11 +164,21 @@ class Task:
 
     Attributes
     ----------
+    archive
+        What is stored, and its job queue.
+    settings
+        Of the node.
+    job
+        What is to be done: kind, subject, parameters.
     progress
         Call it often with the fraction done (0 to 1): it keeps the claim, and raises `Interrupted` or `Cancelled`
-        when the job has to stop. Let those pass.
+        when the job has to stop. Let those pass. A job that does not call it for its limit (`stalled_limits`) hangs.
     plugins
         Those of the worker, for a job that asks them in its turn; None: nobody can be asked.
+    own
+        Settings of the plug-in's own that does the job.
+    watch
+        Who looks whether the job comes back.
     """
 
     archive: Archive
@@ -174,6 +186,8 @@ class Task:
     job: Job
     progress: Callable[[float], None]
     plugins: pluggy.PluginManager | None = None
+    own: Any = None
+    watch: Watch = UNWATCHED
 
     def series(self) -> Series:
         """The job's subject as a series."""
@@ -182,3 +196,13 @@ class Task:
     def progress_of(self, part: int, parts: int) -> Callable[[float], None]:
         """Return the `progress` of one of `parts` equal parts of the job; `part` counts from 0."""
         return lambda fraction: self.progress((part + fraction) / parts)
+
+    def in_hands_of(self, plugin: str, limit_s: float) -> AbstractContextManager[None]:
+        """Let another plug-in do a part of the job, in a block: should it hang there, it is told by its own name.
+
+        Parameters
+        ----------
+        limit_s
+            How long it may report no progress, seconds.
+        """
+        return self.watch.over(plugin, f"job {self.job.kind}", limit_s)

@@ -1,7 +1,8 @@
 """The worker: claims jobs from the queue and runs them, one at a time, until told to stop.
 
 Progress renews the claim; a heartbeat thread does so too while a job computes without reporting. A worker that stops
-gives its job back; a worker that dies loses its claim when it is started again, or when the claim expires.
+gives its job back; a worker that dies loses its claim when it is started again, or when the claim expires. A job that
+reports nothing for its limit hangs, and its process is ended (`plugins.watch`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 
 import pluggy
 
 from config.settings import Settings
-from index import changes, jobs
+from index import changes, jobs, plugin_troubles
 from index.archive import Archive
 from index.changes import ChangeKind
 from index.errors import NotFound
@@ -22,8 +24,9 @@ from index.jobs import Job
 from index.keys import Level
 from plugins.claim import Claim
 from plugins.hookspecs import JobFunction
-from plugins.manager import ask_each, job_functions, load_plugins
+from plugins.manager import Plugins, ask_each, complaint, is_of_user, job_owners, load_plugins, work_for
 from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
+from plugins.watch import NODE_ITSELF
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class Worker:
         Does jobs of these kinds only; None: of all that are meant for ordinary workers.
     wait
         Called with seconds when nothing is due; returns then, or earlier when there may be something.
+    is_over
+        Asked between two jobs; `run` returns when it says so.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Worker:
         *,
         kinds: Collection[str] | None = None,
         wait: Callable[[float], object] | None = None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._archive = archive
         self._settings = settings
@@ -66,11 +72,13 @@ class Worker:
         self._kinds = kinds
         self._stop = threading.Event()
         self._wait = wait or self._stop.wait
-        self._plugins = plugins or load_plugins()
-        self._functions: dict[str, JobFunction] = {
-            jobs.SERIES_STABLE: self._series_stable,
-            **job_functions(self._plugins),
+        self._is_over = is_over
+        self._plugins = _as_ours(plugins, settings)
+        self._owners: dict[str, tuple[str, JobFunction]] = {
+            **job_owners(self._plugins),
+            jobs.SERIES_STABLE: (NODE_ITSELF, self._series_stable),
         }
+        self._plugins.ask_limits()
 
     def stop(self) -> None:
         """Ask the worker to stop at the next point where its job can (safe in a signal handler)."""
@@ -84,7 +92,7 @@ class Worker:
         for _ in ask_each(self._plugins, "worker_started", archive=self._archive, settings=self._settings):
             if self._stop.is_set():
                 return
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._is_over():
             if not self.run_one():
                 self._wait(_POLL_S)
 
@@ -110,17 +118,34 @@ class Worker:
             return False
         claim = Claim(self._archive, job, limits.claim_s, self._stop)
         started = time.monotonic()
-        with claim:
+        self._plugins.not_asked = plugin_troubles.not_asked(self._archive.database, job.subject)
+        with claim, self._watched(job):
             outcome = self._attempt(job, claim.progress)
         outcome()
+        if self._plugins.not_asked:  # who was not asked this time is asked the next time
+            with self._archive.transaction() as database:
+                plugin_troubles.forget_subject(database, job.subject)
         logger.info("job %d %s %s: %.1f s", job.id, job.kind, job.subject, time.monotonic() - started)
         return True
 
+    def _watched(self, job: Job) -> AbstractContextManager[None]:
+        owner, _ = self._owners.get(job.kind, (NODE_ITSELF, None))
+        limit_s = self._plugins.stalled_s(owner, job.kind)
+        attempt = (job.id, job.started or 0.0, job.subject)
+        return self._plugins.watch.over(owner, f"job {job.kind}", limit_s, job=attempt)
+
     def _attempt(self, job: Job, progress: Callable[[float], None]) -> Callable[[], None]:
         """Run the job and return what is to be recorded about it."""
-        queue = self._archive.jobs
+        queue, watch = self._archive.jobs, self._plugins.watch
+        owner, function = self._owners.get(job.kind, (NODE_ITSELF, self._refuse))
+
+        def report(fraction: float) -> None:
+            watch.sign_of_life()
+            progress(fraction)
+
+        own = self._plugins.own(owner)
         try:
-            self._function(job)(Task(self._archive, self._settings, job, progress, self._plugins))
+            function(Task(self._archive, self._settings, job, report, self._plugins, own, watch))
         except Interrupted:
             return lambda: queue.release(job)
         except Cancelled:
@@ -128,9 +153,12 @@ class Worker:
             return lambda: queue.release(job)
         except (CannotProceed, NotFound) as error:
             return self._failure(job, str(error), permanent=True)
-        except Exception as error:  # whatever a plug-in raises is its job's failure, not the worker's
+        except BaseException as error:  # whatever a plug-in raises, SystemExit too, is its job's failure
+            if is_of_user(error):
+                raise
             logger.exception("job %d %s %s failed", job.id, job.kind, job.subject)
-            return self._failure(job, f"{job.kind}: {type(error).__name__}: {error}", permanent=False)
+            who = f"plug-in {owner}: " if owner != NODE_ITSELF else ""
+            return self._failure(job, f"{who}{job.kind}: {type(error).__name__}: {error}", permanent=False)
         return lambda: queue.done(job)
 
     def _failure(self, job: Job, sentence: str, *, permanent: bool) -> Callable[[], None]:
@@ -144,25 +172,36 @@ class Worker:
             permanent=permanent,
         )
 
-    def _function(self, job: Job) -> JobFunction:
-        function = self._functions.get(job.kind)
-        if function is None:
-            raise CannotProceed(f"no plug-in does jobs of kind {job.kind!r}")
-        return function
+    def _refuse(self, task: Task) -> None:
+        missing = [*self._plugins.disabled, *self._plugins.left_out]
+        why = f" (disabled or left out: {', '.join(missing)})" if missing else ""
+        raise CannotProceed(f"no plug-in does jobs of kind {task.job.kind!r}{why}")
 
     def _series_stable(self, task: Task) -> None:
         """Ask every plug-in what is to be done with the series, and queue it."""
         series = Series(task.archive, task.job.subject)
         wanted: list[Work] = []
         failures: list[str] = []
-        for name, answer in ask_each(self._plugins, "jobs_for_series", series=series, settings=self._settings):
+        for name, answer in work_for(self._plugins, series, self._settings):
             if isinstance(answer, Exception):
-                failures.append(f"plug-in {name}: {type(answer).__name__}: {answer}")
+                failures.append(complaint(name, answer))
             else:
-                wanted += answer or []
+                wanted += answer
         with task.archive.transaction() as database:
             changes.append(database, ChangeKind.STABLE, Level.SERIES, series.uid)
             for work in wanted:
                 jobs.push(database, work.kind, work.subject, work.parameters)
         if failures:  # the others' jobs are queued all the same
             raise CannotProceed("; ".join(failures))
+
+
+def _as_ours(plugins: pluggy.PluginManager | None, settings: Settings) -> Plugins:
+    """Return the plug-ins in the form in which they can be watched and left out."""
+    if plugins is None:
+        return load_plugins(settings=settings)
+    if isinstance(plugins, Plugins):
+        return plugins
+    ours = Plugins(settings)
+    for name, plugin in plugins.list_name_plugin():
+        ours.register(plugin, name)
+    return ours

@@ -230,14 +230,14 @@ def test_each_segmenter_makes_a_series_of_its_own(archive, ct, as_bytes):
 @pytest.mark.parametrize(
     ("segmenter", "sentence"),
     [
-        (Halves(RuntimeError("no weights")), "segment: RuntimeError: no weights"),
+        (Halves(RuntimeError("no weights")), "segmenter halves of plug-in more 0: RuntimeError: no weights"),
         (Halves(depth=4), "segmenter halves: expected labels of shape (10, 32, 32), got (4, 32, 32)"),
     ],
 )
 def test_one_that_fails_harms_no_other(archive, ct, as_bytes, segmenter, sentence):
     store(archive, ct, as_bytes)
     (failed,) = work(archive, settings(use=["halves", "classical"]), offering(segmenter))
-    assert failed.error == sentence
+    assert failed.error.removeprefix("plug-in segmentation: segment: RuntimeError: ") == sentence
     assert failed.parameters == {"segmenter": "halves"}
     assert len(segmentations(archive)) == 1
 
@@ -312,14 +312,20 @@ def test_segmenters_run_in_the_order_of_the_settings():
     ("use", "more", "sentence"),
     [
         (["clasical"], (), r"segmentation.use: no segmenter 'clasical' is offered; the nearest .* is 'classical'"),
-        (["halves"], (offering(RuntimeError("no torch")),), r"'halves'.*plug-in more 0 failed .*: no torch"),
-        (["halves"], (offering(Halves()), offering(Halves())), "two plug-ins offer a segmenter 'halves'"),
+        (["halves"], (offering(RuntimeError("no torch")),), r"'halves'.*plug-in more 0: RuntimeError: no torch"),
+        (["halves"], (offering([3]),), r"'halves'.*plug-in more 0: AttributeError: 'list'"),
     ],
 )
 def test_what_is_wrong_with_the_names_is_one_sentence(caplog, use, more, sentence):
     caplog.set_level(logging.CRITICAL)
     with pytest.raises(UnknownSegmenter, match=sentence):
         chosen(managed(*more), settings(use=use))
+
+
+def test_of_two_segmenters_with_one_name_that_of_the_plug_in_asked_first_counts(caplog):
+    first, second = Halves(), Halves()
+    assert chosen(managed(offering(first), offering(second)), settings(use=["halves"]))["halves"] is first
+    assert "segmenter halves of plug-in more 1 is not used: plug-in more 0 has one" in caplog.text
 
 
 def test_a_name_that_is_given_twice_is_refused():

@@ -6,14 +6,13 @@ import sqlite3
 import threading
 from types import ModuleType
 
-import pluggy
 import pytest
 
 from config.settings import load_settings
 from index import jobs
 from index.archive import Archive
 from index.changes import ChangeKind, since
-from plugins import hookspecs, manager
+from plugins import manager
 from plugins.hookspecs import hookimpl
 from plugins.node import CannotProceed, Work
 from plugins.worker import Worker
@@ -51,9 +50,8 @@ def plugin(kind: str, function, *, wanted: bool = True) -> ModuleType:
     return module
 
 
-def managed(*modules: ModuleType) -> pluggy.PluginManager:
-    plugins = pluggy.PluginManager(hookspecs.PROJECT)
-    plugins.add_hookspecs(hookspecs)
+def managed(*modules: ModuleType) -> manager.Plugins:
+    plugins = manager.Plugins()
     for number, module in enumerate(modules):
         plugins.register(module, f"plug-in {number}")
     plugins.check_pending()
@@ -84,7 +82,7 @@ def test_a_plug_in_that_raises_fails_its_own_job_and_the_others_go_on(archive, s
     assert done == [1]
     (failed,) = archive.jobs.recent(states=("failed",))
     assert failed.attempts == settings.jobs.max_attempts
-    assert failed.error == "broken: ZeroDivisionError: oops"
+    assert failed.error == "plug-in plug-in 0: broken: ZeroDivisionError: oops"
 
 
 def test_a_plug_in_that_raises_when_asked_is_named_and_the_others_are_asked(archive, stored, settings):
@@ -203,10 +201,14 @@ def test_a_series_that_was_deleted_meanwhile_fails_in_one_sentence(archive, stor
     assert failed.error == f"no series {stored.series_instance_uid}"
 
 
-def test_two_plug_ins_cannot_do_the_same_kind():
-    plugins = managed(plugin("count", print), plugin("count", print))
-    with pytest.raises(ValueError, match="two plug-ins offer the job kind 'count'"):
-        manager.job_functions(plugins)
+def test_of_two_plug_ins_with_one_kind_of_job_the_second_is_left_out(archive, stored, settings):
+    done = []
+    plugins = managed(plugin("count", lambda task: done.append("first")), plugin("count", done.append))
+    Worker(archive, settings, "w", plugins).run_until_idle()
+    assert done == ["first"]
+    assert plugins.left_out == {
+        "plug-in 1": "job_functions: jobs of kind 'count' are done by plug-in plug-in 0, which is asked before"
+    }
 
 
 def test_the_built_in_plug_ins_use_the_same_hooks():
@@ -215,11 +217,3 @@ def test_the_built_in_plug_ins_use_the_same_hooks():
     kinds = {"reconstruct", "segment", "decompose", "embed", "adopt_encoder", "embed_asked", "scrub", "retention"}
     kinds |= {"index_vectors", "look_after_vectors", "measure", "picture", "route", "confirm_route"}
     assert set(manager.job_functions(plugins)) == kinds
-
-
-def test_every_hook_is_documented():
-    hooks = [getattr(hookspecs, name) for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), "tharsis_spec")]
-    assert len(hooks) == 4
-    for hook in hooks:
-        assert hook.__doc__, hook.__name__
-        assert hook.__doc__.strip().count("\n") >= 2, f"{hook.__name__}: say when it is asked and what it may answer"

@@ -10,6 +10,7 @@ from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Series, Task, Work
 
 KIND = "decompose"
+_LONGEST_STEP_S = 4 * 3600.0
 
 
 @hookimpl
@@ -25,6 +26,12 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
 def job_functions() -> Mapping[str, JobFunction]:
     """Offer the job `decompose`."""
     return {KIND: decompose_bins}
+
+
+@hookimpl
+def stalled_limits() -> Mapping[str, float]:
+    """Decomposing all voxels of a scan is one step."""
+    return {KIND: _LONGEST_STEP_S}
 
 
 def decompose_bins(task: Task) -> None:

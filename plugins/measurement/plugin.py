@@ -33,6 +33,7 @@ from plugins.publish import is_made, publish, record
 from reconstruct.provenance import in_words
 
 MEASURE, PICTURE = "measure", "picture"
+_LONGEST_STEP_S = 3600.0
 
 
 @hookimpl
@@ -49,6 +50,12 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
 def job_functions() -> Mapping[str, JobFunction]:
     """Offer the jobs `measure` and `picture`."""
     return {MEASURE: write_reports, PICTURE: draw_pictures}
+
+
+@hookimpl
+def stalled_limits() -> Mapping[str, float]:
+    """Measuring a hundred segments in one energy bin of a large scan is one step."""
+    return dict.fromkeys((MEASURE, PICTURE), _LONGEST_STEP_S)
 
 
 def write_reports(task: Task) -> None:

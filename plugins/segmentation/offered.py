@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pluggy
 
 from config.settings import Settings
-from plugins.manager import ask_each
+from plugins.manager import ask_each, complaint
 from plugins.segmentation.learned.models import weights_file
 from plugins.segmentation.learned.segmenter import NAME as LEARNED
 from plugins.segmentation.segmenter import Segmenter
@@ -16,8 +19,19 @@ INSTALLED_SEPARATELY = {"totalsegmentator": "pip install '.[totalsegmentator]'"}
 """Segmenters that are an extra of Tharsis, and how to install them in a checkout."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class UnknownSegmenter(Exception):
-    """``[segmentation] use`` names a segmenter that nobody offers, or that two offer; one sentence for the user."""
+    """``[segmentation] use`` names a segmenter that nobody offers; one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A segmenter and the plug-in that offers it."""
+
+    plugin: str
+    segmenter: Segmenter
 
 
 def chosen(plugins: pluggy.PluginManager, settings: Settings) -> dict[str, Segmenter]:
@@ -26,24 +40,53 @@ def chosen(plugins: pluggy.PluginManager, settings: Settings) -> dict[str, Segme
     Raises
     ------
     UnknownSegmenter
-        Nobody offers one of the names, or two plug-ins do.
+        Nobody offers one of the names.
     """
-    found: dict[str, Segmenter] = {}
+    offers, failures = _offers(plugins, settings)
+    return {name: _one(name, offers, failures, settings).segmenter for name in settings.segmentation.use}
+
+
+def offered(plugins: pluggy.PluginManager, settings: Settings, name: str) -> Offer:
+    """Return one segmenter, whatever is wrong with others.
+
+    Raises
+    ------
+    UnknownSegmenter
+        Nobody offers it.
+    """
+    return _one(name, *_offers(plugins, settings), settings)
+
+
+def _offers(plugins: pluggy.PluginManager, settings: Settings) -> tuple[dict[str, Offer], list[str]]:
+    """Ask every plug-in; return what is offered by name, and what went wrong."""
+    offers: dict[str, Offer] = {}
     failures: list[str] = []
-    wanted = settings.segmentation.use
     for plugin, answer in ask_each(plugins, "segmenters", settings=settings):
-        if isinstance(answer, Exception):
-            failures.append(f"plug-in {plugin} failed when it was asked: {type(answer).__name__}: {answer}")
-            continue
-        for segmenter in answer or ():
-            if segmenter.name in found and segmenter.name in wanted:
-                raise UnknownSegmenter(f"two plug-ins offer a segmenter {segmenter.name!r}; plug-in {plugin} is one")
-            found[segmenter.name] = segmenter
-    for name in wanted:
-        if name not in found:
-            sentence = f"segmentation.use: no segmenter {name!r} is offered{_hint(name, list(found), settings)}"
-            raise UnknownSegmenter("; ".join([sentence, *failures]))
-    return {name: found[name] for name in wanted}
+        try:
+            for name, segmenter in _named(answer):
+                if name not in offers:
+                    offers[name] = Offer(plugin, segmenter)
+                elif name in settings.segmentation.use:
+                    first = offers[name].plugin
+                    logger.warning("segmenter %s of plug-in %s is not used: plug-in %s has one", name, plugin, first)
+        except Exception as error:  # noqa: BLE001 - what it raised, or what reading its answer raises: its own fault
+            failures.append(complaint(plugin, error))
+    return offers, failures
+
+
+def _named(answer: object) -> Iterator[tuple[str, Segmenter]]:
+    if isinstance(answer, Exception):
+        raise answer
+    if answer is not None and not isinstance(answer, list | tuple):
+        raise TypeError(f"segmenters: expected a list of segmenters, got {answer!r:.100}")
+    yield from ((str(segmenter.name), segmenter) for segmenter in answer or ())
+
+
+def _one(name: str, offers: dict[str, Offer], failures: list[str], settings: Settings) -> Offer:
+    if name not in offers:
+        sentence = f"segmentation.use: no segmenter {name!r} is offered{_hint(name, list(offers), settings)}"
+        raise UnknownSegmenter("; ".join([sentence, *failures]))
+    return offers[name]
 
 
 def _hint(name: str, offered: list[str], settings: Settings) -> str:

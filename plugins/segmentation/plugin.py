@@ -11,11 +11,12 @@ from index import derivations
 from index.derivations import Output
 from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
-from plugins.node import CannotProceed, Series, Task, Work
+from plugins.manager import Plugins
+from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from plugins.segmentation.classical import Classical
 from plugins.segmentation.learned.segmenter import Learned
-from plugins.segmentation.offered import UnknownSegmenter, chosen
+from plugins.segmentation.offered import Offer, UnknownSegmenter, offered
 from plugins.segmentation.segmenter import Segmentation, Segmenter, Volume
 from plugins.segmentation.totalsegmentator import TotalSegmentator
 from plugins.segmentation.volume_reader import read_volume
@@ -24,6 +25,7 @@ KIND = "segment"
 SEGMENTER = "segmenter"
 """Parameter of the job: the name of the segmenter."""
 
+_LONGEST_STEP_S = 3600.0
 _FEWEST_SLICES = 3
 _NOT_VOLUMES = {"LOCALIZER", "PROJECTION IMAGE", "MIP", "MPR"}
 """Values 3 of Image Type and after it whose slices are no volume of their own (PS3.3 C.8.2.1.1.1)."""
@@ -56,6 +58,12 @@ def job_functions() -> Mapping[str, JobFunction]:
 
 
 @hookimpl
+def stalled_limits() -> Mapping[str, float]:
+    """Reading a large volume, and some steps of `classical` on it, take minutes each on a slow machine."""
+    return {KIND: _LONGEST_STEP_S}
+
+
+@hookimpl
 def segmenters(settings: Settings) -> list[Segmenter]:
     """Offer `classical`, `learned` where its weights are in the archive, `totalsegmentator` where it is installed."""
     wanted = settings.segmentation
@@ -74,7 +82,8 @@ def segment(task: Task) -> None:
     from plugins.segmentation.seg_object import seg_object  # highdicom takes its time
 
     wanted = task.settings.segmentation
-    segmenter = _segmenter(task)
+    offer = _offer(task)
+    segmenter = offer.segmenter
     series = task.series()
     digest = series.digest
     recipe = {"kind": KIND, SEGMENTER: segmenter.name, "object": wanted.object, **segmenter.recipe()}
@@ -82,7 +91,7 @@ def segment(task: Task) -> None:
         return
     slices, volume = read_volume(series.paths)
     task.progress(0.1)
-    result = segmenter.segment(volume, lambda fraction: task.progress(0.1 + 0.7 * fraction))
+    result = _segmented(task, offer, volume)
     _check(result, volume, segmenter.name)
     task.progress(0.8)
     outputs: tuple[Output, ...] = ()
@@ -93,14 +102,31 @@ def segment(task: Task) -> None:
     record(task.archive, series.uid, recipe, digest, outputs)
 
 
-def _segmenter(task: Task) -> Segmenter:
+def _offer(task: Task) -> Offer:
     name = str(task.job.parameters.get(SEGMENTER, ""))
     if task.plugins is None or name not in task.settings.segmentation.use:
         raise CannotProceed(f"expected a segmenter that [segmentation] use names, got {name!r}")
     try:
-        return chosen(task.plugins, task.settings)[name]
+        return offered(task.plugins, task.settings, name)
     except UnknownSegmenter as error:
         raise CannotProceed(str(error)) from error
+
+
+def _segmented(task: Task, offer: Offer, volume: Volume) -> Segmentation:
+    """Let the segmenter work; whatever it raises is told with its name and that of the plug-in that offers it."""
+    try:
+        with task.in_hands_of(offer.plugin, _limit_s(task, offer.plugin)):
+            return offer.segmenter.segment(volume, lambda fraction: task.progress(0.1 + 0.7 * fraction))
+    except (CannotProceed, Interrupted, Cancelled):
+        raise
+    except Exception as error:
+        who = f"segmenter {offer.segmenter.name} of plug-in {offer.plugin}"
+        raise RuntimeError(f"{who}: {type(error).__name__}: {error}") from error
+
+
+def _limit_s(task: Task, plugin: str) -> float:
+    """How long the plug-in's segmenters may report no progress, seconds."""
+    return task.plugins.stalled_s(plugin, KIND) if isinstance(task.plugins, Plugins) else task.settings.jobs.stalled_s
 
 
 def _check(result: Segmentation, volume: Volume, name: str) -> None:

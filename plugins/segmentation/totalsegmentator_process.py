@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from plugins.segmentation.totalsegmentator_child import ANSWER, LABELS, REQUEST,
 _PROGRAM = "from plugins.segmentation.totalsegmentator_child import main; main()"
 _LOOK_S = 0.5
 """How often a job looks whether it has to stop, seconds."""
+
+_LONGEST_S = 6 * 3600.0
+"""A run that takes longer hangs, seconds: without a graphics card, a large volume takes an hour or two."""
 
 _LONGEST_LINE = 300
 
@@ -91,7 +95,7 @@ def run(
     CannotProceed
         TotalSegmentator refused, or its networks are missing.
     RuntimeError
-        It crashed, or was killed, which may have to do with what else the machine was doing.
+        It crashed, or was killed, which may have to do with what else the machine was doing; or it hung.
     """
     with tempfile.TemporaryDirectory(prefix="tharsis-totalsegmentator-") as name:
         folder = Path(name)
@@ -128,9 +132,12 @@ def _child(folder: Path, still_wanted: Callable[[], None]) -> tuple[int, str]:
             start_new_session=True,
         )
     assert popen.stdin is not None  # noqa: S101
+    hangs_at = time.monotonic() + _LONGEST_S
     try:
         while popen.poll() is None:
             still_wanted()
+            if time.monotonic() > hangs_at:
+                raise RuntimeError(f"TotalSegmentator has not ended within {_LONGEST_S / 3600:g} hours")
             with suppress(subprocess.TimeoutExpired):
                 popen.wait(_LOOK_S)
     finally:
