@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.orthanc import OrthancSettings
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
@@ -288,6 +289,7 @@ class Settings(_Section):
     materials: MaterialSettings
     report: ReportSettings
     similarity: SimilaritySettings
+    orthanc: OrthancSettings
     logs: LogSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
 
@@ -297,6 +299,15 @@ class Settings(_Section):
         twice = {title for title in titles if titles.count(title) > 1}
         if twice:
             raise ValueError(f"application_entities names {sorted(twice)[0]!r} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _orthanc_can_be_reached(self) -> Settings:
+        own = self.orthanc
+        if own.enabled and not any(ae.title == own.aet and ae.port for ae in self.application_entities):
+            raise ValueError(
+                f"orthanc: application_entities has to name {own.aet!r} with its host and port, for C-MOVE"
+            )
         return self
 
     def entity_table(self) -> ApplicationEntityTable:

@@ -28,10 +28,14 @@ NETWORK_KINDS = (STORAGE_COMMITMENT,)
 EMBED_ASKED = "embed_asked"
 """Embed what a similarity query asks about: somebody waits for it, so a process of its own does nothing else."""
 
-NOT_FOR_WORKERS = (*NETWORK_KINDS, EMBED_ASKED)
+ORTHANC_PULL, ORTHANC_PUSH, ORTHANC_COMPARE = "orthanc_pull", "orthanc_push", "orthanc_compare"
+ORTHANC_KINDS = (ORTHANC_PULL, ORTHANC_PUSH, ORTHANC_COMPARE)
+"""Kinds of job that wait for an Orthanc, which may be slow or off: a process of its own does them, one at a time."""
+
+NOT_FOR_WORKERS = (*NETWORK_KINDS, EMBED_ASKED, *ORTHANC_KINDS)
 """Kinds of job that an ordinary worker leaves alone."""
 
-RECURRING = ("look_after_vectors", "retention", "scrub")
+RECURRING = ("look_after_vectors", "retention", "scrub", ORTHANC_COMPARE)
 """Kinds of job that queue themselves again for ever: no work that anybody waits for."""
 
 STATES = ("queued", "running", "done", "failed", "cancelled")
@@ -240,17 +244,25 @@ class JobQueue:
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
             _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time() + delay, error=sentence)
 
-    def release(self, job: Job) -> None:
+    def release(self, job: Job, *, not_before: float | None = None, why: str = "") -> None:
         """Give an unfinished job back, as if it had not been tried; a cancelled one stays cancelled.
 
-        For a worker that has to stop, or that has stopped working on a cancelled job.
+        For a worker that has to stop, that has stopped working on a cancelled job, or that waits for something.
+
+        Parameters
+        ----------
+        not_before
+            Seconds since the epoch before which no worker takes it; now when None.
+        why
+            What it waits for, one sentence.
         """
         with self._transaction() as database:
             if not _hand_back(database, job):
                 return
             database.execute("UPDATE job SET attempts = attempts - 1 WHERE id = ?", (job.id,))
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
-            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time())
+            due = time.time() if not_before is None else not_before
+            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=due, error=why)
 
     def get(self, number: int) -> Job:
         """Return job `number`; raises `NotFound`."""

@@ -6,7 +6,8 @@ what), ``encoder`` and ``embedding`` (vectors; the truth of which every index is
 answered when), ``embedding_change`` (lets those caches follow), ``vector_base`` (the saved index that counts),
 ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
 (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
-were sent to ask). Key columns come from `index.keys`.
+were sent to ask), ``orthanc_series`` and ``orthanc_instance`` (what an Orthanc holds as well). Key columns come from
+`index.keys`.
 """
 
 from __future__ import annotations
@@ -402,3 +403,30 @@ def vector_bases(database: Database) -> None:
 def asked(database: Database) -> None:
     """Vectors of what is embedded only because somebody asks about it, and the images that were sent to ask."""
     _run(database, _ASKED)
+
+
+_ORTHANC = """
+CREATE TABLE orthanc_series (
+    orthanc_id TEXT PRIMARY KEY,
+    orthanc_study TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    listing TEXT NOT NULL DEFAULT '',
+    content TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE INDEX orthanc_series_uid ON orthanc_series(series_instance_uid);
+CREATE INDEX orthanc_series_study ON orthanc_series(orthanc_study);
+CREATE TABLE orthanc_instance (
+    instance INTEGER PRIMARY KEY REFERENCES instance(id) ON DELETE CASCADE,
+    orthanc_id TEXT NOT NULL,
+    orthanc_series TEXT NOT NULL,
+    version TEXT NOT NULL
+);
+CREATE INDEX orthanc_instance_id ON orthanc_instance(orthanc_id);
+CREATE INDEX orthanc_instance_series ON orthanc_instance(orthanc_series);
+"""
+
+
+@migrations()
+def orthanc(database: Database) -> None:
+    """What of the archive an Orthanc holds as well."""
+    _run(database, _ORTHANC)

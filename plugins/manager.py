@@ -26,6 +26,7 @@ BUILT_IN: Mapping[str, str] = {
     "indexing": "plugins.indexing",
     "asked": "plugins.asked",
     "scrubber": "plugins.scrubber",
+    "orthanc": "plugins.orthanc.plugin",
 }
 """Name → module. By name, so that a process that needs one of them does not load the libraries of the others."""
 

@@ -23,7 +23,7 @@ from index.jobs import Job
 from index.keys import Level
 from plugins.hookspecs import JobFunction
 from plugins.manager import ask_each, job_functions, load_plugins
-from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
+from plugins.node import Cancelled, CannotProceed, Interrupted, Postponed, Series, Task, Work
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,10 @@ class Worker:
         except Cancelled:
             logger.info("job %d was cancelled", job.id)
             return lambda: queue.release(job)
+        except Postponed as error:
+            logger.info("job %d %s %s waits %.0f s: %s", job.id, job.kind, job.subject, error.delay_s, error)
+            due, why = time.time() + error.delay_s, str(error)
+            return lambda: queue.release(job, not_before=due, why=why)
         except (CannotProceed, NotFound) as error:
             return self._failure(job, str(error), permanent=True)
         except Exception as error:  # whatever a plug-in raises is its job's failure, not the worker's
