@@ -14,13 +14,16 @@ from plugins.orthanc.client import OrthancClient, OrthancRefused
 from plugins.orthanc.waiting import waits_for_orthanc
 
 SUBJECT = "orthanc"
+ONCE = {"once": True}
+"""Parameters of a comparison that is asked for, beside the one that comes again by itself."""
+
 _PAGE = 200
 _HOUR_S = 3600.0
 
 
 @waits_for_orthanc
 def compare(task: Task, orthanc: OrthancClient) -> None:
-    """Compare all series, queue what is to be done, and the next comparison."""
+    """Compare all series, queue what is to be done and, of a recurring one, the next comparison."""
     archive = task.archive
     noted = elsewhere.all_series(archive.database)
     gone = set(noted)
@@ -40,7 +43,8 @@ def compare(task: Task, orthanc: OrthancClient) -> None:
     with archive.transaction() as database:
         for uid in elsewhere.unsent(database):
             jobs.push(database, jobs.ORTHANC_PUSH, uid)
-    archive.jobs.again(task.job, not_before=time.time() + task.settings.orthanc.compare_hours * _HOUR_S)
+    if task.job.parameters != ONCE:
+        archive.jobs.again(task.job, not_before=time.time() + task.settings.orthanc.compare_hours * _HOUR_S)
 
 
 def _total(orthanc: OrthancClient) -> int:
