@@ -1,4 +1,4 @@
-"""One process of the node, started by the supervisor: ``python -m commands.process network`` (or worker, or encoder).
+"""One process of the node, started by the supervisor: ``python -m commands.process network`` (or another role).
 
 The settings come as one JSON line on standard input, which then stays open: when it closes, the supervisor is gone and
 the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output.
@@ -30,12 +30,12 @@ _ORPHAN_GRACE_S = 5.0
 
 
 def main(role: str, name: str) -> None:
-    """Run as `role` (``network``, ``worker`` or ``encoder``) until told to stop."""
+    """Run as `role` (``network``, ``worker``, ``encoder`` or ``orthanc``) until told to stop."""
     settings = Settings.model_validate_json(sys.stdin.readline())
     supervisor = _take_standard_output()
     logs.configure(settings.logs.level, name)
     archive = Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
-    run = {"network": _network, "worker": _worker, "encoder": _encoder}[role]
+    run = {"network": _network, "worker": _worker, "encoder": _encoder, "orthanc": _orthanc}[role]
     run(archive, settings, name, supervisor)
     # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
     logging.shutdown()
@@ -126,6 +126,33 @@ def _encoder(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     _tell(supervisor, {"ready": True})
     warm_up(archive)
     worker.run()
+
+
+def _orthanc(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+    from index import jobs
+    from index.bases.limits import IndexLimits
+    from index.similarity import Similarity
+    from plugins.manager import load_plugins
+    from plugins.orthanc import comparing
+    from plugins.orthanc.answers import Answers
+    from plugins.orthanc.door import Door
+    from plugins.worker import Worker
+
+    own, wanted = settings.orthanc, settings.similarity
+    search = Similarity(archive, shortlist=wanted.shortlist, limits=IndexLimits.from_settings(wanted))
+    try:
+        door = Door(
+            archive, Answers(archive, settings, search), host=own.door_host, port=own.door_port, key=own.secret("key")
+        )
+    except OSError as error:
+        _tell(supervisor, {"error": f"[orthanc]: the door cannot be opened: {error.strerror or error}"})
+        sys.exit(1)
+    archive.jobs.push(jobs.ORTHANC_COMPARE, comparing.SUBJECT)
+    worker = Worker(archive, settings, name, load_plugins(only=["orthanc"]), kinds=jobs.ORTHANC_KINDS)
+    _on_stop(worker.stop)
+    _tell(supervisor, {"ready": True})
+    worker.run()
+    door.close()
 
 
 def _on_stop(stop: Callable[[], None]) -> None:

@@ -43,7 +43,7 @@ class OrthancSettings(BaseModel):
             if getattr(self, name) and getattr(self, f"{name}_file"):
                 raise ValueError(f"{name} and {name}_file are two ways to say the same: leave one out")
         if self.enabled and not (self.key or self.key_file):
-            raise ValueError("enabled needs a key, the same as Key in Orthanc's settings; `tharsis orthanc setup` makes one")
+            raise ValueError("enabled needs a key, that of Orthanc's settings; `tharsis orthanc setup` makes one")
         if self.key and len(self.key) < _SHORTEST_KEY:
             raise ValueError(f"key has at least {_SHORTEST_KEY} characters, got {len(self.key)}")
         return self

@@ -105,7 +105,7 @@ def all_series(database: Database) -> dict[str, str]:
 
 
 def study_uid(database: Database, orthanc_study: str) -> str:
-    """Return the Study Instance UID of a study by Orthanc's identifier; "" when none of its series is in the archive."""
+    """Return the Study Instance UID of a study, by Orthanc's identifier; "" when none of its series is here."""
     row = database.execute(
         "SELECT study.study_instance_uid FROM orthanc_series "
         "JOIN series ON series.series_instance_uid = orthanc_series.series_instance_uid "

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from ssl import SSLContext
 
 from config.application_entities import ApplicationEntity, Right
 from config.settings import Settings
+from index import elsewhere
 from index import query as catalogue_query
 from index.archive import Archive, StoredInstance
+from index.elsewhere import Held
 from index.files import incoming_prefix
 from index.on_demand import OnDemand
 from index.questions import Questions
@@ -25,6 +29,7 @@ from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE, Proposal
 from scp.destination import Destination
 from scp.errors import NotOffered, PeerError, UnknownDestination
+from scp.hand_over import HandOver
 from scp.link import Link
 from scp.messages import ActionRequest, Answer, FindRequest, Originator, RetrieveRequest, StoreRequest
 from scp.question import Question, question
@@ -126,17 +131,49 @@ class NodeServices:
             outcomes = ((instance, send(link, instance)) for instance in instances)
             yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled)
             return
-        entity = self._destination(request.destination)
+        if not self._hands_over(caller):
+            self._destination(request.destination)  # refused before anything is looked for
         instances = self._matches(caller, request)
-        with Destination(
-            instances,
-            partial(self.open_link, entity),
-            partial(send, originator=Originator(caller.title, request.message_id)),
-            associations=self._settings.scp.retrieve_associations,
-        ) as destination:
+        theirs = self._held_by_orthanc(caller, instances)
+        own = [instance for instance in instances if instance.sop_instance_uid not in theirs]
+        with ExitStack() as stack:
+            senders: list[Destination | HandOver] = []
+            if theirs:
+                senders.append(stack.enter_context(self._hand_over(instances, theirs, request)))
+            if own:
+                destination = Destination(
+                    own,
+                    partial(self.open_link, self._destination(request.destination)),
+                    partial(send, originator=Originator(caller.title, request.message_id)),
+                    associations=self._settings.scp.retrieve_associations,
+                )
+                senders.append(stack.enter_context(destination))
             yield from retrieve.sub_operations(
-                len(instances), destination.outcomes(), request.cancelled, destination.stop
+                len(instances),
+                chain.from_iterable(sender.outcomes() for sender in senders),
+                request.cancelled,
+                lambda: chain.from_iterable(sender.stop() for sender in senders),
             )
+
+    def _hands_over(self, caller: Caller) -> bool:
+        """Whether Orthanc sends what it holds: asked at the similarity AE, which answers over Orthanc's content."""
+        return self._settings.orthanc.enabled and caller.asks_similarity
+
+    def _held_by_orthanc(self, caller: Caller, instances: Sequence[StoredInstance]) -> Mapping[str, Held]:
+        if not self._hands_over(caller):
+            return {}
+        return elsewhere.held(self._archive.database, [instance.sop_instance_uid for instance in instances])
+
+    def _hand_over(
+        self, instances: Sequence[StoredInstance], theirs: Mapping[str, Held], request: RetrieveRequest
+    ) -> HandOver:
+        orthanc = self._settings.orthanc.aet
+        return HandOver(
+            [instance for instance in instances if instance.sop_instance_uid in theirs],
+            partial(self.open_link, self._destination(orthanc)),
+            archive=orthanc,
+            destination=request.destination,
+        )
 
     def commit(self, caller: Caller, request: ActionRequest) -> Answer:
         """Answer an N-ACTION that asks for storage commitment."""

@@ -117,19 +117,21 @@ class Answers:
         NotFound, NotEmbedded, InvalidIdentifier, UnknownModel
             As `index.similarity.Similarity.search`.
         """
-        wanted = {"series_instance_uid": "", "study_instance_uid": ""}
         study = elsewhere.study_uid(self._archive.database, name) if _ORTHANC_ID.fullmatch(name) else ""
         level = Level.STUDY if study else Level.SERIES
-        wanted["study_instance_uid" if study else "series_instance_uid"] = study or self._series(name)
+        series = "" if study else self._series(name)
         excluded = frozenset(Exclude.parse(term) for term in exclude) or frozenset({Exclude.SAME_SERIES})
         count = self._settings.similarity.default_k if k is None else k
-        answer = self._search.search(SimilarityRequest(level=level, k=count, exclude=excluded, **wanted))
+        request = SimilarityRequest(
+            level=level, series_instance_uid=series, study_instance_uid=study, k=count, exclude=excluded
+        )
+        answer = self._search.search(request)
         AUDIT.info(
             "similar cases asked in Orthanc by %s: %s like %s, k=%d, model %s: %d neighbours",
             asker or "somebody", level, name, count, answer.model_id, len(answer.neighbours),
         )  # fmt: skip
         return {
-            "query": {**wanted, "level": level.value},
+            "query": {"level": level.value, "seriesInstanceUid": series, "studyInstanceUid": study},
             "model": answer.model_id,
             "searchMode": answer.mode.value,
             "estimatedRecall": answer.estimated_recall,

@@ -1,4 +1,4 @@
-"""Orthanc's REST API, as far as this node uses it. Bodies of instances go between socket and file, never into memory."""
+"""Orthanc's REST API, as far as this node uses it. Instances go between socket and file, never whole into memory."""
 
 from __future__ import annotations
 

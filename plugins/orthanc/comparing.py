@@ -7,6 +7,7 @@ than when it was pulled; a pull of each that is not in Orthanc any more; a push 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from index import elsewhere, jobs
 from plugins.node import CannotProceed, Task
@@ -51,9 +52,9 @@ def _total(orthanc: OrthancClient) -> int:
     return int(orthanc.get("/statistics").get("CountSeries", 0))
 
 
-def _page(orthanc: OrthancClient, since: int) -> list[dict[str, object]]:
+def _page(orthanc: OrthancClient, since: int) -> list[dict[str, Any]]:
     try:
-        page: list[dict[str, object]] = orthanc.get(f"/series?expand&since={since}&limit={_PAGE}")
+        page: list[dict[str, Any]] = orthanc.get(f"/series?expand&since={since}&limit={_PAGE}")
     except OrthancRefused as error:
         raise CannotProceed(str(error)) from error
     return page

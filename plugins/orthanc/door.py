@@ -104,15 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_S
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server calls it so
+    def do_GET(self) -> None:
         """Answer a GET."""
         self._serve()
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Answer a POST."""
         self._serve()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         """Leave a trace where one debugs; identifiers of patients are not in it."""
         logger.debug(format, *args)
 

@@ -1,4 +1,4 @@
-"""Built-in plug-in: works for an Orthanc that has our script inside. Its own jobs are done by a process of their own."""
+"""Built-in plug-in: works for an Orthanc that has our script inside. A process of its own does its jobs."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """The job `orthanc_pull`: bring what this node has of one of Orthanc's series in line with what Orthanc has.
 
-New and overwritten instances are fetched, one file at a time; those that Orthanc has deleted go. What this node has made
-itself is noted and never fetched: so nothing goes round in circles.
+New and overwritten instances are fetched, one file at a time; those that Orthanc has deleted go. What this node has
+made itself is noted and never fetched: so nothing goes round in circles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from index import derivations, elsewhere, jobs

@@ -5,13 +5,13 @@
 # later version. It is distributed in the hope that it will be useful, but WITHOUT ANY WARRANTY. See
 # <https://www.gnu.org/licenses/>.
 #
-# This file alone is under that licence, because it is loaded by Orthanc's Python plug-in, which is. It imports nothing of
-# Tharsis, and nothing of Tharsis imports it: the two are programs of their own that talk over HTTP.
+# This file alone is under that licence, because it is loaded by Orthanc's Python plug-in, which is. It imports nothing
+# of Tharsis, and nothing of Tharsis imports it: the two are programs of their own that talk over HTTP.
 """Orthanc as a Tharsis: the script for Orthanc's Python plug-in (``"PythonScript"`` in Orthanc's settings).
 
-It notes which series became stable, or were deleted, in a spool that survives a crash, and gives the notes to the node;
-it answers ``/tharsis/...`` in Orthanc's REST API by asking the node; and it puts buttons into Orthanc Explorer. All work
-is done by the node, in other processes. Needs Python 3.9 or later and its standard library.
+It notes which series became stable, or were deleted, in a spool that survives a crash, and gives the notes to the
+node; it answers ``/tharsis/...`` in Orthanc's REST API by asking the node; and it puts buttons into Orthanc Explorer.
+All work is done by the node, in other processes. Needs Python 3.9 or later and its standard library.
 
 Calls into Orthanc hold Python's global lock, so none of them waits for anybody: the node is asked over sockets of
 Python's own, which release it. Nothing here runs while Orthanc is storing an instance.
@@ -35,7 +35,7 @@ from contextlib import closing
 from http.client import HTTPException
 from typing import Any
 
-import orthanc
+import orthanc  # type: ignore[import-not-found]  # it exists inside of Orthanc only
 
 _PAGE = 500
 """Changes that Orthanc is asked for at a time: the call holds the lock for some milliseconds."""
@@ -136,8 +136,8 @@ class Node:
 class Spool:
     """The notes that the node has not taken yet, in a SQLite file; for one thread.
 
-    A note is *touched* (a series is getting instances), *stable* or *deleted*. What is touched and never becomes stable,
-    because Orthanc died first, is taken for stable some time after the next start.
+    A note is *touched* (a series is getting instances), *stable* or *deleted*. What is touched and never becomes
+    stable, because Orthanc died first, is taken for stable some time after the next start.
     """
 
     def __init__(self, path: str) -> None:
@@ -349,7 +349,7 @@ class Routes:
         self._asking = threading.BoundedSemaphore(_MOST_ASKING)
 
     def similar(self, output: Any, _uri: str, **request: Any) -> None:
-        """``GET /tharsis/similar/{series or study}?k=&exclude=``: ranked neighbours; what Orthanc has deleted is left out."""
+        """``GET /tharsis/similar/{series or study}?k=&exclude=``: ranked neighbours that Orthanc has not deleted."""
         if request["method"] != orthanc.HttpMethod.GET:
             output.SendMethodNotAllowed("GET")
             return
@@ -448,7 +448,7 @@ class Tharsis:
             with open(own["KeyFile"], encoding="utf-8") as file:  # noqa: PTH123
                 key = file.read().strip()
         if not key:
-            raise ValueError('Orthanc\'s settings have no "Key" in "Tharsis": it is the key of [orthanc] in the node\'s')
+            raise ValueError('Orthanc\'s settings have no "Key" in "Tharsis": it is that of [orthanc] in the node\'s')
         node = Node(own["Node"], key, float(own["TimeoutS"]))
         folder = told.get("IndexDirectory") or told.get("StorageDirectory") or "."
         spool = own["Spool"] or os.path.join(folder, "tharsis-spool.sqlite")  # noqa: PTH118
