@@ -1,8 +1,8 @@
 """The processes of a node: started together, restarted when one dies, stopped together.
 
 One process serves the network, one or more do the work, one embeds what queries ask about, and one talks with an
-Orthanc, where there is one to work for. They share nothing but the data folder. The supervisor holds the folder's lock, so that
-two nodes never serve one folder; its processes inherit the lock and it is free only when all of them are gone.
+Orthanc, where there is one to work for. They share nothing but the data folder. The supervisor holds the folder's lock,
+so that two nodes never serve one folder; its processes inherit the lock and it is free only when all of them are gone.
 """
 
 from __future__ import annotations

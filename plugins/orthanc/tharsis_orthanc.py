@@ -350,7 +350,7 @@ class Routes:
 
     def similar(self, output: Any, _uri: str, **request: Any) -> None:
         """``GET /tharsis/similar/{series or study}?k=&exclude=``: ranked neighbours that Orthanc has not deleted."""
-        if request["method"] != orthanc.HttpMethod.GET:
+        if request["method"] != "GET":
             output.SendMethodNotAllowed("GET")
             return
         query = urllib.parse.urlencode(request.get("get") or {})
@@ -363,14 +363,14 @@ class Routes:
 
     def view(self, output: Any, _uri: str, **request: Any) -> None:
         """``GET /tharsis/view/{series or study}``: the same as a page with pictures."""
-        if request["method"] != orthanc.HttpMethod.GET:
+        if request["method"] != "GET":
             output.SendMethodNotAllowed("GET")
             return
         _answer(output, *self._ask("GET", "/page", request))
 
     def status(self, output: Any, _uri: str, **request: Any) -> None:
         """``GET /tharsis/status?series=``: how the node stands."""
-        if request["method"] != orthanc.HttpMethod.GET:
+        if request["method"] != "GET":
             output.SendMethodNotAllowed("GET")
             return
         query = urllib.parse.urlencode(request.get("get") or {})
@@ -378,7 +378,7 @@ class Routes:
 
     def again(self, output: Any, _uri: str, **request: Any) -> None:
         """``POST /tharsis/again/{series}``: look at the series again."""
-        if request["method"] != orthanc.HttpMethod.POST:
+        if request["method"] != "POST":
             output.SendMethodNotAllowed("POST")
             return
         _answer(output, *self._ask("POST", f"/again/{_quoted(request)}", request, {}))
