@@ -403,7 +403,7 @@ def _answer(output: Any, status: int, kind: str, body: bytes) -> None:
         output.AnswerBuffer(body, kind)
     else:
         output.SetHttpHeader("Content-Type", kind)
-        output.SendHttpStatus(status, body)
+        output.SendHttpStatus(status, body.decode(), len(body))
 
 
 def _quoted(request: Any) -> str:
