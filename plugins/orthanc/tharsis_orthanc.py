@@ -30,7 +30,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPException
 from typing import Any
@@ -434,9 +434,16 @@ def _asker(request: Any) -> str:
 
 
 class Tharsis:
-    """The script at work: settings, notes, routes and buttons."""
+    """The script at work: settings, notes, routes and buttons.
+
+    Attributes
+    ----------
+    listeners
+        Functions of another script for ``(change, level, resource)``, which Orthanc takes only one of.
+    """
 
     def __init__(self) -> None:
+        self.listeners: list[Callable[[int, int, str], object]] = []
         told = json.loads(orthanc.GetConfiguration())
         own = {**_DEFAULTS, **told.get("Tharsis", {})}
         self._own = own
@@ -479,6 +486,8 @@ class Tharsis:
             self._notes.note("stable", resource)
         elif change == kinds.DELETED and level in (orthanc.ResourceType.SERIES, orthanc.ResourceType.INSTANCE):
             self._notes.note("deleted", resource)
+        for listener in self.listeners:
+            listener(change, level, resource)
 
     def _introduce(self) -> None:
         """Make the node known to Orthanc under both of its AE titles, unless Orthanc's settings do."""
