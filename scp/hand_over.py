@@ -90,14 +90,13 @@ class HandOver:
     def stop(self, grace_s: float = _GRACE_S) -> Iterator[Outcome]:
         """Pass a C-CANCEL on, and yield what ends within `grace_s` seconds; then the association is aborted."""
         self._stopped.set()
-        link = self._link
-        if link is not None and link.is_open and self._thread.is_alive():
+        link = self._link if self._left else None  # when all has been told, the thread releases it
+        if link is not None and link.is_open:
             try:
                 link.assoc.send_c_cancel(_MESSAGE_ID, query_model=STUDY_ROOT_MOVE)
             except (RuntimeError, ValueError) as error:  # the association has just ended
                 _LOG.info("C-CANCEL was not passed on to %s: %s", self._archive, error)
-        deadline = time.monotonic() + grace_s
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._thread.join(grace_s)
         deadline = time.monotonic() + _GRACE_S
         while link is not None and self._thread.is_alive() and time.monotonic() < deadline:
             link.abort()
@@ -122,8 +121,9 @@ class HandOver:
                     return
                 self._hand_over(piece)
         finally:
-            if self._link is not None:
-                self._link.release()
+            link, self._link = self._link, None  # from here on nobody cancels or aborts it
+            if link is not None:
+                link.release()
 
     def _hand_over(self, piece: Sequence[StoredInstance]) -> None:
         """Have a piece sent, and tell what became of each instance of it."""

@@ -138,8 +138,8 @@ class Site:
         self.orthanc.start()
 
     def end(self) -> None:
-        a=time.time(); self.orthanc.end(); b=time.time()
-        self.node.end(); print("ENDS", b-a, time.time()-b, self.orthanc.log()[-600:], self.node.log()[-600:])
+        self.orthanc.end()
+        self.node.end()
 
 
 def wait_for(condition: Any, timeout: float = 240.0, told: Any = lambda: "") -> Any:
