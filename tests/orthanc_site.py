@@ -10,10 +10,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from conftest import ServedNode
+
+from index.archive import Archive
 
 SCRIPT = Path(__file__).resolve().parents[1] / "plugins" / "orthanc" / "tharsis_orthanc.py"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
@@ -132,6 +135,11 @@ class Site:
             f'[[application_entities]]\ntitle = "ORTHANC"\nhost = "127.0.0.1"\nport = {self.ports["dicom"]}\n{entities}'
         ))  # fmt: skip
         self.node.port = self.ports["node"]
+
+    @cached_property
+    def archive(self) -> Archive:
+        """The node's archive, for looking at it and pushing jobs; the node has made its folder by then."""
+        return Archive(self.node.data)
 
     def start(self) -> None:
         self.node.start()

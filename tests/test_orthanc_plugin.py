@@ -28,8 +28,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
 
-from index import elsewhere
-from index.archive import Archive
+from index import elsewhere, jobs
+from index.keys import Level
 from plugins.orthanc.comparing import ONCE
 from scp import client
 from scp.client import Requestor
@@ -84,6 +84,7 @@ class Receiver:
 
     def __init__(self, contexts=AllStoragePresentationContexts):
         self.stored: dict[str, str] = {}
+        self.originators: set[str] = set()
         self.refused: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
@@ -100,6 +101,7 @@ class Receiver:
         if uid in self.refused:
             return 0xA700
         self.stored[uid] = event.assoc.requestor.ae_title
+        self.originators.add(str(event.request.MoveOriginatorApplicationEntityTitle))
         return 0x0000
 
     def close(self):
@@ -140,7 +142,7 @@ def storescu(dicom_port: int, *folders: Path, check: bool = True) -> bool:
 
 def is_idle(site: Site) -> bool:
     """Whether nothing is left to do, but for the comparison that comes again by itself."""
-    archive = Archive(site.node.data)
+    archive = site.archive
     asked = [job for job in archive.jobs.recent(states=("queued", "running")) if job.parameters == ONCE]
     return not asked and not {"queued", "running"} & set(archive.jobs.counts())
 
@@ -177,15 +179,15 @@ def storescu_before_the_node(site: Site, sent: dict[str, Path]) -> None:
 
 def is_in_line(site: Site) -> bool:
     """Whether every series of Orthanc's has been looked at since it became stable."""
-    database = Archive(site.node.data).database
+    database = site.archive.database
     found = [elsewhere.find_series(database, each["ID"]) for each in site.orthanc.series()]
     return all(noted is not None and noted.content for noted in found)
 
 
 def describe(site: Site) -> str:
-    archive = Archive(site.node.data)
-    jobs = Counter((job.kind, job.state, job.error) for job in archive.jobs.recent())
-    return f"{site.orthanc.by_modality()}, {jobs}, {site.node.log()[-1500:]}, {site.orthanc.log()[-1500:]}"
+    archive = site.archive
+    found = Counter((job.kind, job.state, job.error) for job in archive.jobs.recent())
+    return f"{site.orthanc.by_modality()}, {found}, {site.node.log()[-1500:]}, {site.orthanc.log()[-1500:]}"
 
 
 def sim(site: Site) -> Peer:
@@ -224,7 +226,7 @@ def test_a_scan_and_ct_studies_come_back_as_ct_and_seg(site, sent):
 
 
 def test_node_and_orthanc_hold_the_same_bytes(site):
-    archive = Archive(site.node.data)
+    archive = site.archive
     for each in site.orthanc.series():
         for orthanc_id in each["Instances"]:
             content = site.orthanc.ask(f"/instances/{orthanc_id}/file")[1]
@@ -234,7 +236,7 @@ def test_node_and_orthanc_hold_the_same_bytes(site):
 
 
 def test_what_is_in_line_is_not_fetched_again(site, tharsis):
-    archive = Archive(site.node.data)
+    archive = site.archive
     before = archive.database.execute("SELECT count(*), max(id) FROM instance").fetchone()
     pulls = [job.id for job in archive.jobs.recent() if job.kind == "orthanc_pull"]
     told = tharsis("orthanc", "compare", "--config", site.node.config)
@@ -313,6 +315,7 @@ def test_the_similarity_ae_answers_over_orthancs_content_and_orthanc_moves(site,
     assert {uid: who for uid, who in receiver.stored.items() if uid.startswith(f"{ROOT}.2.1.")} == {
         f"{ROOT}.2.1.{k + 1}": "ORTHANC" for k in range(SLICES)
     }
+    assert receiver.originators == {"THARSIS"}
 
 
 def test_an_instance_that_the_destination_refuses_is_the_one_that_is_named(site, receiver):
@@ -384,6 +387,64 @@ def test_a_node_that_hangs_costs_a_sentence_and_keeps_nobody_else_waiting(site):
     wait_for(lambda: site.orthanc.ask(f"/tharsis/similar/{series}")[0] == 200)
 
 
+def of_orthanc(site: Site, series_uid: str) -> dict[str, str]:
+    """SHA-256 of each instance of a series in Orthanc, by SOP Instance UID."""
+    return {
+        each["MainDicomTags"]["SOPInstanceUID"]: hashlib.sha256(
+            site.orthanc.ask(f"/instances/{each['ID']}/file")[1]
+        ).hexdigest()
+        for each in site.orthanc.get(f"/series/{site.orthanc.id_of(series_uid)}/instances")
+    }
+
+
+def of_node(site: Site, series_uid: str) -> dict[str, str]:
+    """The same in the node."""
+    return dict(site.archive.database.execute(
+        "SELECT sop_instance_uid, sha256 FROM instance JOIN series ON series.id = instance.series "
+        "WHERE series_instance_uid = ?", (series_uid,),
+    ).fetchall())  # fmt: skip
+
+
+def altered(path: Path) -> bytes:
+    dataset = pydicom.dcmread(path)
+    dataset.SeriesDescription = "made anew"
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_what_is_made_anew_takes_the_place_of_the_older_version_in_orthanc(site):
+    series = next(uid for uid in site.orthanc.by_modality()["CT"] if not uid.startswith(ROOT))
+    archive = site.archive
+    before = of_node(site, series)
+    assert of_orthanc(site, series) == before
+    changed, dropped = sorted(before)[:2]
+    archive.ingest(altered(archive.open_instance(changed).path), overwrite="always", announce=False)
+    archive.delete(Level.IMAGE, dropped)
+    archive.jobs.push(jobs.ORTHANC_PUSH, series)
+    wait_for(lambda: dropped not in of_orthanc(site, series), told=lambda: describe(site))
+    wait_for(lambda: is_in_line(site) and is_idle(site), told=lambda: describe(site))
+    assert of_orthanc(site, series) == of_node(site, series)
+    assert of_node(site, series).keys() == before.keys() - {dropped}, "Orthanc's deletions were our own"
+    assert of_node(site, series)[changed] != before[changed]
+
+
+def test_what_is_replaced_in_orthanc_is_fetched_again(site):
+    series, archive = f"{ROOT}.3.1", site.archive
+    before = of_orthanc(site, series)
+    changed = f"{series}.1"
+    content = altered(archive.open_instance(changed).path)
+    (found,) = [
+        each["ID"] for each in site.orthanc.get(f"/series/{site.orthanc.id_of(series)}/instances")
+        if each["MainDicomTags"]["SOPInstanceUID"] == changed
+    ]  # fmt: skip
+    site.orthanc.ask(f"/instances/{found}", "DELETE")
+    assert site.orthanc.ask("/instances", "POST", content)[0] == 200
+    wait_for(lambda: of_node(site, series) == of_orthanc(site, series), told=lambda: describe(site))
+    assert of_node(site, series)[changed] == hashlib.sha256(content).hexdigest() != before[changed]
+    wait_for(lambda: is_in_line(site) and is_idle(site), told=lambda: describe(site))
+
+
 def test_a_series_that_orthanc_deletes_is_no_neighbour_any_more(site):
     """Last of those that share the site: it takes a study away."""
     series = site.orthanc.id_of(f"{ROOT}.1.1")
@@ -396,7 +457,7 @@ def test_a_series_that_orthanc_deletes_is_no_neighbour_any_more(site):
     assert f"{ROOT}.2.1" in neighbours()
     assert site.orthanc.ask(f"/series/{gone}", "DELETE")[0] == 200
     assert f"{ROOT}.2.1" not in neighbours(), "at once, whatever the node knows by then"
-    archive = Archive(site.node.data)
+    archive = site.archive
 
     def left() -> int:
         return archive.database.execute(
@@ -462,7 +523,7 @@ def check_nothing_is_lost(site: Site, expected: set[str]) -> None:
     found = site.orthanc.by_modality()
     assert sorted(found["CT"]) == sorted(expected), SEED
     assert len(found["SEG"]) == len(set(found["SEG"])) == len(expected), SEED
-    archive = Archive(site.node.data)
+    archive = site.archive
     rows = archive.database.execute(
         "SELECT series_instance_uid, count(DISTINCT instance.id), count(DISTINCT embedding.id) FROM series "
         "JOIN instance ON instance.series = series.id LEFT JOIN embedding ON embedding.series = series.id "

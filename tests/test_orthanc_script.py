@@ -1,4 +1,4 @@
-"""What the script in Orthanc does where a real Orthanc cannot be made to: lost logs, newer versions, a node that refuses.
+"""The script in Orthanc where a real Orthanc cannot be made to do it: lost logs, newer versions, a node that refuses.
 
 Everything else is tested with a real one, in `test_orthanc_plugin`.
 """
@@ -33,33 +33,33 @@ class FakeOrthanc(ModuleType):
 
     ChangeType, ResourceType = Change, Resource
 
-    class OrthancException(Exception):  # noqa: N818 - its own name
+    class OrthancException(Exception):
         pass
 
     def __init__(self, folder: Path) -> None:
         super().__init__("orthanc")
         self.folder = folder
-        self.log: list[dict] = []  # Orthanc's log of changes
-        self.first = 0  # Seq before the first of `log`
+        self.changes: list[dict] = []  # Orthanc's log of changes
+        self.first = 0  # Seq before the first of `changes`
         self.settings: dict = {"Tharsis": {"Key": "k" * 20}, "IndexDirectory": str(folder), "StableAge": 0}
         self.system: dict = {}
         self.asked: list[str] = []
         self.said: list[str] = []
         self.callbacks: dict = {}
 
-    def GetConfiguration(self):
+    def get_configuration(self):
         return json.dumps(self.settings)
 
-    def RestApiGet(self, path):
+    def rest_api_get(self, path):
         self.asked.append(path)
-        last = self.first + len(self.log)
+        last = self.first + len(self.changes)
         if path == "/system":
             return json.dumps(self.system).encode()
         if path == "/changes?last":
-            return json.dumps({"Changes": self.log[-1:], "Done": True, "Last": last}).encode()
+            return json.dumps({"Changes": self.changes[-1:], "Done": True, "Last": last}).encode()
         if path.startswith("/changes?since="):
             since = int(path.split("since=")[1].split("&")[0])
-            page = self.log[max(0, since - self.first):][:2]
+            page = self.changes[max(0, since - self.first):][:2]
             end = page[-1]["Seq"] if page else last
             return json.dumps({"Changes": page, "Done": end == last, "Last": end}).encode()
         if path.startswith("/series/"):
@@ -67,18 +67,19 @@ class FakeOrthanc(ModuleType):
         raise self.OrthancException(path)
 
     def change(self, kind, identifier):
-        self.log.append({"ChangeType": kind, "ID": identifier, "Seq": self.first + len(self.log) + 1})
+        self.changes.append({"ChangeType": kind, "ID": identifier, "Seq": self.first + len(self.changes) + 1})
 
-    def RegisterRestCallback(self, path, function):
+    def register_rest_callback(self, path, function):
         self.callbacks[path] = function
 
-    def RegisterOnChangeCallback(self, function):
+    def register_on_change_callback(self, function):
         self.callbacks["change"] = function
 
-    def LogWarning(self, sentence):
+    def log(self, sentence):
         self.said.append(sentence)
 
-    LogError = LogWarning
+    GetConfiguration, RestApiGet, LogWarning, LogError = get_configuration, rest_api_get, log, log
+    RegisterRestCallback, RegisterOnChangeCallback = register_rest_callback, register_on_change_callback
 
 
 class FakeNode:
