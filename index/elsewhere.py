@@ -182,6 +182,17 @@ def unsent(database: Database, series_instance_uid: str = "") -> list[str]:
     return [uid for (uid,) in rows.fetchall()]
 
 
+def pictured_series(database: Database, study_instance_uid: str) -> str:
+    """Return a series of the study that is embedded, to be shown for it; "" when there is none."""
+    row = database.execute(
+        "SELECT series.series_instance_uid FROM study JOIN series ON series.study = study.id "
+        "WHERE study.study_instance_uid = ? AND EXISTS (SELECT 1 FROM embedding WHERE embedding.series = series.id) "
+        "ORDER BY CAST(series.series_number AS INTEGER), series.id LIMIT 1",
+        (study_instance_uid,),
+    ).fetchone()
+    return "" if row is None else str(row[0])
+
+
 _DESCRIBED = (
     "patient_id", "patient_name", "study_date", "study_description", "accession_number", "modality",
     "series_description",

@@ -131,7 +131,12 @@ class Answers:
             asker or "somebody", level, name, count, answer.model_id, len(answer.neighbours),
         )  # fmt: skip
         return {
-            "query": {"level": level.value, "seriesInstanceUid": series, "studyInstanceUid": study},
+            "query": {
+                "level": level.value,
+                "seriesInstanceUid": series,
+                "studyInstanceUid": study,
+                **self._described(series or elsewhere.pictured_series(self._archive.database, study)),
+            },
             "model": answer.model_id,
             "searchMode": answer.mode.value,
             "estimatedRecall": answer.estimated_recall,
@@ -140,9 +145,7 @@ class Answers:
 
     def _neighbour(self, neighbour: Neighbour) -> dict[str, Any] | None:
         """A neighbour for a program and for a page; None when it was deleted meanwhile."""
-        facts = elsewhere.described(
-            self._archive.database, neighbour.series_instance_uid, neighbour.sop_instance_uid
-        )
+        facts = self._described(neighbour.series_instance_uid, neighbour.sop_instance_uid)
         if not facts:
             return None
         return {
@@ -152,8 +155,12 @@ class Answers:
             "studyInstanceUid": neighbour.study_instance_uid,
             "seriesInstanceUid": neighbour.series_instance_uid,
             "frame": neighbour.frame,
-            **{_camel_case(name): value for name, value in facts.items()},
+            **facts,
         }
+
+    def _described(self, series: str, image: str = "") -> dict[str, Any]:
+        facts = elsewhere.described(self._archive.database, series, image)
+        return {_camel_case(name): value for name, value in facts.items()}
 
     def _series(self, name: str) -> str:
         """Return the Series Instance UID of what is named; raises `NotFound`."""

@@ -87,7 +87,7 @@ _EXPLORER = """
   function status(id) { window.open('../tharsis/status?series=' + id); }
   button('#study', '#study-delete', 'search', 'Similar cases', view);
   button('#series', '#series-delete', 'search', 'Similar cases', view);
-  button('#series', '#series-delete', 'refresh', 'Process again with Tharsis', again);
+  button('#series', '#series-delete', 'refresh', 'Process again', again);
   button('#series', '#series-delete', 'info', 'Tharsis status', status);
 })();
 """
