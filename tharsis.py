@@ -23,6 +23,7 @@ from commands.evaluation import evaluate
 from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.models import models_app
 from commands.network import commit, find, send
+from commands.orthanc import orthanc_app
 from commands.plugins import plugins_app
 from commands.report import report
 from commands.routes import routes_app
@@ -76,6 +77,7 @@ app.add_typer(jobs_app, name="jobs", rich_help_panel="The node")
 app.add_typer(routes_app, name="routes", rich_help_panel="The node")
 app.add_typer(plugins_app, name="plugins", rich_help_panel="The node")
 app.command("check", rich_help_panel="The node")(check)
+app.add_typer(orthanc_app, name="orthanc", rich_help_panel="The node")
 app.command("conformance", rich_help_panel="The node")(conformance)
 app.command("fsck", rich_help_panel="Keeping the archive")(check_archive)
 app.command("rebuild", rich_help_panel="Keeping the archive")(rebuild)

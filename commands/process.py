@@ -1,4 +1,4 @@
-"""One process of the node, started by the supervisor: ``python -m commands.process network`` (or worker, or encoder).
+"""One process of the node, started by the supervisor: ``python -m commands.process network`` (or another role).
 
 The settings come as one JSON line on standard input, which then stays open: when it closes, the supervisor is gone and
 the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output. A process
@@ -39,7 +39,7 @@ _ORPHAN_GRACE_S = 5.0
 
 
 def main(role: str, name: str, predecessor: str = "") -> None:
-    """Run as `role` (``network``, ``worker``, ``encoder`` or ``router``) until told to stop.
+    """Run as `role` (``network``, ``worker``, ``encoder``, ``router`` or ``orthanc``) until told to stop.
 
     Parameters
     ----------
@@ -57,6 +57,8 @@ def main(role: str, name: str, predecessor: str = "") -> None:
         _encoder(archive, settings, name, supervisor, predecessor)
     elif role == "router":
         _router(archive, settings, name, supervisor)
+    elif role == "orthanc":
+        _orthanc(archive, settings, name, supervisor, predecessor)
     else:
         status = _worker(archive, settings, name, supervisor, predecessor)
     # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
@@ -221,6 +223,32 @@ def _router(archive: Archive, settings: Settings, _name: str, supervisor: TextIO
     _on_stop(router.stop)
     _tell(supervisor, {"ready": True})
     router.run()
+
+
+def _orthanc(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> None:
+    from index import jobs
+    from index.bases.limits import IndexLimits
+    from index.similarity import Similarity
+    from plugins.orthanc import comparing
+    from plugins.orthanc.answers import Answers
+    from plugins.orthanc.door import Door
+    from plugins.worker import Worker
+
+    own, wanted = settings.orthanc, settings.similarity
+    search = Similarity(archive, shortlist=wanted.shortlist, limits=IndexLimits.from_settings(wanted))
+    try:
+        door = Door(
+            archive, Answers(archive, settings, search), host=own.door_host, port=own.door_port, key=own.secret("key")
+        )
+    except OSError as error:
+        _cannot_start(supervisor, f"[orthanc]: the door cannot be opened: {error.strerror or error}")
+    archive.jobs.push(jobs.ORTHANC_COMPARE, comparing.SUBJECT)
+    plugins = _plugins(archive, settings, name, predecessor, only=["orthanc"])
+    worker = Worker(archive, settings, name, plugins, kinds=jobs.ORTHANC_KINDS)
+    _on_stop(worker.stop)
+    _tell(supervisor, {"ready": True})
+    worker.run()
+    door.close()
 
 
 def _on_stop(stop: Callable[[], None]) -> None:

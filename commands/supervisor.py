@@ -1,8 +1,9 @@
 """The processes of a node: started together, restarted when one dies, stopped together.
 
-One process serves the network, one or more do the work, one embeds what queries ask about, and one sends on what the
-rules want sent, if there are any. They share nothing but the data folder. The supervisor holds the folder's lock, so
-that two nodes never serve one folder; its processes inherit the lock and it is free only when all of them are gone.
+One process serves the network, one or more do the work, one embeds what queries ask about, one sends on what the rules
+want sent, and one talks with an Orthanc, the last two where the settings want it. They share nothing but the data folder.
+The supervisor holds the folder's lock, so that two nodes never serve one folder; its processes inherit the lock and it is
+free only when all of them are gone.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Supervisor:
             *(_Process("worker", f"worker-{number}") for number in range(1, settings.jobs.workers + 1)),
             *([_Process("encoder", "encoder")] if settings.similarity.enabled else []),
             *([_Process("router", "router")] if settings.routes else []),
+            *([_Process("orthanc", "orthanc")] if settings.orthanc.enabled else []),
         ]
         self._stopping = threading.Event()
         self._dead: queue.SimpleQueue[int] = queue.SimpleQueue()

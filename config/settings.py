@@ -26,6 +26,7 @@ from config.ae_titles import (
 )
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
 from config.deidentification import DeidentificationSettings
+from config.orthanc import OrthancSettings
 from config.plugins import PluginSettings
 from config.routes import RouteSettings, RoutingSettings
 from config.sections import AETitle, NotNegative, Positive
@@ -279,6 +280,7 @@ class Settings(_Section):
     materials: MaterialSettings
     report: ReportSettings
     similarity: SimilaritySettings
+    orthanc: OrthancSettings
     logs: LogSettings
     routing: RoutingSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
@@ -314,6 +316,15 @@ class Settings(_Section):
         wrong = routes.mistake(self.routes, own, destinations, {each.name for each in self.deidentification})
         if wrong:
             raise ValueError(wrong)
+        return self
+
+    @model_validator(mode="after")
+    def _orthanc_can_be_reached(self) -> Settings:
+        own = self.orthanc
+        if own.enabled and not any(ae.title == own.aet and ae.port for ae in self.application_entities):
+            raise ValueError(
+                f"orthanc: application_entities has to name {own.aet!r} with its host and port, for C-MOVE"
+            )
         return self
 
     def entity_table(self) -> ApplicationEntityTable:

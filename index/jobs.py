@@ -34,10 +34,14 @@ ROUTING_KINDS = (ROUTE, CONFIRM_ROUTE)
 """Send a series on, and ask whether the peer keeps it. The router does them. They only read their subject, so that they
 run beside other jobs on it, and beside each other for other destinations."""
 
-NOT_FOR_WORKERS = (*NETWORK_KINDS, EMBED_ASKED, *ROUTING_KINDS)
+ORTHANC_PULL, ORTHANC_PUSH, ORTHANC_COMPARE = "orthanc_pull", "orthanc_push", "orthanc_compare"
+ORTHANC_KINDS = (ORTHANC_PULL, ORTHANC_PUSH, ORTHANC_COMPARE)
+"""Kinds of job that wait for an Orthanc, which may be slow or off: a process of its own does them, one at a time."""
+
+NOT_FOR_WORKERS = (*NETWORK_KINDS, EMBED_ASKED, *ROUTING_KINDS, *ORTHANC_KINDS)
 """Kinds of job that an ordinary worker leaves alone."""
 
-RECURRING = ("look_after_vectors", "retention", "scrub")
+RECURRING = ("look_after_vectors", "retention", "scrub", ORTHANC_COMPARE)
 """Kinds of job that queue themselves again for ever: no work that anybody waits for."""
 
 STATES = ("queued", "running", "done", "failed", "cancelled")
@@ -263,8 +267,14 @@ class JobQueue:
     def release(self, job: Job, *, not_before: float | None = None, error: str = "") -> None:
         """Give an unfinished job back, as if it had not been tried; a cancelled one stays cancelled.
 
-        For a worker that has to stop, or that has stopped working on a cancelled job, or cannot work on it now: until
-        `not_before` (None: at once), for what `error` says.
+        For a worker that has to stop, that has stopped working on a cancelled job, or that waits for something.
+
+        Parameters
+        ----------
+        not_before
+            Seconds since the epoch before which no worker takes it; now when None.
+        error
+            What it waits for, one sentence.
         """
         due = time.time() if not_before is None else not_before
         with self._transaction() as database:

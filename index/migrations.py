@@ -7,7 +7,8 @@ answered when), ``embedding_change`` (lets those caches follow), ``vector_base``
 ``removal`` (files that a committed deletion still has to remove), ``tally`` (sums, kept by triggers), ``commitment``
 (requests for storage commitment), ``asked`` and ``question`` (what similarity queries had embedded, and the images that
 were sent to ask), ``told`` (what UIDs stand for that were told through a de-identification profile), ``delivery`` and
-``destination_trouble`` (what was sent on to whom), ``plugin_trouble`` (plug-ins that hang). Key columns come from
+``destination_trouble`` (what was sent on to whom), ``plugin_trouble`` (plug-ins that hang), ``orthanc_series`` and
+``orthanc_instance`` (what an Orthanc holds as well). Key columns come from
 `index.keys`.
 """
 
@@ -446,6 +447,26 @@ CREATE TABLE destination_trouble (
 ) WITHOUT ROWID;
 """
 
+_ORTHANC = """
+CREATE TABLE orthanc_series (
+    orthanc_id TEXT PRIMARY KEY,
+    orthanc_study TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    listing TEXT NOT NULL DEFAULT '',
+    content TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE INDEX orthanc_series_uid ON orthanc_series(series_instance_uid);
+CREATE INDEX orthanc_series_study ON orthanc_series(orthanc_study);
+CREATE TABLE orthanc_instance (
+    instance INTEGER PRIMARY KEY REFERENCES instance(id) ON DELETE CASCADE,
+    orthanc_id TEXT NOT NULL,
+    orthanc_series TEXT NOT NULL,
+    version TEXT NOT NULL
+);
+CREATE INDEX orthanc_instance_id ON orthanc_instance(orthanc_id);
+CREATE INDEX orthanc_instance_series ON orthanc_instance(orthanc_series);
+"""
+
 
 @migrations()
 def told(database: Database) -> None:
@@ -463,3 +484,9 @@ def deliveries(database: Database) -> None:
 def plugin_troubles(database: Database) -> None:
     """Which plug-ins hang or kill their worker."""
     _run(database, troubles.SCHEMA)
+
+
+@migrations()
+def orthanc(database: Database) -> None:
+    """What of the archive an Orthanc holds as well."""
+    _run(database, _ORTHANC)

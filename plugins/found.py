@@ -24,6 +24,7 @@ BUILT_IN: Mapping[str, str] = {
     "asked": "plugins.asked",
     "scrubber": "plugins.scrubber",
     "routing": "plugins.routing.plugin",
+    "orthanc": "plugins.orthanc.plugin",
 }
 """Name → module. By name, so that a process that needs one of them does not load the libraries of the others."""
 

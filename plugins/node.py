@@ -15,7 +15,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from config.settings import Settings
-from index import derivations
+from index import derivations, elsewhere
 from index.archive import Archive, StoredInstance
 from index.derivations import Derivation
 from index.errors import NotFound
@@ -33,6 +33,22 @@ class CannotProceed(Exception):
 
 class Interrupted(Exception):
     """The worker has to stop: the job goes back to the queue, as if it had not been tried."""
+
+
+class Postponed(Exception):
+    """What the job needs is not there at the moment (a peer is off, a disk is full): it is tried again, without limit.
+
+    Parameters
+    ----------
+    sentence
+        What it waits for, for the user.
+    delay_s
+        How long, seconds.
+    """
+
+    def __init__(self, sentence: str, delay_s: float) -> None:
+        super().__init__(sentence)
+        self.delay_s = delay_s
 
 
 class Cancelled(Exception):
@@ -132,6 +148,11 @@ class Series:
     def made_by(self) -> Derivation | None:
         """The derivation that made this series, when this node made it."""
         return derivations.maker(self._archive.database, self.uid)
+
+    @cached_property
+    def comes_from_orthanc(self) -> bool:
+        """Whether an Orthanc holds it, or what it was made from."""
+        return elsewhere.comes_from_orthanc(self._archive.database, self.uid)
 
     @property
     def sources(self) -> frozenset[str]:

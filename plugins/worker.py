@@ -25,7 +25,7 @@ from index.keys import Level
 from plugins.claim import Claim
 from plugins.hookspecs import JobFunction
 from plugins.manager import Plugins, ask_each, complaint, is_of_user, job_owners, load_plugins, work_for
-from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
+from plugins.node import Cancelled, CannotProceed, Interrupted, Postponed, Series, Task, Work
 from plugins.watch import NODE_ITSELF
 
 logger = logging.getLogger(__name__)
@@ -151,6 +151,10 @@ class Worker:
         except Cancelled:
             logger.info("job %d was cancelled", job.id)
             return lambda: queue.release(job)
+        except Postponed as error:
+            logger.info("job %d %s %s waits %.0f s: %s", job.id, job.kind, job.subject, error.delay_s, error)
+            due, why = time.time() + error.delay_s, str(error)
+            return lambda: queue.release(job, not_before=due, error=why)
         except (CannotProceed, NotFound) as error:
             return self._failure(job, str(error), permanent=True)
         except BaseException as error:  # whatever a plug-in raises, SystemExit too, is its job's failure

@@ -22,12 +22,12 @@ from typing import Any
 from uuid import uuid4
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import StoragePresentationContexts, evt
 
 from index.files import is_valid_uid
 from scp import transport
-from scp.contexts import MOST_CONTEXTS, VERIFICATION, Proposal, storage_proposals
+from scp.contexts import MOST_CONTEXTS, QUERY_SYNTAXES, VERIFICATION, Proposal, storage_proposals
 from scp.errors import AssociationLost, PeerError
 from scp.link import Link, status_of_response
 from scp.messages import Answer, SubOperations
@@ -35,8 +35,6 @@ from scp.part10 import EncodedObject, NotDicomError, read_object
 from scp.reception import Reception
 from scp.requestor import Peer, Timeouts, connect
 from scp.status import SUCCESS, Status, status_of
-
-_QUERY_SYNTAXES = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 
 
 class RequestFailed(PeerError):
@@ -136,7 +134,7 @@ def find(
     relational
         The Identifier lacks unique keys of higher levels.
     """
-    with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES, relational=relational)], requestor) as link:
+    with _open(peer, [Proposal(sop_class_uid, QUERY_SYNTAXES, relational=relational)], requestor) as link:
         transport.hold(link.assoc)
         for status, match in link.assoc.send_c_find(identifier, sop_class_uid):
             _require_answer(status, peer)
@@ -151,7 +149,7 @@ def move(
     peer: Peer, identifier: Dataset, destination: str, sop_class_uid: str, requestor: Requestor
 ) -> Iterator[Answer]:
     """Send a C-MOVE to the AE title `destination` and yield every response; the last one is final."""
-    with _open(peer, [Proposal(sop_class_uid, _QUERY_SYNTAXES)], requestor) as link:
+    with _open(peer, [Proposal(sop_class_uid, QUERY_SYNTAXES)], requestor) as link:
         transport.hold(link.assoc)
         yield from _answers(link.assoc.send_c_move(identifier, destination, sop_class_uid), peer)
 
@@ -173,7 +171,7 @@ def get(
         (SOP Class UID, Transfer Syntax UID) of what is expected, so that it comes as it is stored; when None the
         common storage classes are asked for, in Explicit or Implicit VR Little Endian.
     """
-    proposals = [Proposal(sop_class_uid, _QUERY_SYNTAXES), *_wanted(objects)]
+    proposals = [Proposal(sop_class_uid, QUERY_SYNTAXES), *_wanted(objects)]
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(event: evt.Event) -> int:
@@ -203,7 +201,7 @@ def _wanted(objects: Iterable[tuple[str, str]] | None) -> list[Proposal]:
         kinds = dict.fromkeys(objects)
         return [Proposal(uid, (syntax,), peer_sends=True) for uid, syntax in islice(kinds, MOST_CONTEXTS - 1)]
     common = StoragePresentationContexts[: MOST_CONTEXTS - 1]
-    return [Proposal(str(context.abstract_syntax), _QUERY_SYNTAXES, peer_sends=True) for context in common]
+    return [Proposal(str(context.abstract_syntax), QUERY_SYNTAXES, peer_sends=True) for context in common]
 
 
 def _file_name(uid: str) -> str:

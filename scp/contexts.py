@@ -35,6 +35,9 @@ STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 
+QUERY_SYNTAXES = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+"""Transfer syntaxes in which this node asks others."""
+
 _DICOM_PREFIX = "1.2.840.10008."
 _STORAGE_PREFIX = f"{_DICOM_PREFIX}5.1.4.1.1."
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from config.ae_titles import Deidentify
 from config.application_entities import ApplicationEntity, Right
 from config.settings import Settings
+from index import elsewhere
 from index.archive import Archive, StoredInstance
 from index.deidentification.deidentifier import Deidentifier
+from index.elsewhere import Held
 from index.files import incoming_prefix
 from index.on_demand import OnDemand
 from index.questions import Questions
@@ -26,6 +30,7 @@ from scp.contexts import QUERY_RETRIEVE, Proposal
 from scp.deidentifying import deidentified
 from scp.destination import Destination
 from scp.errors import NotOffered, UnknownDestination
+from scp.hand_over import HandOver
 from scp.link import Link
 from scp.messages import ActionRequest, Answer, EventReport, FindRequest, Originator, RetrieveRequest, StoreRequest
 from scp.outbound import Outbound
@@ -136,21 +141,42 @@ class NodeServices:
             outcomes = ((instance, send(link, instance)) for instance in instances)
             yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled, tell=tell)
             return
-        entity = self._destination(request.destination)
+        known = self._entities.get(request.destination)
+        seen = self._views.get(known.profile if known is not None else "") or self._seen(caller)
+        hands_over = self._hands_over(caller, seen)
+        if not hands_over:
+            self._destination(request.destination)  # refused before anything is looked for
         instances = self._matches(caller, request)
-        seen = self._views.get(entity.profile) or self._seen(caller)
+        theirs = self._held_by_orthanc(instances) if hands_over else {}
+        own = [instance for instance in instances if instance.sop_instance_uid not in theirs]
+        with ExitStack() as stack:
+            senders: list[Destination | HandOver] = []
+            if theirs:
+                senders.append(stack.enter_context(self._hand_over(instances, theirs, request)))
+            if own:
+                senders.append(stack.enter_context(self._sends(caller, request, seen, own)))
+            yield from retrieve.sub_operations(
+                len(instances),
+                chain.from_iterable(sender.outcomes() for sender in senders),
+                request.cancelled,
+                lambda: chain.from_iterable(sender.stop() for sender in senders),
+                tell=tell,
+            )
+
+    def _sends(
+        self, caller: Caller, request: RetrieveRequest, seen: Whole, instances: list[StoredInstance]
+    ) -> Destination:
+        """Return what sends `instances`, as one who sees the archive as `seen` may have them, to the destination."""
+        entity = self._destination(request.destination)
         originator = None
         if entity.title == caller.title or not isinstance(seen, View):  # nobody else learns who works with originals
             originator = Originator(caller.title, request.message_id)
-        with Destination(
+        return Destination(
             instances,
             partial(self.open_link, entity),
             partial(self._sender(request, seen, instances), originator=originator),
             associations=self._settings.scp.retrieve_associations,
-        ) as destination:
-            yield from retrieve.sub_operations(
-                len(instances), destination.outcomes(), request.cancelled, destination.stop, tell=tell
-            )
+        )
 
     def _sender(self, request: RetrieveRequest, seen: Whole, instances: list[StoredInstance]) -> Callable[..., Status]:
         """Return what sends an instance to one who sees the archive as `seen`, and note what all of them tell."""
@@ -158,6 +184,27 @@ class NodeServices:
         new_file = self._archive.scratch_file
         send = partial(retrieve.send, new_file=new_file, priority=request.priority)
         return partial(send, prepare=partial(deidentified, seen, new_file)) if isinstance(seen, View) else send
+
+    def _hands_over(self, caller: Caller, seen: Whole) -> bool:
+        """Whether Orthanc sends what it holds: asked at the similarity AE, which answers over Orthanc's content.
+
+        Orthanc sends objects as they are: never where they have to be de-identified.
+        """
+        return self._settings.orthanc.enabled and caller.asks_similarity and not isinstance(seen, View)
+
+    def _held_by_orthanc(self, instances: Sequence[StoredInstance]) -> Mapping[str, Held]:
+        return elsewhere.held(self._archive.database, [instance.sop_instance_uid for instance in instances])
+
+    def _hand_over(
+        self, instances: Sequence[StoredInstance], theirs: Mapping[str, Held], request: RetrieveRequest
+    ) -> HandOver:
+        orthanc = self._settings.orthanc.aet
+        return HandOver(
+            [instance for instance in instances if instance.sop_instance_uid in theirs],
+            partial(self.open_link, self._destination(orthanc)),
+            archive=orthanc,
+            destination=request.destination,
+        )
 
     def commit(self, caller: Caller, request: ActionRequest) -> Answer:
         """Answer an N-ACTION that asks for storage commitment."""

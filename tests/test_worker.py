@@ -216,4 +216,5 @@ def test_the_built_in_plug_ins_use_the_same_hooks():
     assert {name for name, _ in plugins.list_name_plugin()} >= set(manager.BUILT_IN)
     kinds = {"reconstruct", "segment", "decompose", "embed", "adopt_encoder", "embed_asked", "scrub", "retention"}
     kinds |= {"index_vectors", "look_after_vectors", "measure", "picture", "route", "confirm_route"}
+    kinds |= {*jobs.ORTHANC_KINDS}
     assert set(manager.job_functions(plugins)) == kinds

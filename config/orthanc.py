@@ -1,0 +1,60 @@
+"""``[orthanc]``: the Orthanc that this node works for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_SHORTEST_KEY = 16
+
+
+class OrthancSettings(BaseModel):
+    """``[orthanc]``: an Orthanc with our script, whose series this node takes in and whose questions it answers.
+
+    Raises
+    ------
+    ValueError
+        Enabled without a key, both a secret and a file with it, or a URL that is neither http nor https.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    enabled: bool
+    url: str
+    user: str
+    password: str
+    password_file: str
+    ca: str
+    timeout_s: Annotated[float, Field(gt=0)]
+    aet: str
+    door_host: str
+    door_port: Annotated[int, Field(ge=1, le=65535)]
+    key: str
+    key_file: str
+    compare_hours: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> OrthancSettings:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url begins with http:// or https://, got {self.url!r}")
+        for name in ("password", "key"):
+            if getattr(self, name) and getattr(self, f"{name}_file"):
+                raise ValueError(f"{name} and {name}_file are two ways to say the same: leave one out")
+        if self.enabled and not (self.key or self.key_file):
+            raise ValueError("enabled needs a key, that of Orthanc's settings; `tharsis orthanc setup` makes one")
+        if self.key and len(self.key) < _SHORTEST_KEY:
+            raise ValueError(f"key has at least {_SHORTEST_KEY} characters, got {len(self.key)}")
+        return self
+
+    def secret(self, name: str) -> str:
+        """Return ``password`` or ``key``, from the settings or from the file that they name.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        """
+        file = getattr(self, f"{name}_file")
+        return Path(file).expanduser().read_text(encoding="utf-8").strip() if file else str(getattr(self, name))

@@ -1,0 +1,69 @@
+"""The job `orthanc_compare`: whatever was missed, by a crash or a restored backup, is found by comparing the lists.
+
+It looks at every series of Orthanc, a page at a time, and queues a pull of each that is new here or has other instances
+than when it was pulled; a pull of each that is not in Orthanc any more; a push of what Orthanc lacks.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from index import elsewhere, jobs
+from plugins.node import CannotProceed, Task
+from plugins.orthanc.client import OrthancClient, OrthancRefused
+from plugins.orthanc.waiting import waits_for_orthanc
+
+SUBJECT = "orthanc"
+ONCE = {"once": True}
+"""Parameters of a comparison that is asked for, beside the one that comes again by itself."""
+
+_PAGE = 200
+_HOUR_S = 3600.0
+
+
+@waits_for_orthanc
+def compare(task: Task, orthanc: OrthancClient) -> None:
+    """Compare all series, queue what is to be done and, of a recurring one, the next comparison."""
+    archive = task.archive
+    noted = elsewhere.all_series(archive.database)
+    gone = set(noted)
+    total = _total(orthanc)
+    since = 0
+    while page := _page(orthanc, since):
+        task.progress(since / max(total, since + 1))
+        since += len(page)
+        gone.difference_update(each["ID"] for each in page)
+        news = [
+            each["ID"]
+            for each in page
+            if each.get("IsStable", True) and noted.get(each["ID"]) != elsewhere.digest(each["Instances"])
+        ]
+        _queue_pulls(task, news)
+    _queue_pulls(task, sorted(gone))
+    with archive.transaction() as database:
+        for uid in elsewhere.unsent(database):
+            jobs.push(database, jobs.ORTHANC_PUSH, uid)
+    if task.job.parameters != ONCE:
+        archive.jobs.again(task.job, not_before=time.time() + task.settings.orthanc.compare_hours * _HOUR_S)
+
+
+def _total(orthanc: OrthancClient) -> int:
+    return int(orthanc.get("/statistics").get("CountSeries", 0))
+
+
+def _page(orthanc: OrthancClient, since: int) -> list[dict[str, Any]]:
+    try:
+        page: list[dict[str, Any]] = orthanc.get(f"/series?expand&since={since}&limit={_PAGE}")
+    except OrthancRefused as error:
+        raise CannotProceed(str(error)) from error
+    return page
+
+
+def _queue_pulls(task: Task, orthanc_ids: list[str]) -> None:
+    """Queue pulls behind those of series that have just become stable."""
+    if not orthanc_ids:
+        return
+    with task.archive.transaction() as database:
+        for orthanc_id in orthanc_ids:
+            jobs.push(database, jobs.ORTHANC_PULL, orthanc_id)

@@ -1,0 +1,27 @@
+"""Built-in plug-in: works for an Orthanc that has our script inside. A process of its own does its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from config.settings import Settings
+from index import jobs
+from plugins.hookspecs import JobFunction, hookimpl
+from plugins.node import Series, Work
+from plugins.orthanc.comparing import compare
+from plugins.orthanc.pulling import pull
+from plugins.orthanc.pushing import push
+
+
+@hookimpl
+def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
+    """Give back to Orthanc what this node has made of Orthanc's series."""
+    if not settings.orthanc.enabled or series.made_by is None or not series.comes_from_orthanc:
+        return []
+    return [Work(jobs.ORTHANC_PUSH, series.uid)]
+
+
+@hookimpl
+def job_functions() -> Mapping[str, JobFunction]:
+    """Offer the jobs `orthanc_pull`, `orthanc_push` and `orthanc_compare`."""
+    return {jobs.ORTHANC_PULL: pull, jobs.ORTHANC_PUSH: push, jobs.ORTHANC_COMPARE: compare}

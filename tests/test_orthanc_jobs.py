@@ -1,0 +1,249 @@
+"""The node's side without an Orthanc: the door, jobs that wait, what is noted of Orthanc, and its settings."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from config.settings import SettingsError, load_settings
+from index import derivations, elsewhere, jobs
+from index.derivations import Output
+from index.elsewhere import Held, OrthancSeries
+from index.errors import OutOfSpace
+from index.similarity import Similarity
+from plugins.manager import load_plugins
+from plugins.orthanc.answers import Answers
+from plugins.orthanc.comparing import ONCE, SUBJECT
+from plugins.orthanc.door import Door
+from plugins.worker import Worker
+
+KEY = "0123456789abcdef"
+SERIES, OTHER = "11111111-22222222-33333333-44444444-55555555", "aaaaaaaa-bbbbbbbb-cccccccc-dddddddd-eeeeeeee"
+UID = "1.2.826.0.1.3680043.9.7133.2"
+
+
+def settings_for(archive, **orthanc):
+    return load_settings(environment={}, overrides={
+        "archive": {"data": str(archive.data)},
+        "jobs": {"max_attempts": 2, "retry_delay_s": 0.05},
+        "orthanc": {"enabled": True, "key": KEY, "timeout_s": 5, **orthanc},
+        "application_entities": [{"title": "ORTHANC", "host": "127.0.0.1", "port": 4242}],
+    })  # fmt: skip
+
+
+@pytest.fixture
+def door(archive):
+    door = Door(
+        archive, Answers(archive, settings_for(archive), Similarity(archive)), host="127.0.0.1", port=0, key=KEY
+    )
+    yield door
+    door.close()
+
+
+def ask(door, path, content=None, key=KEY, method=None):
+    data = content if isinstance(content, bytes) or content is None else json.dumps(content).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{door.port}{path}", data, method=method)
+    request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, json.loads(refusal.read())
+
+
+def test_notes_are_jobs_when_they_are_answered(door, archive, make_instance):
+    archive.ingest(make_instance(1))
+    with archive.transaction() as database:
+        elsewhere.note_instance(database, Held("1.2.826.0.1.3680043.9.7133.9.1", OTHER, "v"), OTHER[::-1])
+    told = ask(door, "/notes", {"stable": [SERIES], "deleted": [OTHER, SERIES[::-1]]})
+    assert told == (200, {"taken": 3})
+    queued = {job.subject: job for job in archive.jobs.recent() if job.kind == jobs.ORTHANC_PULL}
+    assert set(queued) == {SERIES, OTHER[::-1]}, "of a deleted instance its series; what is not known here is nothing"
+    assert queued[SERIES].not_before < time.time() - 1e6, "before all that a comparison has queued"
+
+
+def test_a_greeting_makes_due_what_waits_and_has_the_lists_compared(door, archive):
+    archive.jobs.push(jobs.ORTHANC_PULL, SERIES, not_before=time.time() + 1000)
+    assert ask(door, "/hello", {})[0] == 200
+    waiting = {job.kind: job for job in archive.jobs.recent()}
+    assert waiting[jobs.ORTHANC_PULL].not_before <= time.time()
+    assert (waiting[jobs.ORTHANC_COMPARE].subject, waiting[jobs.ORTHANC_COMPARE].parameters) == (SUBJECT, ONCE)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "key", "status", "sentence"),
+    [
+        ("/status", None, "another key", 401, "the key is not that of this node"),
+        ("/status", None, "", 401, "the key"),
+        ("/nothing", None, KEY, 404, "no GET /nothing"),
+        ("/similar", None, KEY, 404, "no GET /similar"),
+        ("/notes", b"{", KEY, 400, "no JSON"),
+        ("/notes", b"[]", KEY, 400, "a JSON object"),
+        ("/notes", {"stable": SERIES}, KEY, 400, "expected a list"),
+        ("/notes", {"stable": ["../../etc"]}, KEY, 400, "no identifier"),
+        (f"/similar/{SERIES}", None, KEY, 404, "has not taken in"),
+        (f"/similar/{UID}", None, KEY, 404, "no series"),
+        (f"/similar/{UID}?k=0", None, KEY, 404, "no series"),
+        (f"/again/{UID}", {}, KEY, 404, "no series"),
+    ],
+)
+def test_the_door_refuses_in_one_sentence(door, archive, path, content, key, status, sentence):
+    code, told = ask(door, path, content, key)
+    assert code == status
+    assert sentence in told["error"]
+    assert not archive.jobs.recent()
+
+
+def test_a_body_that_is_too_long_is_not_read(door):
+    connection = HTTPConnection("127.0.0.1", door.port, timeout=30)
+    connection.putrequest("POST", "/notes")
+    connection.putheader("Authorization", f"Bearer {KEY}")
+    connection.putheader("Content-Length", str(1 << 30))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert b"at most" in answer.read()
+    connection.close()
+
+
+def test_what_is_not_embedded_yet_is_409(door, archive, make_instance):
+    archive.ingest(make_instance(1))
+    assert ask(door, f"/similar/{UID}")[0] == 409
+
+
+def test_a_series_can_be_looked_at_again(door, archive, make_instance):
+    archive.ingest(make_instance(1), announce=False)
+    with archive.transaction() as database:
+        elsewhere.note_series(database, OrthancSeries(SERIES, OTHER, UID))
+    assert ask(door, f"/again/{SERIES}", {}) == (200, {"queued": UID})
+    assert {(job.kind, job.subject) for job in archive.jobs.recent()} == {
+        (jobs.ORTHANC_PULL, SERIES), (jobs.SERIES_STABLE, UID)
+    }  # fmt: skip
+    assert ask(door, f"/status?series={SERIES}")[1]["series"]["isTakenIn"]
+
+
+class StubOrthanc(BaseHTTPRequestHandler):
+    """Answers every request as `status` and `body` of its server say."""
+
+    def do_GET(self):
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def stub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StubOrthanc)
+    server.status, server.body = 200, b"{}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def worker_for(archive, port, **orthanc):
+    settings = settings_for(archive, url=f"http://127.0.0.1:{port}", **orthanc)
+    return Worker(archive, settings, "orthanc", load_plugins(only=["orthanc"]), kinds=jobs.ORTHANC_KINDS)
+
+
+@pytest.mark.parametrize("status", [401, 500, 503, 507])
+def test_a_job_waits_for_orthanc_without_limit(archive, stub, wait_until, status):
+    worker = worker_for(archive, stub.server_port)
+    archive.jobs.push(jobs.ORTHANC_PULL, SERIES)
+    stub.status = status
+    for _ in range(5):  # more than max_attempts
+        wait_until(worker.run_one)
+    (job,) = archive.jobs.recent()
+    assert (job.state, job.attempts) == ("queued", 0)
+    assert str(status) in job.error
+    stub.status = 404  # it is there again, and has no such series any more
+    wait_until(worker.run_one)
+    assert archive.jobs.recent()[0].state == "done"
+
+
+def test_a_job_waits_when_nobody_listens(archive, stub, wait_until):
+    port = stub.server_port
+    stub.shutdown()
+    stub.server_close()
+    worker = worker_for(archive, port)
+    archive.jobs.push(jobs.ORTHANC_PULL, SERIES)
+    wait_until(worker.run_one)
+    (job,) = archive.jobs.recent()
+    assert (job.state, job.attempts) == ("queued", 0)
+    assert "does not answer" in job.error
+
+
+def test_what_orthanc_refuses_for_good_fails_with_its_reason(archive, stub, wait_until):
+    stub.status, stub.body = 400, json.dumps({"Details": "no such thing"}).encode()
+    archive.jobs.push(jobs.ORTHANC_PULL, SERIES)
+    worker = worker_for(archive, stub.server_port)
+    wait_until(worker.run_one)
+    (job,) = archive.jobs.recent()
+    assert job.state == "failed"
+    assert "no such thing" in job.error
+
+
+def test_no_room_is_waited_for_as_well(archive, stub, wait_until, monkeypatch):
+    def full(*_arguments):
+        raise OutOfSpace("0 MiB free")
+
+    monkeypatch.setattr("plugins.orthanc.pulling._list", full)
+    archive.jobs.push(jobs.ORTHANC_PULL, SERIES)
+    wait_until(worker_for(archive, stub.server_port).run_one)
+    (job,) = archive.jobs.recent()
+    assert (job.state, job.error) == ("queued", "0 MiB free")
+
+
+def test_what_was_made_of_orthancs_series_is_unsent_until_that_version_is_noted(archive, make_instance):
+    made, deeper = f"{UID}.7", f"{UID}.8"
+    archive.ingest(make_instance(1))
+    archive.ingest(make_instance(2, SeriesInstanceUID=made))
+    archive.ingest(make_instance(3, SeriesInstanceUID=deeper))
+    with archive.transaction() as database:
+        derivations.record(database, UID, {"kind": "reconstruct"}, "", [Output(made, 1)])
+        derivations.record(database, made, {"kind": "segment"}, "", [Output(deeper, 1)])
+    database = archive.database
+    assert not elsewhere.comes_from_orthanc(database, deeper)
+    assert elsewhere.unsent(database) == []
+    with archive.transaction() as writing:
+        elsewhere.note_series(writing, OrthancSeries(SERIES, OTHER, UID))
+    assert elsewhere.comes_from_orthanc(database, deeper)
+    assert elsewhere.unsent(database) == elsewhere.unsent(database, UID) == [made, deeper]
+    assert elsewhere.unsent(database, "1.2.3") == []
+    stored = archive.open_instance("1.2.826.0.1.3680043.9.7133.9.2")
+    for version, left in (("older", [made, deeper]), (stored.sha256, [deeper])):
+        with archive.transaction() as writing:
+            elsewhere.note_instance(writing, Held(stored.sop_instance_uid, OTHER, version), SERIES)
+        assert elsewhere.unsent(database) == left
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"enabled": True}, "needs a key"),
+        ({"enabled": True, "key": "short"}, "at least 16 characters"),
+        ({"enabled": True, "key": KEY, "aet": "PACS"}, "has to name 'PACS'"),
+        ({"url": "ftp://x"}, "http:// or https://"),
+        ({"password": "x", "password_file": "y"}, "two ways"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(told, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        load_settings(environment={}, overrides={"orthanc": told})
+
+
+def test_secrets_come_from_files(tmp_path):
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    settings = load_settings(environment={}, overrides={"orthanc": {"key_file": str(tmp_path / "key")}})
+    assert settings.orthanc.secret("key") == KEY
