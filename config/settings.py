@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.site_mappings import SiteMapping
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
@@ -290,6 +291,7 @@ class Settings(_Section):
     similarity: SimilaritySettings
     logs: LogSettings
     application_entities: tuple[ApplicationEntitySettings, ...] = ()
+    site_mappings: tuple[SiteMapping, ...] = ()
 
     @model_validator(mode="after")
     def _titles_are_unique(self) -> Settings:
@@ -359,6 +361,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
     known = {section: list(keys) for section, keys in defaults.items()}
     known["application_entities"] = list(ApplicationEntitySettings.model_fields)
+    known["site_mappings"] = list(SiteMapping.model_fields)
     return known
 
 
@@ -400,7 +403,7 @@ def _from_environment(environment: Mapping[str, str], known: Mapping[str, list[s
     variables = {
         f"{_ENVIRONMENT_PREFIX}{section}_{key}".upper(): (section, key)
         for section, keys in known.items()
-        if section != "application_entities"
+        if section not in ("application_entities", "site_mappings")
         for key in keys
     }
     told: dict[str, Any] = {}
@@ -434,7 +437,7 @@ _EXPECTED = {
     "string_type": "text",
     "path_type": "a path",
     "frozen_set_type": "a list",
-    "tuple_type": "[[application_entities]], in double brackets",
+    "tuple_type": "a section in double brackets, [[application_entities]] or [[site_mappings]]",
 }
 
 

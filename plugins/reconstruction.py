@@ -13,7 +13,6 @@ from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
-from reconstruct.projections.registry import read_scan, scan_sets
 from reconstruct.projections.scan import ScanError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ class StoredScan:
         CannotProceed
             Another study uses the UID of one of the series.
         """
+        scan_sets = series.encodings.scan_sets
         scan_set = next((uid for uid in scan_sets(series.projection_paths) if uid), "")
         others = series.others_with_projections() if scan_set else []
         same = [other for other in others if scan_set in scan_sets(other.projection_paths)]
@@ -94,7 +94,8 @@ def reconstruct(task: Task) -> None:
         digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
         if is_made(task.archive, stored.uid, recipe, digest):
             return
-        made = reconstruct_scan(read_scan(stored.paths), parameters, task.progress, work_folder)
+        scan = stored.series[0].encodings.read_scan(stored.paths)
+        made = reconstruct_scan(scan, parameters, task.progress, work_folder)
         outputs = tuple(publish(task.archive, bin_series.instances) for bin_series in made)
     except (ScanError, GeometryError) as error:
         raise CannotProceed(str(error)) from error

@@ -23,7 +23,7 @@ from index.jobs import Job
 from index.keys import Level
 from plugins.hookspecs import JobFunction
 from plugins.manager import ask_each, job_functions, load_plugins
-from plugins.node import Cancelled, CannotProceed, Interrupted, Series, Task, Work
+from plugins.node import Cancelled, CannotProceed, Interrupted, Task, Work
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Worker:
 
     def _series_stable(self, task: Task) -> None:
         """Ask every plug-in what is to be done with the series, and queue it."""
-        series = Series(task.archive, task.job.subject)
+        series = task.series()
         wanted: list[Work] = []
         failures: list[str] = []
         for name, answer in ask_each(self._plugins, "jobs_for_series", series=series, settings=self._settings):
