@@ -26,7 +26,7 @@ from reconstruct.projections.functional_groups import Attributes
 from reconstruct.projections.quantities import name_of, quantity
 from reconstruct.projections.request import read_request
 from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance
-from reconstruct.projections.view_geometry import ANGLES, TakenGeometry, geometry_of
+from reconstruct.projections.view_geometry import ANGLES, TakenGeometry, difference, geometry_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,16 +111,20 @@ def _header(encoding: Encoding, instance: Path | Dataset) -> Dataset:
             raise ScanError(f"{instance.name} cannot be read as a DICOM file: {error}") from error
     if not encoding.recognise(header):
         raise ScanError(
-            f"instance {header.get('SOPInstanceUID', '?')} is no {encoding.described}: its SOP Class UID is "
+            f"{_name(header, instance)} is no {encoding.described}: its SOP Class UID is "
             f"{header.get('SOPClassUID', 'missing')}"
         )
     for keyword in ("Rows", "Columns", "BitsStored"):
         if not header.get(keyword):
-            raise ScanError(f"instance {header.get('SOPInstanceUID', '?')} has no {name_of(keyword)}")
+            raise ScanError(f"{_name(header, instance)} has no {name_of(keyword)}")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise ScanError(f"instance {header.SOPInstanceUID} is a colour image: Samples per Pixel (0028,0002) is "
                         f"{header.SamplesPerPixel}, expected 1")
     return header
+
+
+def _name(header: Dataset, instance: Path | Dataset) -> str:
+    return instance.name if isinstance(instance, Path) else f"instance {header.get('SOPInstanceUID', '?')}"
 
 
 def _frames(encoding: Encoding, header: Dataset, instance: Path | Dataset) -> list[RoledFrame]:
@@ -225,6 +229,7 @@ def _geometry(
     encoding: Encoding, views_of_bins: Sequence[Sequence[RoledFrame]], header: Dataset
 ) -> tuple[TakenGeometry, tuple[str, ...]]:
     taken = geometry_of([view.attributes for view in views_of_bins[0]], encoding.places)
+    _check_same_views(encoding, views_of_bins, taken.geometry)
     origins = f": {taken.origins}" if taken.origins else ""
     notes = [f"geometry taken from {taken.taken_from}{origins}", *taken.disagreements]
     if taken.taken_from == ANGLES and not encoding.places.patient_axes:
@@ -232,6 +237,17 @@ def _geometry(
         notes.append(f"patient position {position or 'not given, taken as HFS'}")
         taken = replace(taken, geometry=in_patient_axes(taken.geometry, position))
     return taken, tuple(notes)
+
+
+def _check_same_views(
+    encoding: Encoding, views_of_bins: Sequence[Sequence[RoledFrame]], geometry: ConeBeamGeometry
+) -> None:
+    """Refuse energy bins that were not taken together: one geometry serves all of them."""
+    for number, views in enumerate(views_of_bins[1:], start=2):
+        other = geometry_of([view.attributes for view in views], encoding.places).geometry
+        far = difference(geometry, other)
+        if far:
+            raise ScanError(f"energy bin {number} was taken elsewhere than energy bin 1: they differ by up to {far}")
 
 
 def _curved(

@@ -63,8 +63,8 @@ def _composed(attributes: Attributes) -> dict[str, Any]:
     handed = float(along_row[0] * along_column[1] - along_row[1] * along_column[0])
     if abs(abs(handed) - 1) > 1e-3 or abs(float(along_row @ along_column)) > 1e-3:
         raise ScanError(
-            f"{name_of('RTImageOrientation')} is {orientation.tolist()}, expected two directions at right angles in the "
-            "image plane"
+            f"{name_of('RTImageOrientation')} is {orientation.tolist()}, expected two directions at right angles in "
+            "the image plane"
         )
     receptor = quantity(attributes, "XRayImageReceptorAngle") or 0.0
     own = math.degrees(math.atan2(along_row[1], along_row[0]))

@@ -78,7 +78,7 @@ def geometry_of(views: Sequence[Attributes], places: Places) -> TakenGeometry:
         raise ScanError(missing)
     taken_from, geometry = next(iter(known.items()))
     others = [(name, other) for name, other in known.items() if name != taken_from]
-    differences = [_difference(geometry, taken_from, other, name) for name, other in others]
+    differences = [_disagreement(geometry, taken_from, other, name) for name, other in others]
     if ANGLES in known:
         differences += _disagreeing_levels(views, places, known[ANGLES])
     told = taken_from != _MATRICES or _is_given(views[:1], places.source_to_detector)
@@ -97,7 +97,7 @@ def _disagreeing_levels(views: Sequence[Attributes], places: Places, taken: Cone
             other = _from_angles(views, places.preferring(level))
         except (_Missing, GeometryError):
             continue
-        told.append(_difference(taken, str(first), other, str(level)))
+        told.append(_disagreement(taken, str(first), other, str(level)))
     return told
 
 
@@ -280,8 +280,14 @@ def _sample_travel(views: Sequence[Attributes], places: Places) -> Vectors:
     return travel
 
 
-def _difference(geometry: ConeBeamGeometry, name: str, other: ConeBeamGeometry, other_name: str) -> str:
-    """Return a sentence on how far two geometries differ, empty when they agree."""
+def _disagreement(geometry: ConeBeamGeometry, name: str, other: ConeBeamGeometry, other_name: str) -> str:
+    """Return a sentence on how far two descriptions of the views differ, empty when they agree."""
+    far = difference(geometry, other)
+    return f"{name} were taken; {other_name} differ from them by up to {far}" if far else ""
+
+
+def difference(geometry: ConeBeamGeometry, other: ConeBeamGeometry) -> str:
+    """Return how far two geometries of the same views differ at most, in words, empty when they agree."""
     turn = np.abs(np.angle(np.exp(1j * (geometry.view_angles_rad - other.view_angles_rad))))
     angle = float(np.rad2deg(turn.max()))
     # A box of the size of the detector, scaled to the isocentre: where its corners are seen tells the rest.
@@ -292,7 +298,7 @@ def _difference(geometry: ConeBeamGeometry, name: str, other: ConeBeamGeometry, 
     shift = float(np.linalg.norm(seen[0] - seen[1], axis=-1).max())
     if angle <= LARGEST_ANGLE_DEG and shift <= LARGEST_SHIFT_PX:
         return ""
-    return f"{name} were taken; {other_name} differ from them by up to {angle:.2f} degrees and {shift:.1f} pixels"
+    return f"{angle:.2f} degrees and {shift:.1f} pixels"
 
 
 def _seen(matrices: Vectors, points: Vectors) -> Vectors:
