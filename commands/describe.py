@@ -14,16 +14,19 @@ from index.files import is_part10
 
 
 def describe(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The DICOM files of one scan, or folders of them.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="The DICOM files of one scan, or folders of them.")
+    ],
     rule: Annotated[
-        Path | None, typer.Option("--rule", metavar="FILE", help="Write the beginning of a [[site_mappings]] rule there.")
+        Path | None,
+        typer.Option("--rule", metavar="FILE", help="Write the beginning of a [[site_mappings]] rule there."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the rule.")] = "my scanner",
     config: ConfigOption = None,
 ) -> None:
     """Show which elements vary over the files of a scan, for writing a site mapping.
 
-    Of each element: its private creator, its first values, how many different ones there are. Elements that rise or fall
+    Of each element: its private creator, its first values and how many there are. Elements that rise or fall
     from file to file, as an angle does, come first. Units and senses are not guessed: who knows the scanner says them.
     docs/scans.md leads through it.
 
@@ -53,7 +56,12 @@ def describe(
         if each.readings:
             values += "  (" + ", ".join(f"{vr}: {value}" for vr, value in each.readings) + ")"
         table.add_row(
-            escape(label), escape(each.creator), each.vr, escape(values), str(each.different), "yes" if each.rises else ""
+            escape(label),
+            escape(each.creator),
+            each.vr,
+            escape(values),
+            str(each.different),
+            "yes" if each.rises else "",
         )
     out.print(table)
     text = skeleton(headers, varying, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -37,40 +38,67 @@ _SCANNER = "What the file does not say, or says wrongly"
 
 
 def import_scan(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file that describes the scan: .json, .log, .xtekct, .xml or .h5.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="The file that describes the scan: .json, .log, .xtekct, .xml or .h5."),
+    ],
     projections: Annotated[
-        Path | None, typer.Option(help="For .xml: the stack of projections (.mha, .mhd or TIFF).", rich_help_panel=_SCANNER)
+        Path | None,
+        typer.Option(help="For .xml: the stack of projections (.mha, .mhd or TIFF).", rich_help_panel=_SCANNER),
     ] = None,
     source_to_isocentre: Annotated[
-        float | None, typer.Option(metavar="MM", help="From the source to the rotation axis, mm.", rich_help_panel=_SCANNER)
+        float | None,
+        typer.Option(metavar="MM", help="From the source to the rotation axis, mm.", rich_help_panel=_SCANNER),
     ] = None,
     source_to_detector: Annotated[
         float | None, typer.Option(metavar="MM", help="From the source to the detector, mm.", rich_help_panel=_SCANNER)
     ] = None,
     pitch: Annotated[
-        str | None, typer.Option(metavar="ROW,COLUMN", help="Detector pitch, mm; one number for square pixels.", rich_help_panel=_SCANNER)
+        str | None,
+        typer.Option(
+            metavar="ROW,COLUMN", help="Detector pitch, mm; one number for square pixels.", rich_help_panel=_SCANNER
+        ),
     ] = None,
     principal_point: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN,ROW", help="Where the axis is seen, pixels from 0; else the middle.", rich_help_panel=_SCANNER),
+        typer.Option(
+            metavar="COLUMN,ROW",
+            help="Where the axis is seen, pixels from 0; else the middle.",
+            rich_help_panel=_SCANNER,
+        ),
     ] = None,
     unattenuated: Annotated[
-        float | None, typer.Option(metavar="I0", help="What a pixel holds without an object, where there are no flats.", rich_help_panel=_SCANNER)
+        float | None,
+        typer.Option(
+            metavar="I0",
+            help="What a pixel holds without an object, where there are no flats.",
+            rich_help_panel=_SCANNER,
+        ),
     ] = None,
     pixels: Annotated[
         str | None, typer.Option(help="COUNTS, INTENSITY, TRANSMISSION or LINE_INTEGRAL.", rich_help_panel=_SCANNER)
     ] = None,
     water: Annotated[
-        float | None, typer.Option(metavar="1/CM", help="Attenuation of water in this beam, for Hounsfield units.", rich_help_panel=_SCANNER)
+        float | None,
+        typer.Option(
+            metavar="1/CM", help="Attenuation of water in this beam, for Hounsfield units.", rich_help_panel=_SCANNER
+        ),
     ] = None,
-    patient_id: Annotated[str, typer.Option(help="Patient ID; the file's name if empty.", rich_help_panel=_PATIENT)] = "",
+    patient_id: Annotated[
+        str, typer.Option(help="Patient ID; the file's name if empty.", rich_help_panel=_PATIENT)
+    ] = "",
     patient_name: Annotated[str, typer.Option(help="Patient's Name, Family^Given.", rich_help_panel=_PATIENT)] = "",
     study_uid: Annotated[
-        str, typer.Option(help="Study Instance UID of a study that the scan belongs to; else a new one.", rich_help_panel=_PATIENT)
+        str,
+        typer.Option(
+            help="Study Instance UID of a study that the scan belongs to; else a new one.", rich_help_panel=_PATIENT
+        ),
     ] = "",
     study_description: Annotated[str, typer.Option(help="Study Description.", rich_help_panel=_PATIENT)] = "",
     accession_number: Annotated[str, typer.Option(help="Accession Number.", rich_help_panel=_PATIENT)] = "",
-    body_part: Annotated[str, typer.Option(help="Body Part Examined, for example CHEST.", rich_help_panel=_PATIENT)] = "",
+    body_part: Annotated[
+        str, typer.Option(help="Body Part Examined, for example CHEST.", rich_help_panel=_PATIENT)
+    ] = "",
     out_folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write the DICOM files there, and store nothing.")
     ] = None,
@@ -101,11 +129,18 @@ def import_scan(
     try:
         scan = _read(file, projections, _pair("--pitch", pitch, square=True))
         scan = _completed(
-            scan, source_to_isocentre_mm=source_to_isocentre, source_to_detector_mm=source_to_detector,
-            pitch_mm=_pair("--pitch", pitch, square=True), principal_point_px=_pair("--principal-point", principal_point),
-            unattenuated=unattenuated, pixels=pixels, water=water,
+            scan,
+            source_to_isocentre_mm=source_to_isocentre,
+            source_to_detector_mm=source_to_detector,
+            pitch_mm=_pair("--pitch", pitch, square=True),
+            principal_point_px=_pair("--principal-point", principal_point),
+            unattenuated=unattenuated,
+            pixels=pixels,
+            water=water,
         )
-        header = _header(scan, file, patient_id, patient_name, study_uid, study_description, accession_number, body_part)
+        header = _header(
+            scan, file, patient_id, patient_name, study_uid, study_description, accession_number, body_part
+        )
         if out_folder is not None:
             count = _write(scan, header, out_folder)
             out.print(f"{count} files in {out_folder}", highlight=False)
@@ -173,7 +208,14 @@ def _completed(scan: RawScan, *, pixels: str | None, water: float | None, **told
 
 
 def _header(
-    scan: RawScan, file: Path, patient_id: str, patient_name: str, study_uid: str, description: str, accession: str, body: str
+    scan: RawScan,
+    file: Path,
+    patient_id: str,
+    patient_name: str,
+    study_uid: str,
+    description: str,
+    accession: str,
+    body: str,
 ) -> Dataset:
     now = datetime.now().astimezone()
     header = Dataset()
@@ -211,10 +253,8 @@ def _store(scan: RawScan, header: Dataset, archive: Archive) -> int:
     try:
         count = _each(scan, header, ingest)
     except BaseException:
-        try:
+        with suppress(NotFound):
             archive.delete(Level.SERIES, series)
-        except NotFound:
-            pass
         raise
     with archive.transaction() as database:
         jobs.push(database, jobs.SERIES_STABLE, series)

@@ -43,7 +43,9 @@ class RawFormat:
         expected = self.offset_bytes + self.rows * self.columns * kind.itemsize
         found = path.stat().st_size
         if found != expected:
-            raise ScanError(f"{path.name} has {found} bytes, expected {expected} for {self.rows} × {self.columns} {kind}")
+            raise ScanError(
+                f"{path.name} has {found} bytes, expected {expected} for {self.rows} × {self.columns} {kind}"
+            )
         return np.memmap(path, kind, "r", self.offset_bytes, (self.rows, self.columns))
 
 
@@ -118,7 +120,9 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
     kind = _TYPES.get(lines.get("ElementType", ""))
     if len(size) != 3 or kind is None:
         raise ScanError(f"{path.name} has {len(size)} dimensions of {lines.get('ElementType')}, expected 3 of a number")
-    order = ">" if lines.get("BinaryDataByteOrderMSB", lines.get("ElementByteOrderMSB", "False")).lower() == "true" else "<"
+    order = (
+        ">" if lines.get("BinaryDataByteOrderMSB", lines.get("ElementByteOrderMSB", "False")).lower() == "true" else "<"
+    )
     own = lines["ElementDataFile"].upper() == "LOCAL"
     file_path = path if own else path.parent / lines["ElementDataFile"]
     if not file_path.is_file():
@@ -130,7 +134,11 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
     pixels = np.memmap(file_path, f"{order}{kind}", "r", start if own else 0, shape)
     spacing = _two(lines.get("ElementSpacing") or lines.get("ElementSize") or "1 1 1")
     origin = _two(lines.get("Offset") or lines.get("Position") or lines.get("Origin") or "0 0 0")
-    return Images(lambda index: pixels[index], size[2], lambda index: f"image {index + 1} of {path.name}"), spacing, origin
+    return (
+        Images(lambda index: pixels[index], size[2], lambda index: f"image {index + 1} of {path.name}"),
+        spacing,
+        origin,
+    )
 
 
 def _two(text: str) -> tuple[float, float]:
@@ -149,9 +157,8 @@ def listed(folder: Path, told: Any, what: str) -> list[Path]:
     if isinstance(told, list) and all(isinstance(name, str) for name in told):
         return [folder / name for name in told]
     if not isinstance(told, str):
-        raise ScanError(f"{what} is {told!r}, expected a pattern such as \"views/*.tif\" or a list of names")
+        raise ScanError(f'{what} is {told!r}, expected a pattern such as "views/*.tif" or a list of names')
     found = sorted(path for path in folder.glob(told) if path.is_file())
     if not found:
         raise ScanError(f"no file in {folder} is meant by {what} = {told!r}")
     return found
-

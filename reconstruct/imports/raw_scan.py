@@ -62,7 +62,7 @@ class Images:
         """
         image = self._read(index)
         if image.shape != self.shape[1:]:
-            raise ScanError(f"{self._name(index)} has {image.shape} rows and columns, the first has {self.shape[1:]}")
+            raise ScanError(f"{self._name(index)} has {image.shape} rows and columns, the first {self.shape[1:]}")
         return image
 
     def chosen(self, indices: Sequence[int]) -> Images:
@@ -83,8 +83,8 @@ class Setup:
     principal_point_px
         Column and row, 0-based, where the isocentre is seen; None: the centre of the image.
     angles_deg
-        Of each view: 0 with the source at the patient's left (+x), 90 at the back (+y). For a sample on a stage these are
-        the axes of the stage.
+        Of each view: 0 with the source at the patient's left (+x), 90 at the back (+y). For a sample on a stage these
+        are the axes of the stage.
     sample_turns
         Whether the angles are of the sample and not of the source; the source then turns the other way.
     seen_from_source
@@ -192,11 +192,13 @@ class RawScan:
         if not relative and self.flats is None and self.setup.unattenuated is None:
             raise ScanError(
                 "the scan has neither flat fields nor an unattenuated value: say with --unattenuated what a pixel holds "
-                "without an object, or with --pixels that the logarithm was taken"
+                "without an object, or with --pixels LINE_INTEGRAL that the logarithm was taken"
             )
         for what, images in (("flat", self.flats), ("dark", self.darks)):
             if images is not None and images.shape[1:] != self.views.shape[1:]:
-                raise ScanError(f"{what} frames have {images.shape[1:]} rows and columns, views {self.views.shape[1:]}")
+                raise ScanError(
+                    f"{what} frames have {images.shape[1:]} rows and columns, views {self.views.shape[1:]}"
+                )
 
 
 def _needed(what: str, value: T | None) -> T:
@@ -244,4 +246,3 @@ def text_of(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig", "replace")
     except OSError as error:
         raise ScanError(f"{path} cannot be read: {error.strerror}") from error
-

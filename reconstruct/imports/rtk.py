@@ -1,7 +1,7 @@
 """RTK's geometry file (``RTKThreeDCircularGeometry``) and the projections that belong to it.
 
-RTK's axes are those of IEC 61217 (x left, y to the head, z up for a patient head first and supine), its matrices lead to
-mm of the projection image.
+RTK's axes are those of IEC 61217 (x left, y to the head, z up for a patient head first and supine), its matrices lead
+to mm of the projection image.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def read_tiff_json(path: Path) -> RawScan:
             near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.0)[0]
             raise ScanError(f"{path.name}: unknown key {key!r}; the nearest is {near!r}")
     if "projections" not in told:
-        raise ScanError(f"{path.name} does not say where the projections are: \"projections\"")
+        raise ScanError(f'{path.name} does not say where the projections are: "projections"')
     raw = _raw(told.get("raw"), path)
     folder = path.parent
     views = images_in(listed(folder, told["projections"], "projections"), raw)
@@ -47,7 +47,11 @@ def read_tiff_json(path: Path) -> RawScan:
         key: images_in(listed(folder, told[key], key), raw) for key in ("flats", "darks") if told.get(key) is not None
     }
     return RawScan(
-        views, _setup(told, path, len(views)), frames.get("flats"), frames.get("darks"), str(told.get("description") or "")
+        views,
+        _setup(told, path, len(views)),
+        frames.get("flats"),
+        frames.get("darks"),
+        str(told.get("description") or ""),
     )
 
 
@@ -84,7 +88,9 @@ def _raw(told: Any, path: Path) -> RawFormat | None:
     try:
         return RawFormat(**told)
     except TypeError as error:
-        raise ScanError(f"{path.name}: raw needs rows, columns and dtype, and may have offset_bytes: {error}") from error
+        raise ScanError(
+            f"{path.name}: raw needs rows, columns and dtype, and may have offset_bytes: {error}"
+        ) from error
 
 
 def _pair(value: Any, what: str, *, square: bool = False) -> tuple[float, float] | None:
@@ -101,7 +107,9 @@ def _pair(value: Any, what: str, *, square: bool = False) -> tuple[float, float]
 def _angles(told: Any, path: Path, views: int) -> Any:
     if isinstance(told, dict):
         if set(told) != {"first", "step"}:
-            raise ScanError(f"{path.name}: angles_deg has {', '.join(told) or 'nothing'}, expected first and step, or a list")
+            raise ScanError(
+                f"{path.name}: angles_deg has {', '.join(told) or 'nothing'}, expected first and step, or a list"
+            )
         return evenly(views, *(float(told[key]) for key in ("first", "step")))
     return None if told is None else numbers(told, f"{path.name}: angles_deg").reshape(-1)
 

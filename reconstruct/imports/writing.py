@@ -15,9 +15,7 @@ _MOST_PIXELS_BYTES = 64 << 20
 """Of one instance, and so of what is held in memory."""
 
 
-def instances_of(
-    scan: RawScan, header: Dataset, progress: Callable[[float], None] | None = None
-) -> Iterator[Dataset]:
+def instances_of(scan: RawScan, header: Dataset, progress: Callable[[float], None] | None = None) -> Iterator[Dataset]:
     """Yield the instances of a scan, each to be stored before the next is asked for.
 
     Parameters

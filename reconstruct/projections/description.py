@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def skeleton(headers: Sequence[Dataset], varying: Sequence[Varying], name: str) 
     else:
         vr = f', vr = "{likely.readings[0][0]}"' if likely.readings else ""
         of = f', creator = "{likely.creator}"' if likely.creator else ""
-        lines.append("# The first number that rises from file to file. Is it the angle? Which unit, which sense, what is 0?")
+        lines.append(
+            "# The first number that rises from file to file. Is it the angle? Which unit, which sense, what is 0?"
+        )
         lines.append(f'angle = {{ element = "{likely.element}"{of}{vr}, unit = "?", scale = 1.0, offset = 0.0 }}')
     lines += [
         "# Say what no element tells, or name the element as above:",
@@ -123,7 +126,11 @@ def _described(elements: Sequence[Any], creator: str) -> Varying | None:
         return None
     first = elements[0]
     tag = first.tag
-    element = f"({tag.group:04X},xx{tag.element & 0xFF:02X})" if creator else first.keyword or f"({tag.group:04X},{tag.element:04X})"
+    element = (
+        f"({tag.group:04X},xx{tag.element & 0xFF:02X})"
+        if creator
+        else first.keyword or f"({tag.group:04X},{tag.element:04X})"
+    )
     readings = _readings(first.value) if isinstance(first.value, bytes) else ()
     values = [_number(each.value, readings[0][0] if readings else "") for each in elements]
     return Varying(
@@ -136,7 +143,7 @@ def _rises(values: Sequence[float | None]) -> bool:
     """Whether numbers go one way but for one jump, as an angle does that passes 360 degrees."""
     if len(values) < 3 or None in values:
         return False
-    steps = [b - a for a, b in zip(values, values[1:], strict=False) if a is not None and b is not None]
+    steps = [b - a for a, b in pairwise(values) if a is not None and b is not None]
     return min(sum(step <= 0 for step in steps), sum(step >= 0 for step in steps)) <= 1
 
 

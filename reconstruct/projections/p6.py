@@ -79,8 +79,11 @@ def _is_about(rule: SiteMapping, dataset: Dataset) -> bool:
     uid = dataset.get("SOPClassUID")
     of_class = not rule.sop_class or (uid is not None and rule.sop_class in (str(uid), uid.keyword))
     by_creator = not rule.creator or any(_creator(item, tag) == rule.creator for item, tag in _creators(dataset))
-    return of_class and by_creator and holds(rule.manufacturer, "Manufacturer") and holds(
-        rule.model, "ManufacturerModelName"
+    return (
+        of_class
+        and by_creator
+        and holds(rule.manufacturer, "Manufacturer")
+        and holds(rule.model, "ManufacturerModelName")
     )
 
 

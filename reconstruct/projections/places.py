@@ -121,9 +121,7 @@ class Places:
 ISOCENTRE_PLACES = Places(
     angle=_quantity("PositionerIsocenterPrimaryAngle", private="ViewAngle", site="SiteAngle"),
     secondary_angle=_quantity("PositionerIsocenterSecondaryAngle"),
-    source_to_isocentre=_quantity(
-        "DistanceSourceToIsocenter", "DistanceSourceToPatient", site="SiteSourceToIsocentre"
-    ),
+    source_to_isocentre=_quantity("DistanceSourceToIsocenter", "DistanceSourceToPatient", site="SiteSourceToIsocentre"),
     source_to_detector=_quantity("DistanceSourceToDetector", site="SiteSourceToDetector"),
     pitch=_quantity("ImagerPixelSpacing", "DetectorElementSpacing", site="SitePitch"),
     principal_point=_quantity("PositionOfIsocenterProjection", private="PrincipalPoint", site="SitePrincipalPoint"),
@@ -158,16 +156,13 @@ CT_PD_PLACES = replace(
     ISOCENTRE_PLACES,
     # At 0 the focal spot stands at 12 o'clock; x = -ρ sin φ, y = ρ cos φ, and y points up.
     angle=_quantity(
-        private="ViewAngle", ct_pd=Place("CTPDAngle", Level.CT_PD, scale=-math.degrees(1), offset=180.0),
+        private="ViewAngle",
+        ct_pd=Place("CTPDAngle", Level.CT_PD, scale=-math.degrees(1), offset=180.0),
         site="SiteAngle",
     ),
     secondary_angle=Quantity(),
-    source_to_isocentre=_quantity(
-        ct_pd=Place("CTPDRadialDistance", Level.CT_PD), site="SiteSourceToIsocentre"
-    ),
-    source_to_detector=_quantity(
-        ct_pd=Place("CTPDConstantRadialDistance", Level.CT_PD), site="SiteSourceToDetector"
-    ),
+    source_to_isocentre=_quantity(ct_pd=Place("CTPDRadialDistance", Level.CT_PD), site="SiteSourceToIsocentre"),
+    source_to_detector=_quantity(ct_pd=Place("CTPDConstantRadialDistance", Level.CT_PD), site="SiteSourceToDetector"),
     pitch=_quantity(ct_pd=Place("CTPDSpacing", Level.CT_PD), site="SitePitch"),
     principal_point=_quantity(
         private="PrincipalPoint", ct_pd=Place("CTPDCentralElement", Level.CT_PD, offset=-1.0), site="SitePrincipalPoint"
@@ -181,4 +176,3 @@ CT_PD_PLACES = replace(
     rows_up=True,
 )
 """P3: the CT gantry of DICOM-CT-PD."""
-
