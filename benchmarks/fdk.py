@@ -27,6 +27,7 @@ from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernels import weigh
 from reconstruct.phantoms import line_integrals, shepp_logan, voxelise
 from reconstruct.quality import bias, rmse
+from reconstruct.redundancy import redundancy
 from reconstruct.weights import view_factors
 
 FIELD_MM = 256.0
@@ -34,6 +35,7 @@ DETECTOR_MM = 448.0
 SOURCE_TO_ISOCENTER_MM = 1000.0
 SOURCE_TO_DETECTOR_MM = 1500.0
 HEAD_HALF_WIDTH_MM = 125.0
+SHORT_SCAN_DEGREES = 200.0
 
 Row = dict[str, Any]
 
@@ -66,16 +68,20 @@ def _resident() -> int:
 class Problem:
     """The scan, the grid, and where the truth is smooth enough to be compared with."""
 
-    def __init__(self, size: int, views: int) -> None:
-        pitch = DETECTOR_MM / size
+    def __init__(self, size: int, views: int, scan: str = "full") -> None:
+        self.pitch = pitch = DETECTOR_MM / size
+        self.principal_column = (size - 1) / 2
+        self.scan = scan
+        arc = np.deg2rad(SHORT_SCAN_DEGREES) / (views - 1) if scan == "short" else 2 * np.pi / views
         self.geometry = ConeBeamGeometry.circular(
             source_to_isocenter_mm=SOURCE_TO_ISOCENTER_MM,
             source_to_detector_mm=SOURCE_TO_DETECTOR_MM,
-            view_angles_rad=np.arange(views) * 2 * np.pi / views,
+            view_angles_rad=np.arange(views) * arc,
             rows=size,
-            columns=size,
+            columns=round(0.6 * size) if scan == "offset" else size,
             row_pitch_mm=pitch,
             column_pitch_mm=pitch,
+            principal_point_px=(self.principal_column, (size - 1) / 2),
         )
         self.grid = VolumeGrid((size,) * 3, (FIELD_MM / size,) * 3)
         head = shepp_logan(HEAD_HALF_WIDTH_MM, skull_per_mm=1.0)
@@ -108,13 +114,14 @@ def filter_seconds(problem: Problem) -> float:
     """Weighting and filtering alone, in batches as `fdk` does it."""
     geometry, columns = problem.geometry, problem.geometry.columns
     response = frequency_response(columns, "ram-lak", 1.0)
-    factors, firsts = view_factors(geometry), geometry.first_pixels()
+    measured = redundancy(geometry)
+    factors, firsts = view_factors(geometry, measured.arc.shares_rad), geometry.first_pixels()
     start = time.perf_counter()
     for first in range(0, geometry.views, 32):
         v = slice(first, min(first + 32, geometry.views))
         padded = np.empty((v.stop - first, geometry.rows, padded_size(columns)), np.float32)
         weigh(
-            problem.projections[v], factors[v], geometry.sources[v], firsts[v],
+            problem.projections[v], factors[v], measured.weights(v), 0, geometry.sources[v], firsts[v],
             geometry.column_steps[v], geometry.row_steps[v], padded,
         )
         filter_rows(padded, response, os.cpu_count() or 1)
@@ -147,11 +154,12 @@ def rtk_volume(problem: Problem) -> Callable[[], np.ndarray]:
     geometry = rtk.ThreeDCircularProjectionGeometry.New()
     for angle in problem.geometry.view_angles_rad:
         geometry.AddProjection(SOURCE_TO_ISOCENTER_MM, SOURCE_TO_DETECTOR_MM, float(np.rad2deg(angle)), 0, 0)
-    size, pitch = problem.geometry.rows, DETECTOR_MM / problem.geometry.rows
+    size, pitch = problem.geometry.rows, problem.pitch
     projections = itk.image_from_array(problem.projections)
     projections.SetSpacing([pitch, pitch, 1.0])
-    projections.SetOrigin([-(size - 1) / 2 * pitch, -(size - 1) / 2 * pitch, 0.0])
+    projections.SetOrigin([-problem.principal_column * pitch, -(size - 1) / 2 * pitch, 0.0])
     image = itk.Image[itk.F, 3]
+    weighting = {"full": [], "short": [rtk.ParkerShortScanImageFilter], "offset": [rtk.DisplacedDetectorImageFilter]}
 
     def run() -> np.ndarray:
         source = rtk.ConstantImageSource[image].New()
@@ -161,7 +169,15 @@ def rtk_volume(problem: Problem) -> Callable[[], np.ndarray]:
         source.SetSize([size] * 3)
         filter_ = rtk.FDKConeBeamReconstructionFilter[image].New()
         filter_.SetInput(0, source.GetOutput())
-        filter_.SetInput(1, projections)
+        weighted = projections
+        for kind in weighting[problem.scan]:
+            weight = kind[image].New()
+            weight.SetInput(weighted)
+            weight.SetGeometry(geometry)
+            weight.InPlaceOff()
+            weight.Update()
+            weighted = weight.GetOutput()
+        filter_.SetInput(1, weighted)
         filter_.SetGeometry(geometry)
         filter_.Update()
         return itk.array_from_image(filter_.GetOutput()).transpose(1, 2, 0)
@@ -169,13 +185,14 @@ def rtk_volume(problem: Problem) -> Callable[[], np.ndarray]:
     return run
 
 
-def measure(size: int, views: int, peers: list[str], repeats: int) -> Row:
-    problem = Problem(size, views)
+def measure(size: int, views: int, scan: str, peers: list[str], repeats: int) -> Row:
+    problem = Problem(size, views, scan)
     first = time.perf_counter()
     fdk(problem.projections, problem.geometry, problem.grid)
     result: Row = {
         "size": size,
         "views": views,
+        "scan": scan,
         "cpus": os.cpu_count(),
         "first_call_s": time.perf_counter() - first,
         "rows": [
@@ -203,7 +220,7 @@ def measure(size: int, views: int, peers: list[str], repeats: int) -> Row:
 
 
 def show(result: Row) -> None:
-    print(f"{result['size']}³ voxels, {result['views']} views, {result['cpus']} cores")
+    print(f"{result['size']}³ voxels, {result['views']} views, {result['scan']} scan, {result['cpus']} cores")
     print(f"first call {result['first_call_s']:.2f} s, filter {result['filter_s']:.3f} s")
     for name, gups in result["backprojection_gups"].items():
         print(f"back-projection, {name}: {gups:.2f} giga-updates/s")
@@ -222,11 +239,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="voxels and pixels along each side")
     parser.add_argument("--views", type=int, default=360)
+    parser.add_argument("--scan", choices=["full", "short", "offset"], default="full")
     parser.add_argument("--repeats", type=int, default=3, help="the best counts")
     parser.add_argument("--peers", nargs="*", choices=["rtk"], default=[])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    result = measure(arguments.size, arguments.views, arguments.peers, arguments.repeats)
+    result = measure(arguments.size, arguments.views, arguments.scan, arguments.peers, arguments.repeats)
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:

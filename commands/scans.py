@@ -119,6 +119,9 @@ def reconstruct(
     out_folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="For a folder: where the CT series go.")
     ] = None,
+    scheduler: Annotated[
+        str, typer.Option(metavar="tcp://HOST:PORT", help="Let the workers of this Dask scheduler do it.")
+    ] = "",
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
@@ -134,15 +137,16 @@ def reconstruct(
     if Path(what).is_dir():
         if out_folder is None:
             fail("say with --out FOLDER where the CT series go", USAGE)
-        _reconstruct_folder(Path(what), out_folder, settings)
+        _reconstruct_folder(Path(what), out_folder, settings, scheduler)
     elif out_folder is not None:
         fail(f"--out is for a folder, and {what} is none: what comes of a stored series goes into its archive", USAGE)
     else:
-        _reconstruct_series(what, settings)
+        _reconstruct_series(what, settings, scheduler)
 
 
-def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings) -> None:
+def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings, scheduler: str) -> None:
     from plugins.reconstruction import parameters_from
+    from reconstruct.cluster import ClusterError
     from reconstruct.geometry import GeometryError
     from reconstruct.pipeline import reconstruct_scan
     from reconstruct.projections.p6 import encodings_from
@@ -155,14 +159,14 @@ def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings) -> N
         scan = encodings_from(settings.site_mappings).read_scan(files)
         with progress_bar("Reconstructing") as bar:
             out_folder.mkdir(parents=True, exist_ok=True)
-            parameters = parameters_from(settings.reconstruct)
+            parameters = parameters_from(settings.reconstruct, scheduler)
             for series in reconstruct_scan(scan, parameters, bar.fraction, work_folder=out_folder):
                 target = out_folder / f"bin{series.energy_bin.index}"
                 target.mkdir(parents=True, exist_ok=True)
                 for number, instance in enumerate(series.instances, start=1):
                     instance.save_as(target / f"{number:04d}.dcm", enforce_file_format=True)
                 table.add_row(series.energy_bin.label, str(series.slices), str(target))
-    except (ScanError, GeometryError, OSError) as error:
+    except (ScanError, GeometryError, ClusterError, OSError) as error:
         fail(str(error))
     for note in scan.notes:
         out.print(note, highlight=False)
@@ -170,14 +174,14 @@ def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings) -> N
     out.print(f"{time.monotonic() - started:.1f} s", highlight=False)
 
 
-def _reconstruct_series(uid: str, settings: Settings) -> None:
+def _reconstruct_series(uid: str, settings: Settings, scheduler: str) -> None:
     if not (settings.archive.data / "catalogue.sqlite").exists():
         fail(f"{uid} is no folder, and {settings.archive.data} is no data folder of a node")
     archive = Archive.from_settings(settings.archive)
     found = archive.database.execute("SELECT 1 FROM series WHERE series_instance_uid = ?", (uid,)).fetchone()
     if found is None:
         fail(f"{uid} is no folder, and the archive in {archive.data} has no such series")
-    number = archive.jobs.push("reconstruct", uid)
+    number = archive.jobs.push("reconstruct", uid, {"scheduler": scheduler} if scheduler else None)
     if read_state(archive.data) is not None:
         out.print(f"queued as job {number}: the running node does it (see `tharsis jobs list`)", highlight=False)
         return

@@ -158,7 +158,9 @@ class ReconstructSettings(_Section):
     filter: Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
     cutoff: Annotated[float, Field(gt=0, le=1)]
     voxel_mm: NotNegative
+    limited_arc: bool
     threads: Annotated[int, Field(ge=0)]
+    scheduler: Annotated[str, Field(pattern=r"^((tcp|tls)://[^\s/]+:\d+)?$")]
 
 
 class SegmentationSettings(_Section):

@@ -80,6 +80,15 @@ def source_digest(database: Database, *series_instance_uids: str) -> str:
     return digest.hexdigest()
 
 
+def count_instances(database: Database, series_instance_uid: str) -> int:
+    """Return how many instances of a series are stored."""
+    row = database.execute(
+        "SELECT count(*) FROM instance JOIN series ON series.id = instance.series WHERE series.series_instance_uid = ?",
+        (series_instance_uid,),
+    ).fetchone()
+    return int(row[0])
+
+
 def find(database: Database, source: str, recipe: Mapping[str, Any]) -> Derivation | None:
     """Return what was recorded for (source, recipe), or None."""
     row = database.execute(

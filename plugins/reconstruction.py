@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydicom.uid import CTImageStorage
+
 from config.settings import ReconstructSettings, Settings
 from index import derivations
 from plugins.hookspecs import JobFunction, hookimpl
-from plugins.node import CannotProceed, Series, Task, Work
+from plugins.node import Cancelled, CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
 from reconstruct.projections.scan import ScanError
 
 if TYPE_CHECKING:
+    from reconstruct.checkpoint import Checkpoint
     from reconstruct.pipeline import Parameters  # the kernels' compiler takes its time: imported when they are used
 
 KIND = "reconstruct"
@@ -68,35 +71,91 @@ def job_functions() -> Mapping[str, JobFunction]:
     return {KIND: reconstruct}
 
 
-def parameters_from(settings: ReconstructSettings) -> Parameters:
-    """Return the reconstruction that the settings ask for."""
+def is_lowest_bin(series: Series) -> bool:
+    """Whether this node reconstructed `series` as the lowest energy bin of a scan, with values that are attenuation.
+
+    Those of a limited arc only tell more from less.
+    """
+    made_by = series.made_by
+    return (
+        made_by is not None
+        and made_by.kind == KIND
+        and series.instances[0].sop_class_uid == CTImageStorage
+        and made_by.outputs[0] == series.uid
+        and "RealWorldValueMappingSequence" in series.header
+    )
+
+
+def parameters_from(settings: ReconstructSettings, scheduler: str = "") -> Parameters:
+    """Return the reconstruction that the settings ask for.
+
+    Parameters
+    ----------
+    scheduler
+        Address of a Dask scheduler, instead of that of the settings.
+    """
     from reconstruct.pipeline import Parameters
 
-    return Parameters(settings.filter, settings.cutoff, settings.voxel_mm, settings.memory_mb, settings.threads)
+    return Parameters(
+        settings.filter,
+        settings.cutoff,
+        settings.voxel_mm,
+        settings.limited_arc,
+        settings.memory_mb,
+        settings.threads,
+        scheduler or settings.scheduler,
+    )
 
 
 def reconstruct(task: Task) -> None:
     """Reconstruct the scan that the task's series belongs to and store one CT series per energy bin.
+
+    What a run that was killed had done is not done again: slabs of a volume that is kept in a file, and whole bins.
 
     Raises
     ------
     CannotProceed
         The scan is incomplete, contradictory or unreadable; the sentence names what is missing.
     """
-    from reconstruct.pipeline import reconstruct_scan
+    from reconstruct.checkpoint import Checkpoint, remove_abandoned
 
-    parameters = parameters_from(task.settings.reconstruct)
+    parameters = parameters_from(task.settings.reconstruct, str(task.job.parameters.get("scheduler", "")))
     recipe = parameters.recipe()
     work_folder = task.archive.data / "work"
-    work_folder.mkdir(exist_ok=True)
+    remove_abandoned(work_folder)
     try:
         stored = StoredScan.of(task.series())
         digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
         if is_made(task.archive, stored.uid, recipe, digest):
             return
-        scan = stored.series[0].encodings.read_scan(stored.paths)
-        made = reconstruct_scan(scan, parameters, task.progress, work_folder)
-        outputs = tuple(publish(task.archive, bin_series.instances) for bin_series in made)
+        names = {"source": stored.uid, "digest": digest, "recipe": derivations.canonical(recipe)}
+        checkpoint = Checkpoint(work_folder, names)
+        try:
+            outputs = _carry_out(task, stored, parameters, checkpoint)
+        except (ScanError, GeometryError, Cancelled):
+            checkpoint.remove()
+            raise
     except (ScanError, GeometryError) as error:
         raise CannotProceed(str(error)) from error
     record(task.archive, stored.uid, recipe, digest, outputs)
+    checkpoint.remove()
+
+
+def _carry_out(
+    task: Task, stored: StoredScan, parameters: Parameters, checkpoint: Checkpoint
+) -> tuple[derivations.Output, ...]:
+    """Store the series of every bin that `checkpoint` does not know as finished; return those of all bins."""
+    from reconstruct.checkpoint import FinishedBin
+    from reconstruct.pipeline import reconstruct_scan
+
+    database = task.archive.database
+    for one in checkpoint.finished_bins():
+        if derivations.count_instances(database, one.series_instance_uid) < one.instances:
+            checkpoint.forget_bins()  # somebody deleted what was made
+    scan = stored.series[0].encodings.read_scan(stored.paths)
+    for made in reconstruct_scan(scan, parameters, task.progress, checkpoint=checkpoint):
+        output = publish(task.archive, made.instances)
+        checkpoint.finish_bin(FinishedBin(made.energy_bin.index, output.series_instance_uid, output.instances))
+    finished = {one.index: one for one in checkpoint.finished_bins()}
+    bins = [finished[energy_bin.index] for energy_bin in scan.bins]
+    return tuple(derivations.Output(one.series_instance_uid, one.instances) for one in bins)

@@ -25,6 +25,7 @@ from reconstruct.projections import elements
 from reconstruct.projections.functional_groups import frame_attributes
 from reconstruct.projections.scan import EnergyBin, Scan
 from reconstruct.provenance import add_equipment, add_sources, canonical, copy_patient_and_study, in_words
+from reconstruct.redundancy import Coverage, redundancy
 from reconstruct.stored_values import StoredValues, attenuation, hounsfield
 
 _PAIRED = frozenset(
@@ -74,7 +75,11 @@ def ct_series(
     if volume.shape != grid.shape_zyx:
         raise ValueError(f"expected a volume of shape {grid.shape_zyx}, got {volume.shape}")
     water = energy_bin.water_per_cm
-    values = attenuation(volume) if water is None else hounsfield(water)
+    coverage = redundancy(scan.geometry, limited_arc=True).coverage
+    if coverage is Coverage.LIMITED:
+        values = attenuation(volume, has_scale=False)
+    else:
+        values = attenuation(volume) if water is None else hounsfield(water)
     series = _series(scan, energy_bin, recipe, grid, values)
     slices = grid.shape_zyx[0]
     for index in range(slices):
@@ -108,7 +113,8 @@ def _series(
         _study_uid(scan), scan.uid, canonical(recipe), f"bin {energy_bin.index}"
     )
     dataset.SeriesNumber = _series_number(header, energy_bin)
-    dataset.SeriesDescription = f"FDK {energy_bin.label}".strip()
+    method = "FDK" if values.has_scale else "Tomosynthesis"
+    dataset.SeriesDescription = f"{method} {energy_bin.label}".strip()
     dataset.PatientPosition = patient_position(header)
     dataset.FrameOfReferenceUID = frame_of_reference_uid(scan)
     dataset.PositionReferenceIndicator = None
@@ -175,6 +181,7 @@ def _description(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any], g
         **recipe,
         **{name: value for name, value in asked.items() if value is not None},
         "views": scan.geometry.views,
+        **_coverage(scan),
         "geometry_from": scan.geometry_from,
         "pixels": str(scan.pixel_meaning),
         "counters": str(scan.counter_kind),
@@ -187,6 +194,15 @@ def _description(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any], g
     window = f" ({energy_bin.label})" if energy_bin.label else ""
     method = "Cone-beam reconstruction (Feldkamp, Davis, Kress)"
     return f"{method} of energy bin {energy_bin.index}{window}: {in_words(told)}"
+
+
+def _coverage(scan: Scan) -> dict[str, str]:
+    """Say what the views cover, unless it is a full circle."""
+    measured = redundancy(scan.geometry, limited_arc=True)
+    if measured.coverage is Coverage.FULL:
+        return {}
+    told = {"coverage": str(measured.coverage), "arc_degrees": f"{np.rad2deg(measured.arc.length_rad):.1f}"}
+    return told | ({"values": "without a scale"} if measured.coverage is Coverage.LIMITED else {})
 
 
 def _add_grid(dataset: Dataset, scan: Scan, grid: VolumeGrid) -> None:
@@ -217,6 +233,8 @@ def _add_values(dataset: Dataset, values: StoredValues) -> None:
     if values.window_width < 1:
         # LINEAR takes whole grey levels and forbids widths below 1 (PS3.3 C.11.2.1.2).
         dataset.VOILUTFunction = "LINEAR_EXACT"
+    if not values.has_scale:
+        return
     mapping = item_of(
         LUTExplanation="Linear attenuation coefficient",
         LUTLabel="ATTENUATION",

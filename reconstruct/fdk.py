@@ -1,4 +1,4 @@
-"""Feldkamp-Davis-Kress: a full circle of cone-beam projections to a volume, within a bound on memory."""
+"""Feldkamp-Davis-Kress: cone-beam projections around an axis to a volume, within a bound on memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from reconstruct.filters import filter_rows, frequency_response, padded_size
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
 from reconstruct.kernels import weigh
-from reconstruct.weights import view_factors
+from reconstruct.redundancy import Redundancy, redundancy
+from reconstruct.weights import require_circular, view_factors
 
 _MIB = 1 << 20
 
@@ -23,6 +24,9 @@ _UPDATES_A_PASS = 1 << 28
 
 _FILTER_COST = 20
 """Filtering a pixel takes about as long as this many voxel updates; only `progress` depends on it."""
+
+_WEIGHT_BYTES = 64
+"""What the weights of a column of one view take while they are computed."""
 
 
 class Projections(Protocol):
@@ -45,6 +49,46 @@ class _Blocks:
     slices: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Filtering:
+    """Weights and filters projections.
+
+    Attributes
+    ----------
+    geometry
+        Of the detector that there is.
+    symmetric
+        The same with the columns that an offset detector lacks.
+    """
+
+    geometry: ConeBeamGeometry
+    symmetric: ConeBeamGeometry
+    measured: Redundancy
+    factors: NDArray[np.float64]
+    response: NDArray[np.float32]
+
+    def of(self, raw: Any, views: slice, workers: int) -> NDArray[np.float32]:
+        """Return `views` weighted and filtered, (view, row, padded_size), with the columns of `symmetric` first."""
+        geometry = self.geometry
+        pixels = np.ascontiguousarray(raw, dtype=np.float32)
+        padded = np.empty((*pixels.shape[:2], padded_size(self.symmetric.columns)), dtype=np.float32)
+        weigh(
+            pixels,
+            self.factors[views],
+            self.measured.weights(views),
+            self.measured.missing_columns[0],
+            geometry.sources[views],
+            geometry.first_pixels()[views],
+            geometry.column_steps[views],
+            geometry.row_steps[views],
+            padded,
+        )
+        finite = np.isfinite(padded.sum(axis=(1, 2)))
+        if not finite.all():
+            raise ValueError(f"expected finite line integrals, view {views.start + int(np.argmin(finite))} is not")
+        return filter_rows(padded, self.response, workers)
+
+
 def fdk(
     projections: Projections,
     geometry: ConeBeamGeometry,
@@ -52,15 +96,18 @@ def fdk(
     *,
     filter: str = "ram-lak",
     cutoff: float = 1.0,
+    limited_arc: bool = False,
+    measured: Redundancy | None = None,
     memory_mb: int = 2048,
     threads: int = 0,
     progress: Callable[[float], None] | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Reconstruct a full circular scan.
+    """Reconstruct a circular scan: a full circle, also with a detector offset to one side, or a short scan.
 
     Projections are weighted, ramp filtered along their columns' direction and back-projected with bilinear
-    interpolation (Feldkamp, Davis & Kress 1984; Kak & Slaney 1988, 3.6). Views may be spaced unequally, turn either
+    interpolation (Feldkamp, Davis & Kress 1984; Kak & Slaney 1988, 3.6); `reconstruct.redundancy` says what rays count
+    for that are measured once or twice. Views may be spaced unequally, turn either
     way and repeat an angle; detectors may be shifted, tilted and mirrored. Beyond the outermost pixel centres a
     projection falls to 0 within one pixel.
 
@@ -75,6 +122,11 @@ def fdk(
     filter, cutoff
         Window of the ramp, one of `reconstruct.filters.FILTERS`, and where it ends as a fraction of the Nyquist
         frequency.
+    limited_arc
+        Whether an arc that is no short scan is reconstructed as it is, without a scale of its values (tomosynthesis).
+    measured
+        What the measurements count for, where `geometry` is but a part of a scan. None: as `geometry` and `limited_arc`
+        say.
     memory_mb
         Most that is allocated, MiB, besides `projections` and the result: views are filtered in blocks and slices
         worked on in slabs that fit.
@@ -93,19 +145,28 @@ def fdk(
     Raises
     ------
     GeometryError
-        Views that do not go all the way round, or another scan that FDK cannot reconstruct.
+        Views that do not go far enough round, or another scan that FDK cannot reconstruct.
     ValueError
         Shapes that do not fit, an unknown filter, projections that are not finite, too little memory.
     """
     expected = (geometry.views, geometry.rows, geometry.columns)
     if tuple(projections.shape) != expected:
         raise ValueError(f"expected projections of shape {expected}, got {tuple(projections.shape)}")
-    response = frequency_response(geometry.columns, filter, cutoff)
-    factors = view_factors(geometry)
-    projector = back_projector(geometry, grid)
-    blocks = _blocks(geometry, grid, projector, memory_mb)
+    require_circular(geometry)
+    if measured is None:
+        measured = redundancy(geometry, limited_arc=limited_arc)
+    symmetric = geometry.extended(*measured.missing_columns)
+    filtering = _Filtering(
+        geometry,
+        symmetric,
+        measured,
+        view_factors(geometry, measured.arc.shares_rad),
+        frequency_response(symmetric.columns, filter, cutoff),
+    )
+    projector = back_projector(symmetric, grid)
+    blocks = _blocks(symmetric, grid, projector, memory_mb)
     volume = _result(out, grid)
-    report = _Progress(progress, geometry, grid)
+    report = _Progress(progress, symmetric, grid)
     with kernel_threads(threads) as workers:
         for start in range(0, geometry.views, blocks.views):
             views = slice(start, min(start + blocks.views, geometry.views))
@@ -113,7 +174,7 @@ def fdk(
             for batch in _pieces(views, blocks.batch):
                 # Not bound to a name, which would keep it while the next batch is filtered.
                 projector.store(
-                    _filtered(projections[batch], geometry, factors, response, batch, workers),
+                    filtering.of(projections[batch], batch, workers),
                     _within(buffer, views, batch),
                     batch,
                 )
@@ -130,32 +191,6 @@ def fdk(
     return volume if out is None else out
 
 
-def _filtered(
-    raw: Any,
-    geometry: ConeBeamGeometry,
-    factors: NDArray[np.float64],
-    response: NDArray[np.float32],
-    views: slice,
-    workers: int,
-) -> NDArray[np.float32]:
-    """Weighted and filtered projections, (view, row, padded_size); the result is in the first columns."""
-    pixels = np.ascontiguousarray(raw, dtype=np.float32)
-    padded = np.empty((*pixels.shape[:2], padded_size(geometry.columns)), dtype=np.float32)
-    weigh(
-        pixels,
-        factors[views],
-        geometry.sources[views],
-        geometry.first_pixels()[views],
-        geometry.column_steps[views],
-        geometry.row_steps[views],
-        padded,
-    )
-    finite = np.isfinite(padded.sum(axis=(1, 2)))
-    if not finite.all():
-        raise ValueError(f"expected finite line integrals, view {views.start + int(np.argmin(finite))} is not")
-    return filter_rows(padded, response, workers)
-
-
 def _blocks(
     geometry: ConeBeamGeometry, grid: VolumeGrid, projector: BackProjector, memory_mb: int
 ) -> _Blocks:
@@ -166,6 +201,7 @@ def _blocks(
     """
     size = padded_size(geometry.columns)
     batch_bytes = geometry.rows * (2 * 4 * geometry.columns + 4 * size + 8 * (size // 2 + 1) + 4 * size)
+    batch_bytes += _WEIGHT_BYTES * geometry.columns
     together = projector.slices_together
     budget = memory_mb * _MIB
     least = projector.view_bytes + max(batch_bytes, together * projector.slice_bytes)

@@ -231,6 +231,15 @@ class ConeBeamGeometry:
         """Return the centre of pixel (column 0, row 0) of every view, mm, (view, 3)."""
         return self._at(-(self.columns - 1) / 2, -(self.rows - 1) / 2)
 
+    def corners(self) -> Vectors:
+        """Return the corners of the detector's area, half a pixel outside of the pixel centres, (view, 2, 2, 3), mm.
+
+        Axis 1 counts the ends of the columns, axis 2 those of the rows.
+        """
+        half = (self.columns / 2, self.rows / 2)
+        ends = np.stack([[self._at(c, r) for c in (-half[0], half[0])] for r in (-half[1], half[1])])
+        return np.asarray(np.moveaxis(ends, 2, 0))
+
     def projection_matrices(self) -> Vectors:
         """Return the matrices that map ``(x, y, z, 1)``, mm, to ``t (column, row, 1)``, (view, 3, 4).
 
@@ -245,8 +254,23 @@ class ConeBeamGeometry:
         source, centre, column_step, row_step = (vector[chosen] for vector in vectors)
         return ConeBeamGeometry(source, centre, column_step, row_step, self.rows, self.columns)
 
+    def extended(self, before: int, after: int) -> ConeBeamGeometry:
+        """Return the same with so many more columns before the first and behind the last one."""
+        if not (before or after):
+            return self
+        centres = self.detector_centres + (after - before) / 2 * self.column_steps
+        columns = self.columns + before + after
+        return ConeBeamGeometry(self.sources, centres, self.column_steps, self.row_steps, self.rows, columns)
+
+    def band(self, first: int, end: int) -> ConeBeamGeometry:
+        """Return the same with the rows `first` to `end` (exclusive) of the detector only."""
+        if not 0 <= first < end <= self.rows:
+            raise GeometryError(f"expected a band within rows 0 to {self.rows}, got {first} to {end}")
+        centres = self.detector_centres + ((first + end) / 2 - self.rows / 2) * self.row_steps
+        return ConeBeamGeometry(self.sources, centres, self.column_steps, self.row_steps, end - first, self.columns)
+
     def fitted_grid(self, voxel_mm: float = 0.0) -> VolumeGrid:
-        """Return the grid of cubic voxels around the cylinder about z that every view sees whole.
+        """Return the grid of cubic voxels around the cylinder about z that can be reconstructed; see `cylinder_seen`.
 
         Parameters
         ----------
@@ -260,9 +284,7 @@ class ConeBeamGeometry:
         """
         if not 0 <= voxel_mm < np.inf:
             raise GeometryError(f"expected a voxel edge of 0 mm or more, got {voxel_mm}")
-        half = (self.columns / 2, self.rows / 2)
-        corners = np.stack([[self._at(c, r) for c in (-half[0], half[0])] for r in (-half[1], half[1])])
-        seen = cylinder_seen(self.sources, np.moveaxis(corners, 2, 0))
+        seen = cylinder_seen(self.sources, self.corners())
         pitches = np.minimum(
             np.linalg.norm(self.column_steps, axis=1), np.linalg.norm(self.row_steps, axis=1)
         )

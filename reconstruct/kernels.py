@@ -40,16 +40,19 @@ _F = np.float32
 def weigh(
     projections: NDArray[np.float32],
     factors: NDArray[np.float64],
+    redundancy: NDArray[np.float32],
+    first_column: int,
     sources: NDArray[np.float64],
     first_pixels: NDArray[np.float64],
     column_steps: NDArray[np.float64],
     row_steps: NDArray[np.float64],
     out: NDArray[np.float32],
 ) -> None:
-    """Write weighted projections (view, row, column) into `out` (view, row, at least column), the rest zeros.
+    """Write weighted projections (view, row, column) into `out` from `first_column` of its rows on, the rest zeros.
 
-    The weight of a ray q from the source s is ``factor δ / (|(a × q)_z| |q|)`` with the column step a and δ the
-    component of q from the source towards the axis; see `reconstruct.weights`.
+    The weight of a ray q from the source s is ``factor redundancy δ / (|(a × q)_z| |q|)`` with the column step a and δ
+    the component of q from the source towards the axis; see `reconstruct.weights`. `factors` are (view,), `redundancy`
+    is (view, column).
     """
     views, rows, columns = projections.shape
     for line in prange(views * rows):
@@ -68,8 +71,11 @@ def weigh(
             y = start[1] + column * a[1]
             z = start[2] + column * a[2]
             weight = (towards + column * towards_step) / math.sqrt(x * x + y * y + z * z)
-            out[view, row, column] = projections[view, row, column] * weight
-        for column in range(columns, out.shape[2]):
+            value = projections[view, row, column] * redundancy[view, column] * weight
+            out[view, row, first_column + column] = value
+        for column in range(first_column):
+            out[view, row, column] = 0.0
+        for column in range(first_column + columns, out.shape[2]):
             out[view, row, column] = 0.0
 
 

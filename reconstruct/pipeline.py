@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from reconstruct.checkpoint import Checkpoint
+from reconstruct.cluster import SharedFiles, connected, reconstruct_slabs
 from reconstruct.derived import ct_series
 from reconstruct.fdk import fdk
 from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.scan import EnergyBin, Scan, ScanError
-from reconstruct.working_memory import WorkingMemory, file_array
+from reconstruct.slabs import Plan, Slab, remaining
+from reconstruct.working_memory import WorkingMemory
 
 VERSION = 2
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
+_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler")
+
 _PREPARED, _RECONSTRUCTED = 0.25, 0.8
 """Shares of the work of a bin that are done after preprocessing and after FDK."""
+
+INTEGRALS, VOLUME = "integrals", "volume"
+"""The arrays of a bin in a checkpoint."""
 
 Progress = Callable[[float], None]
 
@@ -36,22 +46,28 @@ class Parameters:
         Window of the ramp filter, and its cut-off as a fraction of the Nyquist frequency.
     voxel_mm
         Edge of a voxel, mm; 0: the detector's pitch, scaled to the isocentre.
+    limited_arc
+        Whether an arc that is no short scan is reconstructed as tomosynthesis, without a scale of its values.
     memory_mb
         Most that line integrals, volume and the work of FDK hold in memory together, MiB. What does not fit is mapped
         from files; not counted are the headers and flat fields of the scan.
     threads
         Of the kernels; 0: all cores.
+    scheduler
+        Address of a Dask scheduler whose workers reconstruct, ``tcp://host:port``; "": this process does.
     """
 
     filter: str = "ram-lak"
     cutoff: float = 1.0
     voxel_mm: float = 0.0
+    limited_arc: bool = False
     memory_mb: int = 2048
     threads: int = 0
+    scheduler: str = ""
 
     def recipe(self) -> dict[str, Any]:
-        """Return what determines the voxels: not the memory and the threads, which do not."""
-        told = {key: value for key, value in asdict(self).items() if key not in ("memory_mb", "threads")}
+        """Return what determines the voxels: not where and how they are computed."""
+        told = {key: value for key, value in asdict(self).items() if key not in _NOT_IN_RECIPE}
         return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told}
 
 
@@ -75,7 +91,11 @@ class BinSeries:
 
 
 def reconstruct_scan(
-    scan: Scan, parameters: Parameters, progress: Progress, work_folder: Path | None = None
+    scan: Scan,
+    parameters: Parameters,
+    progress: Progress,
+    work_folder: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[BinSeries]:
     """Yield the CT series of each energy bin of `scan`, in the order of the bins.
 
@@ -85,29 +105,42 @@ def reconstruct_scan(
         Called with the fraction done of the whole scan (0 to 1); may raise to stop the work.
     work_folder
         Where arrays go that do not fit into memory; None: where temporary files go.
+    checkpoint
+        Where such arrays are kept, and the work is gone on with: what it says is done is not done again, and bins that
+        it says are finished are not yielded. None: what is begun is lost when the iterator ends.
 
     Raises
     ------
-    ScanError, GeometryError
+    ScanError, GeometryError, ClusterError
         The scan cannot be reconstructed; one sentence says why.
     OSError
         There is no room in `work_folder`.
     """
-    grid = scan.grid(parameters.voxel_mm)
-    recipe = parameters.recipe()
-    for number, energy_bin in enumerate(scan.bins):
-        report = _part(progress, number, len(scan.bins))
-        volume = _volume(scan, energy_bin, grid, parameters, report, work_folder)
-        instances = ct_series(
-            volume,
-            grid,
-            scan=scan,
-            energy_bin=energy_bin,
-            recipe=recipe,
-            progress=_scaled(report, _RECONSTRUCTED, 1.0),
-        )
-        del volume  # `instances` holds it, until the last of them
-        yield BinSeries(energy_bin, grid.shape_zyx[0], _refused_as_scan_error(instances))
+    with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
+        grid = scan.grid(parameters.voxel_mm)
+        recipe = parameters.recipe()
+        finished = {one.index for one in files.finished_bins()}
+        for number, energy_bin in enumerate(scan.bins):
+            if energy_bin.index in finished:
+                continue
+            report = _part(progress, number, len(scan.bins))
+            volume = _volume(scan, energy_bin, grid, parameters, report, files)
+            instances = ct_series(
+                volume,
+                grid,
+                scan=scan,
+                energy_bin=energy_bin,
+                recipe=recipe,
+                progress=_scaled(report, _RECONSTRUCTED, 1.0),
+            )
+            del volume  # `instances` holds it, until the last of them
+            yield BinSeries(energy_bin, grid.shape_zyx[0], _refused_as_scan_error(instances))
+
+
+@contextmanager
+def _passing_checkpoint(folder: Path | None) -> Iterator[Checkpoint]:
+    with TemporaryDirectory(dir=folder) as passing:
+        yield Checkpoint(Path(passing), {})
 
 
 def _volume(
@@ -116,32 +149,94 @@ def _volume(
     grid: VolumeGrid,
     parameters: Parameters,
     report: Progress,
-    work_folder: Path | None,
+    files: Checkpoint,
 ) -> NDArray[np.float32]:
     """Return the attenuation in an energy bin, 1/mm, (z, y, x)."""
     memory = WorkingMemory.of(scan.shape, grid.shape_zyx, parameters.memory_mb)
-    integrals = scan.line_integrals(
-        energy_bin.index,
-        _scaled(report, 0.0, _PREPARED),
-        file_array(scan.shape, work_folder) if memory.integrals_in_file else None,
+    if parameters.scheduler:
+        memory = WorkingMemory(True, True, parameters.memory_mb)
+    number = energy_bin.index
+    integrals = _integrals(scan, number, _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None)
+    plan = Plan(
+        scan.geometry,
+        grid,
+        scan.request.filter or parameters.filter,
+        scan.request.cutoff or parameters.cutoff,
+        parameters.limited_arc,
     )
+    tell = _scaled(report, _PREPARED, _RECONSTRUCTED)
     try:
+        if memory.volume_in_file:
+            return _in_slabs(plan, integrals, parameters, memory, tell, files, number)
         return fdk(
             integrals,
-            scan.geometry,
+            plan.geometry,
             grid,
-            filter=scan.request.filter or parameters.filter,
-            cutoff=scan.request.cutoff or parameters.cutoff,
+            filter=plan.filter,
+            cutoff=plan.cutoff,
+            limited_arc=plan.limited_arc,
             memory_mb=memory.fdk_mb,
             threads=parameters.threads,
-            progress=_scaled(report, _PREPARED, _RECONSTRUCTED),
-            out=file_array(grid.shape_zyx, work_folder) if memory.volume_in_file else None,
+            progress=tell,
         )
     except GeometryError:
         raise
     except ValueError as error:
         bound = f"memory_mb = {parameters.memory_mb}"
-        raise ScanError(f"energy bin {energy_bin.index}, reconstructed with {bound}: {error}") from error
+        raise ScanError(f"energy bin {number}, reconstructed with {bound}: {error}") from error
+
+
+def _integrals(scan: Scan, number: int, tell: Progress, files: Checkpoint | None) -> NDArray[np.float32]:
+    """Return the line integrals of a bin: in memory without `files`, else in a file, where they may be already."""
+    if files is None:
+        return scan.line_integrals(number, tell)
+    mapped = files.array(number, INTEGRALS, scan.shape)
+    if not files.parts_done(number, INTEGRALS):
+        scan.line_integrals(number, tell, mapped)
+        files.part_done(number, INTEGRALS, 0, scan.shape[0])
+    return mapped
+
+
+def _in_slabs(
+    plan: Plan,
+    integrals: NDArray[np.float32],
+    parameters: Parameters,
+    memory: WorkingMemory,
+    tell: Progress,
+    files: Checkpoint,
+    number: int,
+) -> NDArray[np.float32]:
+    """Reconstruct what is not done yet, slab by slab, into a file; here or on a cluster."""
+    volume = files.array(number, VOLUME, plan.grid.shape_zyx)
+    slabs = plan.slabs(memory.fdk_mb)
+    left = remaining(slabs, files.parts_done(number, VOLUME))
+    before = len(slabs) - len(left)
+    if parameters.scheduler:
+        told = iter(range(before + 1, len(slabs) + 1))
+
+        def done(slab: Slab) -> None:
+            files.part_done(number, VOLUME, slab.start, slab.stop)
+            tell(next(told) / len(slabs))
+
+        shared = SharedFiles(files.path(number, INTEGRALS), files.path(number, VOLUME))
+        with connected(parameters.scheduler) as client:
+            reconstruct_slabs(
+                client, plan, left, shared, memory_mb=memory.fdk_mb, done=done, look=lambda: tell(before / len(slabs))
+            )
+        return volume
+    measured = plan.measured()
+    for index, slab in enumerate(left, before):
+        plan.reconstruct(
+            integrals,
+            slab,
+            measured=measured,
+            memory_mb=memory.fdk_mb,
+            threads=parameters.threads,
+            progress=_part(tell, index, len(slabs)),
+            out=volume[slab.slices],
+        )
+        files.part_done(number, VOLUME, slab.start, slab.stop)
+    return volume
 
 
 def _refused_as_scan_error(instances: Iterator[Dataset]) -> Iterator[Dataset]:

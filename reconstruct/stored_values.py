@@ -27,6 +27,8 @@ class StoredValues:
         Attenuation in 1/cm from stored values, for the Real World Value Mapping.
     window_center, window_width
         What to show at first, in modality values.
+    has_scale
+        Whether values are attenuation; not so of a limited arc, whose values tell only more from less.
     """
 
     rescale_type: str
@@ -36,6 +38,7 @@ class StoredValues:
     per_cm_intercept: float
     window_center: float
     window_width: float
+    has_scale: bool = True
 
     def pixels(self, mu_per_mm: NDArray[np.float32]) -> NDArray[np.int16]:
         """Return attenuation in 1/mm as stored values, rounded; what exceeds 16 bits becomes their limit."""
@@ -61,13 +64,15 @@ def hounsfield(water_per_cm: float) -> StoredValues:
     return StoredValues("HU", 1.0, 0.0, water_per_cm / 1000, water_per_cm, window_center=300, window_width=2000)
 
 
-def attenuation(volume: NDArray[np.float32]) -> StoredValues:
+def attenuation(volume: NDArray[np.float32], *, has_scale: bool = True) -> StoredValues:
     """Return attenuation in 1/cm, without claiming Hounsfield units, in steps that fit the densest voxel of `volume`.
 
     Parameters
     ----------
     volume
         Attenuation, 1/mm, (z, y, x).
+    has_scale
+        Whether that is what it is, and not just proportional to something like it.
     """
     # Slice by slice: the volume may be a memory map larger than memory.
     densest = max((float(np.abs(part).max()) for part in volume), default=0.0) * 10.0
@@ -76,4 +81,4 @@ def attenuation(volume: NDArray[np.float32]) -> StoredValues:
     doublings = max(0, math.ceil(math.log2(max(densest, 1e-12) / (_HIGHEST * _FINEST_STEP_PER_CM))))
     step = _FINEST_STEP_PER_CM * 2.0**doublings
     shown = max(densest, step)
-    return StoredValues("US", step, 0.0, step, 0.0, window_center=shown / 2, window_width=shown)
+    return StoredValues("US", step, 0.0, step, 0.0, window_center=shown / 2, window_width=shown, has_scale=has_scale)

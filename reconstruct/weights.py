@@ -7,7 +7,8 @@ orientation reads::
     f(x) = sum over views  1/t²  sum over columns  h(column(x) - column)  W(q) p(q)
     W(q) = 1/2 R Δφ δ / (|(a × q)_z| |q|),       δ = component of q from the source towards the axis
 
-where h is the ramp kernel in units of a pixel. It follows from the fan-beam formula of a flat detector that need not
+where h is the ramp kernel in units of a pixel and 1/2 says that each ray is measured twice; where it is not,
+`reconstruct.redundancy` has what it counts for. It follows from the fan-beam formula of a flat detector that need not
 face the source [2]_, seen along the axis, and the cosine of the ray's elevation. For a detector that faces the source
 it is the textbook's ``R² / (R - x·s/R)²`` and ``R / sqrt(R² + u² + v²)``. Moving the detector along the rays changes
 nothing.
@@ -19,57 +20,19 @@ nothing.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from reconstruct.geometry import ConeBeamGeometry
 from reconstruct.grid import GeometryError
-
-_SPARSE_RAD = np.deg2rad(5.0)
-"""A gap between views up to this is a missing view or two, not the end of an arc."""
-
-_GAP_STEPS = 3.0
-"""A larger gap is the end of an arc when it is more than this many median steps."""
 
 _RISE = 0.02
 """How far sources may lie from one plane across the axis, as a fraction of their distance from the axis."""
 
 
-def angular_weights(view_angles_rad: ArrayLike) -> NDArray[np.float64]:
-    """Return the share of the circle that each view stands for, rad, (view,): half of the gaps to its neighbours.
+def require_circular(geometry: ConeBeamGeometry) -> None:
+    """Raise `GeometryError` for a scan that is none for FDK, with what is wrong.
 
-    Order and sense of rotation do not matter. Views that repeat an angle, as the last and the first of many scans
-    do, share its weight. The sum is 2π.
-
-    Raises
-    ------
-    GeometryError
-        The views do not go all the way round: the largest gap is half a turn, or over 5° and three median steps.
-    """
-    angles = np.mod(np.asarray(view_angles_rad, dtype=np.float64).reshape(-1), 2 * np.pi)
-    order = np.argsort(angles, kind="stable")
-    gaps = np.diff(angles[order], append=angles[order[0]] + 2 * np.pi)
-    steps = gaps[gaps > 1e-4 * 2 * np.pi / len(angles)]
-    largest = float(gaps.max())
-    if largest > np.pi * (1 - 1e-9) or largest > max(_SPARSE_RAD, _GAP_STEPS * float(np.median(steps))):
-        raise GeometryError(
-            f"expected views all around the axis, 360 degrees, got {len(angles)} that cover "
-            f"{360 - np.rad2deg(largest):.1f} degrees"
-        )
-    weights = np.empty_like(gaps)
-    weights[order] = (gaps + np.roll(gaps, 1)) / 2
-    return weights
-
-
-def view_factors(geometry: ConeBeamGeometry) -> NDArray[np.float64]:
-    """Return ``1/2 R Δφ / t0²`` of every view, (view,), where t0 is the depth of the isocentre.
-
-    Depths of voxels are then to be measured in units of t0.
-
-    Raises
-    ------
-    GeometryError
-        A scan that FDK cannot reconstruct: not a full circle, a source that travels along the axis, or columns that
-        step along the axis rather than around it.
+    That is a source on the axis or travelling along it, or columns that step along the axis rather than around it.
     """
     radii = geometry.source_to_isocenter_mm
     if radii.min() <= 0:
@@ -88,6 +51,18 @@ def view_factors(geometry: ConeBeamGeometry) -> NDArray[np.float64]:
             f"view {view}: columns step along the axis, {geometry.column_steps[view].tolist()}, and rows around it, "
             f"{geometry.row_steps[view].tolist()}: exchange rows and columns of the projections"
         )
-    return np.asarray(
-        0.5 * radii * angular_weights(geometry.view_angles_rad) / geometry.isocentre_depths**2
-    )
+
+
+def view_factors(geometry: ConeBeamGeometry, shares_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``1/2 R Δφ / t0²`` of every view, (view,), where t0 is the depth of the isocentre.
+
+    Depths of voxels are then to be measured in units of t0.
+
+    Parameters
+    ----------
+    geometry
+        Of the scan.
+    shares_rad
+        Δφ, what each view stands for, rad, (view,); see `reconstruct.arcs`.
+    """
+    return np.asarray(0.5 * geometry.source_to_isocenter_mm * shares_rad / geometry.isocentre_depths**2)

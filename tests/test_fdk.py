@@ -64,6 +64,11 @@ def wobbling():
     )
 
 
+def arc(degrees):
+    """Views over an arc, every four degrees."""
+    return np.deg2rad(np.arange(0, degrees + 1, 4))
+
+
 UNEVEN = np.cumsum(np.random.default_rng(3).uniform(0.4, 1.6, 140))
 UNEVEN *= 2 * np.pi / UNEVEN[-1]
 
@@ -84,7 +89,20 @@ GEOMETRIES = {
         -5.0 * circle().projection_matrices(), rows=64, columns=72
     ),
     "wobbling": wobbling(),
+    "short scan": circle(arc(200)),
+    "short scan, turning the other way": circle(-arc(210) + 2.0),
+    "short scan, columns mirrored": circle(arc(230), column_pitch_mm=-2.8),
+    "short scan of two thirds": circle(1.0 + arc(260)),
+    "short scan of nearly all": circle(3.0 + arc(330)),
+    "short scan, uneven and turned sideways": leaning(yaw=0.1, base=circle(UNEVEN[UNEVEN < 4.0])),
+    "detector offset": circle(principal_point_px=(60.0, 31.5)),
+    "detector offset to the other side": circle(principal_point_px=(15.0, 31.5)),
+    "detector offset, turning the other way, mirrored": circle(
+        -ANGLES, column_pitch_mm=-2.8, principal_point_px=(58.0, 31.5)
+    ),
+    "detector offset and leaning": leaning(pitch=0.1, base=circle(principal_point_px=(14.0, 31.5))),
 }
+"""The rays at the edge of the phantom are 13 degrees from the axis, those at the edge of the detector 10."""
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
@@ -321,6 +339,8 @@ def test_weights_are_the_textbook_ones_for_a_detector_that_faces_the_source():
     kernels.weigh(
         ones,
         np.ones(90),
+        np.ones((90, 72), np.float32),
+        0,
         geometry.sources,
         geometry.first_pixels(),
         geometry.column_steps,
@@ -434,7 +454,7 @@ def test_progress_is_told_often_and_may_stop_the_work(scan):
     ("changes", "error", "sentence"),
     [
         ({"projections": np.zeros((90, 64, 71), np.float32)}, ValueError, r"\(90, 64, 72\), got \(90, 64, 71\)"),
-        ({"geometry": circle(ANGLES / 2)}, GeometryError, "360 degrees, got 90 that cover 178.0"),
+        ({"geometry": circle(ANGLES / 2)}, GeometryError, "the fan, .* degrees, got 90 views that cover 178.0"),
         ({"filter": "sharp"}, ValueError, "got 'sharp'"),
         ({"threads": -1}, ValueError, "got -1"),
         ({"out": np.zeros((3, 4, 5), np.float32)}, ValueError, r"\(48, 56, 60\), float32 .* got \(3, 4, 5\)"),

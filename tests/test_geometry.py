@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from reconstruct.arcs import arc_of
 from reconstruct.geometry import ConeBeamGeometry, GeometryError, VolumeGrid
-from reconstruct.weights import angular_weights, view_factors
+from reconstruct.weights import require_circular
 
 SCAN = {
     "source_to_isocenter_mm": 500.0,
@@ -183,8 +184,8 @@ def test_selected_views_are_the_same_views():
     "geometry",
     [
         circle(),
-        circle(principal_point_px=(12.0, 7.0)),
-        circle(column_pitch_mm=-1.5, row_pitch_mm=-2.0, principal_point_px=(12.0, 7.0)),
+        circle(principal_point_px=(14.0, 7.0)),
+        circle(column_pitch_mm=-1.5, row_pitch_mm=-2.0, principal_point_px=(14.0, 7.0)),
         tilted(),
     ],
 )
@@ -253,7 +254,9 @@ STEP = 2 * np.pi / 90
     ids=["even", "backwards", "elsewhere", "last repeats first", "two turns", "shuffled", "one missing", "sparse"],
 )
 def test_angular_weights_are_half_the_gaps_and_fill_the_circle(angles):
-    weights = angular_weights(angles)
+    arc = arc_of(angles)
+    weights = arc.shares_rad
+    assert arc.is_circle
     assert weights.sum() == pytest.approx(2 * np.pi)
     directions = np.stack([np.cos(angles), np.sin(angles)])
     assert np.abs(directions @ weights).max() < 0.5 * STEP**2 + 1e-9
@@ -262,20 +265,35 @@ def test_angular_weights_are_half_the_gaps_and_fill_the_circle(angles):
         np.testing.assert_allclose(weights[1:90], STEP)
 
 
+@pytest.mark.parametrize("start", [0.0, 3.0, -2.0])
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_arc_is_told_from_a_circle(start, order):
+    angles = start + np.deg2rad(np.arange(0, 201))[::order]
+    arc = arc_of(angles)
+    assert not arc.is_circle
+    assert np.rad2deg([arc.length_rad, arc.step_rad]) == pytest.approx([200.0, 1.0])
+    np.testing.assert_allclose(np.rad2deg(arc.positions_rad), np.arange(0, 201)[::order], atol=1e-6)
+    np.testing.assert_allclose(np.rad2deg(arc.shares_rad)[[0, 100, 200]], [0.5, 1.0, 0.5])
+
+
 @pytest.mark.parametrize(
-    ("angles", "covered"),
-    [(np.deg2rad(np.arange(0, 201)), "200.0"), (np.deg2rad([10.0]), "0.0"), (np.deg2rad([0.0, 180.0]), "180.0")],
+    ("angles", "sentence"),
+    [
+        ([10.0], "cover 0.0 degrees"),
+        ([10.0, 10.0], "cover 0.0 degrees"),
+        ([*range(100), *range(150, 250)], "got one of 51.0 degrees within the arc, where the step is 1.0"),
+    ],
 )
-def test_an_arc_is_refused_with_what_it_covers(angles, covered):
-    with pytest.raises(GeometryError, match=f"cover {covered} degrees"):
-        angular_weights(angles)
+def test_views_that_make_no_arc_are_refused(angles, sentence):
+    with pytest.raises(GeometryError, match=sentence):
+        arc_of(np.deg2rad(angles))
 
 
 def test_scans_that_fdk_cannot_reconstruct_are_refused():
     spiral = np.stack([np.zeros(12), np.zeros(12), np.linspace(0, 40, 12)], axis=1)
     helix = ConeBeamGeometry(BASE.sources + spiral, BASE.detector_centres + spiral, *VECTORS[2:], 21, 31)
     with pytest.raises(GeometryError, match="helical"):
-        view_factors(helix)
+        require_circular(helix)
     turned = ConeBeamGeometry(BASE.sources, BASE.detector_centres, BASE.row_steps, BASE.column_steps, 21, 31)
     with pytest.raises(GeometryError, match="exchange rows and columns"):
-        view_factors(turned)
+        require_circular(turned)

@@ -24,11 +24,13 @@ from plugins.publish import publish
 from plugins.segmentation.attenuation_ranges import fat_to_soft_hu
 from plugins.segmentation.volume_reader import read_volume
 from plugins.worker import Worker
+from reconstruct.geometry import ConeBeamGeometry, GeometryError
 from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections import elements
 from reconstruct.projections.p1 import read_p1
 from reconstruct.projections.scan import ScanError
 from reconstruct.simulate import simulate_scan
+from reconstruct.simulated_scanner import Scanner
 from reconstruct.working_memory import WorkingMemory, file_array
 
 A, B = "2.25.100", "2.25.200"
@@ -376,3 +378,60 @@ def test_the_hook_asks_once_for_all_series_of_a_scan(
         for work in reconstruction.jobs_for_series(Series(archive, uid), settings)
     }
     assert asked == {("reconstruct", A)}
+
+
+def arc_scan(monkeypatch: pytest.MonkeyPatch, degrees: float) -> list[Dataset]:
+    """A scan of an arc, a view every four degrees."""
+
+    def geometry(scanner: Scanner, views: int, rows: int, columns: int) -> ConeBeamGeometry:
+        whole = circle(scanner, 90, rows, columns)
+        return whole.select(slice(0, views))
+
+    circle = Scanner.geometry
+    with monkeypatch.context() as patched:
+        patched.setattr(Scanner, "geometry", geometry)
+        return simulate_scan(
+            "calibration", views=int(degrees / 4) + 1, rows=16, columns=20, thresholds_kev=(18,), seed=1
+        )
+
+
+def first_slices(objects: list[Dataset], parameters: Parameters) -> list[Dataset]:
+    [series] = reconstruct_scan(read_p1(objects), parameters, lambda _fraction: None)
+    return list(series.instances)
+
+
+def test_a_short_scan_is_reconstructed_in_hounsfield_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = first_slices(arc_scan(monkeypatch, 220), Parameters())
+    whole = first_slices(arc_scan(monkeypatch, 356), Parameters())
+    assert "coverage=short scan, arc_degrees=220.0" in volume[0].DerivationDescription.replace(": ", "=")
+    assert "coverage" not in whole[0].DerivationDescription
+    middle = len(volume) // 2
+    short, full = (np.frombuffer(part[middle].PixelData, "<i2").astype(float) for part in (volume, whole))
+    assert volume[0].RescaleType == "HU"
+    assert np.corrcoef(short, full)[0, 1] > 0.97
+    assert abs(short.mean() - full.mean()) < 30
+
+
+def test_a_limited_arc_is_refused_or_tomosynthesis(
+    monkeypatch: pytest.MonkeyPatch, validator_errors: Any, tmp_path: Path
+) -> None:
+    objects = arc_scan(monkeypatch, 60)
+    with pytest.raises(GeometryError, match="limited_arc takes such a scan as tomosynthesis"):
+        first_slices(objects, Parameters())
+    volume = first_slices(objects, Parameters(limited_arc=True))
+    assert volume[0].SeriesDescription.startswith("Tomosynthesis")
+    assert volume[0].RescaleType == "US"
+    assert "RealWorldValueMappingSequence" not in volume[0]
+    assert "without a scale" in volume[0].DerivationDescription
+    volume[0].save_as(tmp_path / "slice.dcm", enforce_file_format=True)
+    assert validator_errors(tmp_path / "slice.dcm") == []
+
+
+def test_tomosynthesis_is_not_segmented(
+    archive: Archive, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = settings.reconstruct.model_copy(update={"limited_arc": True})
+    store(archive, *arc_scan(monkeypatch, 60))
+    assert work(archive, settings.model_copy(update={"reconstruct": wanted})) == []
+    assert of_modality(archive, "CT")
+    assert not of_modality(archive, "SEG")

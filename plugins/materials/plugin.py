@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydicom.uid import CTImageStorage
-
 from config.settings import Settings
 from plugins import reconstruction
 from plugins.hookspecs import JobFunction, hookimpl
@@ -18,14 +16,9 @@ KIND = "decompose"
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
     """Decompose what this node reconstructed from two energy bins and more, asked of the lowest: all exist together."""
     made_by = series.made_by
-    is_first_of_several = (
-        made_by is not None
-        and made_by.kind == reconstruction.KIND
-        and series.header.SOPClassUID == CTImageStorage
-        and len(made_by.outputs) > 1
-        and made_by.outputs[0] == series.uid
-    )
-    return [Work(KIND, series.uid)] if is_first_of_several and settings.materials.enabled else []
+    several = made_by is not None and len(made_by.outputs) > 1
+    wanted = settings.materials.enabled and several and reconstruction.is_lowest_bin(series)
+    return [Work(KIND, series.uid)] if wanted else []
 
 
 @hookimpl

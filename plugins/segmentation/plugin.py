@@ -40,11 +40,10 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
 
 def _is_wanted(series: Series, images: str) -> bool:
     """The lowest energy bin of what this node reconstructed (the strongest contrast); by setting any CT in HU."""
-    made_by = series.made_by
     if series.instances[0].sop_class_uid != CTImageStorage:
         return False
-    if made_by is not None:
-        return made_by.kind == reconstruction.KIND and made_by.outputs[0] == series.uid
+    if series.made_by is not None:
+        return reconstruction.is_lowest_bin(series)
     kinds = {str(value).upper() for value in series.header.get("ImageType") or ()}
     is_hu = str(series.header.get("RescaleType") or "HU").upper() == "HU" and "RescaleSlope" in series.header
     return images == "ct" and is_hu and len(series.instances) >= _FEWEST_SLICES and not kinds & _NOT_VOLUMES

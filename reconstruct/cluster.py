@@ -1,0 +1,203 @@
+"""Slabs of a volume on many machines, through an existing Dask scheduler.
+
+Each task is a slab, or a part of its views: it maps the line integrals from a file that all machines see, reads the
+rows that it needs, and writes its voxels into the file of the volume. What goes over the network is the plan, which is
+small. A worker that dies loses its tasks to the others: writing a slab twice gives the same voxels.
+
+The same work on thousands of processors: Chen et al., iFDK: a scalable framework for instant high-resolution image
+reconstruction, SC '19.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reconstruct.slabs import Plan, Slab
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+_WAIT_S = 0.5
+"""How often the one who waits for slabs is let to look at other things."""
+
+_CONNECT_S = 30
+
+_RETRIES = 3
+"""A task is begun again so often after its worker died or failed."""
+
+
+class ClusterError(Exception):
+    """The cluster cannot be used, or has failed; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class SharedFiles:
+    """The files that every worker sees under the same path.
+
+    Attributes
+    ----------
+    integrals
+        Line integrals, (view, row, column) float32, native bytes.
+    volume
+        Where voxels go, (z, y, x) float32, of its full size already.
+    """
+
+    integrals: Path
+    volume: Path
+
+
+@contextmanager
+def connected(scheduler: str) -> Iterator[Client]:
+    """Connect to a Dask scheduler, ``tcp://host:port`` or ``tls://host:port``.
+
+    Raises
+    ------
+    ClusterError
+        The library is not installed, or nobody answers there.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ClusterError("reconstructing on a cluster needs Dask: pip install 'tharsis[cluster]'") from error
+    try:
+        client = Client(scheduler, timeout=_CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ClusterError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def reconstruct_slabs(
+    client: Client,
+    plan: Plan,
+    slabs: Sequence[Slab],
+    files: SharedFiles,
+    *,
+    memory_mb: int,
+    view_groups: int = 0,
+    done: Callable[[Slab], None],
+    look: Callable[[], None],
+) -> None:
+    """Reconstruct `slabs` on the workers of `client` into the file of the volume.
+
+    With one group of views the voxels are those that `Plan.reconstruct` gives on one machine, bit by bit where the
+    processors have the same vector instructions; with more groups their sum, which differs in float32's last bits.
+
+    Parameters
+    ----------
+    memory_mb
+        Of a task, MiB.
+    view_groups
+        Groups of views that a slab is divided into; 0: one, or more where there are more workers than slabs.
+    done
+        Called with each slab when its voxels are in the file.
+    look
+        Called often while waiting; may raise to stop the work.
+
+    Raises
+    ------
+    ClusterError
+        A task failed, or was lost with its worker too often.
+    """
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    if not workers:
+        raise ClusterError("the Dask scheduler has no workers")
+    groups = groups_of(plan, view_groups or -(-workers // max(1, len(slabs))))
+    # By reference: a scan of thousands of views would go along with every task otherwise.
+    there = client.scatter(plan, broadcast=True)
+    left = {_submit(client, there, slab, files, groups, memory_mb): slab for slab in slabs}
+    try:
+        while left:
+            look()
+            for future in _ended(client, left):
+                slab = left.pop(future)
+                _require_done(future)
+                done(slab)
+    finally:
+        client.cancel(list(left), force=True)
+
+
+def groups_of(plan: Plan, count: int) -> list[slice]:
+    """Divide the views of a plan into `count` groups of neighbours, or as many as there are views."""
+    ends = np.linspace(0, plan.geometry.views, min(count, plan.geometry.views) + 1).round().astype(int)
+    return [slice(int(start), int(stop)) for start, stop in pairwise(ends)]
+
+
+def _submit(
+    client: Client, plan: Future, slab: Slab, files: SharedFiles, groups: Sequence[slice], memory_mb: int
+) -> Future:
+    """Queue a slab; the future tells when its voxels are written."""
+    if len(groups) == 1:
+        return client.submit(
+            _write_slab, plan, slab, files, memory_mb, pure=False, retries=_RETRIES, key=f"slab-{slab.start}-{uuid4()}"
+        )
+    parts = [
+        client.submit(_part, plan, slab, files.integrals, views, memory_mb, pure=False, retries=_RETRIES)
+        for views in groups
+    ]
+    return client.submit(_write_sum, parts, slab, files, pure=False, retries=_RETRIES)
+
+
+def _ended(client: Client, futures: Iterable[Future]) -> set[Future]:
+    from distributed import wait
+
+    try:
+        with client.as_current():
+            return set(wait(list(futures), timeout=_WAIT_S, return_when="FIRST_COMPLETED").done)
+    except TimeoutError:
+        return set()
+
+
+def _require_done(future: Future) -> None:
+    if future.status == "finished":
+        return
+    error = future.exception()
+    raise ClusterError(f"a slab failed on the cluster: {type(error).__name__}: {error}") from error
+
+
+# On a worker
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Kernels take all threads of their process: two slabs at once would only wait for each other."""
+
+
+def _write_slab(plan: Plan, slab: Slab, files: SharedFiles, memory_mb: int) -> None:
+    _write(_part(plan, slab, files.integrals, slice(0, plan.geometry.views), memory_mb), slab, files.volume)
+
+
+def _write_sum(parts: Sequence[NDArray[np.float32]], slab: Slab, files: SharedFiles) -> None:
+    _write(np.sum(parts, axis=0, dtype=np.float32), slab, files.volume)
+
+
+def _part(plan: Plan, slab: Slab, integrals: Path, views: slice, memory_mb: int) -> NDArray[np.float32]:
+    from distributed import get_worker
+
+    geometry = plan.geometry
+    shape = (geometry.views, geometry.rows, geometry.columns)
+    projections = np.memmap(integrals, dtype=np.float32, mode="r", shape=shape)
+    with _ONE_AT_A_TIME:
+        return plan.reconstruct(
+            projections, slab, views=views, memory_mb=memory_mb, threads=get_worker().state.nthreads
+        )
+
+
+def _write(voxels: NDArray[np.float32], slab: Slab, volume: Path) -> None:
+    """Write a slab to its place, and have it on disk before anybody is told."""
+    with volume.open("r+b") as file:
+        file.seek(slab.start * voxels[0].nbytes)
+        file.write(np.ascontiguousarray(voxels).data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,168 @@
+"""A volume in slabs: slices that are reconstructed by themselves, from the detector rows that their voxels project to.
+
+A slab needs a band of the detector, little more than its own share of the rows. So a volume that does not fit into
+memory, or not on one machine, is reconstructed slab by slab without reading or filtering the projections much more than
+once, and what is done stays done when the work is interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reconstruct.fdk import fdk
+from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.kernels import NEAREST_DEPTH
+from reconstruct.redundancy import Redundancy, redundancy
+
+_MIB = 1 << 20
+
+_TOGETHER = 16
+"""Slices of a slab are a multiple of this: the vector kernel works on so many at once."""
+
+_FEWEST_SLABS = 8
+"""A volume is cut into at least so many, where it has the slices: no more than that share of it is lost by a crash."""
+
+_SHARE = 0.6
+"""Share of the memory that the filtered band of a slab may take."""
+
+_MARGIN = 2
+"""Rows of a band beyond the outermost voxel centres: one for interpolation, one for rounding."""
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Slices `start` to `stop` (exclusive) of a volume, and the detector rows that they need."""
+
+    start: int
+    stop: int
+    first_row: int
+    end_row: int
+
+    @property
+    def slices(self) -> slice:
+        """The slices, of the volume's axis 0."""
+        return slice(self.start, self.stop)
+
+    @property
+    def rows(self) -> slice:
+        """The rows, of the projections' axis 1."""
+        return slice(self.first_row, self.end_row)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines a slab's voxels but the projections; small, and can be sent to another machine.
+
+    Attributes
+    ----------
+    geometry, grid
+        Of the whole scan and the whole volume.
+    filter, cutoff, limited_arc
+        As `fdk` takes them.
+    """
+
+    geometry: ConeBeamGeometry
+    grid: VolumeGrid
+    filter: str = "ram-lak"
+    cutoff: float = 1.0
+    limited_arc: bool = False
+
+    def measured(self) -> Redundancy:
+        """Return what the measurements count for; raises `GeometryError`."""
+        return redundancy(self.geometry, limited_arc=self.limited_arc)
+
+    def slab(self, start: int, stop: int) -> Slab:
+        """Return the slab of these slices."""
+        first, end = row_band(self.geometry, self.grid.slab(start, stop))
+        return Slab(start, stop, first, end)
+
+    def slabs(self, memory_mb: int) -> list[Slab]:
+        """Cut the volume so that the filtered bands of a slab fit into `memory_mb` (MiB), where that can be."""
+        total = self.grid.shape_zyx[0]
+        size = _rounded_up(-(-total // _FEWEST_SLABS))
+        while size > _TOGETHER and self._largest_band(size) > _SHARE * memory_mb * _MIB:
+            size = _rounded_up(size // 2)
+        return [self.slab(start, min(start + size, total)) for start in range(0, total, size)]
+
+    def _largest_band(self, size: int) -> int:
+        """Bytes of the filtered band of the outermost slabs, which need the most rows."""
+        total = self.grid.shape_zyx[0]
+        ends = [(0, min(size, total)), (max(0, total - size), total)]
+        rows = max(end - first for first, end in (row_band(self.geometry, self.grid.slab(*slices)) for slices in ends))
+        return 4 * self.geometry.views * self.geometry.columns * rows
+
+    def reconstruct(
+        self,
+        projections: Any,
+        slab: Slab,
+        *,
+        views: slice = slice(None),
+        measured: Redundancy | None = None,
+        memory_mb: int = 2048,
+        threads: int = 0,
+        progress: Callable[[float], None] | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the voxels of `slab`, 1/mm, (z, y, x) float32.
+
+        Parameters
+        ----------
+        projections
+            Of the whole scan, line integrals, (view, row, column): an array or a memory map. Only what the slab needs
+            of it is read.
+        views
+            Only what these neighbouring views add to the voxels.
+        measured
+            What `measured` returns, for one who asks for many slabs.
+        memory_mb, threads, progress, out
+            As `fdk` takes them.
+
+        Raises
+        ------
+        GeometryError, ValueError
+            As `fdk` does.
+        """
+        return fdk(
+            projections[views, slab.rows],
+            self.geometry.select(views).band(slab.first_row, slab.end_row),
+            self.grid.slab(slab.start, slab.stop),
+            filter=self.filter,
+            cutoff=self.cutoff,
+            measured=(measured or self.measured()).select(views),
+            memory_mb=memory_mb,
+            threads=threads,
+            progress=progress,
+            out=out,
+        )
+
+
+def row_band(geometry: ConeBeamGeometry, grid: VolumeGrid) -> tuple[int, int]:
+    """Return the first row, and the one behind the last, that the voxels of `grid` project to in any view.
+
+    Where the grid reaches beyond a source, that is all rows.
+    """
+    ends = np.array([[axis[0], axis[-1]] for axis in (grid.x_mm, grid.y_mm, grid.z_mm)])
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = np.concatenate([corners, np.ones((len(corners), 1))], axis=1)
+    projected = geometry.projection_matrices() @ points.T
+    if (projected[:, 2] / geometry.isocentre_depths[:, None]).min() <= NEAREST_DEPTH:
+        return 0, geometry.rows
+    rows = projected[:, 1] / projected[:, 2]
+    first = int(np.clip(np.floor(rows.min()) - _MARGIN, 0, geometry.rows - 1))
+    end = int(np.clip(np.ceil(rows.max()) + _MARGIN + 1, first + 1, geometry.rows))
+    return first, end
+
+
+def remaining(slabs: Sequence[Slab], done: Sequence[tuple[int, int]]) -> list[Slab]:
+    """Return the slabs with slices that are not within one of the ranges `done` (start, stop)."""
+    finished = {index for start, stop in done for index in range(start, stop)}
+    return [slab for slab in slabs if not finished.issuperset(range(slab.start, slab.stop))]
+
+
+def _rounded_up(slices: int) -> int:
+    return max(_TOGETHER, -(-slices // _TOGETHER) * _TOGETHER)
