@@ -191,8 +191,8 @@ class RawScan:
         relative = self.setup.pixels in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
         if not relative and self.flats is None and self.setup.unattenuated is None:
             raise ScanError(
-                "the scan has neither flat fields nor an unattenuated value: say with --unattenuated what a pixel holds "
-                "without an object, or with --pixels LINE_INTEGRAL that the logarithm was taken"
+                "the scan has neither flat fields nor an unattenuated value: say with --unattenuated what a pixel "
+                "holds without an object, or with --pixels LINE_INTEGRAL that the logarithm was taken"
             )
         for what, images in (("flat", self.flats), ("dark", self.darks)):
             if images is not None and images.shape[1:] != self.views.shape[1:]:
