@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def reconstruct(task: Task) -> None:
     remove_abandoned(work_folder)
     try:
         stored = StoredScan.of(task.series())
-        digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
+        digest = _digest(task, stored)
         if is_made(task.archive, stored.uid, recipe, digest):
             return
         names = {"source": stored.uid, "digest": digest, "recipe": derivations.canonical(recipe)}
@@ -139,6 +140,13 @@ def reconstruct(task: Task) -> None:
         raise CannotProceed(str(error)) from error
     record(task.archive, stored.uid, recipe, digest, outputs)
     checkpoint.remove()
+
+
+def _digest(task: Task, stored: StoredScan) -> str:
+    """Return what changes when an instance of the scan does, or what the site says of its scanners."""
+    digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
+    told = stored.series[0].encodings.told
+    return hashlib.sha256(f"{digest} {told}".encode()).hexdigest() if told else digest
 
 
 def _carry_out(

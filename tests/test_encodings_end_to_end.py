@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from scan_encodings import WRITERS
+from scan_encodings import SITE, WRITERS
 
+from config.settings import Settings, load_settings
+from config.site_mappings import SiteMapping
 from index.archive import Archive
 from plugins.node import Series
+from plugins.worker import Worker
+from reconstruct.projections.encoding import is_without_object
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +78,72 @@ def _volume(archive: Archive, study: str) -> tuple[np.ndarray, tuple[float, ...]
     mapping = slices[0].RealWorldValueMappingSequence[0]
     volume = np.stack([ds.pixel_array for ds in slices]) * mapping.RealWorldValueSlope + mapping.RealWorldValueIntercept
     return volume, tuple(map(float, slices[0].ImagePositionPatient)), float(slices[0].PixelSpacing[0])
+
+
+@pytest.mark.parametrize("name", ["P2-series", "P4", "P5"])
+def test_a_scan_that_lacks_its_flats_waits_for_them(archive: Archive, tmp_path: Path, name: str) -> None:
+    """One sentence names what is missing, the projections stay, and what comes later makes the job run again."""
+    datasets = WRITERS[name]("HFS")
+    flats = [dataset for dataset in datasets if is_without_object(dataset)]
+    for dataset in datasets:
+        if dataset not in flats:
+            store(archive, dataset)
+    settings = quick(tmp_path)
+    assert "has neither flat fields" in failure(archive, settings)
+    held = archive.database.execute("SELECT count(*) FROM instance").fetchone()
+    assert held == (len(datasets) - len(flats),)
+    for dataset in flats:
+        store(archive, dataset)
+    assert failure(archive, settings) == ""
+    assert made(archive) == 1
+
+
+def test_a_corrected_site_mapping_makes_the_scan_be_read_again(archive: Archive, tmp_path: Path) -> None:
+    for dataset in WRITERS["P6"]("HFS"):
+        store(archive, dataset)
+    (series,) = archive.database.execute("SELECT series_instance_uid FROM series").fetchone()
+    wrong = SITE.model_copy(update={"unattenuated": None})
+    assert failure(archive, quick(tmp_path)) == ""
+    assert made(archive) == 0, "nobody knows what it is"
+    archive.jobs.push("series_stable", series)
+    assert "I0" in failure(archive, quick(tmp_path, wrong))
+    archive.jobs.push("reconstruct", series)
+    assert failure(archive, quick(tmp_path, SITE)) == ""
+    assert made(archive) == 1
+    done = archive.database.execute("SELECT count(*) FROM change WHERE kind = 'derived'").fetchone()
+    for rule, more in ((SITE, 0), (SITE.model_copy(update={"rows_up": True}), 1)):
+        archive.jobs.push("reconstruct", series)
+        assert failure(archive, quick(tmp_path, rule)) == ""
+        now = archive.database.execute("SELECT count(*) FROM change WHERE kind = 'derived'").fetchone()
+        assert now == (done[0] + more,)
+    assert made(archive) == 1
+
+
+def store(archive: Archive, dataset: Dataset) -> None:
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    archive.ingest(buffer.getvalue())
+
+
+def quick(folder: Path, *rules: SiteMapping) -> Settings:
+    overrides = {
+        "archive": {"data": folder / "archive"}, "jobs": {"max_attempts": 1}, "segmentation": {"enabled": False},
+        "similarity": {"enabled": False}, "report": {"enabled": False}, "reconstruct": {"voxel_mm": 3.0},
+    }  # fmt: skip
+    return load_settings(environment={}, overrides=overrides).model_copy(update={"site_mappings": rules})
+
+
+def failure(archive: Archive, settings: Settings) -> str:
+    """Do what is queued; return the sentence of the last reconstruction when it failed."""
+    Worker(archive, settings, "w").run_until_idle()
+    jobs = [job for job in archive.jobs.recent() if job.kind == "reconstruct"]
+    return jobs[0].error if jobs and jobs[0].state == "failed" else ""
+
+
+def made(archive: Archive) -> int:
+    """How many CT series there are that are no projections."""
+    rows = archive.database.execute(
+        "SELECT count(DISTINCT series) FROM instance JOIN series ON series.id = instance.series "
+        "WHERE modality = 'CT'"
+    )
+    return int(rows.fetchone()[0])

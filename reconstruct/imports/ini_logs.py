@@ -5,6 +5,9 @@ from __future__ import annotations
 import configparser
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reconstruct.imports.image_files import images_in
 from reconstruct.imports.raw_scan import RawScan, Setup, evenly, text_of
 from reconstruct.projections.acquisition import Exposure
@@ -120,9 +123,8 @@ def _milli(micro: float | None) -> float | None:
     return None if micro is None else micro / 1000
 
 
-def _angle_list(path: Path, count: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    import numpy as np
-
+def _angle_list(path: Path, count: int) -> NDArray[np.float64] | None:
+    """Return the angles of a table whose lines are number, angle and time; None where there is no table."""
     if not path.is_file():
         return None
     rows = [line.split() for line in text_of(path).splitlines()]

@@ -231,7 +231,7 @@ def numbers(value: Any, what: str) -> NDArray[np.float64]:
 
 def evenly(count: int, first: float, step: float) -> NDArray[np.float64]:
     """Return equally spaced angles."""
-    return first + step * np.arange(count)
+    return np.asarray(first + step * np.arange(count), dtype=np.float64)
 
 
 def text_of(path: Path) -> str:

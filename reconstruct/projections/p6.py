@@ -44,7 +44,8 @@ def encodings_from(mappings: Iterable[SiteMapping]) -> Encodings:
     if not rules:
         return STANDARD
     own = [mapped(rule) for rule in rules if rule.angle is not None and rule.angle.element]
-    return Encodings([*own, *(_completed(encoding, rules) for encoding in STANDARD.encodings)])
+    told = "".join(rule.model_dump_json() for rule in rules)
+    return Encodings([*own, *(_completed(encoding, rules) for encoding in STANDARD.encodings)], told)
 
 
 def mapped(rule: SiteMapping) -> Encoding:

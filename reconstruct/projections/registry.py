@@ -29,10 +29,13 @@ class Encodings:
     ----------
     encodings
         The more particular ones first.
+    told
+        What a site said of them, as text: scans are to be read again when it says something else.
     """
 
-    def __init__(self, encodings: Iterable[Encoding]) -> None:
+    def __init__(self, encodings: Iterable[Encoding], told: str = "") -> None:
         self.encodings = tuple(encodings)
+        self.told = told
 
     def of(self, dataset: Dataset) -> Encoding | None:
         """Return the encoding of an instance that holds projections, None for any other instance."""
