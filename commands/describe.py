@@ -26,6 +26,8 @@ def describe(
 ) -> None:
     """Show which elements vary over the files of a scan, for writing a site mapping.
 
+    Where the files are of no encoding that is known, the beginning of a rule follows.
+
     Of each element: its private creator, its first values and how many there are. Elements that rise or fall
     from file to file, as an angle does, come first. Units and senses are not guessed: who knows the scanner says them.
     docs/scans.md leads through it.
@@ -66,7 +68,8 @@ def describe(
     out.print(table)
     text = skeleton(headers, varying, name)
     if rule is None:
-        out.print(escape(text), highlight=False, soft_wrap=True)
+        if known is None:
+            out.print(escape(text), highlight=False, soft_wrap=True)
         return
     if rule.exists():
         fail(f"{rule} exists already")

@@ -279,8 +279,11 @@ def test_memory_does_not_grow_with_the_scan(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_the_command_stores_a_scan_that_reconstructs(tharsis, views: np.ndarray, tmp_path: Path) -> None:
-    path, data = write_json(tmp_path, views), tmp_path / "data"
+def test_the_command_stores_a_scan_that_reconstructs(
+    tharsis, views: np.ndarray, tmp_path: Path, validator_errors
+) -> None:
+    path = write_json(tmp_path, views, kvp=80, tube_current_ma=0.1, view_ms=200, flat_ms=200)
+    data = tmp_path / "data"
     done = tharsis("import-scan", path, "--patient-id", "B-17", "--data", data)
     assert done.returncode == 0, done.stderr
     assert "60 views stored in 2 instances" in done.stdout
@@ -295,7 +298,9 @@ def test_the_command_stores_a_scan_that_reconstructs(tharsis, views: np.ndarray,
     assert [job.kind for job in archive.jobs.recent()] == ["series_stable"]
     made = tharsis("import-scan", path, "--out", tmp_path / "dicom")
     assert made.returncode == 0, made.stderr
-    assert len(list((tmp_path / "dicom").iterdir())) == 2
+    files = list((tmp_path / "dicom").iterdir())
+    assert len(files) == 2
+    assert [validator_errors(file) for file in files] == [[], []]
     spoilt = tmp_path / "views" / "0031.tif"
     spoilt.write_bytes(b"no TIFF")
     failed = tharsis("import-scan", path, "--data", data)

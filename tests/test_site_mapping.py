@@ -44,6 +44,7 @@ def test_the_skeleton_becomes_a_rule_when_it_is_completed(files: list[Path], tmp
     text = skeleton(headers, varying_elements(files), "room 3")
     told = tomllib.loads(text)["site_mappings"][0]
     assert told["manufacturer"] == "ACME"
+    assert told["angle"]["vr"] == "UL"
     config = tmp_path / "room3.toml"
     config.write_text(text)
     with pytest.raises(SettingsError, match=r"site_mappings\.0\.angle\.unit: expected .*'deg', 'rad'.*, got '\?'"):

@@ -16,7 +16,7 @@ from reconstruct.projections.scan import EnergyBin, PixelMeaning
 _KEYS = (
     "projections", "flats", "darks", "raw", "angles_deg", "turns", "source_to_isocentre_mm", "source_to_detector_mm",
     "pitch_mm", "principal_point_px", "matrices", "seen_from", "rows_up", "pixels", "unattenuated", "low_kev",
-    "high_kev", "effective_kev", "water_per_cm", "kvp", "tube_current_ma", "description",
+    "high_kev", "effective_kev", "water_per_cm", "kvp", "tube_current_ma", "view_ms", "flat_ms", "description",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _setup(told: dict[str, Any], path: Path, views: int) -> Setup:
         pixels=PixelMeaning(word("pixels", ("INTENSITY", "COUNTS", "TRANSMISSION", "LINE_INTEGRAL"))),
         unattenuated=number("unattenuated"),
         energy=EnergyBin(1, number("low_kev"), number("high_kev"), number("effective_kev"), number("water_per_cm")),
-        exposure=Exposure(number("kvp"), number("tube_current_ma")),
+        exposure=Exposure(number("kvp"), number("tube_current_ma"), number("view_ms"), number("flat_ms")),
     )
 
 

@@ -15,6 +15,7 @@ from pydicom.tag import BaseTag
 from reconstruct.projections.registry import read_header
 
 _LONGEST = 64
+_NUMBERS = ("DS", "IS", "FD", "FL", "US", "UL", "SS", "SL")
 _SHOWN = 3
 _BORING = {"SOPInstanceUID", "InstanceNumber", "ContentTime", "AcquisitionTime", "InstanceCreationTime"}
 
@@ -92,7 +93,9 @@ def skeleton(headers: Sequence[Dataset], varying: Sequence[Varying], name: str) 
         lines.append("# No number rises from file to file, so none looks like the angle of the view.")
         lines.append('# angle = { element = "(gggg,xxee)", creator = "", unit = "deg" }')
     else:
-        vr = f', vr = "{likely.readings[0][0]}"' if likely.readings else ""
+        # Senders without a dictionary pass private elements on as UN: the rule then has to say what they are.
+        kind = likely.readings[0][0] if likely.readings else likely.vr
+        vr = f', vr = "{kind}"' if likely.creator and kind in _NUMBERS else ""
         of = f', creator = "{likely.creator}"' if likely.creator else ""
         lines.append(
             "# The first number that rises from file to file. Is it the angle? Which unit, which sense, what is 0?"
