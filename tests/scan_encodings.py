@@ -22,7 +22,7 @@ from reconstruct.projections.acquisition import Acquisition, CounterImages
 from reconstruct.projections.p1_writer import write_p1
 from reconstruct.projections.scan import CounterKind, EnergyBin
 
-VIEWS, ROWS, COLUMNS = 60, 36, 44
+VIEWS, ROWS, COLUMNS = 45, 36, 44
 SOURCE, DETECTOR = 200.0, 320.0
 ROW_PITCH, COLUMN_PITCH = 1.3, 1.2
 COLUMN, ROW = 20.75, 18.25

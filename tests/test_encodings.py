@@ -355,3 +355,17 @@ def test_rt_images_may_be_stored_in_any_orientation(scan_of, written, orientatio
             expected = at[0]
         else:
             np.testing.assert_allclose(at[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("keyword", ["PositionerPrimaryAngleIncrement", "PositionerPrimaryAngle", "NumberOfFrames"])
+def test_words_in_place_of_numbers_are_one_sentence(scan_of, tmp_path: Path, keyword: str) -> None:
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    (run, _) = scan_of("P2")
+    vr = "IS" if keyword == "NumberOfFrames" else "DS"
+    run[keyword] = RawDataElement(Tag(keyword), vr, 8, b"sideways", 0, False, True)
+    paths = saved([run], tmp_path)
+    assert ENCODINGS.holds_projections(paths) is (keyword == "PositionerPrimaryAngle"), "increments alone make a run"
+    with pytest.raises(ScanError, match=r"000\.dcm"):
+        ENCODINGS.read_scan(paths)

@@ -128,7 +128,10 @@ def _name(header: Dataset, instance: Path | Dataset) -> str:
 
 
 def _frames(encoding: Encoding, header: Dataset, instance: Path | Dataset) -> list[RoledFrame]:
-    attributes_of_frames = encoding.attributes(header)
+    try:
+        attributes_of_frames = encoding.attributes(header)
+    except (TypeError, ValueError) as error:
+        raise ScanError(f"{_name(header, instance)} has an element that cannot be understood: {error}") from error
     stated = int(header.get("NumberOfFrames") or 1)
     if len(attributes_of_frames) != stated:
         raise ScanError(

@@ -25,7 +25,7 @@ from pydicom.uid import (
 )
 
 from reconstruct.projections import elements
-from reconstruct.projections.frames import Frame
+from reconstruct.projections.frames import Frame, ScanError
 from reconstruct.projections.functional_groups import Attributes, frame_attributes, private_values
 from reconstruct.projections.places import ISOCENTRE_PLACES, Places
 from reconstruct.projections.quantities import quantity
@@ -92,8 +92,11 @@ class Encoding:
     def angle_of(self, dataset: Dataset) -> float | None:
         """Return the angle that the first frame of an instance states, in whatever sense, None when it states none."""
         attributes = frame_attributes(dataset)[0]
-        found = (quantity(attributes, place.keyword) for place in self.places.angle if attributes.get(place.keyword))
-        return next(found, 0.0 if any(place.keyword in attributes for place in self.places.angle) else None)
+        place = next((place for place in self.places.angle if place.keyword in attributes), None)
+        try:
+            return None if place is None else quantity(attributes, place.keyword)
+        except ScanError:
+            return None
 
     def stored(self, frame: Frame) -> Frame:
         """Return a frame with what the encoding says of its pixels."""

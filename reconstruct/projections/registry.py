@@ -39,7 +39,7 @@ class Encodings:
 
     def of(self, dataset: Dataset) -> Encoding | None:
         """Return the encoding of an instance that holds projections, None for any other instance."""
-        return next((encoding for encoding in self.encodings if encoding.recognise(dataset)), None)
+        return next((encoding for encoding in self.encodings if _recognises(encoding, dataset)), None)
 
     def recognise(self, dataset: Dataset) -> str | None:
         """Return the name of the encoding of an instance that holds projections, None for any other instance."""
@@ -90,6 +90,14 @@ class Encodings:
             names = ", ".join(sorted({encoding.name for encoding in self.encodings}))
             raise ScanError(f"{files[0].name} holds no projections in any of {names}")
         return assemble(encoding, files)
+
+
+def _recognises(encoding: Encoding, dataset: Dataset) -> bool:
+    """Whether an instance is of an encoding; one with numbers that are none is of no encoding that needs them."""
+    try:
+        return encoding.recognise(dataset)
+    except (TypeError, ValueError, ScanError):
+        return False
 
 
 def read_header(path: Path) -> Dataset:
