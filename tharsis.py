@@ -19,7 +19,9 @@ from commands.conformance import conformance
 from commands.console import FAILED
 from commands.deidentify import deidentify
 from commands.demo import demo
+from commands.describe import describe
 from commands.evaluation import evaluate
+from commands.import_scan import import_scan
 from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.models import models_app
 from commands.network import commit, find, send
@@ -92,6 +94,8 @@ app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
 app.command("report", rich_help_panel="Scans and images")(report)
 app.command("import", rich_help_panel="Scans and images")(import_files)
 app.command("deidentify", rich_help_panel="Scans and images")(deidentify)
+app.command("import-scan", rich_help_panel="Scans and images")(import_scan)
+app.command("describe", rich_help_panel="Scans and images")(describe)
 app.command("send", rich_help_panel="Asking a node, this one or any other")(send)
 app.command("commit", rich_help_panel="Asking a node, this one or any other")(commit)
 app.command("find", rich_help_panel="Asking a node, this one or any other")(find)

@@ -149,14 +149,14 @@ def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings, sche
     from reconstruct.cluster import ClusterError
     from reconstruct.geometry import GeometryError
     from reconstruct.pipeline import reconstruct_scan
-    from reconstruct.projections.registry import read_scan
+    from reconstruct.projections.p6 import encodings_from
     from reconstruct.projections.scan import ScanError
 
     files = sorted(file for file in folder.rglob("*") if file.is_file() and is_part10(file))
     table = Table("energy bin", "slices", "folder")
     started = time.monotonic()
     try:
-        scan = read_scan(files)
+        scan = encodings_from(settings.site_mappings).read_scan(files)
         with progress_bar("Reconstructing") as bar:
             out_folder.mkdir(parents=True, exist_ok=True)
             parameters = parameters_from(settings.reconstruct, scheduler)

@@ -1,9 +1,9 @@
 """The processes of a node: started together, restarted when one dies, stopped together.
 
 One process serves the network, one or more do the work, one embeds what queries ask about, one sends on what the rules
-want sent, and one talks with an Orthanc, the last two where the settings want it. They share nothing but the data folder.
-The supervisor holds the folder's lock, so that two nodes never serve one folder; its processes inherit the lock and it is
-free only when all of them are gone.
+want sent, and one talks with an Orthanc, the last two where the settings want it. They share nothing but the data
+folder. The supervisor holds the folder's lock, so that two nodes never serve one folder; its processes inherit the lock
+and it is free only when all of them are gone.
 """
 
 from __future__ import annotations

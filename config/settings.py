@@ -31,6 +31,7 @@ from config.plugins import PluginSettings
 from config.routes import RouteSettings, RoutingSettings
 from config.sections import AETitle, NotNegative, Positive
 from config.sections import Section as _Section
+from config.site_mappings import SiteMapping
 
 _ENVIRONMENT_PREFIX = "THARSIS_"
 _NOT_SETTINGS = {"THARSIS_TEST_DATA", "THARSIS_PEER"}
@@ -287,6 +288,7 @@ class Settings(_Section):
     ae_titles: tuple[AeTitleSettings, ...] = ()
     deidentification: tuple[DeidentificationSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
+    site_mappings: tuple[SiteMapping, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -390,10 +392,11 @@ def _known_keys(defaults: Mapping[str, Any]) -> dict[str, list[str]]:
     known["ae_titles"] = list(AeTitleSettings.model_fields)
     known["routes"] = RouteSettings.keys()
     known["deidentification"] = list(DeidentificationSettings.model_fields)
+    known["site_mappings"] = list(SiteMapping.model_fields)
     return known
 
 
-_LISTS_OF_TABLES = ("application_entities", "ae_titles", "deidentification", "routes")
+_LISTS_OF_TABLES = ("application_entities", "ae_titles", "deidentification", "routes", "site_mappings")
 """Sections in double brackets, which no environment variable can tell."""
 
 

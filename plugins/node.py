@@ -21,7 +21,8 @@ from index.derivations import Derivation
 from index.errors import NotFound
 from index.jobs import Job
 from plugins.watch import UNWATCHED, Watch
-from reconstruct.projections.registry import SOP_CLASSES, holds_projections
+from reconstruct.projections.p6 import encodings_from
+from reconstruct.projections.registry import STANDARD, Encodings
 
 _LONGEST_VALUE = 1 << 20
 """Bytes of a value beyond which it stays in the file until somebody asks for it."""
@@ -83,6 +84,8 @@ class Series:
         Where it is stored.
     series_instance_uid
         Its UID.
+    encodings
+        The encodings of projections that count.
 
     Raises
     ------
@@ -92,8 +95,9 @@ class Series:
         Two studies use the UID, so that it does not tell whose series is meant.
     """
 
-    def __init__(self, archive: Archive, series_instance_uid: str) -> None:
+    def __init__(self, archive: Archive, series_instance_uid: str, encodings: Encodings = STANDARD) -> None:
         self._archive = archive
+        self.encodings = encodings
         self.uid = series_instance_uid
         self.instances: tuple[StoredInstance, ...] = tuple(_instances(archive, series_instance_uid))
         if not self.instances:
@@ -117,12 +121,13 @@ class Series:
     @property
     def projection_paths(self) -> list[Path]:
         """The files that may hold projections, going by their SOP Class, in the order of Instance Number."""
-        return [instance.path for instance in self.instances if instance.sop_class_uid in SOP_CLASSES]
+        classes = self.encodings.sop_classes
+        return [instance.path for instance in self.instances if instance.sop_class_uid in classes]
 
     @cached_property
     def holds_projections(self) -> bool:
         """Whether any instance is one of a cone-beam scan; the others may be, say, its flat fields."""
-        return holds_projections(self.projection_paths)
+        return self.encodings.holds_projections(self.projection_paths)
 
     def others_with_projections(self) -> list[Series]:
         """Return the other series of the study that may hold projections, going by the SOP Classes."""
@@ -130,9 +135,9 @@ class Series:
             "SELECT DISTINCT series.series_instance_uid FROM instance JOIN series ON series.id = instance.series "
             "JOIN study ON study.id = series.study WHERE study.study_instance_uid = ? AND "
             "series.series_instance_uid <> ? AND instance.sop_class_uid IN (SELECT value FROM json_each(?))",
-            (self.study_instance_uid, self.uid, json.dumps(sorted(SOP_CLASSES))),
+            (self.study_instance_uid, self.uid, json.dumps(sorted(self.encodings.sop_classes))),
         ).fetchall()
-        return [Series(self._archive, uid) for (uid,) in rows]
+        return [Series(self._archive, uid, self.encodings) for (uid,) in rows]
 
     @cached_property
     def header(self) -> Dataset:
@@ -212,7 +217,7 @@ class Task:
 
     def series(self) -> Series:
         """The job's subject as a series."""
-        return Series(self.archive, self.job.subject)
+        return Series(self.archive, self.job.subject, encodings_from(self.settings.site_mappings))
 
     def progress_of(self, part: int, parts: int) -> Callable[[float], None]:
         """Return the `progress` of one of `parts` equal parts of the job; `part` counts from 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Cancelled, CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
-from reconstruct.projections.registry import read_scan, scan_sets
 from reconstruct.projections.scan import ScanError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class StoredScan:
         CannotProceed
             Another study uses the UID of one of the series.
         """
+        scan_sets = series.encodings.scan_sets
         scan_set = next((uid for uid in scan_sets(series.projection_paths) if uid), "")
         others = series.others_with_projections() if scan_set else []
         same = [other for other in others if scan_set in scan_sets(other.projection_paths)]
@@ -126,7 +127,7 @@ def reconstruct(task: Task) -> None:
     remove_abandoned(work_folder)
     try:
         stored = StoredScan.of(task.series())
-        digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
+        digest = _digest(task, stored)
         if is_made(task.archive, stored.uid, recipe, digest):
             return
         names = {"source": stored.uid, "digest": digest, "recipe": derivations.canonical(recipe)}
@@ -142,6 +143,13 @@ def reconstruct(task: Task) -> None:
     checkpoint.remove()
 
 
+def _digest(task: Task, stored: StoredScan) -> str:
+    """Return what changes when an instance of the scan does, or what the site says of its scanners."""
+    digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
+    told = stored.series[0].encodings.told
+    return hashlib.sha256(f"{digest} {told}".encode()).hexdigest() if told else digest
+
+
 def _carry_out(
     task: Task, stored: StoredScan, parameters: Parameters, checkpoint: Checkpoint
 ) -> tuple[derivations.Output, ...]:
@@ -153,7 +161,7 @@ def _carry_out(
     for one in checkpoint.finished_bins():
         if derivations.count_instances(database, one.series_instance_uid) < one.instances:
             checkpoint.forget_bins()  # somebody deleted what was made
-    scan = read_scan(stored.paths)
+    scan = stored.series[0].encodings.read_scan(stored.paths)
     for made in reconstruct_scan(scan, parameters, task.progress, checkpoint=checkpoint):
         output = publish(task.archive, made.instances)
         checkpoint.finish_bin(FinishedBin(made.energy_bin.index, output.series_instance_uid, output.instances))

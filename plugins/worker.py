@@ -25,7 +25,7 @@ from index.keys import Level
 from plugins.claim import Claim
 from plugins.hookspecs import JobFunction
 from plugins.manager import Plugins, ask_each, complaint, is_of_user, job_owners, load_plugins, work_for
-from plugins.node import Cancelled, CannotProceed, Interrupted, Postponed, Series, Task, Work
+from plugins.node import Cancelled, CannotProceed, Interrupted, Postponed, Task, Work
 from plugins.watch import NODE_ITSELF
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Worker:
 
     def _series_stable(self, task: Task) -> None:
         """Ask every plug-in what is to be done with the series, and queue it."""
-        series = Series(task.archive, task.job.subject)
+        series = task.series()
         wanted: list[Work] = []
         failures: list[str] = []
         for name, answer in work_for(self._plugins, series, self._settings):

@@ -159,8 +159,9 @@ def test_a_series_is_a_scan_when_any_instance_is_recognised(archive: Archive, sc
     first = scan[0]
     for item in first.PerFrameFunctionalGroupsSequence:
         del item.IsocenterReferenceSystemSequence
-    for element in list(first.group_dataset(elements.GROUP)):
-        del first[element.tag]
+    for item in [first, *first.PerFrameFunctionalGroupsSequence]:
+        for element in list(item.group_dataset(elements.GROUP)):
+            del item[element.tag]
     first.InstanceNumber = 0
     store(archive, first)
     assert not Series(archive, B).holds_projections

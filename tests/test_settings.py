@@ -13,6 +13,7 @@ from config.application_entities import Right
 from config.deidentification import DeidentificationSettings
 from config.routes import RouteSettings
 from config.settings import ApplicationEntitySettings, Settings, SettingsError, load_settings
+from config.site_mappings import SiteMapping
 
 DEFAULTS = resources.files("config").joinpath("default.toml").read_text(encoding="utf-8")
 
@@ -134,13 +135,13 @@ def test_unknown_callers_are_refused_when_the_settings_say_so():
 def test_the_default_file_has_every_key_and_no_other():
     told = tomllib.loads(DEFAULTS)
     sections = {name: field.annotation for name, field in Settings.model_fields.items()}
-    for several in ("application_entities", "ae_titles", "deidentification", "routes"):
+    for several in ("application_entities", "ae_titles", "deidentification", "routes", "site_mappings"):
         del sections[several]
     assert {section: set(keys) for section, keys in told.items()} == {
         section: set(model.model_fields) for section, model in sections.items()
     }
-    tables = (ApplicationEntitySettings.model_fields, DeidentificationSettings.model_fields, RouteSettings.keys())
-    for field in itertools.chain(*tables):
+    models = (ApplicationEntitySettings, DeidentificationSettings, SiteMapping)
+    for field in itertools.chain(RouteSettings.keys(), *(model.model_fields for model in models)):
         assert re.search(rf"^# {field} = ", DEFAULTS, re.MULTILINE), field
 
 

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reconstruct.projections.scan import CounterKind, EnergyBin, PixelMeaning, ReconstructionRequest
+
+
+class ImageSource(Protocol):
+    """Images of one size: an array (image, row, column), or what reads them one by one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(image, row, column)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a pixel."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return one image, (row, column)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +45,9 @@ class CounterImages:
     """
 
     bin: EnergyBin
-    views: NDArray[np.generic]
-    flats: NDArray[np.generic] | None = None
-    darks: NDArray[np.generic] | None = None
+    views: ImageSource
+    flats: ImageSource | None = None
+    darks: ImageSource | None = None
     unattenuated: float | None = None
 
 

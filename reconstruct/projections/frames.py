@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import iter_pixels
 
 from reconstruct.preprocess import saturated_pixels, unroll
@@ -17,6 +18,12 @@ from reconstruct.preprocess import saturated_pixels, unroll
 
 class ScanError(Exception):
     """Stored projections that cannot be reconstructed; the message is one sentence that names what is missing."""
+
+
+_UNREADABLE = (
+    AttributeError, ValueError, NotImplementedError, RuntimeError, OSError, EOFError, StopIteration, InvalidDicomError,
+)  # fmt: skip
+"""What the reading of pixels raises when there are none, or when they are cut off or cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Frame:
         Frame Acquisition Duration (0018,9220); None when not given.
     bits_stored
         Bits Stored (0028,0101).
+    transposed
+        Whether the pixels are stored column by column.
     """
 
     instance: Path | Dataset
@@ -43,6 +52,7 @@ class Frame:
     intercept: float = 0.0
     duration_ms: float | None = None
     bits_stored: int = 16
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,9 +95,11 @@ def read_frames(frames: Sequence[Frame]) -> Iterator[tuple[NDArray[np.float32], 
         try:
             for frame in group:
                 stored = next(images)
+                if frame.transposed:
+                    stored = stored.T
                 full = saturated_pixels(stored, frame.bits_stored)
                 yield stored.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept), full
-        except (AttributeError, ValueError, NotImplementedError, RuntimeError, StopIteration) as error:
+        except _UNREADABLE as error:
             where = instance.name if isinstance(instance, Path) else instance.get("SOPInstanceUID", "a data set")
             raise ScanError(f"the pixels of {where} cannot be decoded: {error}") from error
 

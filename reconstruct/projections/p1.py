@@ -6,38 +6,16 @@ optional as long as standard attributes say the same (PS3.3 A.47, C.8.19).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import EnhancedXAImageStorage
 
-from reconstruct.patient_position import in_patient_axes, patient_position
-from reconstruct.projections.completeness import check_complete, distinct
-from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
-from reconstruct.projections.frames import Counter, Frame, ScanError
-from reconstruct.projections.functional_groups import Attributes, frame_attributes, has_macro, private_values
-from reconstruct.projections.quantities import name_of, quantity
-from reconstruct.projections.request import read_request
-from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance
-from reconstruct.projections.view_geometry import TakenGeometry, geometry_of
-
-_WITHOUT_OBJECT = ("FLAT", "DARK")
-_ROLES = ("PROJECTION", *_WITHOUT_OBJECT)
-
-
-@dataclass(frozen=True, eq=False)
-class RoledFrame:
-    """A frame with its attributes and its role, before frames are grouped."""
-
-    frame: Frame
-    attributes: Attributes
-    role: str
+from reconstruct.projections.assembly import assemble
+from reconstruct.projections.encoding import WITHOUT_OBJECT, Encoding
+from reconstruct.projections.functional_groups import has_macro, private_values
+from reconstruct.projections.scan import Scan
 
 
 def is_p1(dataset: Dataset) -> bool:
@@ -48,225 +26,19 @@ def is_p1(dataset: Dataset) -> bool:
     if dataset.get("SOPClassUID") != EnhancedXAImageStorage:
         return False
     return has_macro(dataset, "IsocenterReferenceSystemSequence") or any(
-        str(role) in _WITHOUT_OBJECT for role in private_values(dataset, "FrameRole")
+        str(role) in WITHOUT_OBJECT for role in private_values(dataset, "FrameRole")
     )
 
 
-def scan_set_of(dataset: Dataset) -> str:
-    """Return the Scan Set UID (0071,xx01) of an instance, empty when it has none."""
-    return str(next(private_values(dataset, "ScanSetUID"), ""))
+P1 = Encoding(
+    "P1",
+    "Enhanced XA Image with an Isocenter Reference System Sequence (0018,9462) or a Frame Role (0071,xx10) FLAT or "
+    "DARK",
+    is_p1,
+    frozenset({EnhancedXAImageStorage}),
+)
 
 
 def read_p1(instances: Iterable[Path | Dataset]) -> Scan:
-    """Return the scan that the instances hold together; pixels stay where they are.
-
-    Parameters
-    ----------
-    instances
-        Part 10 files or data sets of one scan, in any order; the same instance twice counts once.
-
-    Raises
-    ------
-    ScanError
-        Something is missing or contradicts itself; the sentence names it.
-    """
-    headers = distinct((_header(instance), instance) for instance in instances)
-    frames_of = [_frames(header, instance) for header, instance in headers]
-    check_complete([frames[0].attributes for frames in frames_of], sum(len(frames) for frames in frames_of))
-    frames = [frame for frames in frames_of for frame in frames]
-    projections = [frame for frame in frames if frame.role == "PROJECTION"]
-    if not projections:
-        raise ScanError(f"the scan has {len(frames)} frames, none of them a projection: Frame Role (0071,xx10)")
-    _check_equal_sizes(frames)
-    meaning = _meaning(projections)
-    kind = counter_kind([frame.attributes for frame in projections])
-    bins = energy_bins([frame.attributes for frame in projections], kind)
-    by_bin = {
-        role: group_by_bin([f for f in frames if f.role == role], lambda f: f.attributes, bins) for role in _ROLES
-    }
-    views_of_bins = [_in_order(group) for group in by_bin["PROJECTION"]]
-    _check_equal_views(views_of_bins)
-    counters = tuple(
-        _counter(views, flats, darks)
-        for views, flats, darks in zip(views_of_bins, by_bin["FLAT"], by_bin["DARK"], strict=True)
-    )
-    header = next(
-        header
-        for (header, _), own in zip(headers, frames_of, strict=True)
-        if any(frame.role == "PROJECTION" for frame in own)
-    )
-    taken, notes = _geometry(views_of_bins, header)
-    scan = Scan(
-        uid=str(projections[0].attributes.get("ScanSetUID") or header.SeriesInstanceUID),
-        geometry=taken.geometry,
-        geometry_from=taken.taken_from,
-        bins=bins,
-        counters=counters,
-        header=header,
-        sources=tuple(SourceInstance(str(h.SOPClassUID), str(h.SOPInstanceUID)) for h, _ in headers),
-        pixel_meaning=meaning,
-        counter_kind=kind,
-        counting_mode=str(projections[0].attributes.get("CountingMode") or ""),
-        corrections=frozenset(_values(projections[0].attributes.get("CorrectionsApplied"))),
-        request=read_request(projections[0].attributes),
-        notes=notes,
-        knows_detector_distance=taken.knows_detector_distance,
-    )
-    _check_reference(scan)
-    return scan
-
-
-def _header(instance: Path | Dataset) -> Dataset:
-    if isinstance(instance, Dataset):
-        header = instance
-    else:
-        try:
-            header = dcmread(instance, stop_before_pixels=True)
-        except (InvalidDicomError, OSError) as error:
-            raise ScanError(f"{instance.name} cannot be read as a DICOM file: {error}") from error
-    if not is_p1(header):
-        raise ScanError(
-            f"instance {header.get('SOPInstanceUID', '?')} is no Enhanced XA Image with an Isocenter Reference System "
-            "Sequence (0018,9462) or a Frame Role (0071,xx10) FLAT or DARK: its SOP Class UID is "
-            f"{header.get('SOPClassUID', 'missing')}"
-        )
-    for keyword in ("Rows", "Columns", "BitsStored"):
-        if not header.get(keyword):
-            raise ScanError(f"instance {header.get('SOPInstanceUID', '?')} has no {name_of(keyword)}")
-    return header
-
-
-def _frames(header: Dataset, instance: Path | Dataset) -> list[RoledFrame]:
-    attributes_of_frames = frame_attributes(header)
-    stated = int(header.get("NumberOfFrames") or 1)
-    if len(attributes_of_frames) != stated:
-        raise ScanError(
-            f"instance {header.SOPInstanceUID} has {stated} frames (0028,0008), but functional groups for "
-            f"{len(attributes_of_frames)}"
-        )
-    frames = []
-    for index, attributes in enumerate(attributes_of_frames):
-        slope = quantity(attributes, "RescaleSlope")
-        if slope == 0:
-            raise ScanError(f"{name_of('RescaleSlope')} of frame {index + 1} of instance {header.SOPInstanceUID} is 0")
-        frame = Frame(
-            instance=instance,
-            index=index,
-            slope=1.0 if slope is None else slope,
-            intercept=quantity(attributes, "RescaleIntercept") or 0.0,
-            duration_ms=quantity(attributes, "FrameAcquisitionDuration", above=0),
-            bits_stored=int(header.BitsStored),
-        )
-        frames.append(RoledFrame(frame, attributes, _role(attributes)))
-    return frames
-
-
-def _role(attributes: Attributes) -> str:
-    role = str(attributes.get("FrameRole") or "")
-    if not role:
-        image_type = {*_values(attributes.get("FrameType")), *_values(attributes.get("ImageType"))}
-        role = next((name for name in ("FLAT", "DARK") if name in image_type), "PROJECTION")
-    if role not in _ROLES:
-        raise ScanError(f"Frame Role (0071,xx10) is {role!r}, expected one of {', '.join(_ROLES)}")
-    return role
-
-
-def _values(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (str(value),) if isinstance(value, str) else tuple(str(part) for part in value)
-
-
-def _meaning(projections: Sequence[RoledFrame]) -> PixelMeaning:
-    stated = {str(frame.attributes.get("PixelMeaning") or PixelMeaning.COUNTS) for frame in projections}
-    unknown = stated - set(PixelMeaning)
-    if unknown or len(stated) > 1:
-        raise ScanError(
-            f"Pixel Meaning (0071,xx07) is {' and '.join(sorted(stated))}, expected one of {', '.join(PixelMeaning)}"
-        )
-    return PixelMeaning(stated.pop())
-
-
-def _in_order(group: Sequence[RoledFrame]) -> list[RoledFrame]:
-    """Sort the views of a counter by Frame Acquisition Number (0020,9156), else by instance and frame."""
-    numbers = [frame.attributes.get("FrameAcquisitionNumber") for frame in group]
-    if None not in numbers and len(set(numbers)) == len(numbers):
-        return sorted(group, key=lambda frame: int(frame.attributes["FrameAcquisitionNumber"]))
-    return sorted(
-        group, key=lambda frame: (int(frame.attributes.get("InstanceNumber") or 0), frame.frame.index)
-    )
-
-
-def _check_equal_sizes(frames: Sequence[RoledFrame]) -> None:
-    sizes = {(int(frame.attributes["Rows"]), int(frame.attributes["Columns"])) for frame in frames}
-    if len(sizes) > 1:
-        told = " and ".join(f"{rows} × {columns}" for rows, columns in sorted(sizes))
-        raise ScanError(f"the frames have several sizes, rows × columns: {told}")
-
-
-def _check_equal_views(views_of_bins: Sequence[Sequence[RoledFrame]]) -> None:
-    for number, views in enumerate(views_of_bins, start=1):
-        if len(views) != len(views_of_bins[0]):
-            raise ScanError(
-                f"energy bin {number} has {len(views)} views, energy bin 1 has {len(views_of_bins[0])}"
-            )
-    for keyword, what in (("CameraPosition", "camera positions (0071,xx1A)"), ("TileOrigin", "tiles (0071,xx30)")):
-        values = {str(view.attributes.get(keyword)) for view in views_of_bins[0]}
-        if len(values) > 1:
-            raise ScanError(f"the scan was taken in {len(values)} {what}, and only one can be reconstructed")
-
-
-def _counter(views: Sequence[RoledFrame], flats: Sequence[RoledFrame], darks: Sequence[RoledFrame]) -> Counter:
-    for what, others in (("flat fields", flats), ("dark frames", darks)):
-        if others and (others[0].frame.duration_ms is None) != (views[0].frame.duration_ms is None):
-            raise ScanError(
-                f"Frame Acquisition Duration (0018,9220) is given for only one of the projections and the {what}"
-            )
-    unattenuated = [quantity(view.attributes, "UnattenuatedValue", above=0) for view in views]
-    return Counter(
-        views=tuple(view.frame for view in views),
-        flats=tuple(flat.frame for flat in flats),
-        darks=tuple(dark.frame for dark in darks),
-        unattenuated=() if None in unattenuated else tuple(value for value in unattenuated if value is not None),
-    )
-
-
-def _geometry(
-    views_of_bins: Sequence[Sequence[RoledFrame]], header: Dataset
-) -> tuple[TakenGeometry, tuple[str, ...]]:
-    taken = geometry_of([view.attributes for view in views_of_bins[0]])
-    notes = [f"geometry taken from {taken.taken_from}", *taken.disagreements]
-    if taken.taken_from == "angles and distances":
-        position = patient_position(header)
-        turned = in_patient_axes(taken.geometry, position)
-        notes.append(f"patient position {position or 'not given, taken as HFS'}")
-        taken = replace(taken, geometry=turned)
-    return taken, tuple(notes)
-
-
-def _check_reference(scan: Scan) -> None:
-    """Refuse counts without anything to compare them with."""
-    if scan.pixel_meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL):
-        return
-    by_flats = any(counter.flats for counter in scan.counters)
-    for number, counter in enumerate(scan.counters, start=1):
-        if not (counter.flats if by_flats else counter.unattenuated):
-            raise ScanError(
-                f"energy bin {number} has neither flat fields (Frame Role (0071,xx10) FLAT) nor an unattenuated value "
-                "I0 (0071,xx09)"
-            )
-    if not by_flats and scan.counter_kind is CounterKind.CUMULATIVE:
-        _check_descending(scan.counters)
-
-
-def _check_descending(counters: Sequence[Counter]) -> None:
-    """Refuse I0 of cumulative counters that leave a bin nothing: a lower threshold counts more."""
-    for number, (lower, upper) in enumerate(pairwise(counters), start=1):
-        for one, other in zip(lower.unattenuated, upper.unattenuated, strict=True):
-            if one <= other:
-                raise ScanError(
-                    f"the unattenuated value I0 (0071,xx09) of energy bin {number} is {one:g} and that of bin "
-                    f"{number + 1} is {other:g}, expected less"
-                )
-
-
+    """Return the scan that instances of this encoding hold together, see `assembly.assemble`."""
+    return assemble(P1, instances)

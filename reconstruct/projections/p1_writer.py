@@ -20,7 +20,7 @@ from reconstruct.dicom_items import item_of
 from reconstruct.geometry import ConeBeamGeometry
 from reconstruct.part10 import with_file_meta
 from reconstruct.projections import elements
-from reconstruct.projections.acquisition import Acquisition, CounterImages
+from reconstruct.projections.acquisition import Acquisition, CounterImages, ImageSource
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.positioner import PositionerAngles, positioner_angles
 from reconstruct.projections.request import request_elements
@@ -34,14 +34,23 @@ LARGEST_PIXEL_DATA = 0xFFFFFFFE
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The frames of one instance: stored pixels, and which view each frame is of (flats are taken at the first)."""
+    """The frames of one instance: which images, and which view each is of (flats are taken at the first)."""
 
     counter: CounterImages
     role: str
-    pixels: NDArray[np.uint16]
+    images: ImageSource
     first: int
+    count: int
     slope: float
     intercept: float
+
+    def pixels(self) -> NDArray[np.uint16]:
+        """Read the images and return their stored values."""
+        pixels = np.empty((self.count, *self.images.shape[1:]), dtype="<u2")
+        for index in range(self.count):
+            values = np.asarray(self.images[self.first + index], dtype=np.float64)
+            pixels[index] = np.rint((values - self.intercept) / self.slope)
+        return pixels
 
 
 def write_p1(
@@ -53,7 +62,26 @@ def write_p1(
     scan_uid: str = "",
     largest_pixel_data: int = LARGEST_PIXEL_DATA,
 ) -> list[Dataset]:
-    """Return the instances of a scan, complete with file meta information, Explicit VR Little Endian.
+    """Return the instances of a scan all at once, see `p1_instances`."""
+    return list(
+        p1_instances(
+            counters, geometry, header, acquisition, scan_uid=scan_uid, largest_pixel_data=largest_pixel_data
+        )
+    )
+
+
+def p1_instances(
+    counters: Sequence[CounterImages],
+    geometry: ConeBeamGeometry,
+    header: Dataset,
+    acquisition: Acquisition,
+    *,
+    scan_uid: str = "",
+    largest_pixel_data: int = LARGEST_PIXEL_DATA,
+) -> Iterator[Dataset]:
+    """Yield the instances of a scan, complete with file meta information, Explicit VR Little Endian.
+
+    Images are read when their instance is asked for.
 
     Counts are stored as they are, in 16 bits, the most that the SOP class allows (PS3.3 A.47); other values are stored
     in 65,535 steps from the least to the largest, with a rescale.
@@ -83,9 +111,8 @@ def write_p1(
     parts = [part for counter in counters for part in _parts(counter, acquisition, largest_pixel_data)]
     angles = positioner_angles(geometry)
     series = _series(header, scan_uid or new_uid(), acquisition, counters, parts)
-    return [
-        _instance(number, part, series, geometry, angles, acquisition) for number, part in enumerate(parts, start=1)
-    ]
+    for number, part in enumerate(parts, start=1):
+        yield _instance(number, part, series, geometry, angles, acquisition)
 
 
 def _check(counters: Sequence[CounterImages], geometry: ConeBeamGeometry, acquisition: Acquisition) -> None:
@@ -98,7 +125,7 @@ def _check(counters: Sequence[CounterImages], geometry: ConeBeamGeometry, acquis
         if counter.views.shape != expected:
             raise ScanError(f"expected projections of shape {expected}, got {counter.views.shape}")
         for frames in (counter.flats, counter.darks):
-            if frames is not None and (frames.ndim != 3 or frames.shape[1:] != expected[1:]):
+            if frames is not None and (len(frames.shape) != 3 or frames.shape[1:] != expected[1:]):
                 raise ScanError(f"expected flat and dark frames of shape (frame, {expected[1]}, {expected[2]}), "
                                 f"got {frames.shape}")
 
@@ -113,14 +140,19 @@ def _parts(counter: CounterImages, acquisition: Acquisition, largest: int) -> It
             raise ScanError(f"a frame of {images.shape[1]} × {images.shape[2]} exceeds {largest} bytes of Pixel Data")
         slope, intercept = _rescale(images, acquisition)
         for first in range(0, len(images), per_instance):
-            stored = np.rint((images[first : first + per_instance].astype(np.float64) - intercept) / slope)
-            yield _Part(counter, role, stored.astype("<u2"), first, slope, intercept)
+            count = min(per_instance, len(images) - first)
+            yield _Part(counter, role, images, first, count, slope, intercept)
 
 
-def _rescale(images: NDArray[np.generic], acquisition: Acquisition) -> tuple[float, float]:
-    """Return slope and intercept: 1 and 0 for counts, the range in as many steps as there are bits for the rest."""
-    low, high = float(np.min(images)), float(np.max(images))
+def _rescale(images: ImageSource, acquisition: Acquisition) -> tuple[float, float]:
+    """Return slope and intercept: 1 and 0 for whole numbers that fit, the range in steps of the bits for the rest."""
     most = (1 << acquisition.bits_stored) - 1
+    if np.issubdtype(images.dtype, np.unsignedinteger) and np.iinfo(images.dtype).max <= most:
+        return 1.0, 0.0
+    low = min(float(np.min(images[index])) for index in range(len(images)))
+    high = max(float(np.max(images[index])) for index in range(len(images)))
+    if not np.isfinite([low, high]).all():
+        raise ScanError(f"the images hold values that are not finite, from {low:g} to {high:g}")
     if acquisition.pixel_meaning is not PixelMeaning.COUNTS:
         return (high - low) / most or 1.0, low
     if low < 0 or high > most:
@@ -128,7 +160,8 @@ def _rescale(images: NDArray[np.generic], acquisition: Acquisition) -> tuple[flo
             f"counts from {low:g} to {high:g} do not fit into {acquisition.bits_stored} bits; "
             "an Enhanced XA pixel has at most 16"
         )
-    if not np.issubdtype(images.dtype, np.integer) and not np.array_equal(images, np.rint(images.astype(np.float64))):
+    whole = np.issubdtype(images.dtype, np.integer)
+    if not whole and not all(np.array_equal(images[index], np.rint(images[index])) for index in range(len(images))):
         raise ScanError(f"counts are whole numbers, got {images.dtype} with fractions")
     return 1.0, 0.0
 
@@ -150,7 +183,7 @@ def _series(
     elements.put(
         dataset,
         ScanSetUID=scan_uid,
-        ExpectedFrames=sum(len(part.pixels) for part in parts),
+        ExpectedFrames=sum(part.count for part in parts),
         ExpectedInstances=len(parts),
         PixelMeaning=str(acquisition.pixel_meaning),
         EnergyBinCount=len(counters),
@@ -184,15 +217,16 @@ def _instance(
         EffectiveEnergy=energy.effective_kev,
         WaterAttenuation=energy.water_per_cm,
     )
-    add_image(dataset, part.pixels, acquisition.bits_stored)
+    pixels = part.pixels()
+    add_image(dataset, pixels, acquisition.bits_stored)
     dataset.SharedFunctionalGroupsSequence = [shared_item(dataset, geometry, angles, part.slope, part.intercept)]
     exposure = acquisition.exposure
     duration = exposure.view_ms if part.role == "PROJECTION" else exposure.flat_ms
     matrices = geometry.projection_matrices() if acquisition.with_matrices else None
     dataset.PerFrameFunctionalGroupsSequence = [
-        _frame_item(dataset, part, index, geometry, angles, matrices, duration) for index in range(len(part.pixels))
+        _frame_item(dataset, part, index, geometry, angles, matrices, duration) for index in range(part.count)
     ]
-    dataset.PixelData = part.pixels.tobytes()
+    dataset.PixelData = pixels.tobytes()
     dataset["PixelData"].VR = "OW"
     return with_file_meta(dataset)
 

@@ -12,6 +12,24 @@ from reconstruct.projections.elements import ELEMENTS
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.functional_groups import Attributes
 
+_OTHER_NAMES = {
+    "CTPDAngle": "Detector Focal Center Angular Position (7031,xx01)",
+    "CTPDAxialPosition": "Detector Focal Center Axial Position (7031,xx02)",
+    "CTPDRadialDistance": "Detector Focal Center Radial Distance (7031,xx03)",
+    "CTPDConstantRadialDistance": "Constant Radial Distance (7031,xx31)",
+    "CTPDCentralElement": "Detector Central Element (7031,xx33)",
+    "CTPDSpacing": "Detector Element Axial and Transverse Spacing (7029,xx06), (7029,xx02)",
+    "ImagePrincipalPoint": "RT Image Position (3002,0012)",
+    "ImageTurn": "X-Ray Image Receptor Angle (3002,000E)",
+    "SiteAngle": "angle of a site mapping",
+    "SiteSourceToIsocentre": "source_to_isocentre of a site mapping",
+    "SiteSourceToDetector": "source_to_detector of a site mapping",
+    "SitePitch": "pitch of a site mapping",
+    "SitePrincipalPoint": "principal_point of a site mapping",
+    "SiteTravel": "travel of a site mapping",
+}
+"""How values that the readers compose, or take from elements without a keyword, are named to the user."""
+
 
 def quantity(attributes: Attributes, keyword: str, *, above: float = -math.inf) -> float | None:
     """Return the number of a keyword, None where it is absent; see `quantities`."""
@@ -48,6 +66,8 @@ def quantities(
 
 def name_of(keyword: str) -> str:
     """Return how a sentence for the user names an attribute, for example ``Water Attenuation (0071,xx29)``."""
+    if keyword in _OTHER_NAMES:
+        return _OTHER_NAMES[keyword]
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", keyword)
     if keyword in ELEMENTS:
         return f"{words} {ELEMENTS[keyword].label}"

@@ -1,70 +1,103 @@
-"""The encodings of projections that are understood, as a table: recognise one, read it."""
+"""The encodings of projections that are understood: recognise one, read it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import EnhancedXAImageStorage
 
-from reconstruct.projections.p1 import is_p1, read_p1, scan_set_of
+from reconstruct.projections.assembly import assemble
+from reconstruct.projections.encoding import LEAST_ANGLES, Encoding, scan_set_of
+from reconstruct.projections.p1 import P1
+from reconstruct.projections.p2 import P2
+from reconstruct.projections.p3 import P3
+from reconstruct.projections.p4 import P4
+from reconstruct.projections.p5 import P5
 from reconstruct.projections.scan import Scan, ScanError
 
+_LONGEST_VALUE = 1 << 20
+"""Bytes of a value beyond which it stays in the file until somebody asks for it."""
 
-@dataclass(frozen=True)
-class Encoding:
-    """One encoding of projections.
 
-    Attributes
+class Encodings:
+    """A number of encodings, asked in turn: the first that recognises an instance decides.
+
+    Parameters
     ----------
-    name
-        Its short name.
-    recognise
-        Whether an instance (pixels not needed) is of it.
-    read
-        The scan that instances of it hold together.
-    scan_set
-        The UID that the instances of one scan share although their series differ; empty when there is none.
-    sop_classes
-        What its instances can be: no other needs to be looked into.
+    encodings
+        The more particular ones first.
+    told
+        What a site said of them, as text: scans are to be read again when it says something else.
     """
 
-    name: str
-    recognise: Callable[[Dataset], bool]
-    read: Callable[[Iterable[Path | Dataset]], Scan]
-    scan_set: Callable[[Dataset], str]
-    sop_classes: frozenset[str]
+    def __init__(self, encodings: Iterable[Encoding], told: str = "") -> None:
+        self.encodings = tuple(encodings)
+        self.told = told
+
+    def of(self, dataset: Dataset) -> Encoding | None:
+        """Return the encoding of an instance that holds projections, None for any other instance."""
+        return next((encoding for encoding in self.encodings if _recognises(encoding, dataset)), None)
+
+    def recognise(self, dataset: Dataset) -> str | None:
+        """Return the name of the encoding of an instance that holds projections, None for any other instance."""
+        encoding = self.of(dataset)
+        return None if encoding is None else encoding.name
+
+    @property
+    def sop_classes(self) -> frozenset[str]:
+        """What an instance that holds projections can be."""
+        return frozenset().union(*(encoding.sop_classes for encoding in self.encodings))
+
+    def holds_projections(self, paths: Iterable[Path]) -> bool:
+        """Whether the Part 10 files of a series hold projections; no file is read after those that prove it."""
+        angles: dict[str, set[float | None]] = {}
+        for path in paths:
+            header = read_header(path)
+            encoding = self.of(header)
+            if encoding is None:
+                continue
+            if encoding.alone(header):
+                return True
+            seen = angles.setdefault(encoding.name, set())
+            seen.add(encoding.angle_of(header))
+            if len(seen) >= LEAST_ANGLES:
+                return True
+        return False
+
+    def scan_sets(self, paths: Iterable[Path]) -> Iterator[str]:
+        """Yield the UID of the scan set of each Part 10 file that holds projections, empty where it has none."""
+        for path in paths:
+            header = read_header(path)
+            if self.of(header) is not None:
+                yield scan_set_of(header)
+
+    def read_scan(self, paths: Iterable[Path]) -> Scan:
+        """Return the scan in Part 10 files, all of one encoding, which the first that is recognised decides.
+
+        Raises
+        ------
+        ScanError
+            No file, one that cannot be read or holds no projections, or a scan that is incomplete.
+        """
+        files = list(paths)
+        if not files:
+            raise ScanError("the scan has no instances")
+        encoding = next((found for file in files if (found := self.of(read_header(file))) is not None), None)
+        if encoding is None:
+            names = ", ".join(sorted({encoding.name for encoding in self.encodings}))
+            raise ScanError(f"{files[0].name} holds no projections in any of {names}")
+        return assemble(encoding, files)
 
 
-ENCODINGS: tuple[Encoding, ...] = (
-    Encoding("P1", is_p1, read_p1, scan_set_of, frozenset({EnhancedXAImageStorage})),
-)
-SOP_CLASSES = frozenset().union(*(encoding.sop_classes for encoding in ENCODINGS))
-"""What an instance that holds projections can be."""
-
-
-def recognise(dataset: Dataset) -> str | None:
-    """Return the name of the encoding of an instance that holds projections, None for any other instance."""
-    encoding = _encoding_of(dataset)
-    return None if encoding is None else encoding.name
-
-
-def holds_projections(paths: Iterable[Path]) -> bool:
-    """Whether any of the Part 10 files holds projections; no file is read after the first that does."""
-    return any(_encoding_of(read_header(path)) is not None for path in paths)
-
-
-def scan_sets(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield the UID of the scan set of each Part 10 file that holds projections, empty where it has none."""
-    for path in paths:
-        header = read_header(path)
-        encoding = _encoding_of(header)
-        if encoding is not None:
-            yield encoding.scan_set(header)
+def _recognises(encoding: Encoding, dataset: Dataset) -> bool:
+    """Whether an instance is of an encoding; one with numbers that are none is of no encoding that needs them."""
+    try:
+        return encoding.recognise(dataset)
+    except (TypeError, ValueError, ScanError):
+        return False
 
 
 def read_header(path: Path) -> Dataset:
@@ -76,27 +109,13 @@ def read_header(path: Path) -> Dataset:
         The file cannot be read.
     """
     try:
-        return dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError) as error:
+        return dcmread(path, stop_before_pixels=True, defer_size=_LONGEST_VALUE)
+    except (InvalidDicomError, OSError, EOFError) as error:
         raise ScanError(f"{path.name} cannot be read as a DICOM file: {error}") from error
 
 
-def read_scan(paths: Iterable[Path]) -> Scan:
-    """Return the scan in Part 10 files, all of one encoding, which the first that is recognised decides.
+STANDARD = Encodings((P1, P2, P3, P5, P4))
+"""Those that need no settings."""
 
-    Raises
-    ------
-    ScanError
-        No file, one that cannot be read or holds no projections, or a scan that is incomplete.
-    """
-    files = list(paths)
-    if not files:
-        raise ScanError("the scan has no instances")
-    encoding = next((found for file in files if (found := _encoding_of(read_header(file))) is not None), None)
-    if encoding is None:
-        raise ScanError(f"{files[0].name} holds no projections in any of {', '.join(e.name for e in ENCODINGS)}")
-    return encoding.read(files)
-
-
-def _encoding_of(dataset: Dataset) -> Encoding | None:
-    return next((encoding for encoding in ENCODINGS if encoding.recognise(dataset)), None)
+recognise = STANDARD.recognise
+read_scan = STANDARD.read_scan

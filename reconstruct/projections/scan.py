@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from reconstruct import preprocess
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_together
 from reconstruct.projections.open_field import OpenField
 
@@ -136,6 +137,8 @@ class Scan:
         Sentences for the user: which geometry was taken, what disagrees.
     knows_detector_distance
         Whether the distance of the detector in `geometry` is known; projection matrices do not hold it.
+    curved
+        The cylinder that the pixels lie on; `geometry` is that of the plane that they are brought to.
     """
 
     uid: str
@@ -152,6 +155,7 @@ class Scan:
     request: ReconstructionRequest = field(default_factory=ReconstructionRequest)
     notes: tuple[str, ...] = ()
     knows_detector_distance: bool = True
+    curved: CurvedDetector | None = None
 
     def grid(self, voxel_mm: float = 0.0) -> VolumeGrid:
         """Return the grid that was requested, completed by the one fitted to the field of view.
@@ -221,19 +225,23 @@ class Scan:
         for view, images in enumerate(read_together(counters)):
             full += int(np.count_nonzero(images.full))
             if open_field is not None:
-                out[view] = preprocess.line_integrals(open_field.transmission(images.values, view, counters))
+                integrals = preprocess.line_integrals(open_field.transmission(images.values, view, counters))
             elif self.pixel_meaning is PixelMeaning.TRANSMISSION:
                 least = counters[0].views[view].slope * preprocess.COUNT_FLOOR
-                out[view] = preprocess.line_integrals(np.maximum(images.values[0], least))
+                integrals = preprocess.line_integrals(np.maximum(images.values[0], least))
             else:
-                out[view] = images.values[0]
+                integrals = images.values[0]
+            if self.curved is not None:
+                sound = integrals if open_field is None else _without_dead(integrals, open_field.dead)
+                integrals = self.curved.flattened(sound, view)
+            out[view] = integrals
             if progress is not None:
                 progress((view + 1) / geometry.views)
         if open_field is None:
             return out
         if full:
             _log.info("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
-        return _without_dead(out, open_field.dead)
+        return out if self.curved is not None else _without_dead(out, open_field.dead)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,33 +1,37 @@
 """The geometry of views from the attributes of their frames, by precedence.
 
-Matrix, then vectors, then angles and distances (standard attributes, each with its private counterpart behind it).
-The first that every view has is taken; the others are compared with it.
+Matrix, then vectors, then angles and distances, each of which may stand in several places (`places`): standard
+attributes, private scalars, CT-PD, constants of a site. The first that every view has is taken; the others are compared
+with it.
 
-Standard attributes follow PS3.3 C.8.19.6.13.1: the isocentre system is that of the table (X to its left, Y down, Z to
-its head), which is patient LPS for a patient who lies head first and supine. The central beam at primary angle α and
+Angles are those of PS3.3 C.8.19.6.13.1: the isocentre system is that of the table (X to its left, Y down, Z to its
+head), which is patient LPS for a patient who lies head first and supine. The central beam at primary angle α and
 secondary angle β comes from ``SID (-sin α cos β, cos α cos β, -sin β)``; seen towards the source, columns run from
-left to right and rows from top to bottom, and the detector rotation angle turns the detector clockwise.
+left to right and rows from top to bottom, and the detector rotation angle turns the detector clockwise. Other encodings
+state theirs by scale and offset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reconstruct.geometry import ConeBeamGeometry, GeometryError
-from reconstruct.projections import elements
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.functional_groups import Attributes
-from reconstruct.projections.quantities import quantities, quantity
+from reconstruct.projections.places import Level, Place, Places
+from reconstruct.projections.quantities import name_of, quantities, quantity
 
 LARGEST_ANGLE_DEG = 0.1
 LARGEST_SHIFT_PX = 0.5
 """Two descriptions of one view that differ by more are reported."""
 
 _MATRICES = "projection matrices"
+_VECTORS = "vectors"
+ANGLES = "angles and distances"
 
 Vectors = NDArray[np.float64]
 
@@ -36,17 +40,19 @@ Vectors = NDArray[np.float64]
 class TakenGeometry:
     """The geometry taken, what it was taken from, and what disagrees with it.
 
-    `knows_detector_distance` is False for matrices alone, which do not hold the distance of the detector.
+    `knows_detector_distance` is False for matrices alone, which do not hold the distance of the detector. `origins`
+    names the elements that angles and distances came from, empty for matrices and vectors.
     """
 
     geometry: ConeBeamGeometry
     taken_from: str
     disagreements: tuple[str, ...]
     knows_detector_distance: bool = True
+    origins: str = ""
 
 
-def geometry_of(views: Sequence[Attributes]) -> TakenGeometry:
-    """Return the geometry of views, given the attributes of their frames.
+def geometry_of(views: Sequence[Attributes], places: Places) -> TakenGeometry:
+    """Return the geometry of views, given the attributes of their frames and where an encoding keeps its numbers.
 
     Raises
     ------
@@ -55,9 +61,14 @@ def geometry_of(views: Sequence[Attributes]) -> TakenGeometry:
     """
     known: dict[str, ConeBeamGeometry] = {}
     missing = ""
-    for name, build in _SOURCES.items():
+    builders: dict[str, Callable[[], ConeBeamGeometry]] = {
+        _MATRICES: lambda: _from_matrices(views, places),
+        _VECTORS: lambda: _from_vectors(views),
+        ANGLES: lambda: _from_angles(views, places),
+    }
+    for name, build in builders.items():
         try:
-            known[name] = build(views)
+            known[name] = build()
         except _Missing as error:
             missing = str(error)
         except GeometryError as error:
@@ -67,9 +78,41 @@ def geometry_of(views: Sequence[Attributes]) -> TakenGeometry:
         raise ScanError(missing)
     taken_from, geometry = next(iter(known.items()))
     others = [(name, other) for name, other in known.items() if name != taken_from]
-    differences = (_difference(geometry, taken_from, other, name) for name, other in others)
-    told = taken_from != _MATRICES or views[0].get("DistanceSourceToDetector") is not None
-    return TakenGeometry(geometry, taken_from, tuple(text for text in differences if text), told)
+    differences = [_disagreement(geometry, taken_from, other, name) for name, other in others]
+    if ANGLES in known:
+        differences += _disagreeing_levels(views, places, known[ANGLES])
+    told = taken_from != _MATRICES or _is_given(views[:1], places.source_to_detector)
+    origins = _origins(views, places) if taken_from == ANGLES else ""
+    return TakenGeometry(geometry, taken_from, tuple(text for text in differences if text), told, origins)
+
+
+def _disagreeing_levels(views: Sequence[Attributes], places: Places, taken: ConeBeamGeometry) -> list[str]:
+    """Compare the angles and distances taken with what lower levels of precedence say of the same views."""
+    first = next(place.level for place in places.angle if views[0].get(place.keyword) is not None)
+    told = []
+    for level in Level:
+        if level is first or not any(_is_given(views, quantity.of(level)) for quantity in places.all):
+            continue
+        try:
+            other = _from_angles(views, places.preferring(level))
+        except (_Missing, GeometryError):
+            continue
+        told.append(_disagreement(taken, str(first), other, str(level)))
+    return told
+
+
+def _origins(views: Sequence[Attributes], places: Places) -> str:
+    """Say which element the angle, the distances and the pitch came from."""
+    found = []
+    for place in places.required:
+        keyword = next((p.keyword for p in place if views[0].get(p.keyword) is not None), None)
+        if keyword is not None:
+            found.append(name_of(keyword))
+    return ", ".join(found)
+
+
+def _is_given(views: Sequence[Attributes], places: Sequence[Place]) -> bool:
+    return any(attributes.get(place.keyword) is not None for attributes in views for place in places)
 
 
 class _Missing(Exception):
@@ -77,89 +120,77 @@ class _Missing(Exception):
 
 
 def _numbers(
-    views: Sequence[Attributes], keywords: tuple[str, ...], size: int, what: str, default: float | None = None
+    views: Sequence[Attributes], places: Sequence[Place], size: int, what: str, default: float | None = None
 ) -> Vectors:
-    """Return a quantity of each view, (view, size), from the first keyword that the view has."""
+    """Return a quantity of each view, (view, size), from the first place in which the view has it."""
     rows = []
     for view, attributes in enumerate(views):
-        keyword = next((k for k in keywords if attributes.get(k) is not None), None)
-        if keyword is None:
+        place = next((p for p in places if attributes.get(p.keyword) is not None), None)
+        if place is None:
             if default is None:
-                raise _Missing(f"{what} is missing in view {view + 1}: none of {_tags(keywords)} is present")
+                names = ", ".join(name_of(p.keyword) for p in places)
+                raise _Missing(f"{what} is missing in view {view + 1}: none of {names} is present")
             rows.append(np.full(size, default))
             continue
-        value = np.atleast_1d(np.asarray(attributes[keyword], dtype=np.float64))
-        if value.shape != (size,):
-            raise ScanError(f"{what} of view {view + 1} has {value.size} values, expected {size}")
-        rows.append(value)
+        values = quantities(attributes, place.keyword, size) or ()
+        rows.append(place.scale * np.asarray(values) + place.offset)
     return np.stack(rows)
-
-
-_TAGS = {
-    "PositionerIsocenterPrimaryAngle": "(0018,9463)",
-    "DistanceSourceToIsocenter": "(0018,9402)",
-    "DistanceSourceToDetector": "(0018,1110)",
-    "ImagerPixelSpacing": "(0018,1164)",
-    "DetectorElementSpacing": "(0018,7022)",
-}
-
-
-def _tags(keywords: Sequence[str]) -> str:
-    known: Mapping[str, str] = _TAGS | {keyword: e.label for keyword, e in elements.ELEMENTS.items()}
-    return ", ".join(known[keyword] for keyword in keywords)
 
 
 def _size(views: Sequence[Attributes]) -> tuple[int, int]:
     return int(views[0]["Rows"]), int(views[0]["Columns"])
 
 
-def _from_matrices(views: Sequence[Attributes]) -> ConeBeamGeometry:
-    matrices = _numbers(views, ("ProjectionMatrix",), 12, "the projection matrix").reshape(-1, 3, 4)
+def _from_matrices(views: Sequence[Attributes], places: Places) -> ConeBeamGeometry:
+    matrices = _numbers(views, _private("ProjectionMatrix"), 12, "the projection matrix").reshape(-1, 3, 4)
     rows, columns = _size(views)
-    distance = quantity(views[0], "DistanceSourceToDetector")
+    place = next((p for p in places.source_to_detector if views[0].get(p.keyword) is not None), None)
+    distance = None if place is None else quantity(views[0], place.keyword)
     return ConeBeamGeometry.from_matrices(matrices, rows=rows, columns=columns, source_to_detector_mm=distance)
 
 
 def _from_vectors(views: Sequence[Attributes]) -> ConeBeamGeometry:
     rows, columns = _size(views)
     return ConeBeamGeometry.from_vectors(
-        _numbers(views, ("SourcePosition",), 3, "the source position"),
-        _numbers(views, ("DetectorCentre",), 3, "the detector centre"),
-        _numbers(views, ("ColumnStep",), 3, "the column step"),
-        _numbers(views, ("RowStep",), 3, "the row step"),
+        _numbers(views, _private("SourcePosition"), 3, "the source position"),
+        _numbers(views, _private("DetectorCentre"), 3, "the detector centre"),
+        _numbers(views, _private("ColumnStep"), 3, "the column step"),
+        _numbers(views, _private("RowStep"), 3, "the row step"),
         rows=rows,
         columns=columns,
     )
 
 
-def _from_angles(views: Sequence[Attributes]) -> ConeBeamGeometry:
+def _private(keyword: str) -> tuple[Place, ...]:
+    return (Place(keyword, Level.PRIVATE),)
+
+
+def _from_angles(views: Sequence[Attributes], places: Places) -> ConeBeamGeometry:
     """Build the vectors from angles and distances; see the module for the conventions."""
     rows, columns = _size(views)
-    primary = np.deg2rad(
-        _numbers(views, ("PositionerIsocenterPrimaryAngle", "ViewAngle"), 1, "the angle of the view")[:, 0]
-    )
-    secondary = np.deg2rad(_numbers(views, ("PositionerIsocenterSecondaryAngle",), 1, "", 0.0)[:, 0])
-    source_to_isocentre = _numbers(views, ("DistanceSourceToIsocenter",), 1, "the source to isocentre distance")
-    source_to_detector = _numbers(views, ("DistanceSourceToDetector",), 1, "the source to detector distance")
-    pitches = _numbers(views, ("ImagerPixelSpacing", "DetectorElementSpacing"), 2, "the detector pitch")
+    primary = np.deg2rad(_numbers(views, places.angle, 1, "the angle of the view")[:, 0])
+    secondary = np.deg2rad(_numbers(views, places.secondary_angle, 1, "", 0.0)[:, 0])
+    source_to_isocentre = _numbers(views, places.source_to_isocentre, 1, "the source to isocentre distance")
+    source_to_detector = _numbers(views, places.source_to_detector, 1, "the source to detector distance")
+    pitches = _numbers(views, places.pitch, 2, "the detector pitch")
     sine, cosine = np.sin(primary), np.cos(primary)
     towards_source = np.stack(
         [-sine * np.cos(secondary), cosine * np.cos(secondary), -np.sin(secondary)], axis=1
     )
     right = np.stack([cosine, sine, np.zeros_like(sine)], axis=1)
-    right, up = _turned(right, np.cross(right, towards_source), towards_source, views)
-    if any(attributes.get("FieldOfViewHorizontalFlip") == "YES" for attributes in views):
+    right, up = _turned(right, np.cross(right, towards_source), towards_source, views, places)
+    if any(_is_flipped(attributes) for attributes in views) != places.seen_from_source:
         right = -right
-    column_steps, row_steps = right * pitches[:, 1:], -up * pitches[:, :1]
-    column, row = _principal_point(views, rows, columns).T
-    along_axis = np.stack([np.zeros_like(sine), np.zeros_like(sine), -_sample_travel(views)], axis=1)
+    column_steps, row_steps = right * pitches[:, 1:], (up if places.rows_up else -up) * pitches[:, :1]
+    column, row = _principal_point(views, places, rows, columns).T
+    along_axis = np.stack([np.zeros_like(sine), np.zeros_like(sine), -_sample_travel(views, places)], axis=1)
     centres = (
         (source_to_isocentre - source_to_detector) * towards_source
         + ((columns - 1) / 2 - column)[:, None] * column_steps
         + ((rows - 1) / 2 - row)[:, None] * row_steps
     )
     return ConeBeamGeometry.from_vectors(
-        source_to_isocentre * towards_source + along_axis,
+        _focal_spots(views, towards_source, source_to_isocentre) + along_axis,
         centres + along_axis,
         column_steps,
         row_steps,
@@ -168,14 +199,26 @@ def _from_angles(views: Sequence[Attributes]) -> ConeBeamGeometry:
     )
 
 
+def _focal_spots(views: Sequence[Attributes], towards_source: Vectors, distances: Vectors) -> Vectors:
+    """Return the focal spots about the isocentre, shifted where the spot flies: radially, in angle, along the axis."""
+    spots: Vectors = distances * towards_source
+    if not any("FocalSpotShift" in attributes for attributes in views):
+        return spots
+    shifts = _numbers(views, (Place("FocalSpotShift"),), 3, "", 0.0)
+    axes = np.broadcast_to([0.0, 0.0, 1.0], spots.shape)
+    spots = _rotated((distances + shifts[:, :1]) * towards_source, axes, shifts[:, 1])
+    spots += shifts[:, 2:] * axes
+    return spots
+
+
 def _turned(
-    right: Vectors, up: Vectors, towards_source: Vectors, views: Sequence[Attributes]
+    right: Vectors, up: Vectors, towards_source: Vectors, views: Sequence[Attributes], places: Places
 ) -> tuple[Vectors, Vectors]:
     """Turn the detector's axes by its rotation angle, or by the three private tilts, in that order of precedence."""
-    turn = _numbers(views, ("PositionerIsocenterDetectorRotationAngle",), 1, "", 0.0)[:, 0]
+    turn = _numbers(views, places.turn, 1, "", 0.0)[:, 0]
     tilts = np.zeros((len(views), 3))
-    if all(view.get("PositionerIsocenterDetectorRotationAngle") is None for view in views):
-        tilts = _numbers(views, ("DetectorTilt",), 3, "", 0.0)
+    if not _is_given(views, places.turn):
+        tilts = _numbers(views, _private("DetectorTilt"), 3, "", 0.0)
     for axis, angles in ((towards_source, turn + tilts[:, 2]), (right, tilts[:, 0]), (up, tilts[:, 1])):
         right, up = (_rotated(vectors, axis, np.deg2rad(angles)) for vectors in (right, up))
     return right, up
@@ -189,52 +232,62 @@ def _rotated(vectors: Vectors, axes: Vectors, angles: Vectors) -> Vectors:
     return rotated
 
 
-def _principal_point(views: Sequence[Attributes], rows: int, columns: int) -> Vectors:
-    """Return where the central ray meets the image, (view, 2) as column, row, 0-based; the middle when not given.
+def _is_flipped(attributes: Attributes) -> bool:
+    return attributes.get("FieldOfViewHorizontalFlip") == "YES"
 
-    Position of Isocenter Projection counts elements of the physical detector, row before column; Field of View Origin
-    and the ratio of image pitch to element pitch (binning) lead from there to the image.
-    """
+
+def _principal_point(views: Sequence[Attributes], places: Places, rows: int, columns: int) -> Vectors:
+    """Return where the central ray meets the image, (view, 2) as column, row, 0-based; the middle when not given."""
     points = []
     for attributes in views:
-        flip = attributes.get("FieldOfViewHorizontalFlip") == "YES"
         if int(attributes.get("FieldOfViewRotation") or 0) % 360:
             raise _Missing(
                 f"images turned by a Field of View Rotation (0018,7032) of {attributes['FieldOfViewRotation']} degrees "
                 "need projection matrices or vectors (0071,xx12) to (0071,xx15)"
             )
-        point = quantities(attributes, "PositionOfIsocenterProjection", 2)
-        if point is not None:
-            origin = np.asarray(quantities(attributes, "FieldOfViewOrigin", 2) or (0.0, 0.0))
-            element_pitch = quantities(attributes, "DetectorElementSpacing", 2, above=0)
-            pixel_pitch = quantities(attributes, "ImagerPixelSpacing", 2, above=0)
-            # Where only one pitch is given, pixels are detector elements.
-            binning = np.asarray(pixel_pitch) / np.asarray(element_pitch) if pixel_pitch and element_pitch else 1.0
-            row, column = (np.asarray(point) - origin + 0.5) / binning - 0.5
-            points.append((columns - 1 - column if flip else column, row))
+        place = next((p for p in places.principal_point if attributes.get(p.keyword) is not None), None)
+        if place is None:
+            points.append(((columns - 1) / 2, (rows - 1) / 2))
+        elif place.keyword == "PositionOfIsocenterProjection":
+            column, row = _isocentre_projection(attributes)
+            points.append((columns - 1 - column if _is_flipped(attributes) else column, row))
         else:
-            column, row = quantities(attributes, "PrincipalPoint", 2) or ((columns - 1) / 2, (rows - 1) / 2)
-            points.append((column, row))
+            column, row = quantities(attributes, place.keyword, 2) or (0.0, 0.0)
+            points.append((place.scale * column + place.offset, place.scale * row + place.offset))
     return np.asarray(points, dtype=np.float64)
 
 
-def _sample_travel(views: Sequence[Attributes]) -> Vectors:
+def _isocentre_projection(attributes: Attributes) -> tuple[float, float]:
+    """Return the column and row of Position of Isocenter Projection (0018,9430).
+
+    It counts elements of the physical detector, row before column; Field of View Origin and the ratio of image pitch to
+    element pitch (binning) lead from there to the image.
+    """
+    point = np.asarray(quantities(attributes, "PositionOfIsocenterProjection", 2))
+    origin = np.asarray(quantities(attributes, "FieldOfViewOrigin", 2) or (0.0, 0.0))
+    element_pitch = quantities(attributes, "DetectorElementSpacing", 2, above=0)
+    pixel_pitch = quantities(attributes, "ImagerPixelSpacing", 2, above=0)
+    # Where only one pitch is given, pixels are detector elements.
+    binning = np.asarray(pixel_pitch) / np.asarray(element_pitch) if pixel_pitch and element_pitch else 1.0
+    row, column = (point - origin + 0.5) / binning - 0.5
+    return float(column), float(row)
+
+
+def _sample_travel(views: Sequence[Attributes], places: Places) -> Vectors:
     """Return how far the sample moved along z since the first view, mm, (view,)."""
-    keywords = ("TableZPositionToIsocenter", "TablePosition", "AxialSamplePosition")
-    positions = _numbers(views, keywords, 1, "", 0.0)[:, 0]
+    positions = _numbers(views, places.travel, 1, "", 0.0)[:, 0]
     travel: Vectors = positions - positions[0]
     return travel
 
 
-_SOURCES: Mapping[str, Callable[[Sequence[Attributes]], ConeBeamGeometry]] = {
-    _MATRICES: _from_matrices,
-    "vectors": _from_vectors,
-    "angles and distances": _from_angles,
-}
+def _disagreement(geometry: ConeBeamGeometry, name: str, other: ConeBeamGeometry, other_name: str) -> str:
+    """Return a sentence on how far two descriptions of the views differ, empty when they agree."""
+    far = difference(geometry, other)
+    return f"{name} were taken; {other_name} differ from them by up to {far}" if far else ""
 
 
-def _difference(geometry: ConeBeamGeometry, name: str, other: ConeBeamGeometry, other_name: str) -> str:
-    """Return a sentence on how far two geometries differ, empty when they agree."""
+def difference(geometry: ConeBeamGeometry, other: ConeBeamGeometry) -> str:
+    """Return how far two geometries of the same views differ at most, in words, empty when they agree."""
     turn = np.abs(np.angle(np.exp(1j * (geometry.view_angles_rad - other.view_angles_rad))))
     angle = float(np.rad2deg(turn.max()))
     # A box of the size of the detector, scaled to the isocentre: where its corners are seen tells the rest.
@@ -245,7 +298,7 @@ def _difference(geometry: ConeBeamGeometry, name: str, other: ConeBeamGeometry, 
     shift = float(np.linalg.norm(seen[0] - seen[1], axis=-1).max())
     if angle <= LARGEST_ANGLE_DEG and shift <= LARGEST_SHIFT_PX:
         return ""
-    return f"{name} were taken; {other_name} differ from them by up to {angle:.2f} degrees and {shift:.1f} pixels"
+    return f"{angle:.2f} degrees and {shift:.1f} pixels"
 
 
 def _seen(matrices: Vectors, points: Vectors) -> Vectors:

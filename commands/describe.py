@@ -1,0 +1,77 @@
+"""The command that shows what varies over a series of images, and begins a site mapping from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from commands.console import ConfigOption, fail, out, settings_from
+from index.files import is_part10
+
+
+def describe(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="The DICOM files of one scan, or folders of them.")
+    ],
+    rule: Annotated[
+        Path | None,
+        typer.Option("--rule", metavar="FILE", help="Write the beginning of a [[site_mappings]] rule there."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the rule.")] = "my scanner",
+    config: ConfigOption = None,
+) -> None:
+    """Show which elements vary over the files of a scan, for writing a site mapping.
+
+    Where the files are of no encoding that is known, the beginning of a rule follows.
+
+    Of each element: its private creator, its first values and how many there are. Elements that rise or fall
+    from file to file, as an angle does, come first. Units and senses are not guessed: who knows the scanner says them.
+    docs/scans.md leads through it.
+
+    Example:  tharsis describe scan/ --rule room3.toml
+    """
+    from reconstruct.projections.description import skeleton, varying_elements
+    from reconstruct.projections.frames import ScanError
+    from reconstruct.projections.p6 import encodings_from
+    from reconstruct.projections.registry import read_header
+
+    paths = [path for given in files for path in (sorted(given.rglob("*")) if given.is_dir() else [given])]
+    paths = [path for path in paths if path.is_file() and (len(files) == len(paths) or is_part10(path))]
+    if not paths:
+        fail("none of the files is a DICOM file")
+    try:
+        headers = [read_header(path) for path in paths]
+        varying = varying_elements(paths)
+    except ScanError as error:
+        fail(str(error))
+    known = encodings_from(settings_from(config).site_mappings).of(headers[0])
+    told = "no encoding of projections that is known" if known is None else f"encoding {known.name}"
+    out.print(f"{len(paths)} files; the first is of {told}", highlight=False)
+    table = Table("element", "private creator", "VR", "first values", "different", "rises or falls")
+    for each in varying:
+        label = f"{each.element} {each.name}" if each.name and each.name != each.element else each.element
+        values = ", ".join(each.values)
+        if each.readings:
+            values += "  (" + ", ".join(f"{vr}: {value}" for vr, value in each.readings) + ")"
+        table.add_row(
+            escape(label),
+            escape(each.creator),
+            each.vr,
+            escape(values),
+            str(each.different),
+            "yes" if each.rises else "",
+        )
+    out.print(table)
+    text = skeleton(headers, varying, name)
+    if rule is None:
+        if known is None:
+            out.print(escape(text), highlight=False, soft_wrap=True)
+        return
+    if rule.exists():
+        fail(f"{rule} exists already")
+    rule.write_text(text, encoding="utf-8")
+    out.print(f"the beginning of a rule is in {rule}: complete it, and add it to the settings", highlight=False)

@@ -1,0 +1,248 @@
+"""A scan that is no DICOM yet: images that are read view by view, and what is known of how they were taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reconstruct.geometry import ConeBeamGeometry, GeometryError
+from reconstruct.projections.acquisition import Exposure
+from reconstruct.projections.frames import ScanError
+from reconstruct.projections.scan import EnergyBin, PixelMeaning
+
+Image = NDArray[np.generic]
+T = TypeVar("T")
+
+
+class Images:
+    """Images of one size and type, read one by one when they are asked for.
+
+    Parameters
+    ----------
+    read
+        Returns the image of a number, (row, column).
+    count
+        How many there are.
+    name
+        How a sentence names one by its number.
+
+    Raises
+    ------
+    ScanError
+        There is none, or the first is no grayscale image.
+    """
+
+    def __init__(self, read: Callable[[int], Image], count: int, name: Callable[[int], str]) -> None:
+        if count < 1:
+            raise ScanError("the scan has no images")
+        self._read, self._name = read, name
+        first = read(0)
+        if first.ndim != 2:
+            raise ScanError(f"{name(0)} has {first.ndim} dimensions, expected rows and columns of a grayscale image")
+        self.shape = (count, *first.shape)
+        self.dtype = first.dtype
+
+    ndim = 3
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, index: int) -> Image:
+        """Return one image.
+
+        Raises
+        ------
+        ScanError
+            It has another size than the first.
+        """
+        image = self._read(index)
+        if image.shape != self.shape[1:]:
+            raise ScanError(f"{self._name(index)} has {image.shape} rows and columns, the first {self.shape[1:]}")
+        return image
+
+    def chosen(self, indices: Sequence[int]) -> Images:
+        """Return some of the images, by number."""
+        return Images(lambda index: self[indices[index]], len(indices), lambda index: self._name(indices[index]))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a scan was taken, as far as a format or the user tells; None: not told.
+
+    Attributes
+    ----------
+    source_to_isocentre_mm, source_to_detector_mm
+        Distances.
+    pitch_mm
+        Of rows and columns of the stored image on the detector.
+    principal_point_px
+        Column and row, 0-based, where the isocentre is seen; None: the centre of the image.
+    angles_deg
+        Of each view: 0 with the source at the patient's left (+x), 90 at the back (+y). For a sample on a stage these
+        are the axes of the stage.
+    sample_turns
+        Whether the angles are of the sample and not of the source; the source then turns the other way.
+    seen_from_source
+        Whether columns run from left to right seen from the source, and not from the detector.
+    rows_up
+        Whether the first row is the lowest.
+    matrices
+        3 × 4 from mm to column and row, (view, 3, 4), instead of angles and distances.
+    pixels
+        What a pixel holds.
+    unattenuated
+        What it holds without an object.
+    energy
+        The energy bin.
+    exposure
+        How the tube was driven.
+    """
+
+    source_to_isocentre_mm: float | None = None
+    source_to_detector_mm: float | None = None
+    pitch_mm: tuple[float, float] | None = None
+    principal_point_px: tuple[float, float] | None = None
+    angles_deg: NDArray[np.float64] | None = None
+    sample_turns: bool = False
+    seen_from_source: bool = False
+    rows_up: bool = False
+    matrices: NDArray[np.float64] | None = None
+    pixels: PixelMeaning = PixelMeaning.INTENSITY
+    unattenuated: float | None = None
+    energy: EnergyBin = field(default_factory=lambda: EnergyBin(1))
+    exposure: Exposure = field(default_factory=Exposure)
+
+    def with_told(self, **told: Any) -> Setup:
+        """Return the same with what the user says himself; None was not said."""
+        return replace(self, **{name: value for name, value in told.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class RawScan:
+    """Images and how they were taken.
+
+    Attributes
+    ----------
+    views, flats, darks
+        Projections, and frames without an object or without a beam.
+    setup
+        How they were taken.
+    described
+        What the scan is, for Series Description.
+    notes
+        Sentences for the user.
+    """
+
+    views: Images
+    setup: Setup
+    flats: Images | None = None
+    darks: Images | None = None
+    described: str = ""
+    notes: tuple[str, ...] = ()
+
+    def geometry(self) -> ConeBeamGeometry:
+        """Return the geometry of the views.
+
+        Raises
+        ------
+        ScanError
+            Something is missing or impossible; the sentence names it.
+        """
+        setup, (views, rows, columns) = self.setup, self.views.shape
+        try:
+            if setup.matrices is not None:
+                _same_number("projection matrices", len(setup.matrices), views)
+                return ConeBeamGeometry.from_matrices(
+                    setup.matrices, rows=rows, columns=columns, source_to_detector_mm=setup.source_to_detector_mm
+                )
+            angles = _needed("an angle for each view (angles)", setup.angles_deg)
+            _same_number("angles", len(angles), views)
+            pitch = _needed("the detector pitch (--pitch)", setup.pitch_mm)
+            return ConeBeamGeometry.circular(
+                source_to_isocenter_mm=_needed(
+                    "the source to isocentre distance (--source-to-isocentre)", setup.source_to_isocentre_mm
+                ),
+                source_to_detector_mm=_needed(
+                    "the source to detector distance (--source-to-detector)", setup.source_to_detector_mm
+                ),
+                view_angles_rad=np.deg2rad(-angles if setup.sample_turns else angles),
+                rows=rows,
+                columns=columns,
+                row_pitch_mm=pitch[0] if setup.rows_up else -pitch[0],
+                column_pitch_mm=pitch[1] if setup.seen_from_source else -pitch[1],
+                principal_point_px=setup.principal_point_px,
+            )
+        except GeometryError as error:
+            raise ScanError(f"the geometry of the scan is impossible: {error}") from error
+
+    def check(self) -> None:
+        """Refuse a scan that could not be reconstructed once it is stored.
+
+        Raises
+        ------
+        ScanError
+            Flat fields or I0 are missing, or frames have another size.
+        """
+        relative = self.setup.pixels in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
+        if not relative and self.flats is None and self.setup.unattenuated is None:
+            raise ScanError(
+                "the scan has neither flat fields nor an unattenuated value: say with --unattenuated what a pixel "
+                "holds without an object, or with --pixels LINE_INTEGRAL that the logarithm was taken"
+            )
+        for what, images in (("flat", self.flats), ("dark", self.darks)):
+            if images is not None and images.shape[1:] != self.views.shape[1:]:
+                raise ScanError(
+                    f"{what} frames have {images.shape[1:]} rows and columns, views {self.views.shape[1:]}"
+                )
+
+
+def _needed(what: str, value: T | None) -> T:
+    if value is None:
+        raise ScanError(f"the scan does not say {what}")
+    return value
+
+
+def _same_number(what: str, told: int, views: int) -> None:
+    if told != views:
+        raise ScanError(f"the scan has {views} views and {told} {what}")
+
+
+def numbers(value: Any, what: str) -> NDArray[np.float64]:
+    """Return numbers as an array.
+
+    Raises
+    ------
+    ScanError
+        They are none, or not finite.
+    """
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScanError(f"{what} are no numbers: {value!r}") from error
+    if not np.isfinite(array).all():
+        raise ScanError(f"{what} are not all finite")
+    return array
+
+
+def evenly(count: int, first: float, step: float) -> NDArray[np.float64]:
+    """Return equally spaced angles."""
+    return np.asarray(first + step * np.arange(count), dtype=np.float64)
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a small file.
+
+    Raises
+    ------
+    ScanError
+        It cannot be read.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise ScanError(f"{path} cannot be read: {error.strerror}") from error

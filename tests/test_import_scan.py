@@ -1,0 +1,343 @@
+"""Scans that are no DICOM: every format gives the same object, and says in one sentence what it lacks."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from pydicom.dataset import Dataset
+from scan_encodings import HALF_WIDTH_MM, phantom
+
+from reconstruct.fdk import fdk
+from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.imports.ini_logs import read_bruker, read_nikon
+from reconstruct.imports.raw_scan import Images, RawScan, Setup
+from reconstruct.imports.rtk import read_rtk
+from reconstruct.imports.tiff_json import read_tiff_json
+from reconstruct.imports.writing import instances_of
+from reconstruct.phantoms import line_integrals
+from reconstruct.projections.frames import ScanError
+from reconstruct.projections.p1 import read_p1
+from reconstruct.projections.scan import Scan
+
+VIEWS, ROWS, COLUMNS, PITCH, OPEN = 60, 36, 44, 1.25, 50_000
+GRID = VolumeGrid((32, 32, 32), (0.8, 0.8, 0.8))
+ANGLES = 360.0 * np.arange(VIEWS) / VIEWS
+STEP = 360.0 / VIEWS
+
+
+def stage(source: float, detector: float, *, sense: float = -1.0, column: float | None = None) -> ConeBeamGeometry:
+    """A sample that turns counter-clockwise before a source to its left: the source goes round it clockwise.
+
+    Seen from the detector with the head up, columns run to the right and rows down.
+    """
+    phi = np.deg2rad(sense * ANGLES)
+    zero = np.zeros(VIEWS)
+    towards = np.stack([np.cos(phi), np.sin(phi), zero], 1)
+    right = np.cross(towards, [0.0, 0.0, 1.0])
+    shift = 0.0 if column is None else (COLUMNS - 1) / 2 - column
+    return ConeBeamGeometry.from_vectors(
+        source * towards, (source - detector) * towards + shift * PITCH * right, PITCH * right,
+        np.tile([0.0, 0.0, -PITCH], (VIEWS, 1)), rows=ROWS, columns=COLUMNS,
+    )  # fmt: skip
+
+
+def counts(geometry: ConeBeamGeometry) -> np.ndarray:
+    return np.rint(OPEN * np.exp(-line_integrals(phantom(), geometry))).astype(np.uint16)
+
+
+def scan_from(raw: RawScan) -> Scan:
+    header = Dataset()
+    header.PatientID = "RAW"
+    return read_p1(list(instances_of(raw, header)))
+
+
+def shows_the_phantom(scan: Scan) -> bool:
+    volume = fdk(scan.line_integrals(1), scan.geometry, GRID, threads=1)
+    dense = volume > 0.04
+    axes = ((GRID.x_mm, (0, 1)), (GRID.y_mm, (0, 2)), (GRID.z_mm, (1, 2)))
+    marker = [np.average(axis, weights=dense.sum(axis=over)) for axis, over in axes]
+    return bool(np.allclose(marker, np.multiply((0.35, 0.25, 0.20), HALF_WIDTH_MM), atol=0.4))
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    return counts(stage(200.0, 320.0))
+
+
+def write_json(folder: Path, views: np.ndarray, **changes: Any) -> Path:
+    (folder / "views").mkdir()
+    for number, view in enumerate(views):
+        tifffile.imwrite(folder / "views" / f"{number:04d}.tif", view)
+    tifffile.imwrite(folder / "flats.tif", np.full((3, ROWS, COLUMNS), OPEN, np.uint16), photometric="minisblack")
+    told = {
+        "projections": "views/*.tif", "flats": "flats.tif", "angles_deg": {"first": 0, "step": STEP}, "turns": "sample",
+        "source_to_isocentre_mm": 200, "source_to_detector_mm": 320, "pitch_mm": PITCH, "water_per_cm": 0.2,
+    } | changes  # fmt: skip
+    path = folder / "scan.json"
+    path.write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    return path
+
+
+def test_tiff_with_json(views: np.ndarray, tmp_path: Path) -> None:
+    scan = scan_from(read_tiff_json(write_json(tmp_path, views)))
+    assert shows_the_phantom(scan)
+    assert scan.bins[0].water_per_cm == pytest.approx(0.2)
+
+
+def test_raw_pixels_with_json_and_matrices(views: np.ndarray, tmp_path: Path) -> None:
+    """Files without a header, and measured geometry."""
+    for number, view in enumerate(views):
+        (tmp_path / f"p{number:03d}").write_bytes(b"head" + view.astype(">u2").tobytes())
+    path = tmp_path / "scan.json"
+    matrices = stage(200.0, 320.0).projection_matrices().reshape(VIEWS, 12).tolist()
+    path.write_text(json.dumps({
+        "projections": "p*", "raw": {"rows": ROWS, "columns": COLUMNS, "dtype": ">u2", "offset_bytes": 4},
+        "matrices": matrices, "unattenuated": OPEN,
+    }))  # fmt: skip
+    assert shows_the_phantom(scan_from(read_tiff_json(path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"angles_deg": None}, r"does not say an angle for each view \(angles\)"),
+        ({"angles_deg": [0, 1, 2]}, r"60 views and 3 angles"),
+        ({"source_to_isocentre_mm": None}, r"source to isocentre distance \(--source-to-isocentre\)"),
+        ({"source_to_detector_mm": None}, r"source to detector distance \(--source-to-detector\)"),
+        ({"source_to_detector_mm": "far"}, r"source_to_detector_mm are no numbers: 'far'"),
+        ({"pitch_mm": None}, r"detector pitch \(--pitch\)"),
+        ({"flats": None}, r"neither flat fields nor an unattenuated value"),
+        ({"flats": "nothing*.tif"}, r"no file in .* is meant by flats"),
+        ({"projections": ["views/0000.tif", "views/lost.tif"]}, r"lost\.tif is missing"),
+        ({"projections": None}, r"does not say where the projections are"),
+        ({"distance": 5}, r"unknown key 'distance'; the nearest is 'darks'|unknown key 'distance'"),
+        ({"pixels": "GREY"}, r"pixels is 'GREY', expected one of INTENSITY"),
+        ({"source_to_isocentre_mm": -200}, r"impossible: expected distances above 0 mm"),
+    ],
+)
+def test_what_a_json_lacks_is_named(views: np.ndarray, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ScanError, match=sentence):
+        scan_from(read_tiff_json(write_json(tmp_path, views, **changes)))
+
+
+def test_images_that_are_cut_off_or_of_another_size_are_named(views: np.ndarray, tmp_path: Path) -> None:
+    path = write_json(tmp_path, views)
+    spoilt = tmp_path / "views" / "0007.tif"
+    spoilt.write_bytes(spoilt.read_bytes()[:500])
+    with pytest.raises(ScanError, match=r"0007\.tif"):
+        scan_from(read_tiff_json(path))
+    tifffile.imwrite(spoilt, views[7][:5])
+    with pytest.raises(ScanError, match=r"0007\.tif has \(5, 44\) rows and columns"):
+        scan_from(read_tiff_json(path))
+
+
+def test_bruker(tmp_path: Path) -> None:
+    geometry = stage(150.0, 300.0)
+    for number, view in enumerate(counts(geometry)):
+        tifffile.imwrite(tmp_path / f"bone_{number:08d}.tif", view)
+    log = tmp_path / "bone_.log"
+    text = (
+        "[System]\nScanner=SkyScan1172\n[Acquisition]\nFilename Prefix=bone_\nFilename Index Length=8\n"
+        f"Number of Files= {VIEWS}\nSource Voltage (kV)= 80\nSource Current (uA)= 124\nObject to Source (mm)=150.0\n"
+        f"Camera to Source (mm)=300.0\nImage Pixel Size (um)={1000 * PITCH / 2}\nRotation Step (deg)={STEP}\n"
+        "Rotation Direction=CC\nOptical Axis (line)= 18\n"
+    )
+    log.write_text(text)
+    raw = read_bruker(log)
+    assert raw.notes
+    with pytest.raises(ScanError, match="--unattenuated"):
+        scan_from(raw)
+    from dataclasses import replace
+
+    raw = replace(raw, setup=raw.setup.with_told(unattenuated=float(OPEN)))
+    assert raw.setup.exposure.tube_current_ma == pytest.approx(0.124)
+    assert shows_the_phantom(scan_from(raw))
+    log.write_text(text.replace("Rotation Step", "Rotation Stop"))
+    with pytest.raises(ScanError, match=r"bone_\.log does not say 'Rotation Step \(deg\)'"):
+        read_bruker(log)
+
+
+def test_nikon(tmp_path: Path) -> None:
+    offset_mm = 0.5
+    column = (COLUMNS - 1) / 2 - offset_mm * 320 / 200 / PITCH
+    for number, view in enumerate(counts(stage(200.0, 320.0, column=column)), start=1):
+        tifffile.imwrite(tmp_path / f"stone_{number:04d}.tif", view)
+    log = tmp_path / "stone.xtekct"
+    text = (
+        f"[XTekCT]\nName=stone\nInputSeparator=_\nInputDigits=4\nProjections={VIEWS}\nSrcToObject=200\n"
+        f"SrcToDetector=320\nDetectorPixelSizeX={PITCH}\nDetectorPixelSizeY={PITCH}\nAngularStep={STEP}\n"
+        f"InitialAngle=0\nWhiteLevel={OPEN}\nObjectOffsetX={offset_mm}\nXraykV=120\nXrayuA=80\n"
+    )
+    log.write_text(text)
+    assert shows_the_phantom(scan_from(read_nikon(log)))
+    (tmp_path / "_ctdata.txt").write_text("x\nProjection\tAngle(deg)\tTime(s)\n1\t0.0\t0.1\n")
+    with pytest.raises(ScanError, match="1 angles for 60 projections"):
+        read_nikon(log)
+    log.write_text(text.replace(f"Projections={VIEWS}", f"Projections={VIEWS + 1}"))
+    with pytest.raises(ScanError, match=r"stone_0061\.tif is missing"):
+        read_nikon(log)
+
+
+def write_meta_image(path: Path, stack: np.ndarray, spacing: float) -> None:
+    origin = [-(size - 1) / 2 * spacing for size in stack.shape[:0:-1]]
+    header = (
+        f"ObjectType = Image\nNDims = 3\nDimSize = {stack.shape[2]} {stack.shape[1]} {stack.shape[0]}\n"
+        f"ElementSpacing = {spacing} {spacing} 1\nOffset = {origin[0]} {origin[1]} 0\nElementType = MET_FLOAT\n"
+        "ElementDataFile = LOCAL\n"
+    )
+    path.write_bytes(header.encode() + stack.astype("<f4").tobytes())
+
+
+def test_rtk_geometry(tmp_path: Path) -> None:
+    """The gantry's matrix, composed as RTK's documentation has it: rotation about y, then the source above at z."""
+    source, detector = 200.0, 320.0
+    projections, matrices = [], []
+    to_lps = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # RTK's x, y, z in patient LPS, head first and supine
+    for angle in np.deg2rad(ANGLES):
+        turn = np.array([[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]])
+        magnify = np.array([[-detector, 0, 0, 0], [0, -detector, 0, 0], [0, 0, 1, -source]])
+        matrices.append(magnify @ np.vstack([np.column_stack([turn, np.zeros(3)]), [0, 0, 0, 1]]))
+        axes = [to_lps @ turn.T @ np.array(axis, float) for axis in ((0, 0, 1), (1, 0, 0), (0, 1, 0))]
+        projections.append(axes)
+    axes = np.array(projections)
+    geometry = ConeBeamGeometry.from_vectors(
+        source * axes[:, 0], (source - detector) * axes[:, 0], PITCH * axes[:, 1], PITCH * axes[:, 2],
+        rows=ROWS, columns=COLUMNS,
+    )  # fmt: skip
+    write_meta_image(tmp_path / "projections.mha", line_integrals(phantom(), geometry), PITCH)
+    numbers = [" ".join(map(repr, matrix.reshape(-1).tolist())) for matrix in matrices]
+    xml = "".join(
+        f"<Projection><GantryAngle>{angle}</GantryAngle><Matrix>\n{told}\n</Matrix></Projection>"
+        for angle, told in zip(ANGLES, numbers, strict=True)
+    )
+    path = tmp_path / "geometry.xml"
+    path.write_text(
+        '<?xml version="1.0"?><!DOCTYPE RTKGEOMETRY><RTKThreeDCircularGeometry version="3">'
+        f"<SourceToDetectorDistance>{detector}</SourceToDetectorDistance>{xml}</RTKThreeDCircularGeometry>"
+    )
+    scan = scan_from(read_rtk(path, tmp_path / "projections.mha"))
+    assert shows_the_phantom(scan)
+    with pytest.raises(ScanError, match="--projections"):
+        read_rtk(path, None)
+    path.write_text("<Other/>")
+    with pytest.raises(ScanError, match="<Other>, expected <RTKThreeDCircularGeometry>"):
+        read_rtk(path, tmp_path / "projections.mha")
+
+
+def test_data_exchange(views: np.ndarray, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    from reconstruct.imports.data_exchange import read_data_exchange
+
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["exchange/data"] = views
+        file["exchange/data_white"] = np.full((3, ROWS, COLUMNS), OPEN, np.uint16)
+        file["exchange/theta"] = np.deg2rad(ANGLES)
+        file["exchange/theta"].attrs["units"] = "rad"
+        file["measurement/instrument/detector/pixel_size"] = 1000 * PITCH
+        file["measurement/instrument/detector/pixel_size"].attrs["units"] = "microns"
+    raw = read_data_exchange(path)
+    with pytest.raises(ScanError, match="--source-to-isocentre"):
+        scan_from(raw)
+    from dataclasses import replace
+
+    told = raw.setup.with_told(source_to_isocentre_mm=200.0, source_to_detector_mm=320.0)
+    assert shows_the_phantom(scan_from(replace(raw, setup=told)))
+    other = tmp_path / "other.h5"
+    other.write_bytes(b"no HDF5")
+    with pytest.raises(ScanError, match=r"other\.h5 cannot be read as HDF5"):
+        read_data_exchange(other)
+
+
+def test_memory_does_not_grow_with_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the views, hardly more memory: images are read when their instance is written."""
+    from reconstruct.imports import writing
+
+    monkeypatch.setattr(writing, "_MOST_PIXELS_BYTES", 1 << 20)
+
+    def peak_mb(count: int) -> float:
+        images = Images(lambda index: np.full((256, 256), index, np.uint16), count, lambda index: f"image {index}")
+        setup = Setup(
+            source_to_isocentre_mm=200, source_to_detector_mm=300, pitch_mm=(1, 1), unattenuated=1e4,
+            angles_deg=np.linspace(0, 360, count),
+        )  # fmt: skip
+        tracemalloc.start()
+        try:
+            for _ in instances_of(RawScan(images, setup), Dataset()):
+                pass
+            return tracemalloc.get_traced_memory()[1] / (1 << 20)
+        finally:
+            tracemalloc.stop()
+
+    assert peak_mb(160) < peak_mb(40) + 2
+
+
+@pytest.mark.slow
+def test_the_command_stores_a_scan_that_reconstructs(
+    tharsis, views: np.ndarray, tmp_path: Path, validator_errors
+) -> None:
+    path = write_json(tmp_path, views, kvp=80, tube_current_ma=0.1, view_ms=200, flat_ms=200)
+    data = tmp_path / "data"
+    done = tharsis("import-scan", path, "--patient-id", "B-17", "--data", data)
+    assert done.returncode == 0, done.stderr
+    assert "60 views stored in 2 instances" in done.stdout
+    from index.archive import Archive
+
+    archive = Archive(data)
+    ((patient,),) = archive.database.execute(
+        "SELECT patient_id FROM series JOIN study ON study.id = series.study "
+        "JOIN patient ON patient.id = study.patient"
+    ).fetchall()
+    assert patient == "B-17"
+    assert [job.kind for job in archive.jobs.recent()] == ["series_stable"]
+    made = tharsis("import-scan", path, "--out", tmp_path / "dicom")
+    assert made.returncode == 0, made.stderr
+    files = list((tmp_path / "dicom").iterdir())
+    assert len(files) == 2
+    assert [validator_errors(file) for file in files] == [[], []]
+    spoilt = tmp_path / "views" / "0031.tif"
+    spoilt.write_bytes(b"no TIFF")
+    failed = tharsis("import-scan", path, "--data", data)
+    assert failed.returncode == 1
+    assert "0031.tif cannot be read as TIFF" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert archive.database.execute("SELECT count(*) FROM series").fetchone() == (1,), "nothing of it stays"
+
+
+@pytest.mark.slow
+def test_the_megavoltage_arc_shows_the_face_in_front_and_the_occiput_behind(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """Eleven portal images of a head, gantry 340 to 20 degrees, without any header: eye sockets 60 mm before the axis.
+
+    The distances are those of the accelerator (1000 and 1500 mm); the files are 512 x 512 bytes of an area of 400 mm.
+    """
+    folder = shared_data / "Tomosynthesis-Toolkit" / "Demo Data" / "Raw Images" / "EPID Images"
+    path = tmp_path / "arc.json"
+    path.write_text(json.dumps({
+        "projections": sorted(map(str, folder.glob("1-*"))), "raw": {"rows": 512, "columns": 512, "dtype": "uint8"},
+        "angles_deg": {"first": -110, "step": 4}, "seen_from": "source", "unattenuated": 255,
+        "source_to_isocentre_mm": 1000, "source_to_detector_mm": 1500, "pitch_mm": 400 / 512,
+    }))  # fmt: skip
+    scan = scan_from(read_tiff_json(path))
+    assert scan.geometry.views == 11
+    grid = VolumeGrid((100, 3, 100), (2.5, 60.0, 2.5))
+    volume = fdk(scan.line_integrals(1), scan.geometry, grid, limited_arc=True, filter="hann", threads=1)
+    front, _, behind = np.moveaxis(volume, 1, 0)
+
+    def mean(image: np.ndarray, x_mm: float, z_mm: float) -> float:
+        column, row = (int(np.argmin(np.abs(axis - mm))) for axis, mm in ((grid.x_mm, x_mm), (grid.z_mm, z_mm)))
+        return float(image[row - 1 : row + 2, column - 1 : column + 2].mean())
+
+    def sockets(image: np.ndarray) -> float:
+        """How much darker the eye sockets are than the bridge of the nose between them."""
+        return mean(image, -17, -4) - (mean(image, -42, -4) + mean(image, 10, -4)) / 2
+
+    assert sockets(front) > 4e-4
+    assert sockets(behind) < sockets(front) / 3
