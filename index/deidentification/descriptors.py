@@ -33,13 +33,16 @@ _TECHNIQUE = frozenset("""
     survey swi system t1 t1w t2 t2w the thick thin thorax threshold tissue to tof topogram tra trans tse venous
     volume vr w water weighted wfi whole with without wrist xa
 """.split())  # noqa: SIM905  (so that it can be read, and added to)
+_NAMES = frozenset({"hall", "hill", "james", "king", "mark", "miller", "moore", "rose", "taylor", "wright"})
+"""Words of coded concepts that are more often a name."""
+
 _WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
 _NUMBER = re.compile(
     r"\d{1,3}(?:[.,]\d{1,3})?(?:mm|cm|m|kv|kev|kvp|ma|mas|ms|s|min|ml|mg|g|kg|mbq|gy|cgy|t|hz|mhz|x|d)?", re.ASCII
 )
 _VERTEBRA = re.compile(r"c[1-7]|t(?:h)?(?:1[0-2]|[1-9])|l[1-5]|s[1-5]", re.ASCII)
 _PART_OF_KEYWORD = re.compile(r"[A-Z]?[a-z]+")
-_SHORTEST_PART = 3
+_SHORTEST_PART = 4
 
 
 @cache
@@ -49,7 +52,7 @@ def vocabulary() -> frozenset[str]:
     for scheme in ("DCM", "SCT", "UCUM"):
         keywords.update(getattr(codes, scheme).dir())
     words = {part.lower() for keyword in keywords for part in _PART_OF_KEYWORD.findall(keyword)}
-    return frozenset(word for word in words if len(word) >= _SHORTEST_PART) | _TECHNIQUE
+    return frozenset(word for word in words if len(word) >= _SHORTEST_PART) - _NAMES | _TECHNIQUE
 
 
 @dataclass(frozen=True)
