@@ -43,6 +43,10 @@ title = "{title}"
 host = "{host}"
 port = {port}
 rights = ["store", "find", "move", "similar"]
+
+# To have CT segmented as well that this node has not reconstructed:
+# [segmentation]
+# images = "ct"
 """
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import ssl
+import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +23,7 @@ from index.errors import OutOfSpace
 from index.similarity import Similarity
 from plugins.manager import load_plugins
 from plugins.orthanc.answers import Answers
+from plugins.orthanc.client import OrthancAway, OrthancClient
 from plugins.orthanc.comparing import ONCE, SUBJECT
 from plugins.orthanc.door import Door
 from plugins.worker import Worker
@@ -247,3 +251,43 @@ def test_secrets_come_from_files(tmp_path):
     (tmp_path / "key").write_text(f"{KEY}\n")
     settings = load_settings(environment={}, overrides={"orthanc": {"key_file": str(tmp_path / "key")}})
     assert settings.orthanc.secret("key") == KEY
+
+
+def test_orthanc_is_reached_over_https_with_the_authority_that_is_named(stub, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    stub.socket = context.wrap_socket(stub.socket, server_side=True)
+    told = {"url": f"https://127.0.0.1:{stub.server_port}", "timeout_s": 5}
+
+    def reach(**more):
+        own = load_settings(environment={}, overrides={"orthanc": {**told, **more}}).orthanc
+        with OrthancClient(own) as orthanc:
+            return orthanc.get("/system")
+
+    assert reach(ca=str(certificate)) == {}
+    with pytest.raises(OrthancAway, match="CERTIFICATE_VERIFY_FAILED"):
+        reach()
+    with pytest.raises(OrthancAway, match=r"settings of \[orthanc\] cannot be used"):
+        reach(ca=str(tmp_path / "none.pem"))
+
+
+def test_what_setup_prints_fits_together(tharsis, tmp_path):
+    told = tharsis("orthanc", "setup", "--user", "node", "--title", "ARCHIVE").stdout
+    before, _, toml = told.partition("# For the node")
+    file = tmp_path / "node.toml"
+    file.write_text("# For the node" + toml)
+    settings = load_settings(file, environment={})
+    assert (settings.orthanc.enabled, settings.orthanc.aet, settings.orthanc.user) == (True, "ARCHIVE", "node")
+    first, rest = json.JSONDecoder().raw_decode(before[before.index("{"):])
+    assert first["Tharsis"]["Key"] == settings.orthanc.key
+    assert first["Tharsis"]["Node"].endswith(f":{settings.orthanc.door_port}")
+    second, _ = json.JSONDecoder().raw_decode(before[before.index("{", before.index("{") + rest):])
+    script = tharsis("orthanc", "script").stdout.strip()
+    assert second["PythonScript"] == script
+    assert Path(script).read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: AGPL")
