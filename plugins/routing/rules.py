@@ -115,7 +115,7 @@ def rule_of(settings: Settings, name: str, title: str) -> RouteSettings | None:
 def way(settings: Settings, rule: RouteSettings, title: str) -> Way:
     """Return how `rule` sends to the destination `title`: through its own profile, else through the destination's."""
     entity = settings.entity_table().get(title)
-    return Way(title, rule.profile or str(getattr(entity, "profile", "")))
+    return Way(title, rule.profile or (entity.profile if entity is not None else ""))
 
 
 def _wild_card(value: str, pattern: str) -> bool:
