@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.corrections import CorrectionSettings
 
 SIMILARITY_SUFFIX = "_SIM"
 """What the second AE title adds to the first (similarity over an ordinary Query/Retrieve model)."""
@@ -286,6 +287,7 @@ class Settings(_Section):
     integrity: IntegritySettings
     retention: RetentionSettings
     reconstruct: ReconstructSettings
+    corrections: CorrectionSettings
     segmentation: SegmentationSettings
     materials: MaterialSettings
     report: ReportSettings

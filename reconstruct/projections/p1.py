@@ -22,6 +22,7 @@ from reconstruct.projections.completeness import check_complete, distinct
 from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
 from reconstruct.projections.frames import Counter, Frame, ScanError
 from reconstruct.projections.functional_groups import Attributes, frame_attributes, has_macro, private_values
+from reconstruct.projections.moments import acquired_s
 from reconstruct.projections.quantities import name_of, quantity
 from reconstruct.projections.request import read_request
 from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance
@@ -156,6 +157,7 @@ def _frames(header: Dataset, instance: Path | Dataset) -> list[RoledFrame]:
             intercept=quantity(attributes, "RescaleIntercept") or 0.0,
             duration_ms=quantity(attributes, "FrameAcquisitionDuration", above=0),
             bits_stored=int(header.BitsStored),
+            acquired_s=acquired_s(attributes),
         )
         frames.append(RoledFrame(frame, attributes, _role(attributes)))
     return frames
