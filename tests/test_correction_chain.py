@@ -30,8 +30,9 @@ from reconstruct.quality import bias, rmse
 from reconstruct.simulate import simulate_scan
 from reconstruct.simulated_scanner import Scanner
 
-SIZE: dict[str, Any] = {"views": 120, "rows": 24, "columns": 64, "thresholds_kev": (20.0, 45.0), "seed": 3}
+SIZE: dict[str, Any] = {"views": 90, "rows": 14, "columns": 48, "thresholds_kev": (20.0, 45.0), "seed": 3}
 SOUND = Scanner(dead_pixels=0)
+GRID = VolumeGrid((10, 44, 44), (0.75, 0.75, 0.75))
 
 
 def simulated(scanner: Scanner, **changes: Any) -> Scan:
@@ -45,7 +46,7 @@ def volume_of(scan: Scan, bin_number: int = 1, **wanted: Any) -> np.ndarray:
     geometry = scan.geometry.extended(before, after)
     out = np.empty((geometry.views, geometry.rows, geometry.columns), dtype=np.float32)
     corrected_integrals(scan, bin_number, corrections, out=out)
-    return fdk(out, geometry, scan.grid())
+    return fdk(out, geometry, GRID)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,10 @@ def faultless() -> np.ndarray:
     return volume_of(simulated(SOUND, photons_per_pixel=50_000))
 
 
-def inside(volume: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(volume > 0.5 * np.percentile(volume, 95), volume.shape)
+@pytest.fixture(scope="module")
+def noise(faultless: np.ndarray) -> float:
+    """How much two scans without faults differ."""
+    return rmse(volume_of(simulated(SOUND, photons_per_pixel=50_000, seed=9)), faultless)
 
 
 FAULTS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
@@ -69,22 +72,24 @@ FAULTS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
 
 @pytest.mark.parametrize(("fault", "wanted", "better"), FAULTS, ids=[next(iter(fault)) for fault, _, _ in FAULTS])
 def test_each_fault_of_a_scanner_is_corrected(
-    faultless: np.ndarray, fault: dict[str, Any], wanted: dict[str, Any], better: float
+    faultless: np.ndarray, noise: float, fault: dict[str, Any], wanted: dict[str, Any], better: float
 ) -> None:
     scan = simulated(replace(SOUND, **fault), photons_per_pixel=50_000)
     before = rmse(volume_of(scan), faultless)
     after = rmse(volume_of(scan, **wanted), faultless)
-    noise = rmse(volume_of(simulated(SOUND, photons_per_pixel=50_000, seed=9)), faultless)
-    assert max(after**2 - noise**2, 0) ** 0.5 < before / better or after < 1.2 * noise, (before, after, noise)
+    assert before > 1.3 * noise, (before, noise)
+    # What is left is told apart from the noise of another scan.
+    assert max(after**2 - noise**2, 0) ** 0.5 < (before**2 - noise**2) ** 0.5 / better, (before, after, noise)
 
 
 def test_beam_hardening_of_a_stored_scan_is_undone() -> None:
-    scan = simulated(SOUND, photons_per_pixel=60_000, thresholds_kev=(15.0,))
+    scan = simulated(SOUND, photons_per_pixel=30_000, thresholds_kev=(15.0,))
     water = scan.bins[0].water_per_cm
     assert water is not None
     plain, corrected = volume_of(scan), volume_of(scan, beam_hardening="water")
-    assert not np.allclose(plain, corrected)
-    assert np.median(corrected[corrected > 0.04]) > np.median(plain[plain > 0.04])
+    # The phantom is a cylinder of plastic: what is thicker than the path that water refers to looked too thin.
+    middle = np.s_[4:6, 20:24, 20:24]
+    assert corrected[middle].mean() > 1.01 * plain[middle].mean()
 
 
 def test_the_series_says_what_was_corrected(tmp_path: Path) -> None:
@@ -196,3 +201,56 @@ def test_corrections_name_what_the_scan_does_not_tell() -> None:
             del item.FrameContentSequence[0].FrameAcquisitionDateTime
     with pytest.raises(ScanError, match=r"Frame Acquisition DateTime \(0018,9074\) is missing of some frames"):
         read_p1(objects).line_integrals(1, corrections=CountCorrections(interpolated_flats=True))
+
+
+# the proof: a real CT, projected by another projector, counted with noise, dead pixels, rings and drift
+
+
+LIMITS = {1: 0.010, 2: 0.006, 3: 0.004}
+"""Most that a bin may be off, 1/mm RMS inside the patient: noise included, which is most of it in the lowest bin."""
+
+
+@pytest.fixture(scope="module")
+def torso(torso_objects: Any) -> tuple[list[Dataset], list[Dataset]]:
+    """The scan as it is, and with gains that changed since the flats and a source that drifts, thinned photon by photon."""
+    random = np.random.default_rng(8)
+    sound, faulty = torso_objects(), torso_objects()
+    views = [dataset for dataset in faulty if elements.read(dataset)["FrameRole"] == "PROJECTION"]
+    counters = np.stack([dataset.pixel_array for dataset in views]).astype(np.int64)
+    bins = np.maximum(np.concatenate([counters[:-1] - counters[1:], counters[-1:]]), 0)
+    shape = bins.shape[1:]
+    gains = np.clip(1 - np.abs(0.04 * random.standard_normal(shape[1:])) * (random.random(shape[1:]) < 0.2), 0.5, 1)
+    output = 1 - 0.12 * np.linspace(0, 1, shape[0])
+    thinned = random.binomial(bins, gains * output[:, None, None])
+    for dataset, counts in zip(views, np.cumsum(thinned[::-1], axis=0)[::-1], strict=True):
+        dataset.PixelData = counts.astype("<u2").tobytes()
+    return sound, faulty
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bin_number", [1, 2, 3])
+def test_noisy_counts_with_rings_dead_pixels_and_drift_end_near_the_truth(
+    torso: tuple[list[Dataset], list[Dataset]], shared_data: Path, bin_number: int
+) -> None:
+    truth = np.load(shared_data / "projections" / "torso_full" / "truth.npz")
+    hounsfield = truth["hu"].transpose(2, 1, 0)
+    grid, seen = VolumeGrid(hounsfield.shape, (3.0, 3.0, 3.0)), np.s_[8:32]
+    sound, faulty = (read_p1(objects) for objects in torso)
+    wanted = Corrections(drift=True, rings="sorted", unsteady_pixels=8.0)
+    out = np.empty(faulty.shape, dtype=np.float32)
+    mended = fdk(corrected_integrals(faulty, bin_number, wanted, out=out), faulty.geometry, grid)[seen]
+    plain = fdk(faulty.line_integrals(bin_number), faulty.geometry, grid)[seen]
+    goal = fdk(sound.line_integrals(bin_number), sound.geometry, grid)[seen]
+    water_per_mm = (sound.bins[bin_number - 1].water_per_cm or 0) / 10
+    water = binary_erosion((hounsfield > 0) & (hounsfield < 80))[seen]
+    expected = water_per_mm * (1 + hounsfield[seen][water].mean() / 1000)
+    patient = hounsfield[seen] > -500
+    figures = [float(abs(v[water].mean() / expected - 1)) for v in (plain, mended, goal)]
+    distances = [rmse(v, goal, patient) for v in (plain, mended)]
+    print(bin_number, figures, distances)
+    assert figures[1] < 0.03
+    assert distances[1] < distances[0]
+    if bin_number == 3:
+        known = truth["mu_per_mm_bin3"].transpose(2, 1, 0)[seen] / 1e5
+        print(rmse(plain, known, patient), rmse(mended, known, patient), rmse(goal, known, patient))
+        print(bias(plain, known, patient), bias(mended, known, patient), bias(goal, known, patient))

@@ -26,10 +26,13 @@ class FlatSeries:
         Mean time of each group, ascending, s, (group,).
     flats
         Mean of each group, (group, row, column).
+    group_of
+        Which group each of the frames belongs to, (frame,).
     """
 
     times_s: NDArray[np.float64]
     flats: Image
+    group_of: NDArray[np.intp]
 
     @classmethod
     def of(cls, frames: Image, times_s: Sequence[float], view_times_s: Sequence[float]) -> FlatSeries:
@@ -50,7 +53,12 @@ class FlatSeries:
         return cls(
             np.array([times[before == group].mean() for group in groups]),
             np.stack([frames[before == group].mean(axis=0, dtype=np.float32) for group in groups]),
+            np.array([groups.index(int(count)) for count in before], dtype=np.intp),
         )
+
+    def steadied(self, frames: Image) -> Image:
+        """Return the frames without what changed from group to group, (frame, row, column): the rest is noise."""
+        return frames - self.flats[self.group_of] + frames.mean(axis=0)
 
     def at(self, time_s: float) -> Image:
         """Return the flat field at a time, (row, column); before the first group and after the last, theirs."""

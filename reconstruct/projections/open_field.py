@@ -63,10 +63,10 @@ class OpenField:
         if rolled > _FEW * np.size(full):
             _log.info("%d pixels of the flat fields had run over their counter and were repaired", rolled)
         flats = np.stack(frames)
-        dead = preprocess.dead_pixels(flats) | np.all(full, axis=0)
+        series = _series(flats, counters[0]) if corrections.interpolated_flats else None
+        dead = preprocess.dead_pixels(flats if series is None else series.steadied(flats)) | np.all(full, axis=0)
         if keep_dead:
             dead &= flats.mean(axis=0) <= 0
-        series = _series(flats, counters[0]) if corrections.interpolated_flats else None
         return cls(flats.mean(axis=0), counters[0].flats[0].duration_ms, darks, dead, counting, corrections, series)
 
     def transmission(self, values: NDArray[np.float32], view: int, counters: Sequence[Counter]) -> NDArray[np.float32]:
