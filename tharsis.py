@@ -23,6 +23,7 @@ from commands.maintenance import check_archive, delete, rebuild, show_retention
 from commands.models import models_app
 from commands.network import commit, find, send
 from commands.report import report
+from commands.scan_report import scan_report
 from commands.scans import reconstruct, simulate
 from commands.segmenter_training import train_segmenter
 from commands.serve import serve
@@ -82,6 +83,7 @@ app.command("evaluate", rich_help_panel="Similar cases")(evaluate)
 app.command("train-segmenter", rich_help_panel="Scans and images")(train_segmenter)
 app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
+app.command("scan-report", rich_help_panel="Scans and images")(scan_report)
 app.command("report", rich_help_panel="Scans and images")(report)
 app.command("import", rich_help_panel="Scans and images")(import_files)
 app.command("send", rich_help_panel="Asking a node, this one or any other")(send)

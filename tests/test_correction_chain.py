@@ -13,7 +13,7 @@ from scipy.ndimage import binary_erosion
 
 from config.settings import SettingsError, load_settings
 from plugins.reconstruction import parameters_from
-from reconstruct.corrections.chain import calibrated, corrected_integrals, tells_principal_point
+from reconstruct.corrections.chain import calibrated, correct, corrected_integrals, tells_principal_point
 from reconstruct.corrections.counts import CountCorrections
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.fdk import fdk
@@ -21,10 +21,9 @@ from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.phantoms import Ellipsoid, line_integrals
 from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections import elements
-from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
+from reconstruct.projections.acquisition import Acquisition, CounterImages
 from reconstruct.projections.p1 import read_p1
 from reconstruct.projections.p1_writer import write_p1
-from reconstruct.projections.registry import read_scan
 from reconstruct.projections.scan import CounterKind, EnergyBin, PixelMeaning, Scan, ScanError
 from reconstruct.quality import bias, rmse
 from reconstruct.simulate import simulate_scan
@@ -206,13 +205,9 @@ def test_corrections_name_what_the_scan_does_not_tell() -> None:
 # the proof: a real CT, projected by another projector, counted with noise, dead pixels, rings and drift
 
 
-LIMITS = {1: 0.010, 2: 0.006, 3: 0.004}
-"""Most that a bin may be off, 1/mm RMS inside the patient: noise included, which is most of it in the lowest bin."""
-
-
 @pytest.fixture(scope="module")
 def torso(torso_objects: Any) -> tuple[list[Dataset], list[Dataset]]:
-    """The scan as it is, and with gains that changed since the flats and a source that drifts, thinned photon by photon."""
+    """The scan as it is, and the same thinned photon by photon: gains changed since the flats, the source drifts."""
     random = np.random.default_rng(8)
     sound, faulty = torso_objects(), torso_objects()
     views = [dataset for dataset in faulty if elements.read(dataset)["FrameRole"] == "PROJECTION"]
@@ -232,25 +227,26 @@ def torso(torso_objects: Any) -> tuple[list[Dataset], list[Dataset]]:
 def test_noisy_counts_with_rings_dead_pixels_and_drift_end_near_the_truth(
     torso: tuple[list[Dataset], list[Dataset]], shared_data: Path, bin_number: int
 ) -> None:
+    """Water within 3 % in each bin; where the truth is known, as close to it as the scan without faults, within 4 %.
+
+    Noise is most of the distance, and is the same before and after.
+    """
     truth = np.load(shared_data / "projections" / "torso_full" / "truth.npz")
     hounsfield = truth["hu"].transpose(2, 1, 0)
-    grid, seen = VolumeGrid(hounsfield.shape, (3.0, 3.0, 3.0)), np.s_[8:32]
+    whole, seen = VolumeGrid(hounsfield.shape, (3.0, 3.0, 3.0)), slice(18, 22)
+    grid, hounsfield_seen = whole.slab(18, 22), hounsfield[seen]
     sound, faulty = (read_p1(objects) for objects in torso)
-    wanted = Corrections(drift=True, rings="sorted", unsteady_pixels=8.0)
-    out = np.empty(faulty.shape, dtype=np.float32)
-    mended = fdk(corrected_integrals(faulty, bin_number, wanted, out=out), faulty.geometry, grid)[seen]
-    plain = fdk(faulty.line_integrals(bin_number), faulty.geometry, grid)[seen]
-    goal = fdk(sound.line_integrals(bin_number), sound.geometry, grid)[seen]
-    water_per_mm = (sound.bins[bin_number - 1].water_per_cm or 0) / 10
+    wanted = Corrections(drift=True, rings="combined", unsteady_pixels=8.0)
+    integrals = faulty.line_integrals(bin_number)
+    plain = fdk(integrals, faulty.geometry, grid)
+    mended = fdk(correct(integrals, faulty, bin_number, wanted), faulty.geometry, grid)
     water = binary_erosion((hounsfield > 0) & (hounsfield < 80))[seen]
-    expected = water_per_mm * (1 + hounsfield[seen][water].mean() / 1000)
-    patient = hounsfield[seen] > -500
-    figures = [float(abs(v[water].mean() / expected - 1)) for v in (plain, mended, goal)]
-    distances = [rmse(v, goal, patient) for v in (plain, mended)]
-    print(bin_number, figures, distances)
-    assert figures[1] < 0.03
-    assert distances[1] < distances[0]
+    expected = (sound.bins[bin_number - 1].water_per_cm or 0) / 10 * (1 + hounsfield_seen[water].mean() / 1000)
+    assert mended[water].mean() == pytest.approx(expected, rel=0.03)
     if bin_number == 3:
         known = truth["mu_per_mm_bin3"].transpose(2, 1, 0)[seen] / 1e5
-        print(rmse(plain, known, patient), rmse(mended, known, patient), rmse(goal, known, patient))
-        print(bias(plain, known, patient), bias(mended, known, patient), bias(goal, known, patient))
+        patient = hounsfield_seen > -500
+        goal = fdk(sound.line_integrals(bin_number), sound.geometry, grid)
+        assert rmse(mended, known, patient) < 0.995 * rmse(plain, known, patient)
+        assert rmse(mended, known, patient) < 1.04 * rmse(goal, known, patient)
+        assert abs(bias(mended, known, water)) < abs(bias(plain, known, water))
