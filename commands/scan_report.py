@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from index.files import is_part10
 if TYPE_CHECKING:
     from commands.scan_report_page import ScanReport
     from reconstruct.corrections.wanted import Corrections
+    from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
     from reconstruct.projections.scan import Scan
 
 _EDGE = 0.05
@@ -74,10 +76,8 @@ def _files(what: str, settings: Settings) -> list[Path]:
         fail(str(error))
 
 
-def look_at(
-    scan: Scan, bin_number: int, settings: Settings, progress: object = None
-) -> ScanReport:
-    """Return what the page tells of an energy bin of a scan.
+def look_at(scan: Scan, bin_number: int, settings: Settings, tell: Callable[[float], None]) -> ScanReport:
+    """Return what the page tells of an energy bin of a scan; `tell` is called with the fraction done.
 
     Raises
     ------
@@ -90,7 +90,6 @@ def look_at(
     from reconstruct.corrections.unsteady_pixels import unsteady_pixels
     from reconstruct.corrections.wanted import Corrections
 
-    tell = progress if callable(progress) else (lambda _fraction: None)
     integrals = scan.line_integrals(bin_number, lambda fraction: tell(0.3 * fraction))
     facts, advice, needed = _judged(scan, integrals)
     wanted = parameters_from(settings).corrections
@@ -100,6 +99,7 @@ def look_at(
     extended = np.empty((*scan.shape[:2], scan.shape[2] + before + after), dtype=np.float32)
     corrected_integrals(after_scan, bin_number, wanted, out=extended, progress=lambda f: tell(0.3 + 0.4 * f))
     measured = extended[:, :, before : extended.shape[2] - after]
+    grid = scan.grid()
     middle_view, middle_row = scan.shape[0] // 2, scan.shape[1] // 2
     unsteady = unsteady_pixels(integrals)
     raw, flat, dead = _stored(scan, bin_number, middle_view)
@@ -112,7 +112,10 @@ def look_at(
         (integrals[:, middle_row], measured[:, middle_row]),
         np.where(dead, 1, np.where(unsteady, 2, 0)).astype(np.uint8),
         _drift(integrals),
-        (_central_slice(scan, integrals, (0, 0)), _central_slice(after_scan, extended, (before, after))),
+        (
+            _central_slice(scan.geometry, grid, integrals, (0, 0)),
+            _central_slice(after_scan.geometry, grid, extended, (before, after)),
+        ),
     )
     tell(1.0)
     label = scan.bins[bin_number - 1].label
@@ -196,11 +199,13 @@ def _stored(
     return raw, flats.mean(axis=0), dead_pixels(flats)
 
 
-def _central_slice(scan: Scan, integrals: NDArray[np.float32], margins: tuple[int, int]) -> NDArray[np.float32]:
+def _central_slice(
+    geometry: ConeBeamGeometry, grid: VolumeGrid, integrals: NDArray[np.float32], margins: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return the middle slice, 1/mm, (y, x)."""
     from reconstruct.slabs import Plan
 
-    grid, before_after = scan.grid(), margins
     middle = grid.shape_zyx[0] // 2
-    plan = Plan(scan.geometry.extended(*before_after), grid, limited_arc=True, extrapolated=before_after)
+    plan = Plan(geometry.extended(*margins), grid, limited_arc=True, extrapolated=margins)
     volume: NDArray[np.float32] = plan.reconstruct(integrals, plan.slab(middle, middle + 1))[0]
     return volume
