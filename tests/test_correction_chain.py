@@ -65,7 +65,7 @@ FAULTS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
     ({"failing_pixels": 12}, {"unsteady_pixels": 8.0}, 3.0),
     ({"scatter": 0.15}, {"scatter_fraction": 0.15 / 1.15, "drift": True}, 4.0),
     ({"dead_time_ns": 3000.0}, {"dead_time_ns": 3000.0}, 4.0),
-    ({"axis_offset_px": 1.4}, {"principal_point": "estimated"}, 3.0),
+    ({"axis_offset_px": 1.4}, {"principal_point": "estimated"}, 2.5),
 ]
 
 
@@ -214,7 +214,7 @@ def torso(torso_objects: Any) -> tuple[list[Dataset], list[Dataset]]:
     counters = np.stack([dataset.pixel_array for dataset in views]).astype(np.int64)
     bins = np.maximum(np.concatenate([counters[:-1] - counters[1:], counters[-1:]]), 0)
     shape = bins.shape[1:]
-    gains = np.clip(1 - np.abs(0.04 * random.standard_normal(shape[1:])) * (random.random(shape[1:]) < 0.2), 0.5, 1)
+    gains = np.clip(1 - np.abs(0.15 * random.standard_normal(shape[1:])) * (random.random(shape[1:]) < 0.1), 0.5, 1)
     output = 1 - 0.12 * np.linspace(0, 1, shape[0])
     thinned = random.binomial(bins, gains * output[:, None, None])
     for dataset, counts in zip(views, np.cumsum(thinned[::-1], axis=0)[::-1], strict=True):
@@ -227,7 +227,7 @@ def torso(torso_objects: Any) -> tuple[list[Dataset], list[Dataset]]:
 def test_noisy_counts_with_rings_dead_pixels_and_drift_end_near_the_truth(
     torso: tuple[list[Dataset], list[Dataset]], shared_data: Path, bin_number: int
 ) -> None:
-    """Water within 3 % in each bin; where the truth is known, as close to it as the scan without faults, within 4 %.
+    """Water within 3 % in each bin; where the truth is known, as close to it as the scan without faults, within 5 %.
 
     Noise is most of the distance, and is the same before and after.
     """
@@ -247,6 +247,7 @@ def test_noisy_counts_with_rings_dead_pixels_and_drift_end_near_the_truth(
         known = truth["mu_per_mm_bin3"].transpose(2, 1, 0)[seen] / 1e5
         patient = hounsfield_seen > -500
         goal = fdk(sound.line_integrals(bin_number), sound.geometry, grid)
-        assert rmse(mended, known, patient) < 0.995 * rmse(plain, known, patient)
-        assert rmse(mended, known, patient) < 1.04 * rmse(goal, known, patient)
+        distances = [rmse(volume, known, patient) for volume in (plain, mended, goal)]
+        assert distances[1] < distances[0], distances
+        assert distances[1] < 1.05 * distances[2], distances
         assert abs(bias(mended, known, water)) < abs(bias(plain, known, water))
