@@ -29,6 +29,7 @@ from commands.orthanc import orthanc_app
 from commands.plugins import plugins_app
 from commands.report import report
 from commands.routes import routes_app
+from commands.scan_report import scan_report
 from commands.scans import reconstruct, simulate
 from commands.segmenter_training import train_segmenter
 from commands.serve import serve
@@ -91,6 +92,7 @@ app.command("evaluate", rich_help_panel="Similar cases")(evaluate)
 app.command("train-segmenter", rich_help_panel="Scans and images")(train_segmenter)
 app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
 app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
+app.command("scan-report", rich_help_panel="Scans and images")(scan_report)
 app.command("report", rich_help_panel="Scans and images")(report)
 app.command("import", rich_help_panel="Scans and images")(import_files)
 app.command("deidentify", rich_help_panel="Scans and images")(deidentify)

@@ -159,7 +159,7 @@ def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings, sche
         scan = encodings_from(settings.site_mappings).read_scan(files)
         with progress_bar("Reconstructing") as bar:
             out_folder.mkdir(parents=True, exist_ok=True)
-            parameters = parameters_from(settings.reconstruct, scheduler)
+            parameters = parameters_from(settings, scheduler)
             for series in reconstruct_scan(scan, parameters, bar.fraction, work_folder=out_folder):
                 target = out_folder / f"bin{series.energy_bin.index}"
                 target.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from config.ae_titles import (
     short_ae_title,
 )
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
+from config.corrections import CorrectionSettings
 from config.deidentification import DeidentificationSettings
 from config.orthanc import OrthancSettings
 from config.plugins import PluginSettings
@@ -277,6 +278,7 @@ class Settings(_Section):
     integrity: IntegritySettings
     retention: RetentionSettings
     reconstruct: ReconstructSettings
+    corrections: CorrectionSettings
     segmentation: SegmentationSettings
     materials: MaterialSettings
     report: ReportSettings

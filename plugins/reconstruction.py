@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import CTImageStorage
 
-from config.settings import ReconstructSettings, Settings
+from config.settings import Settings
 from index import derivations
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Cancelled, CannotProceed, Series, Task, Work
@@ -87,7 +87,7 @@ def is_lowest_bin(series: Series) -> bool:
     )
 
 
-def parameters_from(settings: ReconstructSettings, scheduler: str = "") -> Parameters:
+def parameters_from(settings: Settings, scheduler: str = "") -> Parameters:
     """Return the reconstruction that the settings ask for.
 
     Parameters
@@ -95,17 +95,20 @@ def parameters_from(settings: ReconstructSettings, scheduler: str = "") -> Param
     scheduler
         Address of a Dask scheduler, instead of that of the settings.
     """
+    from reconstruct.corrections.wanted import Corrections
     from reconstruct.pipeline import Parameters
 
+    told = settings.reconstruct
     return Parameters(
-        settings.filter,
-        settings.cutoff,
-        settings.voxel_mm,
-        settings.limited_arc,
-        settings.memory_mb,
-        settings.threads,
-        scheduler or settings.scheduler,
-        settings.device,
+        told.filter,
+        told.cutoff,
+        told.voxel_mm,
+        told.limited_arc,
+        told.memory_mb,
+        told.threads,
+        scheduler or told.scheduler,
+        told.device,
+        Corrections(**settings.corrections.model_dump()),
     )
 
 
@@ -121,7 +124,7 @@ def reconstruct(task: Task) -> None:
     """
     from reconstruct.checkpoint import Checkpoint, remove_abandoned
 
-    parameters = parameters_from(task.settings.reconstruct, str(task.job.parameters.get("scheduler", "")))
+    parameters = parameters_from(task.settings, str(task.job.parameters.get("scheduler", "")))
     recipe = parameters.recipe()
     work_folder = task.archive.data / "work"
     remove_abandoned(work_folder)

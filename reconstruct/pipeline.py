@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,8 @@ from pydicom.dataset import Dataset
 from reconstruct.backprojection import Device
 from reconstruct.checkpoint import Checkpoint
 from reconstruct.cluster import SharedFiles, connected, reconstruct_slabs
+from reconstruct.corrections.chain import calibrated, corrected_integrals
+from reconstruct.corrections.wanted import Corrections
 from reconstruct.derived import ct_series
 from reconstruct.fdk import fdk
 from reconstruct.geometry import GeometryError, VolumeGrid
@@ -26,7 +28,7 @@ from reconstruct.working_memory import WorkingMemory
 VERSION = 2
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
-_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device")
+_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device", "corrections")
 
 _PREPARED, _RECONSTRUCTED = 0.25, 0.8
 """Shares of the work of a bin that are done after preprocessing and after FDK."""
@@ -58,6 +60,8 @@ class Parameters:
         Address of a Dask scheduler whose workers reconstruct, ``tcp://host:port``; "": this process does.
     device
         Where to back-project: "cpu", "cuda", or "auto" for a CUDA device where there is one.
+    corrections
+        What is corrected before.
     """
 
     filter: str = "ram-lak"
@@ -68,11 +72,12 @@ class Parameters:
     threads: int = 0
     scheduler: str = ""
     device: Device = "cpu"
+    corrections: Corrections = field(default_factory=Corrections)
 
     def recipe(self) -> dict[str, Any]:
         """Return what determines the voxels: not where and how they are computed."""
         told = {key: value for key, value in asdict(self).items() if key not in _NOT_IN_RECIPE}
-        return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told}
+        return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told, **self.corrections.recipe()}
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def reconstruct_scan(
         There is no room in `work_folder`.
     """
     with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
+        parameters = replace(parameters, corrections=parameters.corrections.left_to_do(scan))
+        scan = calibrated(scan, parameters.corrections, folder=files.folder)
         grid = scan.grid(parameters.voxel_mm)
         recipe = parameters.recipe()
         finished = {one.index for one in files.finished_bins()}
@@ -156,17 +163,22 @@ def _volume(
     files: Checkpoint,
 ) -> NDArray[np.float32]:
     """Return the attenuation in an energy bin, 1/mm, (z, y, x)."""
-    memory = WorkingMemory.of(scan.shape, grid.shape_zyx, parameters.memory_mb)
+    corrections = parameters.corrections
+    geometry = scan.geometry.extended(*corrections.margins(scan))
+    shape = (geometry.views, geometry.rows, geometry.columns)
+    memory = WorkingMemory.of(shape, grid.shape_zyx, parameters.memory_mb)
     if parameters.scheduler:
         memory = WorkingMemory(True, True, parameters.memory_mb)
     number = energy_bin.index
-    integrals = _integrals(scan, number, _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None)
+    tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
+    integrals = _integrals(scan, number, shape, corrections, tell, kept)
     plan = Plan(
-        scan.geometry,
+        geometry,
         grid,
         scan.request.filter or parameters.filter,
         scan.request.cutoff or parameters.cutoff,
         parameters.limited_arc,
+        corrections.margins(scan),
     )
     tell = _scaled(report, _PREPARED, _RECONSTRUCTED)
     try:
@@ -178,7 +190,7 @@ def _volume(
             grid,
             filter=plan.filter,
             cutoff=plan.cutoff,
-            limited_arc=plan.limited_arc,
+            measured=plan.measured(),
             memory_mb=memory.fdk_mb,
             threads=parameters.threads,
             device=parameters.device,
@@ -191,14 +203,22 @@ def _volume(
         raise ScanError(f"energy bin {number}, reconstructed with {bound}: {error}") from error
 
 
-def _integrals(scan: Scan, number: int, tell: Progress, files: Checkpoint | None) -> NDArray[np.float32]:
+def _integrals(
+    scan: Scan,
+    number: int,
+    shape: tuple[int, int, int],
+    corrections: Corrections,
+    tell: Progress,
+    files: Checkpoint | None,
+) -> NDArray[np.float32]:
     """Return the line integrals of a bin: in memory without `files`, else in a file, where they may be already."""
     if files is None:
-        return scan.line_integrals(number, tell)
-    mapped = files.array(number, INTEGRALS, scan.shape)
+        out = np.empty(shape, dtype=np.float32)
+        return corrected_integrals(scan, number, corrections, out=out, progress=tell)
+    mapped = files.array(number, INTEGRALS, shape)
     if not files.parts_done(number, INTEGRALS):
-        scan.line_integrals(number, tell, mapped)
-        files.part_done(number, INTEGRALS, 0, scan.shape[0])
+        corrected_integrals(scan, number, corrections, out=mapped, progress=tell)
+        files.part_done(number, INTEGRALS, 0, shape[0])
     return mapped
 
 

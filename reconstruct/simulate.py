@@ -7,7 +7,7 @@ cumulative counters, dead pixels, flat fields.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -101,7 +101,7 @@ def simulate_scan(
     spectra = bin_spectra(thresholds_kev, scanner.kvp, scanner.filtration_mm_al)
     geometry = scanner.geometry(views, rows, columns)
     detector = Detector(scanner, (len(spectra), rows, columns), photons_per_pixel, np.random.default_rng(seed))
-    counts = _scan(spectral, spectra, geometry, detector, progress)
+    counts = _scan(spectral, spectra, _true(geometry, scanner), detector, progress, scanner.source_drift)
     open_beam = np.array([spectrum.weights.sum() for spectrum in spectra])[:, None, None]
     flats = np.stack([detector.measure(open_beam) for _ in range(scanner.flat_frames)], axis=1)
     counters = [
@@ -141,6 +141,7 @@ def _scan(
     geometry: ConeBeamGeometry,
     detector: Detector,
     progress: Callable[[float], None] | None,
+    source_drift: float,
 ) -> NDArray[np.uint16]:
     """Return the counts of all views, (counter, view, row, column)."""
     counts = np.empty((len(spectra), geometry.views, geometry.rows, geometry.columns), dtype=np.uint16)
@@ -156,10 +157,20 @@ def _scan(
                 for spectrum, coefficients in zip(spectra, per_mm, strict=True)
             ]
             shape = (len(spectra), geometry.rows, geometry.columns)
-            counts[:, view] = detector.measure(np.reshape(transmitted, shape))
+            output = 1 - source_drift * view / max(1, geometry.views - 1)
+            counts[:, view] = detector.measure_view(np.reshape(transmitted, shape), output)
         if progress is not None:
             progress(min(1.0, (start + _VIEWS_AT_ONCE) / geometry.views))
     return counts
+
+
+def _true(geometry: ConeBeamGeometry, scanner: Scanner) -> ConeBeamGeometry:
+    """Return where the detector really is."""
+    if scanner.axis_offset_px == 0:
+        return geometry
+    # Moved back, so that columns further on see the axis.
+    moved = geometry.detector_centres - scanner.axis_offset_px * geometry.column_steps
+    return replace(geometry, detector_centres=moved)
 
 
 def _header(phantom: SpectralPhantom, who: Identification) -> Dataset:

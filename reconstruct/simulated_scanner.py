@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from reconstruct.geometry import ConeBeamGeometry
 
+_NS_PER_MS = 1e6
+
 
 @dataclass(frozen=True)
 class Scanner:
@@ -28,6 +30,18 @@ class Scanner:
         Frames without an object per counter, exposed like a view.
     counter_bits
         Depth of the counters; a full one stays full.
+    source_drift
+        Share of its output that the source loses from the first view to the last.
+    gain_change
+        Standard deviation of what the gain of a pixel changes by after the flat fields, as a fraction: rings.
+    failing_pixels
+        How many pixels begin to flicker after the flat fields.
+    scatter
+        Scattered photons over the mean of the unscattered ones in a view.
+    dead_time_ns
+        Of the counters, nonparalyzable.
+    axis_offset_px
+        Columns by which the axis is seen beside the column that the scan tells.
     """
 
     source_to_isocenter_mm: float = 210.0
@@ -42,9 +56,15 @@ class Scanner:
     dead_pixels: int = 12
     flat_frames: int = 10
     counter_bits: int = 16
+    source_drift: float = 0.0
+    gain_change: float = 0.0
+    failing_pixels: int = 0
+    scatter: float = 0.0
+    dead_time_ns: float = 0.0
+    axis_offset_px: float = 0.0
 
     def geometry(self, views: int, rows: int, columns: int) -> ConeBeamGeometry:
-        """Return the geometry of a full circle."""
+        """Return the geometry of a full circle, as the scan tells it."""
         pitch = self.detector_width_mm / columns
         return ConeBeamGeometry.circular(
             source_to_isocenter_mm=self.source_to_isocenter_mm,
@@ -73,6 +93,30 @@ class Detector:
         pixels = np.unravel_index(where, (rows, columns))
         self._blind, self._stuck, self._noisy = ((pixels[0][kind::3], pixels[1][kind::3]) for kind in range(3))
         self._stuck_at = random.integers(200, 4000, size=(bins, len(self._stuck[0])))
+        self._dead_time = scanner.dead_time_ns / (scanner.view_ms * _NS_PER_MS)
+        self._scatter = scanner.scatter
+        # Drawn last, and only if there are any, so that a scanner without these defects counts as it always did.
+        change = random.standard_normal((rows, columns)) if scanner.gain_change else 0.0
+        self._changed = np.clip(1 + scanner.gain_change * change, 0.1, None)
+        failing = random.choice(rows * columns, size=scanner.failing_pixels, replace=False)
+        self._failing = np.unravel_index(failing, (rows, columns))
+
+    def measure_view(self, transmitted: NDArray[np.float64], output: float = 1.0) -> NDArray[np.uint16]:
+        """Return the counts of a view, with what has changed since the flat fields; see `measure`.
+
+        Parameters
+        ----------
+        output
+            Of the source, as a share of what it was.
+        """
+        scattered = transmitted
+        if self._scatter:
+            scattered = transmitted + self._scatter * transmitted.mean(axis=(1, 2), keepdims=True)
+        counts = self.measure(scattered * (output * self._changed))
+        if self._failing[0].size:
+            share = self._random.random(self._failing[0].shape)
+            counts[:, *self._failing] = (share * self._expected[:, *self._failing]).astype(np.uint16)
+        return counts
 
     def measure(self, transmitted: NDArray[np.float64]) -> NDArray[np.uint16]:
         """Return the counts of the cumulative counters, (counter, …, row, column).
@@ -84,6 +128,8 @@ class Detector:
         """
         differential = self._random.poisson(self._expected * transmitted)
         counters = np.cumsum(differential[::-1], axis=0)[::-1]
+        if self._dead_time:
+            counters = np.rint(counters / (1 + counters * self._dead_time)).astype(np.int64)
         counters[:, *self._blind] = 0
         counters[:, *self._stuck] = self._stuck_at
         counters[:, *self._noisy] = self._random.integers(0, self._full + 1, size=counters[:, *self._noisy].shape)

@@ -8,7 +8,7 @@ once, and what is done stays done when the work is interrupted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ class Plan:
         Of the whole scan and the whole volume.
     filter, cutoff, limited_arc
         As `fdk` takes them.
+    extrapolated
+        Columns of the geometry, before the first and behind the last measured one, that were made up.
     """
 
     geometry: ConeBeamGeometry
@@ -72,10 +74,13 @@ class Plan:
     filter: str = "ram-lak"
     cutoff: float = 1.0
     limited_arc: bool = False
+    extrapolated: tuple[int, int] = (0, 0)
 
     def measured(self) -> Redundancy:
-        """Return what the measurements count for; raises `GeometryError`."""
-        return redundancy(self.geometry, limited_arc=self.limited_arc)
+        """Return what the measurements count for, which what was made up does not change; raises `GeometryError`."""
+        before, after = self.extrapolated
+        found = redundancy(self.geometry.extended(-before, -after), limited_arc=self.limited_arc)
+        return replace(found, geometry=self.geometry)
 
     def slab(self, start: int, stop: int) -> Slab:
         """Return the slab of these slices."""

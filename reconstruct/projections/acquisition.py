@@ -89,6 +89,8 @@ class Acquisition:
         Whether to write the 3 × 4 matrices as well.
     request
         What the operator asked for.
+    view_times_s, flat_times_s
+        When each view, and each flat frame, was taken, seconds after the acquisition began; empty: at its beginning.
     """
 
     pixel_meaning: PixelMeaning = PixelMeaning.COUNTS
@@ -98,3 +100,5 @@ class Acquisition:
     bits_stored: int = 16
     with_matrices: bool = False
     request: ReconstructionRequest = field(default_factory=ReconstructionRequest)
+    view_times_s: tuple[float, ...] = ()
+    flat_times_s: tuple[float, ...] = ()

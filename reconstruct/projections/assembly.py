@@ -23,6 +23,7 @@ from reconstruct.projections.encoding import ROLES, Encoding
 from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
 from reconstruct.projections.frames import Counter, Frame, ScanError
 from reconstruct.projections.functional_groups import Attributes
+from reconstruct.projections.moments import acquired_s
 from reconstruct.projections.quantities import name_of, quantity
 from reconstruct.projections.request import read_request
 from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance
@@ -150,6 +151,7 @@ def _frames(encoding: Encoding, header: Dataset, instance: Path | Dataset) -> li
             intercept=quantity(attributes, "RescaleIntercept") or 0.0,
             duration_ms=quantity(attributes, "FrameAcquisitionDuration", above=0),
             bits_stored=int(header.BitsStored),
+            acquired_s=acquired_s(attributes),
         )
         frames.append(RoledFrame(encoding.stored(frame), attributes, _role(attributes)))
     return frames

@@ -40,6 +40,8 @@ class Frame:
         Rescale: value = slope × stored + intercept.
     duration_ms
         Frame Acquisition Duration (0018,9220); None when not given.
+    acquired_s
+        Frame Acquisition DateTime (0018,9074), s since any fixed moment; None when not given.
     bits_stored
         Bits Stored (0028,0101).
     transposed
@@ -53,6 +55,7 @@ class Frame:
     duration_ms: float | None = None
     bits_stored: int = 16
     transposed: bool = False
+    acquired_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reconstruct import preprocess
-from reconstruct.projections.frames import Counter, ScanError, read_frames, read_together
+from reconstruct.corrections.counts import NO_CORRECTIONS, CountCorrections
+from reconstruct.corrections.flats import FlatSeries
+from reconstruct.projections.frames import Counter, Frame, ScanError, read_frames, read_together
 
 _log = logging.getLogger(__name__)
 
@@ -30,19 +32,29 @@ class OpenField:
     darks: NDArray[np.float32] | None
     dead: NDArray[np.bool_]
     counting: bool
+    corrections: CountCorrections = NO_CORRECTIONS
+    series: FlatSeries | None = None
 
     @classmethod
-    def of(cls, counters: Sequence[Counter], *, counting: bool, keep_dead: bool) -> OpenField:
+    def of(
+        cls,
+        counters: Sequence[Counter],
+        *,
+        counting: bool,
+        keep_dead: bool,
+        corrections: CountCorrections = NO_CORRECTIONS,
+    ) -> OpenField:
         """Read the flat and dark frames of a bin's counters and find the dead pixels in them."""
         darks = None
         if all(counter.darks for counter in counters):
-            darks = np.stack([np.mean([image for image, _ in read_frames(c.darks)], axis=0) for c in counters])
+            darks = np.stack([_mean_dark(counter, corrections) for counter in counters])
         if not all(counter.flats for counter in counters):
             first, _ = next(read_frames(counters[0].views[:1]))
-            return cls(None, None, darks, np.zeros(first.shape, dtype=bool), counting)
+            return cls(None, None, darks, np.zeros(first.shape, dtype=bool), counting, corrections)
         frames, full, rolled = [], [], 0
-        for images in read_together([Counter(counter.flats) for counter in counters]):
-            frames.append(_first_bin(images.values, darks))
+        flats_of = [Counter(counter.flats) for counter in counters]
+        for frame, images in zip(counters[0].flats, read_together(flats_of), strict=True):
+            frames.append(_first_bin(_linear(images.values, frame, corrections), darks))
             full.append(images.full)
             rolled += images.rolled
         overexposed = float(np.mean(full))
@@ -51,24 +63,56 @@ class OpenField:
         if rolled > _FEW * np.size(full):
             _log.info("%d pixels of the flat fields had run over their counter and were repaired", rolled)
         flats = np.stack(frames)
-        dead = preprocess.dead_pixels(flats) | np.all(full, axis=0)
+        series = _series(flats, counters[0]) if corrections.interpolated_flats else None
+        dead = preprocess.dead_pixels(flats if series is None else series.steadied(flats)) | np.all(full, axis=0)
         if keep_dead:
             dead &= flats.mean(axis=0) <= 0
-        return cls(flats.mean(axis=0), counters[0].flats[0].duration_ms, darks, dead, counting)
+        return cls(flats.mean(axis=0), counters[0].flats[0].duration_ms, darks, dead, counting, corrections, series)
 
     def transmission(self, values: NDArray[np.float32], view: int, counters: Sequence[Counter]) -> NDArray[np.float32]:
         """Return the transmission of one view from its frame of each counter, (counter, row, column)."""
-        image = _first_bin(values, self.darks)
         frame = counters[0].views[view]
+        image = _first_bin(_linear(values, frame, self.corrections), self.darks)
         floor = preprocess.COUNT_FLOOR * frame.slope
         if self.flat is not None:
             ratio = 1.0 if self.flat_ms is None or frame.duration_ms is None else self.flat_ms / frame.duration_ms
-            beam = self.flat / np.float32(ratio)
+            beam = self._flat_at(frame) / np.float32(ratio)
         else:
             expected = preprocess.differential_bins([counter.unattenuated[view] for counter in counters])[0]
             beam = np.full(image.shape, expected, dtype=np.float32)
         transmission = preprocess.flat_field(image, beam, floor=floor)
         return preprocess.average_starved(transmission, image, beam, self.dead) if self.counting else transmission
+
+    def _flat_at(self, frame: Frame) -> NDArray[np.float32]:
+        if self.flat is None:
+            raise ValueError("there are no flat fields")
+        return self.flat if self.series is None or frame.acquired_s is None else self.series.at(frame.acquired_s)
+
+
+def _mean_dark(counter: Counter, corrections: CountCorrections) -> NDArray[np.float32]:
+    images = zip(counter.darks, read_frames(counter.darks), strict=True)
+    mean: NDArray[np.float32] = np.mean([_linear(image, frame, corrections) for frame, (image, _) in images], axis=0)
+    return mean
+
+
+def _linear(values: NDArray[np.float32], frame: Frame, corrections: CountCorrections) -> NDArray[np.float32]:
+    """Undo the pile-up of a frame."""
+    try:
+        return corrections.of(values, frame.duration_ms)
+    except ValueError as error:
+        raise ScanError(str(error)) from error
+
+
+def _series(flats: NDArray[np.float32], counter: Counter) -> FlatSeries | None:
+    """Return the flats by time, None where they are all of one group."""
+    times = [frame.acquired_s for frame in counter.flats]
+    views = [frame.acquired_s for frame in counter.views]
+    if None in times or None in views:
+        raise ScanError(
+            "flat fields cannot be interpolated: Frame Acquisition DateTime (0018,9074) is missing of some frames"
+        )
+    series = FlatSeries.of(flats, [t for t in times if t is not None], [t for t in views if t is not None])
+    return series if len(series.times_s) > 1 else None
 
 
 def _first_bin(values: NDArray[np.float32], darks: NDArray[np.float32] | None) -> NDArray[np.float32]:

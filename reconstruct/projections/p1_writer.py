@@ -22,6 +22,7 @@ from reconstruct.part10 import with_file_meta
 from reconstruct.projections import elements
 from reconstruct.projections.acquisition import Acquisition, CounterImages, ImageSource
 from reconstruct.projections.frames import ScanError
+from reconstruct.projections.moments import later
 from reconstruct.projections.positioner import PositionerAngles, positioner_angles
 from reconstruct.projections.request import request_elements
 from reconstruct.projections.scan import PixelMeaning
@@ -222,9 +223,11 @@ def _instance(
     dataset.SharedFunctionalGroupsSequence = [shared_item(dataset, geometry, angles, part.slope, part.intercept)]
     exposure = acquisition.exposure
     duration = exposure.view_ms if part.role == "PROJECTION" else exposure.flat_ms
+    times = {"PROJECTION": acquisition.view_times_s, "FLAT": acquisition.flat_times_s}.get(part.role, ())
     matrices = geometry.projection_matrices() if acquisition.with_matrices else None
     dataset.PerFrameFunctionalGroupsSequence = [
-        _frame_item(dataset, part, index, geometry, angles, matrices, duration) for index in range(part.count)
+        _frame_item(dataset, part, index, geometry, angles, matrices, duration, times)
+        for index in range(part.count)
     ]
     dataset.PixelData = pixels.tobytes()
     dataset["PixelData"].VR = "OW"
@@ -239,14 +242,16 @@ def _frame_item(
     angles: PositionerAngles,
     matrices: NDArray[np.float64] | None,
     duration_ms: float | None,
+    times_s: Sequence[float],
 ) -> Dataset:
     view = part.first + index if part.role == "PROJECTION" else 0
     item = view_item(geometry, angles, view)
     number = part.first + index + 1
+    moment = later(str(dataset.AcquisitionDateTime), times_s[number - 1]) if times_s else dataset.AcquisitionDateTime
     content = item_of(
         FrameAcquisitionNumber=number,
-        FrameReferenceDateTime=dataset.AcquisitionDateTime,
-        FrameAcquisitionDateTime=dataset.AcquisitionDateTime,
+        FrameReferenceDateTime=moment,
+        FrameAcquisitionDateTime=moment,
         DimensionIndexValues=[number],
     )
     # The standard wants a duration of an original frame; 0 would be a lie, so an unknown one is left out.

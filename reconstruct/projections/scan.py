@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from reconstruct import preprocess
+from reconstruct.corrections.counts import NO_CORRECTIONS, CountCorrections
+from reconstruct.corrections.saturation import replace_saturated
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_together
@@ -192,6 +194,7 @@ class Scan:
         bin_number: int,
         progress: Callable[[float], None] | None = None,
         out: NDArray[np.float32] | None = None,
+        corrections: CountCorrections = NO_CORRECTIONS,
     ) -> NDArray[np.float32]:
         """Return the line integrals of an energy bin, no unit, (view, row, column) float32.
 
@@ -206,11 +209,14 @@ class Scan:
             Called with the fraction done; may raise to stop the work.
         out
             Where to put them: an array or a memory map of that shape and type. None: a new array.
+        corrections
+            What is done to the counts besides.
 
         Raises
         ------
         ScanError
-            No such bin, flat fields that are overexposed, too many dead pixels, pixels that cannot be decoded.
+            No such bin, flat fields that are overexposed, too many dead pixels, pixels that cannot be decoded,
+            a correction that needs what the scan does not tell.
         """
         if not 1 <= bin_number <= len(self.bins):
             raise ScanError(f"the scan has energy bins 1 to {len(self.bins)}, and no bin {bin_number}")
@@ -220,12 +226,14 @@ class Scan:
             out = np.empty(self.shape, dtype=np.float32)
         elif out.shape != self.shape or out.dtype != np.float32:
             raise ValueError(f"expected out of shape {self.shape} and float32, got {out.shape} and {out.dtype}")
-        open_field = self._open_field(counters)
+        open_field = self._open_field(counters, corrections)
         full = 0
         for view, images in enumerate(read_together(counters)):
             full += int(np.count_nonzero(images.full))
             if open_field is not None:
                 integrals = preprocess.line_integrals(open_field.transmission(images.values, view, counters))
+                if corrections.saturated:
+                    integrals = replace_saturated(integrals, images.full)
             elif self.pixel_meaning is PixelMeaning.TRANSMISSION:
                 least = counters[0].views[view].slope * preprocess.COUNT_FLOOR
                 integrals = preprocess.line_integrals(np.maximum(images.values[0], least))
@@ -248,13 +256,14 @@ class Scan:
         """Size of the projections of one energy bin: (view, row, column)."""
         return self.geometry.views, self.geometry.rows, self.geometry.columns
 
-    def _open_field(self, counters: tuple[Counter, ...]) -> OpenField | None:
+    def _open_field(self, counters: tuple[Counter, ...], corrections: CountCorrections) -> OpenField | None:
         if self._is_relative():
             return None
         return OpenField.of(
             counters,
             counting=self.pixel_meaning is PixelMeaning.COUNTS,
             keep_dead="DEAD_PIXEL" in self.corrections,
+            corrections=corrections,
         )
 
     def _is_relative(self) -> bool:
