@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+from numba import njit, prange
 from numpy.typing import NDArray
 
 
-@numba.njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def median_along_rows(values: NDArray[np.float32], size: int, out: NDArray[np.float32]) -> None:
     """Write the median over `size` neighbours along axis 1 of each row; the ends are repeated beyond the ends.
 
@@ -22,7 +22,7 @@ def median_along_rows(values: NDArray[np.float32], size: int, out: NDArray[np.fl
     """
     rows, columns = values.shape
     half = size // 2
-    for row in numba.prange(rows):
+    for row in prange(rows):
         window = np.empty(size, dtype=np.float32)
         for offset in range(-half, half + 1):
             window[offset + half] = values[row, min(max(offset, 0), columns - 1)]

@@ -99,7 +99,7 @@ class Detector:
         change = random.standard_normal((rows, columns)) if scanner.gain_change else 0.0
         self._changed = np.clip(1 + scanner.gain_change * change, 0.1, None)
         failing = random.choice(rows * columns, size=scanner.failing_pixels, replace=False)
-        self._failing = np.unravel_index(failing, (rows, columns))
+        self._failing = failing // columns, failing % columns
 
     def measure_view(self, transmitted: NDArray[np.float64], output: float = 1.0) -> NDArray[np.uint16]:
         """Return the counts of a view, with what has changed since the flat fields; see `measure`.
@@ -114,8 +114,9 @@ class Detector:
             scattered = transmitted + self._scatter * transmitted.mean(axis=(1, 2), keepdims=True)
         counts = self.measure(scattered * (output * self._changed))
         if self._failing[0].size:
-            share = self._random.random(self._failing[0].shape)
-            counts[:, *self._failing] = (share * self._expected[:, *self._failing]).astype(np.uint16)
+            rows, columns = self._failing
+            share = self._random.random(rows.shape)
+            counts[:, rows, columns] = (share * self._expected[:, rows, columns]).astype(np.uint16)
         return counts
 
     def measure(self, transmitted: NDArray[np.float64]) -> NDArray[np.uint16]:

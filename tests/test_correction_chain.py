@@ -69,6 +69,7 @@ FAULTS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "wanted", "better"), FAULTS, ids=[next(iter(fault)) for fault, _, _ in FAULTS])
 def test_each_fault_of_a_scanner_is_corrected(
     faultless: np.ndarray, noise: float, fault: dict[str, Any], wanted: dict[str, Any], better: float
@@ -227,9 +228,9 @@ def torso(torso_objects: Any) -> tuple[list[Dataset], list[Dataset]]:
 def test_noisy_counts_with_rings_dead_pixels_and_drift_end_near_the_truth(
     torso: tuple[list[Dataset], list[Dataset]], shared_data: Path, bin_number: int
 ) -> None:
-    """Water within 3 % in each bin; where the truth is known, as close to it as the scan without faults, within 5 %.
+    """Water within 3 % in each bin; where the truth is known, within 5 % of the scan without faults.
 
-    Noise is most of the distance, and is the same before and after.
+    There water is right within 1 %. Noise is most of the distance, and is the same before and after.
     """
     truth = np.load(shared_data / "projections" / "torso_full" / "truth.npz")
     hounsfield = truth["hu"].transpose(2, 1, 0)
@@ -250,4 +251,4 @@ def test_noisy_counts_with_rings_dead_pixels_and_drift_end_near_the_truth(
         distances = [rmse(volume, known, patient) for volume in (plain, mended, goal)]
         assert distances[1] < distances[0], distances
         assert distances[1] < 1.05 * distances[2], distances
-        assert abs(bias(mended, known, water)) < abs(bias(plain, known, water))
+        assert abs(bias(mended, known, water)) < 0.01 * expected

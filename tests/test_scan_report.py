@@ -34,6 +34,6 @@ def test_the_page_advises_what_the_scan_needs(tharsis: Callable, tmp_path: Path)
 
 
 def test_what_is_no_scan_is_named(tharsis: Callable, tmp_path: Path) -> None:
-    told = tharsis("scan-report", str(tmp_path), "--out", str(tmp_path / "out"), check=False)
+    told = tharsis("scan-report", str(tmp_path), "--out", str(tmp_path / "out"))
     assert told.returncode == 1
     assert "the scan has no instances" in told.stdout + told.stderr

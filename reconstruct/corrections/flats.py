@@ -58,7 +58,8 @@ class FlatSeries:
 
     def steadied(self, frames: Image) -> Image:
         """Return the frames without what changed from group to group, (frame, row, column): the rest is noise."""
-        return frames - self.flats[self.group_of] + frames.mean(axis=0)
+        steady: Image = frames - self.flats[self.group_of] + frames.mean(axis=0)
+        return steady
 
     def at(self, time_s: float) -> Image:
         """Return the flat field at a time, (row, column); before the first group and after the last, theirs."""
