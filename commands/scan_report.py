@@ -46,12 +46,12 @@ def scan_report(
     """
     from commands.scan_report_page import write_report
     from reconstruct.geometry import GeometryError
-    from reconstruct.projections.registry import read_scan
+    from reconstruct.projections.p6 import encodings_from
     from reconstruct.projections.scan import ScanError
 
     settings = settings_from(config, data=data)
     try:
-        scan = read_scan(_files(what, settings))
+        scan = encodings_from(settings.site_mappings).read_scan(_files(what, settings))
         with progress_bar("Looking at the scan") as bar:
             report = look_at(scan, bin_number, settings, bar.fraction)
         page = write_report(report, out_folder)
