@@ -94,7 +94,7 @@ def look_at(scan: Scan, bin_number: int, settings: Settings, tell: Callable[[flo
     facts, advice, needed = _judged(scan, integrals)
     wanted = parameters_from(settings).corrections
     wanted = (needed if wanted == Corrections() else wanted).left_to_do(scan)
-    after_scan = calibrated(scan, wanted)
+    after_scan, _ = calibrated(scan, wanted)
     before, after = wanted.margins(after_scan)
     extended = np.empty((*scan.shape[:2], scan.shape[2] + before + after), dtype=np.float32)
     corrected_integrals(after_scan, bin_number, wanted, out=extended, progress=lambda f: tell(0.3 + 0.4 * f))

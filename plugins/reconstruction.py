@@ -137,7 +137,7 @@ def reconstruct(task: Task) -> None:
         checkpoint = Checkpoint(work_folder, names)
         try:
             outputs = _carry_out(task, stored, parameters, checkpoint)
-        except (ScanError, GeometryError, Cancelled):
+        except (ScanError, GeometryError, CannotProceed, Cancelled):
             checkpoint.remove()
             raise
     except (ScanError, GeometryError) as error:

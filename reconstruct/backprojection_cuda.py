@@ -58,4 +58,5 @@ class OnCuda:
 
     def finish(self, work: Any, slab: NDArray[np.float32]) -> None:
         """Add the slab of the device to that of the host."""
-        slab += work.copy_to_host()
+        for index in range(len(slab)):  # one slice at a time: the host has no room for all of it twice
+            slab[index] += work[index].copy_to_host()

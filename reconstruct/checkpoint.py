@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
         key = hashlib.sha256(json.dumps(dict(names), sort_keys=True).encode()).hexdigest()[:32]
-        self.folder = folder / f"reconstruct-{key}"
+        self.folder = folder.absolute() / f"reconstruct-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def finished_bins(self) -> tuple[FinishedBin, ...]:
@@ -114,20 +115,28 @@ def remove_abandoned(folder: Path, *, kept_days: float = KEPT_DAYS) -> int:
 
 
 def _last_change(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:  # somebody is removing it
+        return time.time()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the notes of a file; one that a crash cut off does not count."""
+    """Return the notes of a file; one that a crash or a full disk cut off does not count."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    notes = []
+    for line in text.split("\n")[:-1]:
+        with suppress(ValueError):
+            notes.append(json.loads(line))
+    return notes
 
 
 def _append(path: Path, note: Mapping[str, object]) -> None:
+    is_cut_off = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(dict(note)) + "\n")
+        file.write(("\n" if is_cut_off else "") + json.dumps(dict(note)) + "\n")
         file.flush()
         os.fsync(file.fileno())

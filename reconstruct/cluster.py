@@ -109,7 +109,7 @@ def reconstruct_slabs(
     Parameters
     ----------
     memory_mb
-        Of a task, MiB.
+        Of a task, MiB; parts of views hold their slab besides.
     device
         Where a worker back-projects: "cpu", "cuda", or "auto" for a CUDA device where it has one.
     view_groups
@@ -123,15 +123,15 @@ def reconstruct_slabs(
     ------
     ClusterError
         A task failed, or was lost with its worker too often.
+    GeometryError, ValueError
+        The scan cannot be reconstructed, as `Plan.reconstruct` says.
     """
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     if not workers:
         raise ClusterError("the Dask scheduler has no workers")
     groups = groups_of(plan, view_groups or -(-workers // max(1, len(slabs))))
     resources = _Resources(memory_mb, device)
-    # By reference: a scan of thousands of views would go along with every task otherwise.
-    there = client.scatter(plan, broadcast=True)
-    left = {_submit(client, there, slab, files, groups, resources): slab for slab in slabs}
+    left = {_submit(client, plan, slab, files, groups, resources): slab for slab in slabs}
     try:
         while left:
             look()
@@ -150,9 +150,12 @@ def groups_of(plan: Plan, count: int) -> list[slice]:
 
 
 def _submit(
-    client: Client, plan: Future, slab: Slab, files: SharedFiles, groups: Sequence[slice], resources: _Resources
+    client: Client, plan: Plan, slab: Slab, files: SharedFiles, groups: Sequence[slice], resources: _Resources
 ) -> Future:
-    """Queue a slab; the future tells when its voxels are written."""
+    """Queue a slab; the future tells when its voxels are written.
+
+    The plan goes along with each task, some 100 bytes a view. Scattered, it would be lost with those who hold it.
+    """
     if len(groups) == 1:
         return client.submit(
             _write_slab, plan, slab, files, resources, pure=False, retries=_RETRIES, key=f"slab-{slab.start}-{uuid4()}"
@@ -178,6 +181,8 @@ def _require_done(future: Future) -> None:
     if future.status == "finished":
         return
     error = future.exception()
+    if isinstance(error, ValueError):  # of the scan, not of the cluster
+        raise error
     raise ClusterError(f"a slab failed on the cluster: {type(error).__name__}: {error}") from error
 
 
@@ -188,14 +193,29 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def _write_slab(plan: Plan, slab: Slab, files: SharedFiles, resources: _Resources) -> None:
-    _write(_part(plan, slab, files.integrals, slice(0, plan.geometry.views), resources), slab, files.volume)
+    """Reconstruct into the mapped file: a slab may be larger than what a task may hold."""
+    volume = np.memmap(files.volume, dtype=np.float32, mode="r+", shape=plan.grid.shape_zyx)
+    _part(plan, slab, files.integrals, slice(0, plan.geometry.views), resources, volume[slab.slices])
+    del volume
+    with files.volume.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write_sum(parts: Sequence[NDArray[np.float32]], slab: Slab, files: SharedFiles) -> None:
-    _write(np.sum(parts, axis=0, dtype=np.float32), slab, files.volume)
+    total = np.zeros_like(parts[0])
+    for part in parts:
+        total += part
+    _write(total, slab, files.volume)
 
 
-def _part(plan: Plan, slab: Slab, integrals: Path, views: slice, resources: _Resources) -> NDArray[np.float32]:
+def _part(
+    plan: Plan,
+    slab: Slab,
+    integrals: Path,
+    views: slice,
+    resources: _Resources,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     from distributed import get_worker
 
     geometry = plan.geometry
@@ -209,6 +229,7 @@ def _part(plan: Plan, slab: Slab, integrals: Path, views: slice, resources: _Res
             memory_mb=resources.memory_mb,
             threads=get_worker().state.nthreads,
             device=resources.device,
+            out=out,
         )
 
 

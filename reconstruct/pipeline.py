@@ -22,6 +22,7 @@ from reconstruct.derived import ct_series
 from reconstruct.fdk import fdk
 from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.scan import EnergyBin, Scan, ScanError
+from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab, remaining
 from reconstruct.working_memory import WorkingMemory
 
@@ -127,7 +128,10 @@ def reconstruct_scan(
     """
     with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
         parameters = replace(parameters, corrections=parameters.corrections.left_to_do(scan))
-        scan = calibrated(scan, parameters.corrections, folder=files.folder)
+        scan, corrections = calibrated(
+            scan, parameters.corrections, folder=files.folder, progress=lambda _fraction: progress(0.0)
+        )
+        parameters = replace(parameters, corrections=corrections)
         grid = scan.grid(parameters.voxel_mm)
         recipe = parameters.recipe()
         finished = {one.index for one in files.finished_bins()}
@@ -170,8 +174,6 @@ def _volume(
     if parameters.scheduler:
         memory = WorkingMemory(True, True, parameters.memory_mb)
     number = energy_bin.index
-    tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
-    integrals = _integrals(scan, number, shape, corrections, tell, kept)
     plan = Plan(
         geometry,
         grid,
@@ -180,17 +182,20 @@ def _volume(
         parameters.limited_arc,
         corrections.margins(scan),
     )
+    measured = plan.measured()  # refuses what cannot be reconstructed before anything is read
+    tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
+    integrals = _integrals(scan, number, shape, corrections, tell, kept)
     tell = _scaled(report, _PREPARED, _RECONSTRUCTED)
     try:
         if memory.volume_in_file:
-            return _in_slabs(plan, integrals, parameters, memory, tell, files, number)
+            return _in_slabs(plan, measured, integrals, parameters, memory, tell, files, number)
         return fdk(
             integrals,
             plan.geometry,
             grid,
             filter=plan.filter,
             cutoff=plan.cutoff,
-            measured=plan.measured(),
+            measured=measured,
             memory_mb=memory.fdk_mb,
             threads=parameters.threads,
             device=parameters.device,
@@ -224,6 +229,7 @@ def _integrals(
 
 def _in_slabs(
     plan: Plan,
+    measured: Redundancy,
     integrals: NDArray[np.float32],
     parameters: Parameters,
     memory: WorkingMemory,
@@ -237,11 +243,12 @@ def _in_slabs(
     left = remaining(slabs, files.parts_done(number, VOLUME))
     before = len(slabs) - len(left)
     if parameters.scheduler:
-        told = iter(range(before + 1, len(slabs) + 1))
+        finished = before
 
         def done(slab: Slab) -> None:
+            nonlocal finished
             files.part_done(number, VOLUME, slab.start, slab.stop)
-            tell(next(told) / len(slabs))
+            finished += 1
 
         shared = SharedFiles(files.path(number, INTEGRALS), files.path(number, VOLUME))
         with connected(parameters.scheduler) as client:
@@ -253,10 +260,9 @@ def _in_slabs(
                 memory_mb=memory.fdk_mb,
                 device=parameters.device,
                 done=done,
-                look=lambda: tell(before / len(slabs)),
+                look=lambda: tell(finished / len(slabs)),
             )
         return volume
-    measured = plan.measured()
     for index, slab in enumerate(left, before):
         plan.reconstruct(
             integrals,

@@ -54,12 +54,17 @@ class Redundancy:
         Where the views stand.
     fan
         What the detector sees of the fan.
+    geometry
+        Of the views that are meant.
+    missing
+        `missing_columns` of the whole scan, where `geometry` is a part of it.
     """
 
     coverage: Coverage
     arc: Arc
     fan: Fan
     geometry: ConeBeamGeometry
+    missing: tuple[int, int] | None = None
 
     @property
     def missing_columns(self) -> tuple[int, int]:
@@ -67,6 +72,8 @@ class Redundancy:
 
         What it measured counts 0 there, but the filter's tails reach into them, and voxels project to them.
         """
+        if self.missing is not None:
+            return self.missing
         if self.coverage is not Coverage.OFFSET:
             return 0, 0
         columns = self.geometry.columns - 1
@@ -80,7 +87,7 @@ class Redundancy:
         arc = replace(
             self.arc, shares_rad=self.arc.shares_rad[views], positions_rad=self.arc.positions_rad[views]
         )
-        return replace(self, arc=arc, geometry=self.geometry.select(views))
+        return replace(self, arc=arc, geometry=self.geometry.select(views), missing=self.missing_columns)
 
     def weights(self, views: slice) -> Weights:
         """Return the weights of `views` in units of those of a full circle, (view, column) float32, 0 to 2.

@@ -143,6 +143,8 @@ def test_a_note_that_was_cut_off_and_a_file_of_another_size_do_not_count(tmp_pat
     with (checkpoint.folder / "bin-1.volume-done").open("a") as notes:
         notes.write('{"start": 2, "st')
     assert checkpoint.parts_done(1, "volume") == [(0, 2)]
+    checkpoint.part_done(1, "volume", 2, 4)
+    assert checkpoint.parts_done(1, "volume") == [(0, 2), (2, 4)]
     np.testing.assert_array_equal(checkpoint.array(1, "volume", (5, 2, 3)), np.zeros((5, 2, 3)))
     assert checkpoint.parts_done(1, "volume") == []
 

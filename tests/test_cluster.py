@@ -134,6 +134,15 @@ def test_work_that_is_stopped_goes_on_where_it_was(
     np.testing.assert_array_equal(volume(files), expected)
 
 
+def test_a_fault_of_the_scan_is_told_as_one(cluster: LocalCluster, plan: Plan, files: SharedFiles) -> None:
+    shape = (plan.geometry.views, plan.geometry.rows, plan.geometry.columns)
+    np.memmap(files.integrals, np.float32, "r+", shape=shape)[7] = np.nan
+    nothing = lambda *_: None  # noqa: E731
+    slabs = plan.slabs(MEMORY_MB)[:1]
+    with connected(cluster.scheduler_address) as client, pytest.raises(ValueError, match="view 7 is not"):
+        reconstruct_slabs(client, plan, slabs, files, memory_mb=MEMORY_MB, done=nothing, look=nothing)
+
+
 def test_a_scan_comes_out_of_a_cluster_as_from_one_machine(cluster: LocalCluster, tmp_path: Path) -> None:
     scan = read_p1(simulate_scan("calibration", views=24, rows=40, columns=24, thresholds_kev=(18, 45), seed=1))
 

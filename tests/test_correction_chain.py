@@ -40,7 +40,7 @@ def simulated(scanner: Scanner, **changes: Any) -> Scan:
 
 def volume_of(scan: Scan, bin_number: int = 1, **wanted: Any) -> np.ndarray:
     corrections = Corrections(**wanted).left_to_do(scan)
-    scan = calibrated(scan, corrections)
+    scan, corrections = calibrated(scan, corrections)
     before, after = corrections.margins(scan)
     geometry = scan.geometry.extended(before, after)
     out = np.empty((geometry.views, geometry.rows, geometry.columns), dtype=np.float32)
@@ -139,7 +139,9 @@ def test_the_defaults_change_nothing() -> None:
     corrected_integrals(scan, 1, Corrections(), out=out)
     np.testing.assert_array_equal(out, scan.line_integrals(1))
     assert parameters_from(load_settings(environment={})).corrections == Corrections()
-    assert calibrated(scan, Corrections(principal_point="missing")) is scan, "the vectors tell it"
+    same, left = calibrated(scan, Corrections(principal_point="missing"))
+    assert same is scan, "the vectors tell it"
+    assert left == Corrections(), "and the recipe does not change"
     assert tells_principal_point(scan)
 
 

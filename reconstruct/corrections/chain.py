@@ -47,11 +47,12 @@ def calibrated(
     *,
     folder: Path | None = None,
     progress: Callable[[float], None] | None = None,
-) -> Scan:
-    """Return the scan with the principal point that its data tell, where that is wanted.
+) -> tuple[Scan, Corrections]:
+    """Return the scan with the principal point that its data tell, where that is wanted, and what is left to correct.
 
     The lowest energy bin, which has the strongest contrast, is read once for it. The scan says in `geometry_from` and
-    in a note what was found.
+    in a note what was found. Where the point is "missing" and cannot be found, which takes a full circle, the middle
+    of the detector stays, and a note says so.
 
     Parameters
     ----------
@@ -65,22 +66,25 @@ def calibrated(
     ScanError
         The data do not tell it.
     """
+    as_given = replace(corrections, principal_point="given")
     if corrections.principal_point == "given":
-        return scan
+        return scan, corrections
     if corrections.principal_point == "missing" and tells_principal_point(scan):
-        return scan
+        return scan, as_given
     integrals = scan.line_integrals(1, progress, file_array(scan.shape, folder), corrections.of_counts)
     try:
         found = estimate_principal_column(integrals, scan.geometry)
     except ValueError as error:
+        if corrections.principal_point == "missing":
+            return replace(scan, notes=(*scan.notes, f"the principal point stays in the middle: {error}")), as_given
         raise ScanError(str(error)) from error
-    told = sentence_of(found)
-    return replace(
+    corrected = replace(
         scan,
         geometry=with_principal_column(scan.geometry, found.column),
         geometry_from=f"{scan.geometry_from}; principal column {found.column:.2f} from conjugate views",
-        notes=(*scan.notes, told),
+        notes=(*scan.notes, sentence_of(found)),
     )
+    return corrected, corrections
 
 
 def sentence_of(found: PrincipalColumn) -> str:
@@ -129,9 +133,10 @@ def corrected_integrals(
     """
     before, after = corrections.margins(scan)
     measured = out[:, :, before : out.shape[2] - after]
-    scan.line_integrals(bin_number, progress, measured, corrections.of_counts)
+    tell = progress or (lambda _fraction: None)
+    scan.line_integrals(bin_number, lambda fraction: tell(fraction / 2), measured, corrections.of_counts)
     try:
-        correct(measured, scan, bin_number, corrections)
+        correct(measured, scan, bin_number, corrections, lambda fraction: tell(0.5 + fraction / 2))
         if corrections.truncation != "none":
             water = _water_per_column(scan, bin_number) if corrections.truncation == "water" else 0.0
             extrapolate(out, before, after, corrections.truncation, water_per_column=water)
@@ -140,23 +145,42 @@ def corrected_integrals(
     return out
 
 
-def correct(integrals: Image, scan: Scan, bin_number: int, corrections: Corrections) -> Image:
+def correct(
+    integrals: Image,
+    scan: Scan,
+    bin_number: int,
+    corrections: Corrections,
+    progress: Callable[[float], None] | None = None,
+) -> Image:
     """Correct line integrals of the size of the detector, (view, row, column) float32, in place.
+
+    Parameters
+    ----------
+    progress
+        Called with the fraction done, between steps and during the long one; may raise to stop the work.
 
     Raises
     ------
     ValueError
         A correction needs what the scan does not tell.
     """
+    tell = progress or (lambda _fraction: None)
     if corrections.unsteady_pixels > 0:
         unsteady = unsteady_pixels(integrals, deviations=corrections.unsteady_pixels)
         _log.info("energy bin %d: %d unsteady pixels are interpolated", bin_number, np.count_nonzero(unsteady))
         preprocess.interpolate_pixels(integrals, unsteady)
+    tell(0.1)
     remove_scatter(integrals, corrections.scatter_fraction)
+    tell(0.2)
     if corrections.drift:
         remove_drift(integrals, source_drift(integrals))
+    tell(0.3)
     remove_rings(
-        integrals, corrections.rings, size=corrections.ring_columns, deviations=corrections.ring_deviations
+        integrals,
+        corrections.rings,
+        size=corrections.ring_columns,
+        deviations=corrections.ring_deviations,
+        progress=lambda fraction: tell(0.3 + 0.6 * fraction),
     )
     hardening = hardening_of(scan, bin_number, corrections)
     return integrals if hardening is None else harden_back(integrals, hardening)
