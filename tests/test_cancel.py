@@ -191,5 +191,5 @@ def test_a_peer_that_stops_reading_is_dropped(start_node, make_instance, wait_un
     peer = RawPeer(node, 4096)
     peer.find(_all_images())
     wait_until(lambda: node.server._acceptor.associations)
-    wait_until(lambda: not node.server._acceptor.associations, timeout=30)
+    wait_until(lambda: not node.server._acceptor.associations)
     peer.close()

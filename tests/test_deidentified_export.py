@@ -224,9 +224,9 @@ def test_a_killed_node_leaves_no_scratch(serve, start_storescp, dcmtk, make_file
     )
     next(answers)
     incoming = node.data / "incoming"
-    wait_until(lambda: [each for each in incoming.iterdir() if each.stat().st_size], timeout=30)
+    wait_until(lambda: [each for each in incoming.iterdir() if each.stat().st_size])
     os.kill(node.processes()["network"], signal.SIGKILL)
-    wait_until(lambda: not list(incoming.iterdir()), timeout=60)
+    wait_until(lambda: not list(incoming.iterdir()))
     assoc.abort()
 
 

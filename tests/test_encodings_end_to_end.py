@@ -57,7 +57,7 @@ def test_a_node_reconstructs_every_encoding(serve, dcmtk, tmp_path: Path, wait_u
             dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)
         dcmtk("storescu", "-aec", "THARSIS", "+sd", "127.0.0.1", node.port, folder)
     archive = Archive(node.data)
-    wait_until(lambda: not archive.jobs.pending(), timeout=240)
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     assert [job.error for job in archive.jobs.recent(states=("failed",))] == []
     volumes = {name: _volume(archive, study) for name, study in studies.items()}
     for name, (attenuation, first, spacing) in volumes.items():

@@ -70,13 +70,13 @@ def node(serve, dcmtk, tmp_path, wait_until, peers):
         dataset.save_as(files[-1], enforce_file_format=True)
     dcmtk("dcmsend", "-aec", "THARSIS", "127.0.0.1", node.port, *files)
     archive = Archive(node.data)
-    wait_until(lambda: not archive.jobs.pending(), timeout=240)
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     node.end()
     node.config.write_text(node.config.read_text().replace('"binary"', '"labelmap"'))
     node.start()
     source = archive.database.execute("SELECT source FROM derivation WHERE recipe LIKE '%\"segment\"%'").fetchone()
     archive.jobs.push("series_stable", *source)
-    wait_until(lambda: not archive.jobs.pending(), timeout=240)
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     assert not archive.jobs.recent(states=("failed",))
     return node
 

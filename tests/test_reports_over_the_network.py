@@ -29,7 +29,7 @@ def node(serve, dcmtk, tmp_path, wait_until):
     node = serve(settle_time_s=0.3, more="[report]\nforeign = true\n")
     dcmtk("dcmsend", "-aec", "THARSIS", "127.0.0.1", node.port, *files)
     archive = Archive(node.data)
-    wait_until(lambda: not archive.jobs.pending(), timeout=240)
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     assert not archive.jobs.recent(states=("failed",))
     return node
 

@@ -210,7 +210,7 @@ def test_a_second_node_commits(routed, start_node, network, make_file, wait_unti
     node = routed([rule()], [{"title": "PACS", "host": "127.0.0.1", "port": other.port, "rights": ["store"]}])
     node.store(make_file(1), make_file(2))
     node.work()
-    wait_until(lambda: set(node.states().values()) == {"committed"}, timeout=30)
+    wait_until(lambda: set(node.states().values()) == {"committed"})
     assert other.archive.open_instance(UID(1)).sop_instance_uid == UID(1)
 
 
@@ -231,7 +231,7 @@ def test_orthanc_commits(routed, start_orthanc, network, make_file, wait_until):
     try:
         node.store(make_file(1), make_file(2))
         node.work("ORTHANC")
-        wait_until(lambda: set(node.states().values()) == {"committed"}, timeout=60)
+        wait_until(lambda: set(node.states().values()) == {"committed"})
         node.work("ORTHANC")
         assert [job.state for job in node.jobs("route", "confirm_route")] == ["done", "done"]
         assert len(orthanc.find("Instance")) == 2

@@ -46,7 +46,7 @@ def worked(serve, dcmtk, tmp_path, wait_until):
         studies[patient] = str(pydicom.dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
         dcmtk("dcmsend", "-aec", "THARSIS", "--no-halt", "127.0.0.1", node.port, *files)
     archive = Archive(node.data)
-    wait_until(lambda: not archive.jobs.pending(), timeout=240)
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     assert not archive.jobs.recent(states=("failed",))
     return node, archive, studies
 
@@ -173,7 +173,7 @@ def test_torso_counts_become_three_ct_series_with_the_values_of_the_truth(
     node = serve(settle_time_s=0.3)
     dcmtk("dcmsend", "-aec", "THARSIS", "127.0.0.1", node.port, *files)
     archive = Archive(node.data)
-    wait_until(lambda: not archive.jobs.pending(), timeout=240)
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     assert not archive.jobs.recent(states=("failed",))
     (study,) = archive.database.execute("SELECT study_instance_uid FROM study").fetchone()
     ct = series_of(archive, study, "CT")

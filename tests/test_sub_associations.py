@@ -190,7 +190,7 @@ def test_a_requestor_that_leaves_stops_the_sub_operations(start_node, make_file,
     for number in range(1, 20):
         node.archive.ingest(make_file(number).read_bytes())
     _asked(node, on_pending=lambda assoc: receiver.stored and assoc.abort())
-    wait_until(lambda: not _lanes(), timeout=10)
+    wait_until(lambda: not _lanes())
     woken.set()
     receiver.server.shutdown()
 

@@ -216,7 +216,7 @@ def test_real_images_embedded_by_the_node(serve, dcmtk, storescp, shared_data, w
     dcmtk("dcmsend", "-aec", "THARSIS", "127.0.0.1", node.port, *files)
     archive = Archive(node.data)
     embedded = "SELECT count(DISTINCT series) FROM embedding WHERE instance IS NULL"
-    wait_until(lambda: archive.database.execute(embedded).fetchone() == (3,), timeout=240)
+    wait_until(lambda: archive.database.execute(embedded).fetchone() == (3,), timeout=900)
 
     def findscu(called, *keys):
         log = dcmtk(
