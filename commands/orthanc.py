@@ -116,18 +116,25 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 @orthanc_app.command("compare")
-def compare(config: ConfigOption = None, data: DataOption = None) -> None:
+def compare(
+    deletions: Annotated[
+        bool, typer.Option("--deletions", help="Delete here what Orthanc does not hold any more, however much it is.")
+    ] = False,
+    config: ConfigOption = None,
+    data: DataOption = None,
+) -> None:
     """Have the list of all series compared with Orthanc's now: whatever was missed is fetched, or given back.
 
-    The node does so by itself when it or Orthanc starts, and every compare_hours.
+    The node does so by itself when it or Orthanc starts, and every compare_hours. Where more than a tenth of all series
+    is gone from Orthanc, it deletes nothing before you say so with --deletions.
     """
-    from plugins.orthanc.comparing import ONCE, SUBJECT
+    from plugins.orthanc.comparing import DELETIONS, ONCE, SUBJECT
 
     settings = settings_from(config, data=data)
     if not settings.orthanc.enabled:
         fail("[orthanc] enabled is false in these settings")
     archive = Archive.from_settings(settings.archive)
-    archive.jobs.push(jobs.ORTHANC_COMPARE, SUBJECT, ONCE)
+    archive.jobs.push(jobs.ORTHANC_COMPARE, SUBJECT, {**ONCE, DELETIONS: True} if deletions else ONCE)
     archive.close()
     typer.echo("queued; `tharsis jobs list` shows what it finds")
 

@@ -242,6 +242,8 @@ def _orthanc(archive: Archive, settings: Settings, name: str, supervisor: TextIO
         )
     except OSError as error:
         _cannot_start(supervisor, f"[orthanc]: the door cannot be opened: {error.strerror or error}")
+    except ValueError as error:
+        _cannot_start(supervisor, f"[orthanc]: {error}")
     archive.jobs.push(jobs.ORTHANC_COMPARE, comparing.SUBJECT)
     plugins = _plugins(archive, settings, name, predecessor, only=["orthanc"])
     worker = Worker(archive, settings, name, plugins, kinds=jobs.ORTHANC_KINDS)

@@ -274,6 +274,8 @@ class Supervisor:
             process.deaths = 0
         process.how_it_ended = how = _how_it_ended(process.popen.returncode)
         if process.popen.returncode in (AGAIN, HUNG):  # it has told why, and cannot do so often
+            if process.popen.returncode == HUNG:
+                self._dead.put(process.popen.pid)  # it was in the middle of something
             process.restart_at = now
             return
         delay = _RESTART_DELAYS_S[min(process.deaths, len(_RESTART_DELAYS_S) - 1)]

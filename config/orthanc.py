@@ -55,6 +55,13 @@ class OrthancSettings(BaseModel):
         ------
         OSError
             The file cannot be read.
+        ValueError
+            It is no text, or the key in it is too short.
         """
         file = getattr(self, f"{name}_file")
-        return Path(file).expanduser().read_text(encoding="utf-8").strip() if file else str(getattr(self, name))
+        if not file:
+            return str(getattr(self, name))
+        told = Path(file).expanduser().read_text(encoding="utf-8").strip()
+        if name == "key" and len(told) < _SHORTEST_KEY:
+            raise ValueError(f"the key in {file} has {len(told)} characters, at least {_SHORTEST_KEY} are expected")
+        return told

@@ -19,7 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 CHOICE_FILE = "plugins.toml"
 """In the data folder: what `tharsis plugins` was told."""
 
-ALWAYS = {"asked": "it answers similarity queries, which [similarity] enabled = false switches off"}
+ALWAYS = {
+    "asked": "it answers similarity queries, which [similarity] enabled = false switches off",
+    "routing": "a process of its own sends; without [[routes]] in the settings there is none",
+    "orthanc": "a process of its own does its work, which [orthanc] enabled = false switches off",
+}
 """Plug-in that cannot be disabled → why."""
 
 _HEAD = (

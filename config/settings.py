@@ -329,6 +329,8 @@ class Settings(_Section):
             raise ValueError(
                 f"orthanc: application_entities has to name {own.aet!r} with its host and port, for C-MOVE"
             )
+        if own.enabled and any(ae.title == own.aet and ae.profile for ae in self.application_entities):
+            raise ValueError(f"orthanc: {own.aet!r} has a profile, but Orthanc is given what was made as it is")
         return self
 
     def entity_table(self) -> ApplicationEntityTable:

@@ -10,6 +10,7 @@ from index.archive import Archive
 from index.errors import NotFound
 from plugins.manager import complaint, job_functions, load_plugins, work_for
 from plugins.node import CannotProceed, Series, Work
+from reconstruct.projections.p6 import encodings_from
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,12 @@ def work_of_kind(
     if kind not in known:
         raise CannotProceed(f"no plug-in does jobs of kind {kind!r}; there are {', '.join(sorted(known))}")
     stored = archive.database.execute("SELECT DISTINCT series_instance_uid FROM series ORDER BY 1").fetchall()
+    encodings = encodings_from(settings.site_mappings)
     work: dict[str, Work] = {}
     refused: list[str] = []
     for number, (uid,) in enumerate(stored, start=1):
         try:
-            series = Series(archive, uid)
+            series = Series(archive, uid, encodings)
         except (CannotProceed, NotFound) as error:
             refused.append(str(error))
             continue

@@ -149,6 +149,8 @@ class NodeServices:
         instances = self._matches(caller, request)
         theirs = self._held_by_orthanc(instances) if hands_over else {}
         own = [instance for instance in instances if instance.sop_instance_uid not in theirs]
+        if own:
+            self._destination(request.destination)  # refused before Orthanc begins
         with ExitStack() as stack:
             senders: list[Destination | HandOver] = []
             if theirs:

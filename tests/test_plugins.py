@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from config import plugins as choices
-from config.plugins import Choice, ChoiceError, chosen, read_choice, write_choice
+from config.plugins import ALWAYS, Choice, ChoiceError, chosen, read_choice, write_choice
 from config.settings import SettingsError, load_settings
 from index import jobs, plugin_troubles
 from plugins import found as finding
@@ -106,9 +106,9 @@ def test_first_those_that_are_named_then_the_built_in_ones_then_packages_by_name
     assert names[-2:] == ["alpha", "scrubber"]
     (second,) = [each for each in finding.found() if each.name == "scrubber" and not each.built_in]
     assert second.problem == "tharsis has a plug-in of the same name"
-    unwanted = [name for name in manager.BUILT_IN if name not in ("asked", "scrubber")]
+    unwanted = [name for name in manager.BUILT_IN if name not in (*ALWAYS, "scrubber")]
     plugins = manager.load_plugins(settings=told(disabled=[*unwanted, "zeta"], order=["scrubber"]))
-    assert [name for name, _ in plugins.list_name_plugin()] == ["scrubber", "asked", "alpha"]
+    assert [name for name, _ in plugins.list_name_plugin()] == ["scrubber", "asked", "routing", "orthanc", "alpha"]
     assert plugins.disabled == (*unwanted, "zeta")
     (slip,) = finding.unknown_names(told(order=["scruber"]).plugins, finding.found())
     assert slip == "plugins.order names 'scruber', but no such plug-in is installed; the nearest is 'scrubber'"

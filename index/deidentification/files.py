@@ -30,7 +30,13 @@ def convert(source: Path, target: Path, deidentify: Callable[[Dataset], Dataset]
     OSError
         The disk is at fault.
     """
-    made = deidentify(read(source))
+    original = read(source)
+    try:
+        made = deidentify(original)
+    except (CannotDeidentify, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001  (a damaged object; what is wrong with it may quote it)
+        raise CannotDeidentify(f"the object cannot be de-identified ({type(error).__name__})") from None
     draft = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         try:

@@ -15,7 +15,7 @@ from config.settings import Settings
 from index import derivations, elsewhere, jobs
 from index.archive import Archive
 from index.catalogue import has_series
-from index.errors import InvalidIdentifier, NotFound
+from index.errors import InvalidIdentifier, NotEmbedded, NotFound
 from index.keys import Level
 from index.neighbours import Exclude, Neighbour, SimilarityRequest
 from index.similarity import Similarity
@@ -117,6 +117,8 @@ class Answers:
         NotFound, NotEmbedded, InvalidIdentifier, UnknownModel
             As `index.similarity.Similarity.search`.
         """
+        if not self._settings.similarity.enabled:
+            raise NotEmbedded("similarity is switched off in the settings of this node")
         study = elsewhere.study_uid(self._archive.database, name) if _ORTHANC_ID.fullmatch(name) else ""
         level = Level.STUDY if study else Level.SERIES
         series = "" if study else self._series(name)

@@ -6,6 +6,7 @@ than when it was pulled; a pull of each that is not in Orthanc any more; a push 
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -17,6 +18,11 @@ from plugins.orthanc.waiting import waits_for_orthanc
 SUBJECT = "orthanc"
 ONCE = {"once": True}
 """Parameters of a comparison that is asked for, beside the one that comes again by itself."""
+DELETIONS = "deletions"
+_FEW = 20
+"""So many series may be gone at once; of more, a tenth of all, without somebody saying that this is meant."""
+
+logger = logging.getLogger(__name__)
 
 _PAGE = 200
 _HOUR_S = 3600.0
@@ -40,12 +46,19 @@ def compare(task: Task, orthanc: OrthancClient) -> None:
             if each.get("IsStable", True) and noted.get(each["ID"]) != elsewhere.digest(each["Instances"])
         ]
         _queue_pulls(task, news)
-    _queue_pulls(task, sorted(gone))
+    is_suspicious = len(gone) > max(_FEW, len(noted) // 10) and not task.job.parameters.get(DELETIONS)
+    if not is_suspicious:
+        _queue_pulls(task, sorted(gone))
     with archive.transaction() as database:
         for uid in elsewhere.unsent(database):
             jobs.push(database, jobs.ORTHANC_PUSH, uid)
-    if task.job.parameters != ONCE:
+    if not task.job.parameters.get("once"):
         archive.jobs.again(task.job, not_before=time.time() + task.settings.orthanc.compare_hours * _HOUR_S)
+    if is_suspicious:  # an Orthanc that lost its index, or another one at its address
+        logger.error(
+            "%d of %d series are not in Orthanc any more: nothing is deleted here; "
+            "`tharsis orthanc compare --deletions` does so", len(gone), len(noted),
+        )  # fmt: skip
 
 
 def _total(orthanc: OrthancClient) -> int:

@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         shown = self.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(shown, self.server.key):
+        if not self.server.key or not hmac.compare_digest(shown, self.server.key):
             self._answer(HTTPStatus.UNAUTHORIZED, {"error": "the key is not that of this node: see [orthanc] key"})
             return
         if not self.server.places.acquire(blocking=False):

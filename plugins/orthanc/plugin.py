@@ -12,6 +12,8 @@ from plugins.orthanc.comparing import compare
 from plugins.orthanc.pulling import pull
 from plugins.orthanc.pushing import push
 
+_LONGEST_S = 4 * 3600.0
+
 
 @hookimpl
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
@@ -19,6 +21,12 @@ def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
     if not settings.orthanc.enabled or series.made_by is None or not series.comes_from_orthanc:
         return []
     return [Work(jobs.ORTHANC_PUSH, series.uid)]
+
+
+@hookimpl
+def stalled_limits() -> Mapping[str, float]:
+    """An instance may have many GB, and Orthanc be slow: `timeout_s` tells when it has fallen silent."""
+    return dict.fromkeys(jobs.ORTHANC_KINDS, _LONGEST_S)
 
 
 @hookimpl

@@ -17,6 +17,7 @@ from index.deliveries import Delivery, Pending, State
 from index.errors import ArchiveError, NotFound, OutOfSpace
 from index.jobs import CONFIRM_ROUTE
 from index.sending import Fate, Lost, Sent, Unreachable
+from index.told import note_studies
 from plugins.node import CannotProceed
 from plugins.routing.errand import Errand, Later, Trouble
 from plugins.routing.outgoing import outgoing
@@ -84,6 +85,9 @@ class _Sending:
 
     def run(self) -> None:
         errand = self._errand
+        if errand.deidentifier is not None:  # what the peer is told, it may ask for
+            studies = (instance.study_instance_uid for instance, _ in self._waiting)
+            note_studies(errand.archive, errand.way.profile, studies, errand.deidentifier.uid)
         kinds = dict.fromkeys((each.sop_class_uid, each.transfer_syntax_uid) for each, _ in self._waiting)
         rule = errand.rule
         with errand.sender.line(
