@@ -57,14 +57,14 @@ def _stored(node):
     return [pydicom.dcmread(node.archive.files.path(path)) for (path,) in rows]
 
 
-def test_what_is_stored_there_is_deidentified_and_nothing_else_is_kept(node, originals, dcmtk, caplog):
+def test_what_is_stored_there_is_deidentified_and_nothing_else_is_kept(node, originals, dcmtk, caplog, wait_until):
     told = identifiers(*map(pydicom.dcmread, originals))
     with caplog.at_level(logging.DEBUG, "scp"), caplog.at_level(logging.DEBUG, "tharsis.audit"):
         dcmtk("dcmsend", "-aet", "SCANNER", "-aec", TITLE, "127.0.0.1", node.port, *originals)
     stored = _stored(node)
     assert len(stored) == len(FILES)
     assert all(each.PatientIdentityRemoved == "YES" for each in stored)
-    assert not list(node.archive.incoming.iterdir())
+    wait_until(lambda: not list(node.archive.incoming.iterdir()))
     node.archive.database.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert leaked(node.archive.data, told) == set(), "in files, catalogue, change feed and jobs"
     assert leaked(caplog.text.encode(), told) == set()
