@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from config.settings import Settings
+from index import deliveries
 from index.archive import Archive
 from index.errors import ArchiveError, CatalogueLost
 from index.orphans import settle_orphans
@@ -200,6 +201,8 @@ class Supervisor:
         except CatalogueLost as error:
             raise StartError(str(error)) from error
         try:
+            if not self._settings.routes and deliveries.queued_for(archive):
+                self._processes.append(_Process("router", "router"))  # it ends what the rules of before have queued
             received, removed = archive.clear_incoming(), archive.finish_removals()
             if (self._data / STATE_FILE).exists():
                 logger.warning(

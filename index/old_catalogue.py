@@ -6,13 +6,13 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
-from index import catalogue, changes, deletion, jobs
+from index import catalogue, changes, deletion, elsewhere, jobs
 from index.changes import ChangeKind
 from index.database import BUSY_TIMEOUT_S, Connections
 from index.keys import Level
@@ -26,6 +26,7 @@ _DELIVERY = (
 )
 _ENCODER = "model_id, dimension, active, wanted, at"
 _ACTIVATION = "id, model_id, at"
+_ORTHANC_SERIES = "orthanc_id, orthanc_study, series_instance_uid, listing, content"
 _TOLD = "profile, uid, original"
 _JOB = "kind, subject, parameters, not_before, attempts, error, created"
 
@@ -110,6 +111,11 @@ class OldCatalogue:
         rows = self._rows("SELECT sha256 FROM instance WHERE path = ?", (path,))
         return str(rows[0][0]) if rows else None
 
+    def source_aet(self, path: str) -> str | None:
+        """Return who sent the file at `path`, "" where nobody did; None: it knows of no such file."""
+        rows = self._rows("SELECT source_aet FROM instance WHERE path = ?", (path,))
+        return str(rows[0][0] or "") if rows else None
+
     def removals(self) -> frozenset[str]:
         """Return the paths of the files that a deletion has still to remove."""
         rows = self._rows(
@@ -178,7 +184,6 @@ class OldCatalogue:
             ).fetchone()
         return int(count)
 
-
     def take_over_deliveries(self, connections: Connections) -> None:
         """Copy what was sent on to whom, so that nothing is sent again, and queue what is still to be sent."""
         kinds = ", ".join(repr(kind) for kind in jobs.ROUTING_KINDS)
@@ -188,6 +193,23 @@ class OldCatalogue:
         with connections.transaction() as database:
             _insert(database, "delivery", _DELIVERY, self._rows(f"SELECT {_DELIVERY} FROM delivery"))
             _insert(database, "job", _JOB, waiting)
+
+    def take_over_orthanc(self, connections: Connections) -> None:
+        """Copy what an Orthanc holds as well; a series of which files are missing here is to be compared anew."""
+        series = self._rows(f"SELECT {_ORTHANC_SERIES} FROM orthanc_series")
+        held = self._rows(
+            "SELECT instance.sop_instance_uid, orthanc_instance.orthanc_id, version, orthanc_series "
+            "FROM orthanc_instance JOIN instance ON instance.id = orthanc_instance.instance"
+        )
+        with connections.transaction() as database:
+            gaps = {place for uid, _, _, place in held if catalogue.find_instance(database, uid) is None}
+            for row in series:
+                noted = elsewhere.OrthancSeries(*row)
+                if noted.orthanc_id in gaps:
+                    noted = replace(noted, listing="", content="")
+                elsewhere.note_series(database, noted)
+            for uid, orthanc_id, version, place in held:
+                elsewhere.note_instance(database, elsewhere.Held(uid, orthanc_id, version), place)
 
 
 def _insert(database: Database, table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:

@@ -116,6 +116,7 @@ def rebuild(data: Path, *, settle_time_s: float, on_file: Callable[[], None]) ->
         old.take_over_told(connections)
         result.commitments = old.take_over_commitments(connections)
         old.take_over_deliveries(connections)
+        old.take_over_orthanc(connections)
         _finish(connections, result, settle_time_s)
         connections.close()
         del database
@@ -163,7 +164,9 @@ def _insert(
     try:
         header = read_header(files.path(path))
         digest = flush_and_digest(files.path(path))
-        source = read_file_meta_info(files.path(path)).get("SourceApplicationEntityTitle", "")
+        source = old.source_aet(path)
+        if source is None:
+            source = str(read_file_meta_info(files.path(path)).get("SourceApplicationEntityTitle") or "")
     except InvalidInstance as error:
         yield path, str(error)
         return
@@ -186,7 +189,7 @@ def _insert(
         path=path,
         size=files.path(path).stat().st_size,
         sha256=recorded or digest,
-        source_aet=str(source or "").strip(),
+        source_aet=source.strip(),
         received_at=datetime.fromtimestamp(written, UTC).isoformat(timespec="milliseconds"),
     )
     if recorded not in (None, digest):

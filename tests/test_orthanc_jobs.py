@@ -19,12 +19,12 @@ from config.settings import SettingsError, load_settings
 from index import derivations, elsewhere, jobs
 from index.derivations import Output
 from index.elsewhere import Held, OrthancSeries
-from index.errors import OutOfSpace
+from index.errors import NotEmbedded, OutOfSpace
 from index.similarity import Similarity
 from plugins.manager import load_plugins
 from plugins.orthanc.answers import Answers
 from plugins.orthanc.client import OrthancAway, OrthancClient
-from plugins.orthanc.comparing import ONCE, SUBJECT
+from plugins.orthanc.comparing import DELETIONS, ONCE, SUBJECT
 from plugins.orthanc.door import Door
 from plugins.worker import Worker
 
@@ -251,6 +251,36 @@ def test_secrets_come_from_files(tmp_path):
     (tmp_path / "key").write_text(f"{KEY}\n")
     settings = load_settings(environment={}, overrides={"orthanc": {"key_file": str(tmp_path / "key")}})
     assert settings.orthanc.secret("key") == KEY
+
+
+@pytest.mark.parametrize("told", ["", " \n", "short"])
+def test_a_key_file_without_a_key_opens_no_door(told, archive, tmp_path):
+    (tmp_path / "key").write_text(told)
+    settings = load_settings(environment={}, overrides={"orthanc": {"key_file": str(tmp_path / "key")}})
+    with pytest.raises(ValueError, match="at least 16 are expected"):
+        settings.orthanc.secret("key")
+    door = Door(archive, Answers(archive, settings, Similarity(archive)), host="127.0.0.1", port=0, key="")
+    try:
+        assert ask(door, "/status", key="")[0] == 401
+    finally:
+        door.close()
+
+
+@pytest.mark.parametrize(("meant", "pulls"), [(False, 0), (True, 30)])
+def test_an_orthanc_that_lost_its_index_empties_nothing(archive, stub, wait_until, meant, pulls):
+    with archive.transaction() as database:
+        for number in range(30):
+            elsewhere.note_series(database, OrthancSeries(f"series-{number}", "study", f"{UID}.{number}"))
+    archive.jobs.push(jobs.ORTHANC_COMPARE, SUBJECT, {**ONCE, DELETIONS: True} if meant else ONCE)
+    wait_until(worker_for(archive, stub.server_port).run_one)
+    assert sum(job.kind == jobs.ORTHANC_PULL for job in archive.jobs.recent(limit=100)) == pulls
+
+
+def test_similarity_that_is_off_is_off_in_orthanc_too(archive):
+    settings = settings_for(archive)
+    off = settings.model_copy(update={"similarity": settings.similarity.model_copy(update={"enabled": False})})
+    with pytest.raises(NotEmbedded, match="switched off"):
+        Answers(archive, off, Similarity(archive)).similar(SERIES)
 
 
 def test_orthanc_is_reached_over_https_with_the_authority_that_is_named(stub, tmp_path):

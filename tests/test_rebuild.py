@@ -12,7 +12,18 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import load_settings
-from index import changes, commitments, deliveries, derivations, embeddings, fsck, jobs, old_catalogue
+from index import (
+    catalogue,
+    changes,
+    commitments,
+    deliveries,
+    derivations,
+    elsewhere,
+    embeddings,
+    fsck,
+    jobs,
+    old_catalogue,
+)
 from index import rebuild as rebuild_module
 from index.archive import Archive
 from index.changes import ChangeKind
@@ -315,6 +326,21 @@ def test_an_instance_whose_file_is_gone_is_told(filled):
     assert made.missing == [Missing(uid(4), path.relative_to(filled.data).as_posix())]
     feed = [change for change in changes.since(Archive(filled.data).database) if change.kind is ChangeKind.MISSING]
     assert [change.uid for change in feed] == [uid(4)]
+
+
+def test_what_an_orthanc_holds_and_who_sent_what_is_still_known(filled, make_instance):
+    filled.ingest(make_instance(6, SeriesInstanceUID="1.6"), source_aet="ORTHANC")  # its File Meta names nobody
+    with filled.transaction() as database:
+        for place, series in (("series-a", "1.6"), ("series-b", "1.9.1")):
+            elsewhere.note_series(database, elsewhere.OrthancSeries(place, "study", series, "listing", "content"))
+        elsewhere.note_instance(database, elsewhere.Held(uid(6), "instance-6", "version-6"), "series-a")
+        elsewhere.note_instance(database, elsewhere.Held(uid(4), "instance-4", "version-4"), "series-b")
+    filled.open_instance(uid(4)).path.unlink()
+    make_again(filled.data)
+    again = Archive(filled.data)
+    assert catalogue.find_instance(again.database, uid(6))["source_aet"] == "ORTHANC"
+    assert elsewhere.held(again.database, [uid(6)])[uid(6)].version == "version-6"
+    assert elsewhere.all_series(again.database) == {"series-a": "listing", "series-b": ""}, "a gap is fetched again"
 
 
 def test_what_was_sent_on_is_not_sent_again_and_what_waits_still_is(filled):

@@ -8,6 +8,8 @@ import time
 import pytest
 from pydicom.uid import JPEG2000Lossless, MRImageStorage
 
+from commands.supervisor import Supervisor
+from index.deidentification.deidentifier import Deidentifier
 from index.keys import Level
 
 RULE = {"name": "all", "to": ["PACS"], "commit": "never"}
@@ -317,3 +319,79 @@ def test_a_rule_or_destination_that_is_gone_is_told(routed, start_pacs, make_fil
     node.router.stop()
     node.router.run()
     assert node.jobs()[1].error == "[[application_entities]] has no PACS with host and port any more"
+
+
+def test_what_was_under_way_to_a_destination_that_is_gone_does_not_keep_its_study_for_ever(
+    routed, start_pacs, make_file
+):
+    node = routed([RULE], [start_pacs().entity])
+    node.store(make_file(1))
+    assert node.archive.jobs.claim("router/PACS", claim_s=3600.0, max_attempts=5, kinds=("route",)) is not None
+    node.settings = routed([], []).settings
+    node.restart()
+    node.router.stop()
+    node.router.run()
+    (job,) = node.jobs()
+    assert (job.state, "has no PACS" in job.error) == ("failed", True)
+
+
+def test_without_rules_a_router_ends_what_earlier_ones_have_queued(routed, start_pacs, make_file):
+    node = routed([RULE], [start_pacs().entity])
+    node.store(make_file(1))
+    settings = node.settings.model_copy(update={"routes": ()})
+    for wanted, left in ((["router"], True), ([], False)):
+        supervisor = Supervisor(settings)
+        supervisor._tidy()
+        assert [each.role for each in supervisor._processes if each.role == "router"] == wanted
+        if left:
+            node.settings = settings
+            node.restart()
+            node.work()
+            assert node.jobs()[0].error == "there is no rule 'all' to PACS in the settings any more"
+
+
+def test_a_disk_that_fails_for_a_while_is_no_fault_of_the_job(routed, start_pacs, make_file, monkeypatch):
+    node = routed([RULE], [start_pacs().open().entity], jobs={"max_attempts": 1})
+    node.store(make_file(1))
+
+    def fail(*_arguments):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("plugins.routing.lane.send_series", fail)
+        node.work()
+    assert node.jobs()[0].state == "queued"
+    node.hasten()
+    node.work()
+    assert node.jobs()[0].state == "done"
+
+
+def test_a_peer_may_ask_for_what_a_rule_told_it(routed, start_pacs, make_file):
+    pacs = start_pacs().open()
+    node = routed([{**RULE, "profile": "research"}], [pacs.entity], deidentification=[{"name": "research"}])
+    node.store(make_file(1))
+    node.work()
+    (sent,) = pacs.received
+    rows = node.archive.database.execute("SELECT original FROM told WHERE profile = 'research' AND uid = ?", (sent,))
+    assert rows.fetchone() is not None
+
+
+def test_an_object_that_the_deidentifier_stumbles_over_keeps_back_nothing_else(
+    routed, start_pacs, make_file, monkeypatch
+):
+    pacs = start_pacs().open()
+    node = routed([{**RULE, "profile": "research"}], [pacs.entity], deidentification=[{"name": "research"}])
+    node.store(make_file(1), make_file(2))
+    stock = Deidentifier.deidentify
+
+    def stumble(deidentifier, dataset, **options):
+        if str(dataset.SOPInstanceUID).endswith(".1"):
+            raise NotImplementedError("unknown Value Representation 'ZZ' of SECRET^NAME")
+        return stock(deidentifier, dataset, **options)
+
+    monkeypatch.setattr(Deidentifier, "deidentify", stumble)
+    node.work()
+    assert len(pacs.received) == 1
+    (job,) = node.jobs()
+    assert "cannot be de-identified (NotImplementedError)" in job.error
+    assert "SECRET" not in job.error

@@ -106,7 +106,8 @@ class Lane:
         return True
 
     def give_up(self, sentence: str) -> None:
-        """Fail every job that waits for this destination."""
+        """Fail every job that waits for this destination, or was under way to it when the router died."""
+        self._archive.jobs.free_claims_of(self._name, max_attempts=_MOST_ATTEMPTS)
         while (job := self._claim()) is not None:
             self._fail(job, sentence)()
 
@@ -142,7 +143,7 @@ class Lane:
             record = self._again(job, str(later))
         except (CannotProceed, NotFound) as error:
             record = self._fail(job, str(error))
-        except (sqlite3.Error, OutOfSpace) as error:  # a full disk, a long lock: no fault of the job
+        except (sqlite3.Error, OutOfSpace, OSError) as error:  # a full disk, a long lock: no fault of the job
             return self._again(job, f"{job.kind}: {error}")
         except Exception as error:  # whatever it is, it is this job's failure, not the lane's
             logger.exception("job %d %s %s failed", job.id, job.kind, job.subject)
