@@ -11,25 +11,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from index.archive import StoredInstance
 from scp.contexts import Proposal, storage_proposals
 from scp.errors import PeerError
 from scp.link import Link
+from scp.outcomes import LOOK_S, Outcome, Outcomes
 from scp.status import Status, is_expected, status_of
 
 _LOG = logging.getLogger(__name__)
 
-_LOOK_S = 0.1
-"""How often the one who waits for outcomes is let to look at other things."""
-
 _GRACE_S = 1.0
 """When stopped, sub-operations under way may end by themselves for so long."""
-
-Outcome = tuple[StoredInstance, Status]
-"""A sub-operation that has ended."""
 
 
 class Destination:
@@ -63,12 +57,11 @@ class Destination:
             for proposal in proposals
         }
         self._waiting = deque(sorted(instances, key=lambda instance: self._number[instance.sop_class_uid]))
-        self._left = len(instances)
         self._open_link = open_link
         self._send = send
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._done: SimpleQueue[Outcome] = SimpleQueue()
+        self._outcomes = Outcomes(len(instances))
         self._links: set[Link] = set()
         self._unreachable: dict[int, PeerError] = {}
         self._is_stopped = False
@@ -90,8 +83,7 @@ class Destination:
 
     def outcomes(self) -> Iterator[Outcome | None]:
         """Yield each sub-operation as it ends, and None now and then while none does."""
-        while self._left:
-            yield self._next(_LOOK_S)
+        return self._outcomes.each()
 
     def stop(self, grace_s: float = _GRACE_S) -> Iterator[Outcome]:
         """Begin no more sub-operations, and yield those that end within `grace_s` seconds; the others are aborted."""
@@ -108,17 +100,8 @@ class Destination:
             for link in links:
                 link.abort()
             for lane in self._lanes:
-                lane.join(_LOOK_S / len(self._lanes))
-        while (outcome := self._next(0.0)) is not None:
-            yield outcome
-
-    def _next(self, wait_s: float) -> Outcome | None:
-        try:
-            outcome = self._done.get(timeout=wait_s) if wait_s else self._done.get_nowait()
-        except Empty:
-            return None
-        self._left -= 1
-        return outcome
+                lane.join(LOOK_S / len(self._lanes))
+        yield from self._outcomes.known()
 
     # In the thread of an association
 
@@ -135,11 +118,11 @@ class Destination:
             except PeerError as error:
                 if self._leave_to_others(instance, number, error):
                     return
-                self._done.put((instance, status_of(error)))
+                self._outcomes.put(instance, status_of(error))
             except Exception as error:  # noqa: BLE001  (whatever happens to one instance is its own status)
-                self._done.put((instance, _unexpected(instance, error)))
+                self._outcomes.put(instance, _unexpected(instance, error))
             else:
-                self._done.put((instance, self._sent(link, instance)))
+                self._outcomes.put(instance, self._sent(link, instance))
         self._close(link)
 
     def _take(self, link: Link | None) -> StoredInstance | None:

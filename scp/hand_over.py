@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from pydicom.dataset import Dataset
@@ -20,9 +19,9 @@ from pydicom.dataset import Dataset
 from index.archive import StoredInstance
 from scp import transport
 from scp.contexts import QUERY_SYNTAXES, STUDY_ROOT_MOVE, Proposal
-from scp.destination import Outcome
 from scp.errors import AssociationLost, PeerError
 from scp.link import Link, status_of_response
+from scp.outcomes import LOOK_S, Outcome, Outcomes
 from scp.status import PROCESSING_FAILURE, SUCCESS, Status, status_of
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +32,6 @@ _PIECE = 50
 _HOPELESS = 3
 """After so many instances in a row that did not arrive, the destination is not bothered with the others."""
 
-_LOOK_S = 0.1
 _GRACE_S = 1.0
 _MESSAGE_ID = 1
 
@@ -62,11 +60,10 @@ class HandOver:
         destination: str,
     ) -> None:
         self._pieces = list(_pieces(instances))
-        self._left = len(instances)
         self._open_link = open_link
         self._archive = archive
         self._destination = destination
-        self._done: SimpleQueue[Outcome] = SimpleQueue()
+        self._outcomes = Outcomes(len(instances))
         self._stopped = threading.Event()
         self._link: Link | None = None
         self._failed_in_a_row = 0
@@ -84,13 +81,12 @@ class HandOver:
 
     def outcomes(self) -> Iterator[Outcome | None]:
         """Yield each sub-operation as it ends, and None now and then while none does."""
-        while self._left:
-            yield self._next(_LOOK_S)
+        return self._outcomes.each()
 
     def stop(self, grace_s: float = _GRACE_S) -> Iterator[Outcome]:
         """Pass a C-CANCEL on, and yield what ends within `grace_s` seconds; then the association is aborted."""
         self._stopped.set()
-        link = self._link if self._left else None  # when all has been told, the thread releases it
+        link = self._link if self._outcomes.left else None  # when all has been told, the thread releases it
         if link is not None and link.is_open:
             try:
                 link.assoc.send_c_cancel(_MESSAGE_ID, query_model=STUDY_ROOT_MOVE)
@@ -100,17 +96,8 @@ class HandOver:
         deadline = time.monotonic() + _GRACE_S
         while link is not None and self._thread.is_alive() and time.monotonic() < deadline:
             link.abort()
-            self._thread.join(_LOOK_S)
-        while (outcome := self._next(0.0)) is not None:
-            yield outcome
-
-    def _next(self, wait_s: float) -> Outcome | None:
-        try:
-            outcome = self._done.get(timeout=wait_s) if wait_s else self._done.get_nowait()
-        except Empty:
-            return None
-        self._left -= 1
-        return outcome
+            self._thread.join(LOOK_S)
+        yield from self._outcomes.known()
 
     # In the thread
 
@@ -148,7 +135,7 @@ class HandOver:
 
     def _tell(self, piece: Sequence[StoredInstance], status: Status) -> None:
         for instance in piece:
-            self._done.put((instance, status))
+            self._outcomes.put(instance, status)
 
     def _move(self, piece: Sequence[StoredInstance]) -> tuple[Status, int]:
         """Send one C-MOVE; return why what is missing did not arrive, and how many instances did."""

@@ -14,10 +14,10 @@ from index.archive import StoredInstance
 from index.errors import ArchiveError
 from index.part10 import NewFile
 from scp.conversion import converted, target_syntax
-from scp.destination import Outcome
 from scp.errors import PeerError, ScpError
 from scp.link import Link
 from scp.messages import Answer, Originator, Priority, SubOperations
+from scp.outcomes import Outcome
 from scp.part10 import data_set_offset
 from scp.status import (
     CANCELLED,
