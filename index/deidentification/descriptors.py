@@ -17,7 +17,6 @@ from functools import cache
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.charset import default_encoding
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
 
 from index.deidentification import table
 from index.deidentification.reader import Reader, texts
@@ -48,6 +47,8 @@ _SHORTEST_PART = 4
 @cache
 def vocabulary() -> frozenset[str]:
     """Return the words that may stay, in lower case."""
+    from pydicom.sr.codedict import codes  # large: network processes have no need of it before somebody cleans text
+
     keywords = {entry[4] for entry in DicomDictionary.values()}
     for scheme in ("DCM", "SCT", "UCUM"):
         keywords.update(getattr(codes, scheme).dir())
