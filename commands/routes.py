@@ -143,19 +143,25 @@ def _moment(seconds: float | None) -> str | None:
 
 def _print_standings(standings: list[_Standing]) -> None:
     table = Table(
-        "destination", "where", "series queued", "instances sent", "of these confirmed", "failing", "refused",
-        "series failed", "next try", Column("last error", overflow="fold"),
+        Column("destination", overflow="fold"), "series\nqueued", "sent", "con-\nfirmed", "failing", "refused",
+        "series\nfailed", "next try",
     )  # fmt: skip
+    troubles = []
     for standing in standings:
         facts = _facts(standing)
         due = _next_try(standing)
         cells = (
-            facts["title"], facts["where"], f"{facts['jobs_queued']:,}", f"{facts['sent'] + facts['committed']:,}",
-            f"{facts['committed']:,}", f"{facts['failing']:,}", f"{facts['refused']:,}", f"{facts['jobs_failed']:,}",
-            f"{datetime.fromtimestamp(due):%Y-%m-%d %H:%M:%S}" if due is not None else "-", facts["last_error"],
+            f"{facts['title']}\n{facts['where']}", f"{facts['jobs_queued']:,}",
+            f"{facts['sent'] + facts['committed']:,}", f"{facts['committed']:,}", f"{facts['failing']:,}",
+            f"{facts['refused']:,}", f"{facts['jobs_failed']:,}",
+            f"{datetime.fromtimestamp(due):%m-%d %H:%M:%S}" if due is not None else "-",
         )  # fmt: skip
         table.add_row(*map(escape, cells))
+        if facts["last_error"]:
+            troubles.append(f"{facts['title']}: {facts['last_error']}")
     out.print(table)
+    for trouble in troubles:
+        out.print(escape(trouble), highlight=False)
 
 
 @routes_app.command("test")

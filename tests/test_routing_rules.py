@@ -192,6 +192,7 @@ def test_the_command_line_shows_rules_destinations_and_reasons(routed, config, m
     table = tharsis("routes", "--config", config).stdout
     assert "22:00-06:00" in table
     assert "StudyDescription = *Chest*" in table
+    assert "PACS: cannot reach PACS" in table
     verdicts = tharsis("routes", "test", SERIES, "--config", config).stdout
     assert "ct at night: is sent to PACS" in verdicts
     assert "chest: does not fit" in verdicts
