@@ -15,6 +15,7 @@ from pynetdicom.transport import AddressInformation
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp import transport
+from scp.carried import Carried
 from scp.contexts import Proposal
 from scp.errors import NothingAccepted, PeerRejected, PeerUnreachable
 from scp.link import Link
@@ -130,7 +131,7 @@ def connect(
         raise PeerUnreachable(f"cannot reach {peer}: {error.strerror or error}") from error
     if not assoc.is_established:
         raise _refusal(assoc, peer, opened=bool(opened))
-    return Link(assoc)
+    return Link(Carried(assoc))
 
 
 def _refusal(assoc: Association, peer: Peer, *, opened: bool) -> PeerUnreachable | PeerRejected:

@@ -38,7 +38,7 @@ class Server:
         services = NodeServices(archive, settings, similarity, askers)
         self._acceptor = Acceptor(services, settings.scp, settings.tls)
         ways = Ways(
-            lambda: list(self._acceptor.associations),
+            lambda: [each.carrier for each in self._acceptor.associations],
             settings.entity_table().get,
             services.open_link,
             services.replaced_uid,
