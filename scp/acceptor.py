@@ -23,25 +23,23 @@ from scp.carried import Carried
 from scp.carrier import Carrier
 from scp.dispatch import Services, answer, caller_of, peer_of, refuse
 from scp.exchange import Exchange
-from scp.inbound import InboundAssociation
-from scp.listener import Listener
-from scp.negotiation import supported_contexts
+from scp.inbound import Handlers, InboundAssociation
+from scp.listener import Ended, Listener
+from scp.lobby import Arrival
+from scp.negotiation import (
+    BY_ACSE,
+    NO_REASON,
+    PERMANENT,
+    Rejected,
+    Requested,
+    require_admitted,
+    supported_contexts,
+)
 from scp.reception import Reception
 from scp.status import Status
 
 _LOG = logging.getLogger(__name__)
 _AUDIT = logging.getLogger("tharsis.audit")
-
-# Parameters of an A-ASSOCIATE-RJ (PS3.8 table 9-21).
-_REJECTED_PERMANENT = 0x01
-_BY_SERVICE_USER = 0x01
-_BY_PROVIDER_ACSE = 0x02
-_NO_REASON = 0x01
-_CALLING_UNKNOWN = 0x03
-_CALLED_UNKNOWN = 0x07
-
-_SHORTEST_PDU = 8
-"""Bytes of a P-DATA-TF that hold two bytes of a message (PS3.8 9.3.5)."""
 
 
 class Acceptor:
@@ -69,21 +67,20 @@ class Acceptor:
         self._entity.acse_timeout = settings.acse_timeout_s
         self._entity.dimse_timeout = settings.dimse_timeout_s
         self._entity.network_timeout = settings.network_timeout_s
-        self._listener = Listener(
-            self._entity,
-            settings,
-            secure,
-            [
-                (evt.EVT_CONN_OPEN, self._connected),
-                (evt.EVT_CONN_CLOSE, transport.connection_closed),
-                (evt.EVT_REQUESTED, self._negotiate),
-                (evt.EVT_SOP_EXTENDED, _answer_extended),
-                (evt.EVT_ESTABLISHED, self._established),
-                (evt.EVT_ACSE_RECV, self._ending),
-                (evt.EVT_RELEASED, self._ended, ["released"]),
-                (evt.EVT_ABORTED, self._ended, ["aborted"]),
-            ],
-        )
+        self._handlers: Handlers = [
+            (evt.EVT_CONN_OPEN, self._connected),
+            (evt.EVT_CONN_CLOSE, transport.connection_closed),
+            (evt.EVT_REQUESTED, self._negotiate),
+            (evt.EVT_SOP_EXTENDED, _answer_extended),
+            (evt.EVT_ESTABLISHED, self._established),
+            (evt.EVT_ACSE_RECV, self._ending),
+            (evt.EVT_RELEASED, self._ended, ["released"]),
+            (evt.EVT_ABORTED, self._ended, ["aborted"]),
+        ]
+        self._listener = Listener(self._associate, settings, secure)
+
+    def _associate(self, arrival: Arrival, ended: Ended) -> InboundAssociation:
+        return InboundAssociation(self._entity, arrival, self._handlers, ended)
 
     def start(self) -> None:
         """Begin to listen.
@@ -110,7 +107,7 @@ class Acceptor:
     @property
     def associations(self) -> list[InboundAssociation]:
         """Associations that are open now."""
-        return self._listener.associations
+        return [each for each in self._listener.associations if isinstance(each, InboundAssociation)]
 
     def stop(self, grace_s: float) -> None:
         """Accept no more, let open associations finish for `grace_s` seconds, then abort them."""
@@ -128,7 +125,7 @@ class Acceptor:
         assoc = event.assoc
 
         def reception() -> Reception:
-            return Reception(self._services.new_file, _calling(assoc))
+            return Reception(self._services.new_file, _carrier(assoc).calling)
 
         transport.prepare(assoc, reception, self._refuse_incomplete)
 
@@ -137,36 +134,30 @@ class Acceptor:
         assoc = event.assoc
         try:
             assoc.acceptor.supported_contexts = []
-            self._admit(assoc)
+            requested = _requested(assoc)
+            require_admitted(self._services, requested)
+            private = caller_of(self._services, _carrier(assoc)).private_sop_classes
+            assoc.acceptor.supported_contexts = supported_contexts(requested, private=private)
+        except Rejected as rejected:
+            self._reject(assoc, rejected)
         except Exception:  # noqa: BLE001  (pynetdicom would go on as if nothing had been wrong)
             _LOG.exception("%s: the association request could not be judged", _peer(assoc))
-            self._reject(assoc, _BY_PROVIDER_ACSE, _NO_REASON, "it could not be judged")
+            self._reject(assoc, Rejected(BY_ACSE, NO_REASON, "it could not be judged"))
 
-    def _admit(self, assoc: Association) -> None:
-        calling, called, address = _calling(assoc), _called(assoc), assoc.requestor.address
-        refusal = self._services.refusal(calling, address)
-        longest = assoc.requestor.maximum_length
-        if not self._services.is_called(called):
-            self._reject(assoc, _BY_SERVICE_USER, _CALLED_UNKNOWN, f"called AE title {called!r} is not ours")
-        elif refusal is not None:
-            self._reject(assoc, _BY_SERVICE_USER, _CALLING_UNKNOWN, refusal)
-        elif longest and longest < _SHORTEST_PDU:
-            why = f"nothing fits into PDUs of {longest} bytes, at least {_SHORTEST_PDU} are needed"
-            self._reject(assoc, _BY_PROVIDER_ACSE, _NO_REASON, why)
-        else:
-            private = caller_of(self._services, _carrier(assoc)).private_sop_classes
-            assoc.acceptor.supported_contexts = supported_contexts(assoc, private=private)
-
-    def _reject(self, assoc: Association, source: int, diagnostic: int, why: str) -> None:
-        _AUDIT.warning("rejected an association of %s with %s: %s", _peer(assoc), _called(assoc), why)
-        self._listener.release(assoc)
-        assoc.acse.send_reject(_REJECTED_PERMANENT, source, diagnostic)
+    def _reject(self, assoc: Association, rejected: Rejected) -> None:
+        _AUDIT.warning("rejected an association of %s with %s: %s", _peer(assoc), _called(assoc), rejected)
+        self._release(assoc)
+        assoc.acse.send_reject(PERMANENT, rejected.source, rejected.diagnostic)
         assoc.kill()
+
+    def _release(self, assoc: Association) -> None:
+        if isinstance(assoc, InboundAssociation):
+            self._listener.release(assoc)
 
     def _ending(self, event: evt.Event) -> None:
         primitive: object = event.primitive  # type: ignore[attr-defined]
         if not isinstance(primitive, A_ASSOCIATE):  # a release or an abort: its place is free before the peer knows
-            self._listener.release(event.assoc)
+            self._release(event.assoc)
 
     def _established(self, event: evt.Event) -> None:
         assoc = event.assoc
@@ -204,8 +195,17 @@ def _carrier(assoc: Association) -> Carrier:
     return assoc.carrier if isinstance(assoc, InboundAssociation) else Carried(assoc)
 
 
-def _calling(assoc: Association) -> str:
-    return _carrier(assoc).calling
+def _requested(assoc: Association) -> Requested:
+    requestor, carrier = assoc.requestor, _carrier(assoc)
+    request = requestor.primitive
+    return Requested(
+        calling=carrier.calling,
+        called=carrier.called,
+        address=carrier.address,
+        maximum_length=requestor.maximum_length or 0,
+        contexts=request.presentation_context_definition_list if request is not None else [],
+        scp_roles=frozenset(str(uid) for uid, role in requestor.role_selection.items() if role.scp_role),
+    )
 
 
 def _called(assoc: Association) -> str:

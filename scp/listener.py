@@ -6,13 +6,12 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Sequence
-
-from pynetdicom.association import Association
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from config.settings import ScpSettings, TlsSettings
-from scp import tls, transport
-from scp.inbound import Handlers, InboundAssociation
+from scp import tls
+from scp.carrier import Carrier
 from scp.lobby import Arrival, Door, Lobby, open_door
 
 _LOG = logging.getLogger(__name__)
@@ -32,29 +31,45 @@ class CannotListen(OSError):
     """A port cannot be had; `filename` is its address."""
 
 
+class Inbound(Protocol):
+    """An association that a peer opens, whichever transport carries it."""
+
+    @property
+    def carrier(self) -> Carrier:
+        """It, as services see it."""
+
+    def start(self) -> None:
+        """Begin; raises `RuntimeError` when there is no thread."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended."""
+
+
+Ended = Callable[[Inbound], None]
+"""Is told of an association whose connection is closed and whose threads have done their work."""
+
+Associate = Callable[[Arrival, Ended], Inbound]
+"""Makes an association of an arrival."""
+
+
 class Listener:
     """Takes in associations, as many at the same time as the settings allow.
 
     Parameters
     ----------
-    entity
-        Who accepts them.
+    associate
+        Makes them.
     settings, secure
         ``[scp]`` and ``[tls]``.
-    handlers
-        Bound to the events of every association.
     """
 
-    def __init__(
-        self, entity: transport.NodeEntity, settings: ScpSettings, secure: TlsSettings, handlers: Handlers
-    ) -> None:
-        self._entity = entity
+    def __init__(self, associate: Associate, settings: ScpSettings, secure: TlsSettings) -> None:
+        self._associate = associate
         self._settings = settings
         self._secure = secure
-        self._handlers = handlers
         self._lock = threading.Lock()
-        self._open: set[Association] = set()
-        self._running: set[InboundAssociation] = set()
+        self._open: set[Inbound] = set()
+        self._running: set[Inbound] = set()
         self._lobby: Lobby | None = None
         self._doors: list[Door] = []
 
@@ -105,12 +120,12 @@ class Listener:
         return next((door.port for door in self._doors if door.tls is not None), 0)
 
     @property
-    def associations(self) -> list[InboundAssociation]:
+    def associations(self) -> list[Inbound]:
         """Associations whose threads run."""
         with self._lock:
             return list(self._running)
 
-    def release(self, assoc: Association) -> None:
+    def release(self, assoc: Inbound) -> None:
         """Give the place of an association that has ended to the next one."""
         with self._lock:
             self._open.discard(assoc)
@@ -122,7 +137,7 @@ class Listener:
             self._lobby = None
             self._doors = []
 
-    def join(self, associations: Sequence[InboundAssociation], seconds: float) -> None:
+    def join(self, associations: Sequence[Inbound], seconds: float) -> None:
         """Wait until `associations` have ended, `seconds` at most."""
         deadline = time.monotonic() + seconds
         for assoc in associations:
@@ -137,9 +152,9 @@ class Listener:
             return _LIMIT_EXCEEDED
         if is_congested:
             return _CONGESTED
-        assoc: InboundAssociation | None = None
+        assoc: Inbound | None = None
         try:
-            assoc = InboundAssociation(self._entity, arrival, self._handlers, self._ended)
+            assoc = self._associate(arrival, self._ended)
             with self._lock:
                 self._open.add(assoc)
                 self._running.add(assoc)
@@ -151,7 +166,7 @@ class Listener:
             return _CONGESTED
         return None
 
-    def _ended(self, assoc: InboundAssociation) -> None:
+    def _ended(self, assoc: Inbound) -> None:
         with self._lock:
             self._open.discard(assoc)
             self._running.discard(assoc)

@@ -53,13 +53,13 @@ def wait_for_reader(carrier: Paced, is_cancelled: Callable[[], bool]) -> bool:
     """
     pause, last, since = _SHORTEST_S, -1, time.monotonic()
     while not is_cancelled():
-        unsent = _unsent(carrier.descriptor)
-        if unsent <= _MOST_UNSENT:
+        left = unsent(carrier.descriptor)
+        if left <= _MOST_UNSENT:
             return False
         if not carrier.is_alive:
             raise AssociationLost("the association ended before everything was sent")
-        if unsent != last:
-            last, since = unsent, time.monotonic()
+        if left != last:
+            last, since = left, time.monotonic()
         elif carrier.network_timeout is not None and time.monotonic() - since > carrier.network_timeout:
             carrier.give_up()
             raise AssociationLost(f"the peer took no answer for {carrier.network_timeout:g} s")
@@ -68,8 +68,8 @@ def wait_for_reader(carrier: Paced, is_cancelled: Callable[[], bool]) -> bool:
     return True
 
 
-def _unsent(descriptor: int) -> int:
-    """Bytes that wait in this node's kernel for the peer; 0 where it does not tell (other systems than Linux)."""
+def unsent(descriptor: int) -> int:
+    """Return the bytes that wait in this node's kernel for the peer; 0 where it does not tell (other than Linux)."""
     if descriptor < 0 or sys.platform != "linux":
         return 0
     try:

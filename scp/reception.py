@@ -89,7 +89,7 @@ class ReceivedFile:
         """Itself: pynetdicom flushes the file of the file after every fragment."""
         return self
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append a fragment of the data set."""
         if self._stream is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from config.network import Transport
 from config.settings import Settings
 from index.archive import Archive
 from index.similarity import Similarity
@@ -11,6 +12,7 @@ from scp.acceptor import Acceptor
 from scp.askers import Askers
 from scp.courier import Courier, Ways
 from scp.services import NodeServices
+from scp.wire.acceptor import WireAcceptor
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ class Server:
         self._settings = settings
         askers = Askers()
         services = NodeServices(archive, settings, similarity, askers)
-        self._acceptor = Acceptor(services, settings.scp, settings.tls)
+        make = WireAcceptor if settings.network.transport is Transport.OWN else Acceptor
+        self._acceptor: WireAcceptor | Acceptor = make(services, settings.scp, settings.tls)
         ways = Ways(
             lambda: [each.carrier for each in self._acceptor.associations],
             settings.entity_table().get,

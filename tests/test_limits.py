@@ -179,8 +179,14 @@ def test_the_oldest_connection_goes_when_there_are_too_many(acceptor, wait_until
         connection.close()
 
 
-@pytest.mark.parametrize("seam", ["scp.lobby.flaw", "scp.lobby._Visitor", "scp.listener.InboundAssociation"])
-def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wait_until, seam):
+@pytest.fixture
+def association_class(transport_name):
+    """Where the listener gets its associations from."""
+    return {"own": "scp.wire.acceptor.WireAssociation", "pynetdicom": "scp.acceptor.InboundAssociation"}[transport_name]
+
+
+@pytest.mark.parametrize("seam", ["scp.lobby.flaw", "scp.lobby._Visitor", ""])
+def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wait_until, seam, association_class):
     """Whatever is raised over one connection: it is dropped, and the door stays open."""
     node, held = acceptor()
 
@@ -188,7 +194,7 @@ def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wa
         raise KeyError("a mistake")
 
     with monkeypatch.context() as patch:
-        patch.setattr(seam, defective)
+        patch.setattr(seam or association_class, defective)
         connection = dial(node, request_pdu())
         assert answer(connection) == b""
         connection.close()
@@ -196,7 +202,7 @@ def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wa
     wait_until(lambda: not held.associations, 5)
 
 
-def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, monkeypatch):
+def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, monkeypatch, association_class):
     """Two that cannot be started do not count as two that are open; they are told to come again (PS3.8 9.3.4)."""
     node, held = acceptor(max_associations=1)
 
@@ -204,7 +210,7 @@ def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, 
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("scp.listener.InboundAssociation.start", no_thread)
+        patch.setattr(f"{association_class}.start", no_thread)
         for _ in range(2):
             connection = dial(node, request_pdu())
             assert answer(connection) == bytes.fromhex("03000000000400020301")
