@@ -114,8 +114,8 @@ class FileStore:
         """Return a path below the data folder for these UIDs that no file has or had."""
         return f"files/{_name(study)}/{_name(series)}/{_name(instance)}-{secrets.token_hex(8)}.dcm"
 
-    def place(self, incoming: Path, relative: str) -> None:
-        """Give the flushed file `incoming` its final name, and make that name durable."""
+    def place(self, incoming: Path, relative: str) -> Path:
+        """Give the flushed file `incoming` its final name; return the folder to flush before that name is promised."""
         final = self.root / relative
         for attempt in range(_PLACE_ATTEMPTS):
             try:
@@ -127,7 +127,7 @@ class FileStore:
                 # between two looks of mkdir.
                 if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
                     raise
-        flush(final.parent)
+        return final.parent
 
     def all_paths(self) -> Iterator[list[str]]:
         """Yield the paths below the data folder of all stored files, folder by folder.

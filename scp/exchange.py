@@ -113,7 +113,8 @@ class Exchange:
         if received is None or received.path is None or received.error is not None:
             error = received.error if received is not None else None
             raise error or InvalidInstance("the C-STORE came without a data set")
-        return StoreRequest(self.sop_class_uid, str(self._request.AffectedSOPInstanceUID), received.path)
+        uid = str(self._request.AffectedSOPInstanceUID)
+        return StoreRequest(self.sop_class_uid, uid, received.path, received.known)
 
     def find_request(self) -> FindRequest:
         """The C-FIND-RQ with its Identifier decoded."""

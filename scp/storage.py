@@ -39,6 +39,7 @@ def store(archive: Archive, caller: Caller, request: StoreRequest) -> Answer:
             request.file,
             source_aet=caller.title,
             expected=(request.sop_class_uid, request.sop_instance_uid),
+            received=request.received,
         )
     finally:
         request.file.unlink(missing_ok=True)

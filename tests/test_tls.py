@@ -180,7 +180,7 @@ def test_client_certificates(secure_node, authority, stranger, wanted, presented
 
 def test_the_subject_of_a_client_certificate_is_logged(secure_node, authority, caplog):
     node = secure_node(client_certificates="required")
-    with caplog.at_level("INFO", "scp.acceptor"):
+    with caplog.at_level("INFO", "scp"):
         client.echo(_peer(node, authority, certificate=authority), ME)
     assert "ME@127.0.0.1 opened an association with THARSIS, certificate CN=modality, O=Test" in caplog.text
 

@@ -113,7 +113,7 @@ def _content(value: Any, vr: str) -> bytes:
     if vr == "AT":
         tags = value if isinstance(value, (list, tuple)) else [value]
         return b"".join(_TAG.pack(int(tag) >> 16, int(tag) & 0xFFFF) for tag in tags)
-    content = str(value).encode("ascii")
+    content = str(value).encode("iso8859-1", errors="replace")
     return content + ((b"\0" if vr == "UI" else b" ") if len(content) & 1 else b"")
 
 
@@ -179,6 +179,6 @@ def stored(request: StoreRequest, status: int, comment: str, offending: tuple[in
 
 
 def _text(number: int, value: str, padding: bytes) -> bytes:
-    content = value.encode("ascii")
+    content = value.encode("iso8859-1", errors="replace")
     content += padding if len(content) & 1 else b""
     return _ELEMENT.pack(0, number, len(content)) + content
