@@ -15,79 +15,16 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    MaximumLengthNotification,
-)
 from pynetdicom.presentation import build_context
+from raw_peer import ABORT, ACCEPT, answer, associated, dial, echo_pdu, request_pdu
 
 from scp import client, inbox, query, transport
 from scp.association_request import LONGEST, flaw, remaining
 from scp.client import Requestor
-from scp.contexts import STUDY_ROOT_FIND, VERIFICATION, Proposal
+from scp.contexts import STUDY_ROOT_FIND, Proposal
 from scp.requestor import Peer
 
-ABORT, ACCEPT, REJECT = 0x07, 0x02, 0x03
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(194)
-
-
-def request_pdu(contexts=None, *, max_pdu=16384, calling="RAW", called="THARSIS"):
-    """An A-ASSOCIATE-RQ as bytes, Verification alone unless told otherwise."""
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = "1.2.840.10008.3.1.1.1"
-    primitive.calling_ae_title, primitive.called_ae_title = calling, called
-    contexts = contexts or [build_context(VERIFICATION)]
-    for number, context in enumerate(contexts):
-        context.context_id = 2 * number + 1
-    primitive.presentation_context_definition_list = contexts
-    length = MaximumLengthNotification()
-    length.maximum_length_received = max_pdu
-    implementation = ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = "1.2.3"
-    primitive.user_information = [length, implementation]
-    return A_ASSOCIATE_RQ(primitive).encode()
-
-
-def echo_pdu(message_id=1):
-    """A P-DATA-TF with a whole C-ECHO-RQ."""
-    elements = (
-        struct.pack("<HHI", 0, 2, 18) + b"1.2.840.10008.1.1\0"
-        + struct.pack("<HHIH", 0, 0x0100, 2, 0x0030)
-        + struct.pack("<HHIH", 0, 0x0110, 2, message_id)
-        + struct.pack("<HHIH", 0, 0x0800, 2, 0x0101)
-    )  # fmt: skip
-    command = struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
-    pdv = struct.pack(">IBB", len(command) + 2, 1, 3) + command
-    return struct.pack(">BBI", 4, 0, len(pdv)) + pdv
-
-
-def dial(node, data=b""):
-    connection = socket.create_connection(("127.0.0.1", node.port), timeout=20)
-    if data:
-        connection.sendall(data)
-    return connection
-
-
-def answer(connection):
-    """The next PDU; empty when the connection was closed instead."""
-    head = _exactly(connection, 6)
-    return head + _exactly(connection, int.from_bytes(head[2:6], "big")) if len(head) == 6 else b""
-
-
-def _exactly(connection, size):
-    data = b""
-    with contextlib.suppress(ConnectionError):
-        while len(data) < size and (piece := connection.recv(size - len(data))):
-            data += piece
-    return data
-
-
-def associated(node, **told):
-    connection = dial(node, request_pdu(**told))
-    assert answer(connection)[0] == ACCEPT
-    return connection
 
 
 def echo_seconds(node):

@@ -72,6 +72,9 @@ _ELEMENTS: tuple[tuple[int, str, str], ...] = (
 )
 """Element number in group 0000, keyword and VR of what is sent, in their order."""
 
+_OF_REQUESTS = frozenset({0x0110, 0x0700, 0x1030, 0x1031})
+"""What no response has; pynetdicom's primitives have a Priority in any case."""
+
 _SENT_OF_STORE = frozenset({0x0002, 0x0110, 0x0700, 0x0800, 0x1000})
 _KNOWN_OF_STORE = _SENT_OF_STORE | {0x0000, 0x0100, 0x0600, 0x1030, 0x1031}
 _STORE = 0x0001
@@ -98,6 +101,8 @@ def encoded(message: DIMSEPrimitive, *, has_data_set: bool) -> bytes:
     parts = []
     for number, keyword, vr in _ELEMENTS:
         value = told[number] if number in told else getattr(message, keyword, None)
+        if is_response and number in _OF_REQUESTS:
+            continue
         if value is None or (value == [] and vr == "AT"):
             continue
         if vr == "US":
