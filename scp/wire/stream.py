@@ -82,11 +82,6 @@ class Stream:
         """Whether a part of the next PDU is here."""
         return self._end > self._begin
 
-    @property
-    def has_input(self) -> bool:
-        """Whether something has come that was not read yet, the end of the connection included."""
-        return self.has_begun or self._pending() or self.wait(0.0)
-
     def _pending(self) -> bool:
         return isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
 
@@ -100,7 +95,22 @@ class Stream:
         """
         if self.has_begun or self._pending():
             return True
-        return self._wait(self._poll, timeout_s)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._wait(self._poll, None if deadline is None else deadline - time.monotonic()):
+            if not self._is_secure or self._is_readable():
+                return True
+        return False
+
+    def _is_readable(self) -> bool:
+        """Whether what came holds data, or is the end: TLS also has messages of its own, behind which a read waits."""
+        self._begin = self._end = 0
+        try:
+            self._end = self._connection.recv_into(self._buffer)
+        except _WOULD_BLOCK:
+            return False
+        except OSError:  # which the next read tells again
+            return True
+        return True
 
     def _wait(self, poll: select.poll, timeout_s: float | None) -> bool:
         ready = poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
