@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 
 class Level(StrEnum):
@@ -94,6 +95,7 @@ class SequenceKey:
     sequences: tuple[SequenceKey, ...] = ()
 
 
+@cache
 def snake_case(keyword: str) -> str:
     """``SeriesInstanceUID`` → ``series_instance_uid``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", keyword).lower()

@@ -31,8 +31,14 @@ _LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV"
 _FRAGMENTED = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW"})
 """VRs whose undefined length means the fragments of encapsulated pixel data (PS3.5 A.4)."""
 
+_PLAIN = frozenset(
+    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+     b"ST", b"TM", b"UI", b"UL", b"US"}
+)  # fmt: skip
+"""VRs with a length of 16 bits."""
+
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXEL_DATA, _FLOAT_PIXEL_DATA = 0x7FE00010, 0x7FE00008
+_PIXEL_GROUP, _PIXEL_DATA, _FLOAT_PIXEL_DATA = 0x7FE0, 0x7FE00010, 0x7FE00008
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_HEADER = 12
 _MOST_ELEMENTS = 1 << 22
@@ -177,6 +183,7 @@ class _Walk:
         self._open: list[tuple[int | None, bool]] = []
         self._depth = 0
         self._entered = 0
+        self._passed = 0
 
     def _begins_with_a_vr(self) -> bool:
         """Whether what is declared to be Implicit VR is written as Explicit VR: readers go by what is there."""
@@ -195,10 +202,15 @@ class _Walk:
     def run(self, most_nesting: int) -> None:
         """Walk to the end; raises `InvalidInstance`."""
         last = 0
-        for _ in range(_MOST_ELEMENTS):
+        while True:
             self._close()
+            if not self._open and not self._is_implicit:
+                last = self._pass_plain(last)
             if self._at >= self._end:
                 break
+            self._passed += 1
+            if self._passed > _MOST_ELEMENTS:
+                raise InvalidInstance(f"a data set of more than {_MOST_ELEMENTS} elements")
             if self._open and self._open[-1][1]:
                 self._item()
                 continue
@@ -208,10 +220,30 @@ class _Walk:
             if tag == 0 and last >= _PIXEL_DATA and not self._open:  # a sector of zeros behind the data set
                 return
             last = tag
-        else:
-            raise InvalidInstance(f"a data set of more than {_MOST_ELEMENTS} elements")
         if self._open and self._is_whole:
             raise _CutOff("a sequence does not end within the data set")
+
+    def _pass_plain(self, last: int) -> int:
+        """Pass elements of Explicit VR with short values at the top level, as most are; return the tag of the last."""
+        at, base, unpack = self._at, self._window_at, self._unpack_explicit
+        window = self._window if at >= base else b""
+        stop = min(base + len(window), self._end)
+        while at + _LONGEST_HEADER <= stop:
+            group, element, vr, length = unpack(window, at - base)
+            end = at + 8 + length
+            if vr not in _PLAIN or end > stop or group >= _PIXEL_GROUP or self._passed >= _MOST_ELEMENTS:
+                break
+            last = group << 16 | element
+            if last == 0:
+                break
+            if last in self._wanted and self.elements is not None:
+                key, value = BaseTag(last), window[at + 8 - base : end - base]
+                self.elements[key] = RawDataElement(
+                    key, vr.decode(), length, value, 0, False, self._is_little_endian
+                )
+            at, self._passed = end, self._passed + 1
+        self._at = at
+        return last
 
     def _close(self) -> None:
         """Leave whatever ends here."""

@@ -322,9 +322,9 @@ def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedN
         *, settle_time_s: float = 0.5, accept_unknown: bool = True, more: str = ""
     ) -> ServedNode:
         settings = (
-            f'[scp]\nhost = "127.0.0.1"\nport = 0\naccept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n'
-            f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n'
-            f'[network]\ntransport = "{transport_name}"\n{more}'
+            f'[network]\ntransport = "{transport_name}"\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
+            f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n'
+            f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
         )
         nodes.append(ServedNode(tmp_path / f"served{len(nodes)}", settings))
         nodes[-1].start()
