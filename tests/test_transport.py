@@ -67,7 +67,7 @@ def test_private_parts_of_pynetdicom_are_used_in_one_module_only():
         "_accepted_cx", "_reactor_checkpoint", "_is_paused", "_dataset_path", "_dataset_file", "_data_set_file",
         "_serve_request", "_servers", "_context_id_of",
     }  # fmt: skip
-    for path in Path(scp.__path__[0]).glob("*.py"):
+    for path in Path(scp.__path__[0]).rglob("*.py"):
         if path.name == "transport.py":
             continue
         used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
