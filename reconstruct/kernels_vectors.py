@@ -91,6 +91,12 @@ def _permuted(builder: Any, low: Any, index: Any, high: Any) -> Any:
     return builder.select(is_high, from_high, from_low)
 
 
+def _picked(builder: Any, vector: Any, index: Any) -> Any:
+    """Elements of one vector at `index`, of which the lowest bits count."""
+    name = "llvm.x86.avx512.permvar.sf.512" if LANES == 16 else "llvm.x86.avx2.permps"
+    return _call(builder, name, _floats, [vector, index])
+
+
 vector_add = _operation(FLOATS, 2, lambda b, x, y: b.fadd(x, y))
 vector_subtract = _operation(FLOATS, 2, lambda b, x, y: b.fsub(x, y))
 vector_multiply = _operation(FLOATS, 2, lambda b, x, y: b.fmul(x, y))
@@ -102,6 +108,9 @@ to_ints = _operation(INTS, 1, lambda b, x: b.fptosi(x, _ints))
 to_floats = _operation(FLOATS, 1, lambda b, x: b.sitofp(x, _floats))
 vector_next = _operation(INTS, 1, lambda b, x: b.add(x, ir.Constant(_ints, [1] * LANES)))
 permute = _operation(FLOATS, 3, _permuted)
+pick = _operation(FLOATS, 2, _picked)
+vector_root = _operation(FLOATS, 1, lambda b, x: _call(b, f"llvm.sqrt.v{LANES}f32", _floats, [x]))
+vector_divide = _operation(FLOATS, 2, lambda b, x, y: b.fdiv(x, y))
 
 
 def _splat(builder: Any, scalar: Any, kind: Any) -> Any:
@@ -170,3 +179,19 @@ def vector_store(_typing: Any, array: Any, index: Any, vector: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, index, vector), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_typing: Any, array: Any, index: Any) -> Any:
+    """Have the cache line with that element of a contiguous array fetched; any index will do."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature, arguments, ir.IntType(8))
+        read, keep, data = (ir.Constant(_int, value) for value in (0, 3, 1))
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _int, _int, _int])
+        name = "llvm.prefetch.p0i8"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [address, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, index), code
