@@ -27,6 +27,10 @@ from reconstruct.projections.scan import EnergyBin, Scan
 from reconstruct.provenance import add_equipment, add_sources, canonical, copy_patient_and_study, in_words
 from reconstruct.redundancy import Coverage, redundancy
 from reconstruct.stored_values import StoredValues, attenuation, hounsfield
+from reconstruct.working_memory import release
+
+_VOXEL_BYTES, _SLICE_BYTES = 16, 2 << 20
+"""For each voxel of a slice: as mapped, its 16 bits as pixels, as bytes and in a file; and what all else takes."""
 
 _PAIRED = frozenset(
     [
@@ -85,9 +89,17 @@ def ct_series(
     for index in range(slices):
         if not np.isfinite(volume[index]).all():
             raise ValueError(f"slice {index + 1} of the volume has voxels that are not finite")
-        yield _slice(series, index, grid, values.pixels(volume[index]))
+        pixels = values.pixels(volume[index])
+        release(volume)
+        yield _slice(series, index, grid, pixels)
         if progress is not None:
             progress((index + 1) / slices)
+
+
+def slice_bytes(grid: VolumeGrid) -> int:
+    """Return what one slice takes while it becomes an instance and is written."""
+    _, rows, columns = grid.shape_zyx
+    return _VOXEL_BYTES * rows * columns + _SLICE_BYTES
 
 
 def frame_of_reference_uid(scan: Scan) -> str:

@@ -362,7 +362,7 @@ def test_line_integrals_in_a_file_are_the_same(scan: list[Dataset], tmp_path: Pa
 def test_too_little_memory_for_any_block_is_one_sentence(scan: list[Dataset], tmp_path: Path) -> None:
     for dataset in scan:
         elements.put(dataset, RequestedMatrix=[1000, 1000, 16])
-    with pytest.raises(ScanError, match="memory_mb = 2: expected memory for at least one view"):
+    with pytest.raises(ScanError, match="memory_mb = 2: expected memory to write a slice, 18 MiB, got 2 MiB"):
         next(reconstruct_scan(read_p1(scan), Parameters(memory_mb=2), lambda _fraction: None, tmp_path))
 
 
