@@ -65,13 +65,13 @@ class BackProjector(Protocol):
         """Copy filtered projections (view, row, at least column) of the scan's `views` into their `buffer`."""
 
     def begin(self, slab: Array) -> Array:
-        """Return what `add` adds to while it works on `slab` (z, y, x)."""
+        """Return zeros that `add` adds to while it works on voxels of the shape of `slab` (z, y, x)."""
 
     def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
         """Add the scan's `views`, held by `buffer`, to the slices and lines from these on."""
 
-    def finish(self, work: Array, slab: Array, lines: slice) -> None:
-        """Leave in these lines of `slab` what was there and what was added."""
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add these lines of what was added to `out`, (z, those lines, x), C-contiguous."""
 
 
 class _OnHost:
@@ -90,7 +90,7 @@ class AnyGeometry(_OnHost):
         self._padded = (geometry.rows + _PADDING, geometry.columns + _PADDING)
         self._columns = geometry.columns
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
-        self.slice_bytes = 0
+        self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
         self.slices_together = 1
         self.scratch_bytes = 0
 
@@ -104,15 +104,16 @@ class AnyGeometry(_OnHost):
         buffer[:, PAD_LOW:-PAD_HIGH, PAD_LOW:-PAD_HIGH] = filtered[:, :, : self._columns]
 
     def begin(self, slab: Array) -> Array:
-        """Return the slab itself."""
-        return slab
+        """Return zeros (z, y, x)."""
+        return np.zeros(slab.shape, dtype=np.float32)
 
     def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
         """Add views to the slab (z, y, x)."""
         backproject_any(buffer, from_voxel(self._matrices[views], first_slice, first_line), work)
 
-    def finish(self, work: Array, slab: Array, lines: slice) -> None:
-        """Nothing is left to do: the work was done in place."""
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add the lines."""
+        out += work[:, lines]
 
 
 class RowsAlongAxis(_OnHost):
@@ -153,13 +154,9 @@ class RowsAlongAxis(_OnHost):
         """Add views to the slab (y, x, z)."""
         backproject_along_axis(buffer, from_voxel(self._matrices[views], first_slice, first_line), work)
 
-    def finish(self, work: Array, slab: Array, lines: slice) -> None:
-        """Add the transposed work to the slab (z, y, x)."""
-        part = slab[:, lines]
-        if part.flags.c_contiguous:
-            add_transposed(work[lines], part)
-        else:
-            part += work[lines].transpose(2, 0, 1)[: len(part)]
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add the lines transposed."""
+        add_transposed(work[lines], out)
 
 
 class RowsAlongAxisInVectors(RowsAlongAxis):

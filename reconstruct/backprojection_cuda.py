@@ -57,7 +57,7 @@ class OnCuda:
         kernels_cuda.backproject_any[kernels_cuda.blocks(work.shape), (*kernels_cuda.BLOCK, 1)](buffer, matrices, work)
         cuda.synchronize()
 
-    def finish(self, work: Any, slab: NDArray[np.float32], lines: slice) -> None:
+    def finish(self, work: Any, lines: slice, out: NDArray[np.float32]) -> None:
         """Add lines of the slab of the device to those of the host."""
-        for index in range(len(slab)):  # one slice at a time: the host has no room for all of it twice
-            slab[index, lines] += work[index, lines].copy_to_host()
+        for index in range(len(out)):  # one slice at a time: the host has no room for all of it twice
+            out[index] += work[index, lines].copy_to_host()

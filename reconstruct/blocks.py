@@ -75,17 +75,16 @@ class _Needs:
     in_file: bool
 
     def voxels(self, slices: int, lines: int) -> int:
-        """Return what working on so many slices and lines takes, and writing them.
-
-        Without room of its own for voxels, a projector works in the volume: what is mapped of it is all of the slices.
-        """
+        """Return what working on so many slices and lines takes, and writing them through a buffer."""
         _, all_lines, columns = self.grid.shape_zyx
         together = self.projector.slices_together
         rounded = -(-slices // together) * together
         own = self.projector.slice_bytes // all_lines * lines * rounded
-        written = min(lines, LINES) if own else all_lines
-        mapped = mapped_bytes(slices, 4 * written * columns) if self.in_file else 0
-        return own + min(mapped, 4 * slices * all_lines * columns if self.in_file else 0)
+        line = 4 * columns
+        if self.in_file:
+            buffer = slices * min(lines, LINES) * line
+            return own + buffer + mapped_bytes(min(lines, LINES) * line, slices * all_lines * line)
+        return own + (0 if lines == all_lines else slices * LINES * line)
 
 
 def blocks_of(
@@ -116,11 +115,13 @@ def blocks_of(
         Too little memory for a view and a few voxels.
     """
     allowed_mb = projector.memory_mb(memory_mb)
-    fixed = _TABLE_BYTES * geometry.views + projector.scratch_bytes
+    pixels = 4 * geometry.rows * geometry.columns
+    read = mapped_bytes(pixels, pixels * geometry.views) if mapped.projections else 0
+    fixed = _TABLE_BYTES * geometry.views + projector.scratch_bytes + read
     budget = allowed_mb * MIB - fixed
-    needs = _Needs(grid, projector, filtering_bytes(geometry, symmetric.columns, mapped), mapped.volume)
+    needs = _Needs(grid, projector, filtering_bytes(geometry, symmetric.columns), mapped.volume)
     slices, lines, _ = grid.shape_zyx
-    fewest_lines = min(lines, LINES) if projector.slice_bytes else lines
+    fewest_lines = min(lines, LINES)
     least_voxels = needs.voxels(min(slices, projector.slices_together), fewest_lines)
     view, batch = projector.view_bytes, needs.filtering
     least = view + max(batch, least_voxels)
@@ -147,11 +148,10 @@ def blocks_of(
     return Blocks(min(together, views), views, *cut)
 
 
-def filtering_bytes(geometry: ConeBeamGeometry, columns: int, mapped: Mapped) -> int:
-    """Return what a view takes while it is weighted and filtered: as read, as float32, and the work on its rows."""
+def filtering_bytes(geometry: ConeBeamGeometry, columns: int) -> int:
+    """Return what a view takes while it is weighted and filtered: its pixels as float32, and the work on its rows."""
     pixels = 4 * geometry.rows * geometry.columns
-    read = mapped_bytes(1, pixels) if mapped.projections else 0
-    return read + pixels + geometry.rows * row_bytes(columns) + _WEIGHT_BYTES * columns
+    return pixels + geometry.rows * row_bytes(columns) + _WEIGHT_BYTES * columns
 
 
 def _batch(views: int, room: int, each: int) -> int:

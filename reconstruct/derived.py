@@ -22,7 +22,7 @@ from reconstruct.multi_energy import add_multi_energy
 from reconstruct.part10 import with_file_meta
 from reconstruct.patient_position import patient_position
 from reconstruct.projections import elements
-from reconstruct.projections.functional_groups import frame_attributes
+from reconstruct.projections.functional_groups import first_attributes
 from reconstruct.projections.scan import EnergyBin, Scan
 from reconstruct.provenance import add_equipment, add_sources, canonical, copy_patient_and_study, in_words
 from reconstruct.redundancy import Coverage, redundancy
@@ -90,7 +90,7 @@ def ct_series(
         if not np.isfinite(volume[index]).all():
             raise ValueError(f"slice {index + 1} of the volume has voxels that are not finite")
         pixels = values.pixels(volume[index])
-        release(volume)
+        release(volume[index])
         yield _slice(series, index, grid, pixels)
         if progress is not None:
             progress((index + 1) / slices)
@@ -170,7 +170,7 @@ def _add_energies(dataset: Dataset, energy_bin: EnergyBin) -> None:
 
 def _add_acquisition(dataset: Dataset, header: Dataset) -> None:
     """Add the dates and the exposure of the scan; Content Date is that of the scan as well (see the module)."""
-    attributes = frame_attributes(header)[0]
+    attributes = first_attributes(header)
     started = str(attributes.get("AcquisitionDateTime") or "")
     date = str(attributes.get("AcquisitionDate") or started[:8] or header.get("SeriesDate") or "")
     time = str(attributes.get("AcquisitionTime") or started[8:] or header.get("SeriesTime") or "")

@@ -58,7 +58,7 @@ class _Filtering:
     def of(self, raw: Any, views: slice, workers: int) -> NDArray[np.float32]:
         """Return `views` weighted and filtered, (view, row, padded_size), with the columns of `symmetric` first."""
         geometry = self.geometry
-        pixels = np.ascontiguousarray(raw, dtype=np.float32)
+        pixels = _in_memory(raw)
         padded = np.empty((*pixels.shape[:2], padded_size(self.symmetric.columns)), dtype=np.float32)
         weigh(
             pixels,
@@ -171,7 +171,6 @@ def fdk(
                     _within(buffer, views, batch),
                     batch,
                 )
-                release(projections)
                 report.filtered(batch)
             voxels.add(buffer, views, is_last=views.stop == geometry.views)
             del buffer
@@ -208,9 +207,6 @@ class _Voxels:
         """Add a block of views to all voxels; after the last one they are in the volume."""
         for slices, lines in self._tiles:
             tile = self._volume[slices, lines]
-            if self._is_first and not self._is_blank:
-                tile[...] = 0
-                release(tile)
             work = self._projector.begin(tile) if self._kept is None else self._kept
             for part in _pieces(views, max(1, _UPDATES_A_PASS // tile.size)):
                 self._projector.add(_within(buffer, views, part), part, work, slices.start, lines.start)
@@ -218,14 +214,38 @@ class _Voxels:
             if self._keeps and not is_last:
                 self._kept = work
             else:
-                self._finish(work, tile)
+                self._write(work, tile, is_new=self._keeps or self._is_first)
             del work
         self._is_first = False
 
-    def _finish(self, work: Any, tile: NDArray[np.float32]) -> None:
-        for lines in _pieces(slice(0, tile.shape[1]), LINES if is_mapped(tile) else tile.shape[1]):
-            self._projector.finish(work, tile, lines)
-            release(tile)
+    def _write(self, work: Any, tile: NDArray[np.float32], *, is_new: bool) -> None:
+        """Put what was added into a tile of the volume, instead of what is there or besides."""
+        count = tile.shape[1]
+        if tile.flags.c_contiguous and not is_mapped(tile):
+            if is_new and not self._is_blank:
+                tile[...] = 0
+            self._projector.finish(work, slice(0, count), tile)
+            return
+        for lines in _pieces(slice(0, count), LINES):
+            buffer = np.zeros((len(tile), lines.stop - lines.start, tile.shape[2]), dtype=np.float32)
+            self._projector.finish(work, lines, buffer)
+            for there, added in zip(tile, buffer, strict=True):
+                if is_new:
+                    there[lines] = added
+                else:
+                    there[lines] += added
+                release(there[lines])
+
+
+def _in_memory(raw: Any) -> NDArray[np.float32]:
+    """Return projections (view, row, column) as float32, C-contiguous; what is mapped of a file is copied and released."""
+    if not is_mapped(raw):
+        return np.ascontiguousarray(raw, dtype=np.float32)
+    pixels = np.empty(raw.shape, dtype=np.float32)
+    for view, image in zip(pixels, raw, strict=True):
+        view[...] = image
+        release(image)
+    return pixels
 
 
 def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.float32]:

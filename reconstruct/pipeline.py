@@ -25,7 +25,7 @@ from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.scan import EnergyBin, Scan, ScanError
 from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab, remaining
-from reconstruct.working_memory import MIB, WorkingMemory
+from reconstruct.working_memory import MIB, WorkingMemory, return_freed_memory
 
 VERSION = 2
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
@@ -127,6 +127,7 @@ def reconstruct_scan(
     OSError
         There is no room in `work_folder`.
     """
+    return_freed_memory()
     with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
         parameters = replace(parameters, corrections=parameters.corrections.left_to_do(scan))
         scan, corrections = calibrated(
@@ -180,7 +181,7 @@ def _volume(
     except ValueError as error:
         raise ScanError(f"{bound}: {error}") from error
     if parameters.scheduler:
-        memory = WorkingMemory(True, True, parameters.memory_mb)
+        memory = replace(memory, integrals_in_file=True, volume_in_file=True, fdk_mb=parameters.memory_mb)
     plan = Plan(
         geometry,
         grid,

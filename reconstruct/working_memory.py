@@ -6,12 +6,14 @@ works on an array that may be a map works on pieces, and gives each one's pages 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,14 @@ MIB = 1 << 20
 AT_ONCE = 4 * MIB
 """Bytes of views that a correction works on at once; at least one view."""
 
-_AROUND = 1 << 17
-"""Bytes that the system may map around a run of bytes that is read: 64 KiB before and behind."""
+_SMALL_THINGS = 8 * MIB
+"""What is left to objects that nobody counts, and to freed memory that is not given back; at most an eighth."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
+
+_AROUND = 2 * MIB
+"""Bytes before and behind those in use that the system may map with them: it maps large pages of its cache whole."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class WorkingMemory:
             Too little memory for that.
         """
         budget, integrals, voxels = memory_mb * MIB, 4 * math.prod(projections), 4 * math.prod(volume)
+        budget -= min(_SMALL_THINGS, budget // 8)
         for what, needed in (("to read and correct the projections", preparing), ("to write a slice", writing)):
             if needed > budget:
                 raise ValueError(f"expected memory {what}, {-(-needed // MIB)} MiB, got {memory_mb} MiB")
@@ -78,7 +87,7 @@ class WorkingMemory:
                 return cls(False, False, (budget - integrals - voxels) // MIB)
         if integrals <= min(budget // 4, budget - preparing):
             return cls(False, True, (budget - integrals) // MIB)
-        return cls(True, True, memory_mb)
+        return cls(True, True, budget // MIB)
 
 
 def file_array(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float32]:
@@ -100,14 +109,34 @@ def file_array(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float3
         return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 
-def release(array: object) -> None:
-    """Give back the memory of what `array` maps of a file, all of it; nothing where it is no map.
+@cache
+def return_freed_memory() -> None:
+    """Have the C library give freed arrays back to the system, from now on, in all of this process.
+
+    glibc would come to keep whatever is smaller than 32 MiB, and up to twice as much of it (mallopt(3),
+    M_MMAP_THRESHOLD): more than a small bound on memory has room for. Other libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, MIB // 4)
+        mallopt(_SMALL_THINGS = 8 * MIB
+"""What is left to objects that nobody counts, and to freed memory that is not given back; at most an eighth."""
+
+_M_TRIM_THRESHOLD, MIB)
+
+
+def release(array: Any) -> None:
+    """Give back the memory of what `array` maps of a file; nothing where it is no part of a map.
 
     What was written stays: it is in the system's cache, if not on disk.
     """
     found = _map_of(array)
-    if found is not None and hasattr(found, "madvise"):
-        found.madvise(mmap.MADV_DONTNEED)
+    if found is None or not hasattr(found, "madvise") or not array.size:
+        return
+    low, high = np.lib.array_utils.byte_bounds(array)
+    begin = int(np.frombuffer(found, dtype=np.uint8).ctypes.data)
+    first = max(0, low - begin - _AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+    found.madvise(mmap.MADV_DONTNEED, first, min(len(found), high - begin + _AROUND) - first)
 
 
 def is_mapped(array: object) -> bool:
@@ -115,9 +144,9 @@ def is_mapped(array: object) -> bool:
     return _map_of(array) is not None
 
 
-def mapped_bytes(runs: int, run_bytes: int) -> int:
-    """Return the most that is mapped of a file when that many runs of bytes in a row are read."""
-    return runs * (run_bytes + _AROUND)
+def mapped_bytes(run: int, whole: int) -> int:
+    """Return the most that is mapped of a file of `whole` bytes while `run` bytes in a row are in use."""
+    return min(run + 2 * _AROUND, whole)
 
 
 def pieces(array: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
@@ -130,8 +159,9 @@ def pieces(array: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     """
     count = max(1, AT_ONCE // max(1, array[:1].nbytes))
     for start in range(0, len(array), count):
-        yield array[start : start + count]
-        release(array)
+        part = array[start : start + count]
+        yield part
+        release(part)
 
 
 def _map_of(array: object) -> mmap.mmap | None:

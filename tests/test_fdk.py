@@ -228,7 +228,7 @@ def added(projector, filtered, grid, views, pieces=1):
         slab = volume[part[0] : part[-1] + 1]
         work = projector.begin(slab)
         projector.add(buffer, slice(0, views), work, int(part[0]))
-        projector.finish(work, slab, slice(None))
+        projector.finish(work, slice(None), slab)
     return volume
 
 
@@ -298,7 +298,7 @@ def test_lesser_processors_compute_the_same(processor, features, lanes):
                 volumes.append(np.zeros(grid.shape_zyx, np.float32))
                 work = projector.begin(volumes[-1])
                 projector.add(buffer, slice(0, 6), work, 0)
-                projector.finish(work, volumes[-1], slice(None))
+                projector.finish(work, slice(None), volumes[-1])
             assert np.abs(volumes[-1]).max() > 1
             assert np.abs(volumes[-1] - volumes[-2]).max() < 1e-3, edge
         print(LANES, type(projector).__name__)

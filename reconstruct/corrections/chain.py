@@ -31,7 +31,7 @@ from reconstruct.corrections.truncation import extrapolate
 from reconstruct.corrections.unsteady_pixels import unsteady_pixels
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.materials import WATER
-from reconstruct.projections.functional_groups import frame_attributes
+from reconstruct.projections.functional_groups import first_attributes
 from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.spectrum import bin_spectra
 from reconstruct.working_memory import file_array
@@ -99,7 +99,7 @@ def tells_principal_point(scan: Scan) -> bool:
     """Whether the scan says where the central ray meets the detector; else its centre was taken."""
     if scan.geometry_from.partition(":")[0] != "angles and distances":
         return True
-    first = frame_attributes(scan.header)[0]
+    first = first_attributes(scan.header)
     return any(first.get(k) is not None for k in ("PositionOfIsocenterProjection", "PrincipalPoint"))
 
 
@@ -214,7 +214,7 @@ def hardening_of(scan: Scan, bin_number: int, corrections: Corrections) -> Harde
     if corrections.beam_hardening == "polynomial":
         return given_polynomial(corrections.beam_hardening_polynomial, bin_number, len(scan.bins))
     thresholds = [energy_bin.low_kev for energy_bin in scan.bins]
-    kvp = frame_attributes(scan.header)[0].get("KVP")
+    kvp = first_attributes(scan.header).get("KVP")
     if kvp is None or None in thresholds:
         raise ValueError("beam hardening cannot be computed: KVP (0018,0060) or the thresholds (0071,xx22) are missing")
     lows = [float(low) for low in thresholds if low is not None]

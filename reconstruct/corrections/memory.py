@@ -56,7 +56,7 @@ def preparing_bytes(scan: Scan, corrections: Corrections, rows_at_once: int = 1)
         steps.append(sinogram * (SINOGRAM_BYTES + 4 * rows_at_once))
     if corrections.principal_point != "given":
         steps.append(_CONJUGATE_BYTES * sinogram)
-    return max(steps) + mapped_bytes(1, piece)
+    return max(steps) + mapped_bytes(piece, 4 * whole * views)
 
 
 def sinograms_at_once(scan: Scan, corrections: Corrections, budget: int) -> int:

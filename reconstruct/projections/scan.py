@@ -248,7 +248,7 @@ class Scan:
                 integrals = self.curved.flattened(integrals, view)
             out[view] = integrals
             if (view + 1) % each == 0:
-                release(out)
+                release(out[view + 1 - each : view + 1])
             if progress is not None:
                 progress((view + 1) / geometry.views)
         if full and open_field is not None:
