@@ -139,7 +139,7 @@ def backprojection_seconds(problem: Problem, kind: Callable[..., backprojection.
     start = time.perf_counter()
     work = projector.begin(slab)
     projector.add(buffer, views, work, 0)
-    projector.finish(work, slab)
+    projector.finish(work, slice(None), slab)
     return time.perf_counter() - start
 
 

@@ -22,11 +22,15 @@ from reconstruct.multi_energy import add_multi_energy
 from reconstruct.part10 import with_file_meta
 from reconstruct.patient_position import patient_position
 from reconstruct.projections import elements
-from reconstruct.projections.functional_groups import frame_attributes
+from reconstruct.projections.functional_groups import first_attributes
 from reconstruct.projections.scan import EnergyBin, Scan
 from reconstruct.provenance import add_equipment, add_sources, canonical, copy_patient_and_study, in_words
 from reconstruct.redundancy import Coverage, redundancy
 from reconstruct.stored_values import StoredValues, attenuation, hounsfield
+from reconstruct.working_memory import release
+
+_VOXEL_BYTES, _SLICE_BYTES = 16, 2 << 20
+"""For each voxel of a slice: as mapped, its 16 bits as pixels, as bytes and in a file; and what all else takes."""
 
 _PAIRED = frozenset(
     [
@@ -85,9 +89,17 @@ def ct_series(
     for index in range(slices):
         if not np.isfinite(volume[index]).all():
             raise ValueError(f"slice {index + 1} of the volume has voxels that are not finite")
-        yield _slice(series, index, grid, values.pixels(volume[index]))
+        pixels = values.pixels(volume[index])
+        release(volume[index])
+        yield _slice(series, index, grid, pixels)
         if progress is not None:
             progress((index + 1) / slices)
+
+
+def slice_bytes(grid: VolumeGrid) -> int:
+    """Return what one slice takes while it becomes an instance and is written."""
+    _, rows, columns = grid.shape_zyx
+    return _VOXEL_BYTES * rows * columns + _SLICE_BYTES
 
 
 def frame_of_reference_uid(scan: Scan) -> str:
@@ -158,7 +170,7 @@ def _add_energies(dataset: Dataset, energy_bin: EnergyBin) -> None:
 
 def _add_acquisition(dataset: Dataset, header: Dataset) -> None:
     """Add the dates and the exposure of the scan; Content Date is that of the scan as well (see the module)."""
-    attributes = frame_attributes(header)[0]
+    attributes = first_attributes(header)
     started = str(attributes.get("AcquisitionDateTime") or "")
     date = str(attributes.get("AcquisitionDate") or started[:8] or header.get("SeriesDate") or "")
     time = str(attributes.get("AcquisitionTime") or started[8:] or header.get("SeriesTime") or "")

@@ -19,6 +19,12 @@ def padded_size(columns: int) -> int:
     return int(scipy.fft.next_fast_len(2 * columns, real=True))
 
 
+def row_bytes(columns: int) -> int:
+    """Return what the filtering of a row of so many pixels takes: the padded row, its spectrum and the filtered row."""
+    size = padded_size(columns)
+    return 4 * size + 8 * (size // 2 + 1) + 4 * size
+
+
 def ramp_kernel(size: int) -> NDArray[np.float64]:
     """Return the band-limited ramp, sampled at a pitch of 1, in the order of a transform, (size,).
 

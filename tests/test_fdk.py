@@ -228,7 +228,7 @@ def added(projector, filtered, grid, views, pieces=1):
         slab = volume[part[0] : part[-1] + 1]
         work = projector.begin(slab)
         projector.add(buffer, slice(0, views), work, int(part[0]))
-        projector.finish(work, slab)
+        projector.finish(work, slice(None), slab)
     return volume
 
 
@@ -298,7 +298,7 @@ def test_lesser_processors_compute_the_same(processor, features, lanes):
                 volumes.append(np.zeros(grid.shape_zyx, np.float32))
                 work = projector.begin(volumes[-1])
                 projector.add(buffer, slice(0, 6), work, 0)
-                projector.finish(work, volumes[-1])
+                projector.finish(work, slice(None), volumes[-1])
             assert np.abs(volumes[-1]).max() > 1
             assert np.abs(volumes[-1] - volumes[-2]).max() < 1e-3, edge
         print(LANES, type(projector).__name__)
@@ -386,7 +386,7 @@ def test_memory_stays_below_what_is_allowed(scan, geometry, memory_mb):
 
 def test_too_little_memory_is_refused_with_what_is_needed():
     geometry = circle(rows=1200, columns=1000, row_pitch_mm=0.15, column_pitch_mm=0.2)
-    with pytest.raises(ValueError, match=r"one view and \d+ slices, 4\d MiB, got 10 MiB"):
+    with pytest.raises(ValueError, match=r"one view and \d+ lines of \d+ slices, 3\d MiB, got 10 MiB"):
         fdk(np.broadcast_to(np.float32(0), (90, 1200, 1000)), geometry, GRID, memory_mb=10)
 
 

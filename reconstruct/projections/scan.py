@@ -22,6 +22,7 @@ from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_together
 from reconstruct.projections.open_field import OpenField
+from reconstruct.working_memory import AT_ONCE, release
 
 __all__ = [
     "Counter",
@@ -227,6 +228,8 @@ class Scan:
         elif out.shape != self.shape or out.dtype != np.float32:
             raise ValueError(f"expected out of shape {self.shape} and float32, got {out.shape} and {out.dtype}")
         open_field = self._open_field(counters, corrections)
+        repair = None if open_field is None else _repair(open_field.dead)
+        each = max(1, AT_ONCE // max(1, out[:1].nbytes))
         full = 0
         for view, images in enumerate(read_together(counters)):
             full += int(np.count_nonzero(images.full))
@@ -239,17 +242,19 @@ class Scan:
                 integrals = preprocess.line_integrals(np.maximum(images.values[0], least))
             else:
                 integrals = images.values[0]
+            if repair is not None:
+                integrals = repair.of(integrals)
             if self.curved is not None:
-                sound = integrals if open_field is None else _without_dead(integrals, open_field.dead)
-                integrals = self.curved.flattened(sound, view)
+                integrals = self.curved.flattened(integrals, view)
             out[view] = integrals
+            if (view + 1) % each == 0:
+                release(out[view + 1 - each : view + 1])
             if progress is not None:
                 progress((view + 1) / geometry.views)
-        if open_field is None:
-            return out
-        if full:
+        if full and open_field is not None:
             _log.info("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
-        return out if self.curved is not None else _without_dead(out, open_field.dead)
+        release(out)
+        return out
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -275,9 +280,9 @@ class Scan:
         return self.counters[bin_number - 1 : bin_number + 1 if cumulative else bin_number]
 
 
-def _without_dead(integrals: NDArray[np.float32], dead: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _repair(dead: NDArray[np.bool_]) -> preprocess.PixelRepair:
     try:
-        return preprocess.interpolate_pixels(integrals, dead)
+        return preprocess.PixelRepair(dead)
     except ValueError as error:
         raise ScanError(str(error)) from error
 
