@@ -22,6 +22,7 @@ from reconstruct.kernels import (
     store_transposed,
 )
 from reconstruct.kernels_simd import ROW_PAD, STEEPEST, backproject_along_axis_simd, padded_rows
+from reconstruct.kernels_simd_any import backproject_any_simd
 from reconstruct.kernels_vectors import LANES
 
 _PADDING = PAD_LOW + PAD_HIGH
@@ -116,6 +117,29 @@ class AnyGeometry(_OnHost):
         out += work[:, lines]
 
 
+class AnyGeometryInVectors(AnyGeometry):
+    """The same with vector instructions, where the host has them: several times as quick."""
+
+    def __init__(self, geometry: ConeBeamGeometry, grid: VolumeGrid) -> None:
+        super().__init__(geometry, grid)
+        if not LANES:
+            raise ValueError("expected a host with vector instructions")
+        self.slice_bytes = 4 * grid.shape_zyx[1] * _whole_vectors(grid.shape_zyx[2])
+
+    def begin(self, slab: Array) -> Array:
+        """Return zeros (z, y, x), x a whole number of vectors."""
+        slices, lines, columns = slab.shape
+        return _aligned_zeros((slices, lines, _whole_vectors(columns)))
+
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
+        """Add views to the slab (z, y, x)."""
+        backproject_any_simd(buffer, from_voxel(self._matrices[views], first_slice, first_line), work)
+
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add the lines."""
+        out += work[:, lines, : out.shape[2]]
+
+
 class RowsAlongAxis(_OnHost):
     """Columns of projections are blended, then interpolated along z: where rows step along the axis."""
 
@@ -184,6 +208,13 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
         nearest = (matrices[:, 2] @ np.transpose(corners)).min(axis=1)
         return bool((np.abs(matrices[:, 1, 2]) < STEEPEST * nearest).all() and nearest.min() > NEAREST_DEPTH)
 
+    first_pixel = (ROW_PAD, PAD_LOW)
+    """Row and column of a view's first pixel within its padding."""
+
+    def reversed_rows(self, views: slice) -> NDArray[np.bool_]:
+        """Whether the rows of these views are kept last to first, so that they run towards +z, (view,)."""
+        return self._reverse[views]
+
     def allocate(self, views: int) -> Array:
         """Return zeros (view, padded column, padded row) that start on a cache line."""
         return _aligned_zeros((views, *self._padded))
@@ -195,12 +226,16 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
     def begin(self, slab: Array) -> Array:
         """Return zeros (y, x, z), z a whole number of vectors."""
         slices, lines, columns = slab.shape
-        return _aligned_zeros((lines, columns, -(-slices // LANES) * LANES))
+        return _aligned_zeros((lines, columns, _whole_vectors(slices)))
 
     def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
         """Add views to the slab (y, x, z)."""
         matrices = from_voxel(self._matrices[views], first_slice, first_line)
         backproject_along_axis_simd(buffer, matrices, self._rows, work)
+
+
+def _whole_vectors(voxels: int) -> int:
+    return -(-voxels // LANES) * LANES
 
 
 def _aligned_zeros(shape: tuple[int, ...]) -> Array:
@@ -241,7 +276,9 @@ def back_projector(geometry: ConeBeamGeometry, grid: VolumeGrid, device: Device 
             raise ValueError("expected a CUDA device with its driver, found none")
     if RowsAlongAxisInVectors.applies(geometry, grid):
         return RowsAlongAxisInVectors(geometry, grid)
-    return RowsAlongAxis(geometry, grid) if geometry.rows_step_along_axis else AnyGeometry(geometry, grid)
+    if geometry.rows_step_along_axis:
+        return RowsAlongAxis(geometry, grid)
+    return AnyGeometryInVectors(geometry, grid) if LANES else AnyGeometry(geometry, grid)
 
 
 def from_voxel(matrices: NDArray[np.float64], first_slice: int, first_line: int = 0) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 
 from reconstruct.backprojection import BackProjector, Device, back_projector
 from reconstruct.blocks import LINES, Blocks, Mapped, blocks_of
-from reconstruct.filters import filter_rows, frequency_response, padded_size
+from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
-from reconstruct.kernels import weigh
 from reconstruct.redundancy import Redundancy, redundancy
-from reconstruct.weights import require_circular, view_factors
+from reconstruct.weights import require_circular
 from reconstruct.working_memory import is_mapped, release
 
 _UPDATES_A_PASS = 1 << 28
@@ -35,46 +33,6 @@ class Projections(Protocol):
 
     def __getitem__(self, views: slice, /) -> Any:
         """Return the views as an array (view, row, column)."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Filtering:
-    """Weights and filters projections.
-
-    Attributes
-    ----------
-    geometry
-        Of the detector that there is.
-    symmetric
-        The same with the columns that an offset detector lacks.
-    """
-
-    geometry: ConeBeamGeometry
-    symmetric: ConeBeamGeometry
-    measured: Redundancy
-    factors: NDArray[np.float64]
-    response: NDArray[np.float32]
-
-    def of(self, raw: Any, views: slice, workers: int) -> NDArray[np.float32]:
-        """Return `views` weighted and filtered, (view, row, padded_size), with the columns of `symmetric` first."""
-        geometry = self.geometry
-        pixels = _in_memory(raw)
-        padded = np.empty((*pixels.shape[:2], padded_size(self.symmetric.columns)), dtype=np.float32)
-        weigh(
-            pixels,
-            self.factors[views],
-            self.measured.weights(views),
-            self.measured.missing_columns[0],
-            geometry.sources[views],
-            geometry.first_pixels()[views],
-            geometry.column_steps[views],
-            geometry.row_steps[views],
-            padded,
-        )
-        finite = np.isfinite(padded.sum(axis=(1, 2)))
-        if not finite.all():
-            raise ValueError(f"expected finite line integrals, view {views.start + int(np.argmin(finite))} is not")
-        return filter_rows(padded, self.response, workers)
 
 
 def fdk(
@@ -147,13 +105,7 @@ def fdk(
     if measured is None:
         measured = redundancy(geometry, limited_arc=limited_arc)
     symmetric = geometry.extended(*measured.missing_columns)
-    filtering = _Filtering(
-        geometry,
-        symmetric,
-        measured,
-        view_factors(geometry, measured.arc.shares_rad),
-        frequency_response(symmetric.columns, filter, cutoff),
-    )
+    filtering = Filtering(geometry, symmetric, measured, filter, cutoff)
     projector = back_projector(symmetric, grid, device)
     volume = _result(out, grid)
     mapped = Mapped(is_mapped(projections), is_mapped(volume))
@@ -165,12 +117,7 @@ def fdk(
             views = slice(start, min(start + blocks.views, geometry.views))
             buffer = projector.allocate(views.stop - views.start)
             for batch in _pieces(views, blocks.batch):
-                # Not bound to a name, which would keep it while the next batch is filtered.
-                projector.store(
-                    filtering.of(projections[batch], batch, workers),
-                    _within(buffer, views, batch),
-                    batch,
-                )
+                filtering.store(projections[batch], batch, projector, _within(buffer, views, batch), workers)
                 report.filtered(batch)
             voxels.add(buffer, views, is_last=views.stop == geometry.views)
             del buffer
@@ -235,17 +182,6 @@ class _Voxels:
                 else:
                     there[lines] += added
                 release(there[lines])
-
-
-def _in_memory(raw: Any) -> NDArray[np.float32]:
-    """Return projections (view, row, column) as float32, C-contiguous; what is mapped of a file is copied and released."""
-    if not is_mapped(raw):
-        return np.ascontiguousarray(raw, dtype=np.float32)
-    pixels = np.empty(raw.shape, dtype=np.float32)
-    for view, image in zip(pixels, raw, strict=True):
-        view[...] = image
-        release(image)
-    return pixels
 
 
 def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.float32]:

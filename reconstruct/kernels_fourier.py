@@ -227,7 +227,8 @@ def filter_into_columns(
     roots: NDArray[np.float32],
     reverse_rows: NDArray[np.bool_],
     first_row: int,
-    padding: int,
+    first_written: int,
+    written: int,
     out: NDArray[np.float32],
     finite: NDArray[np.bool_],
 ) -> None:
@@ -235,13 +236,12 @@ def filter_into_columns(
 
     Weights are those of `reconstruct.kernels.weigh`. `radices` multiply to the length of the transform; `gains` are
     the filter's, in the order of `_forward`, over that length; `roots` (2, length) cosine and sine of its roots of
-    unity. Columns are written from `padding` on, `columns` of them, rows from `first_row` on, the last first for views
+    unity. `written` columns are written from `first_written` on, and rows from `first_row` on, the last first for views
     with `reverse_rows`. `finite` (view,) becomes false where a view is not.
     """
     views, rows, columns = projections.shape
     size = gains.size
     width, height = out.shape[1], out.shape[2]
-    shown = min(width - padding, size)
     together = 2 * LANES
     groups = (rows + together - 1) // together
     flat = out.reshape(-1)
@@ -265,10 +265,10 @@ def filter_into_columns(
         _forward(real, imaginary, radices, cosines, sines)
         _apply(real, imaginary, gains)
         _backward(real, imaginary, radices, cosines, sines)
-        at = (view * width + padding) * height + first_row + first
+        at = (view * width + first_written) * height + first_row + first
         for half in range(2):
             count = min(LANES, rows - first - half * LANES)
             if count > 0 and not _write_columns(
-                real if half == 0 else imaginary, count, flat, at + half * LANES, shown, height
+                real if half == 0 else imaginary, count, flat, at + half * LANES, written, height
             ):
                 finite[view] = False
