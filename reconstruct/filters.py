@@ -22,7 +22,7 @@ def padded_size(columns: int) -> int:
     It has no prime factors but 2 and 3.
     """
     least = max(2 * columns, 4)
-    threes = (3**power for power in range(math.floor(math.log(least, 3)) + 2))
+    threes = (int(3**power) for power in range(math.floor(math.log(least, 3)) + 2))
     return min(three << max(0, math.ceil(math.log2(least / three))) for three in threes)
 
 
@@ -129,7 +129,7 @@ class Transform:
 
 
 def transform(response: NDArray[np.float32], size: int) -> Transform:
-    """Return what filtering with transforms of `size` takes; `response` as of `frequency_response`, (size // 2 + 1,)."""
+    """Return what filtering by transforms of `size` takes; `response` is of `frequency_response`, (size // 2 + 1,)."""
     radices, rest = [], size
     for radix in (4, 2, 3):
         while rest % radix == 0:

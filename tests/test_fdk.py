@@ -24,9 +24,11 @@ from reconstruct.backprojection import (
     voxel_matrices,
 )
 from reconstruct.fdk import fdk
+from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, GeometryError, VolumeGrid
 from reconstruct.kernels_vectors import LANES
 from reconstruct.phantoms import asymmetric, line_integrals, shepp_logan, voxelise
+from reconstruct.redundancy import redundancy
 
 HALF_WIDTH = 50.0
 GRID = VolumeGrid((48, 56, 60), (2.0, 2.0, 2.0))
@@ -269,6 +271,40 @@ def test_every_back_projection_is_the_plain_one(geometry, grid):
         for pieces in (1, 3):
             volume = added(kind(geometry, grid), filtered, grid, geometry.views, pieces)
             np.testing.assert_allclose(volume, expected, atol=1e-4 * scale, err_msg=f"{kind.__name__}, {pieces}")
+
+
+@pytest.mark.skipif(not LANES, reason="this host has no vector instructions")
+@pytest.mark.parametrize(
+    ("columns", "rows", "changes"),
+    [
+        (64, 64, {}),
+        (31, 13, {"row_pitch_mm": -3.0}),
+        (54, 1, {"column_pitch_mm": -2.8}),
+        (100, 37, {}),
+        (40, 64, {"principal_point_px": (31.5, 31.5), "column_pitch_mm": 2.8}),
+    ],
+    ids=["all", "odd and mirrored", "one row", "length with threes", "offset"],
+)
+@pytest.mark.parametrize("name", ["ram-lak", "hann"])
+def test_filtering_into_columns_is_filtering_of_rows(columns, rows, changes, name):
+    geometry = circle(ANGLES[::10], rows=rows, columns=columns, **changes)
+    measured = redundancy(geometry)
+    symmetric = geometry.extended(*measured.missing_columns)
+    filtering = Filtering(geometry, symmetric, measured, name, 0.9)
+    grid = VolumeGrid((9, 9, 9), (1.0, 1.0, 1.0))
+    pixels = np.random.default_rng(0).standard_normal((geometry.views, rows, columns)).astype(np.float32)
+    views = slice(0, geometry.views)
+    stored = []
+    for kind in (RowsAlongAxis, RowsAlongAxisInVectors):
+        projector = kind(symmetric, grid)
+        buffer = projector.allocate(geometry.views)
+        filtering.store(pixels, views, projector, buffer, 1)
+        first_row = projector.first_pixel[0] if kind is RowsAlongAxisInVectors else kernels.PAD_LOW
+        inside = buffer[:, kernels.PAD_LOW : -kernels.PAD_HIGH, first_row : first_row + rows].copy()
+        buffer[:, kernels.PAD_LOW : -kernels.PAD_HIGH, first_row : first_row + rows] = 0
+        assert not buffer.any(), "zeros around are part of the layout"
+        stored.append(inside)
+    np.testing.assert_allclose(stored[1], stored[0], atol=2e-6 * np.abs(stored[0]).max())
 
 
 @pytest.mark.slow
