@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 MIB = 1 << 20
 
-AT_ONCE = 4 * MIB
+AT_ONCE = MIB
 """Bytes of views that a correction works on at once; at least one view."""
 
 _SMALL_THINGS = 8 * MIB
@@ -119,10 +119,7 @@ def return_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MIB // 4)
-        mallopt(_SMALL_THINGS = 8 * MIB
-"""What is left to objects that nobody counts, and to freed memory that is not given back; at most an eighth."""
-
-_M_TRIM_THRESHOLD, MIB)
+        mallopt(_M_TRIM_THRESHOLD, MIB)
 
 
 def release(array: Any) -> None:
