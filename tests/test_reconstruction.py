@@ -297,10 +297,10 @@ def test_a_segmentation_does_not_need_the_projections(
 @pytest.mark.parametrize(
     ("integrals_mb", "volume_mb", "memory_mb", "expected"),
     [
-        (2, 3, 10, WorkingMemory(False, False, 5)),
-        (2, 4, 10, WorkingMemory(False, True, 8)),
-        (3, 4, 10, WorkingMemory(True, True, 10)),
-        (0, 900, 10, WorkingMemory(False, True, 10)),
+        (16, 20, 80, WorkingMemory(False, False, 36)),
+        (16, 24, 80, WorkingMemory(False, True, 56)),
+        (24, 32, 80, WorkingMemory(True, True, 72)),
+        (0, 900, 80, WorkingMemory(False, True, 72)),
     ],
 )
 def test_what_does_not_fit_goes_into_files(
@@ -308,6 +308,13 @@ def test_what_does_not_fit_goes_into_files(
 ) -> None:
     quarter = (1 << 20) // 4
     assert WorkingMemory.of((integrals_mb, quarter), (volume_mb, quarter), memory_mb) == expected
+
+
+def test_what_is_read_and_written_one_by_one_has_to_fit() -> None:
+    quarter = (1 << 20) // 4
+    assert WorkingMemory.of((16, quarter), (20, quarter), 80, preparing=60 << 20) == WorkingMemory(True, True, 72)
+    with pytest.raises(ValueError, match="expected memory to write a slice, 73 MiB, got 80 MiB"):
+        WorkingMemory.of((1, quarter), (1, quarter), 80, writing=73 << 20)
 
 
 def test_a_file_array_leaves_nothing_behind(tmp_path: Path) -> None:
