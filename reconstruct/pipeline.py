@@ -24,6 +24,7 @@ from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.scan import EnergyBin, Scan, ScanError
 from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab, remaining
+from reconstruct.stepped_plan import SteppedPlan, plan_of
 from reconstruct.working_memory import WorkingMemory
 
 VERSION = 2
@@ -174,13 +175,13 @@ def _volume(
     if parameters.scheduler:
         memory = WorkingMemory(True, True, parameters.memory_mb)
     number = energy_bin.index
-    plan = Plan(
+    plan = plan_of(
         geometry,
         grid,
         scan.request.filter or parameters.filter,
         scan.request.cutoff or parameters.cutoff,
-        parameters.limited_arc,
-        corrections.margins(scan),
+        limited_arc=parameters.limited_arc,
+        extrapolated=corrections.margins(scan),
     )
     measured = plan.measured()  # refuses what cannot be reconstructed before anything is read
     tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
@@ -189,6 +190,15 @@ def _volume(
     try:
         if memory.volume_in_file:
             return _in_slabs(plan, measured, integrals, parameters, memory, tell, files, number)
+        if isinstance(plan, SteppedPlan):
+            return plan.reconstruct(
+                integrals,
+                plan.slab(0, grid.shape_zyx[0]),
+                memory_mb=memory.fdk_mb,
+                threads=parameters.threads,
+                device=parameters.device,
+                progress=tell,
+            )
         return fdk(
             integrals,
             plan.geometry,

@@ -34,6 +34,7 @@ from reconstruct.materials import WATER
 from reconstruct.projections.functional_groups import frame_attributes
 from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.spectrum import bin_spectra
+from reconstruct.stations import stations_of
 from reconstruct.working_memory import file_array
 
 _log = logging.getLogger(__name__)
@@ -72,8 +73,10 @@ def calibrated(
     if corrections.principal_point == "missing" and tells_principal_point(scan):
         return scan, as_given
     integrals = scan.line_integrals(1, progress, file_array(scan.shape, folder), corrections.of_counts)
+    # Conjugate rays are those of one circle: of several axial positions the first serves.
+    station = stations_of(scan.geometry)[0]
     try:
-        found = estimate_principal_column(integrals, scan.geometry)
+        found = estimate_principal_column(station.of(integrals), station.geometry)
     except ValueError as error:
         if corrections.principal_point == "missing":
             return replace(scan, notes=(*scan.notes, f"the principal point stays in the middle: {error}")), as_given
