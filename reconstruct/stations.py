@@ -81,19 +81,21 @@ def stations_of(geometry: ConeBeamGeometry) -> tuple[Station, ...]:
 
 
 def at_one_height(geometry: ConeBeamGeometry) -> tuple[ConeBeamGeometry, Vectors]:
-    """Return the scan as if the sample had stayed at the first view's axial position, and how far it had moved, mm.
+    """Return the views of all axial positions in the plane z = 0, and how far the sample had moved, mm, (view,).
 
-    That is against z, for it is the sample that moves: (view,), the position of the first view being 0.
+    The sample moves against the scanner; its position in the first view is 0. A scan of one position stays as it is.
     """
+    stations = stations_of(geometry)
+    if len(stations) == 1:
+        return geometry, np.zeros(geometry.views)
     heights = np.empty(geometry.views)
-    for station in stations_of(geometry):
+    for station in stations:
         heights[station.views] = station.height_mm
-    travel = heights[0] - heights
-    along = np.stack([np.zeros_like(travel), np.zeros_like(travel), travel], axis=1)
+    along = np.stack([np.zeros_like(heights), np.zeros_like(heights), heights], axis=1)
     level = replace(
-        geometry, sources=geometry.sources + along, detector_centres=geometry.detector_centres + along
+        geometry, sources=geometry.sources - along, detector_centres=geometry.detector_centres - along
     )
-    return level, travel
+    return level, heights[0] - heights
 
 
 def coverages(geometry: ConeBeamGeometry) -> tuple[Coverage, ...]:

@@ -308,8 +308,8 @@ def words_of_tiling(detector: VirtualDetector) -> str:
     if not gap:
         return told
     whole_columns, whole_rows = (np.flatnonzero(detector.gap.all(axis=axis)) for axis in (0, 1))
-    lines = [f"{what} {_ranges(which)}" for what, which in (("columns", whole_columns), ("rows", whole_rows))
-             if len(which)]  # fmt: skip
+    lines = [f"{what}{'s' if len(which) > 1 else ''} {_ranges(which)}"
+             for what, which in (("column", whole_columns), ("row", whole_rows)) if len(which)]  # fmt: skip
     where = f" ({', '.join(lines)})" if lines else ""
     return f"{told}; {gap} pixels between them{where} are interpolated"
 
