@@ -26,6 +26,8 @@ _MARGIN_PX, _GAP_PX, _HEADER_PX, _NAME_PX, _LINE_PX = 20, 24, 74, 24, 19
 _BEFORE, _AFTER, _UNSTEADY = "#f28b82", "#8ab4f8", "#fdd663"
 _FRAME = "#3c4043"
 _CHARACTER_PX = 7.4
+_TICK_PX = 8
+"""Half of a number at the axis of the curve."""
 _CURVE = 0.13
 """Height of the course of the source, as a fraction of the width."""
 
@@ -146,13 +148,14 @@ def _text(write: Writer, lines: Sequence[tuple[str, str]], left: float, top: flo
 
 def _map_height(told: ScanPictures, cell: float) -> float:
     rows, columns = told.unsound.shape
-    return min(cell * rows / columns, 0.7 * cell)
+    return min(cell * rows / columns, 0.45 * cell)
 
 
 def _detector(write: Writer, told: ScanPictures, left: float, top: float, cell: float) -> None:
     """Draw the course of the source, and below it the pixels that are replaced."""
     write(left, top + _NAME_PX / 2, "Output of the source by view, %", colour=QUIET)
-    tall = _CURVE * write.width
+    tall = _CURVE * write.width - _TICK_PX
+    top += _TICK_PX
     axis = _axes(write, left + 34, top + _NAME_PX, cell - 34, tall)
     if told.drift is None:
         axis.text(0.5, 0.5, "no air is seen beside the object", color=QUIET, fontsize=9, ha="center",
