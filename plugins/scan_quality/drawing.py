@@ -28,6 +28,8 @@ _FRAME = "#3c4043"
 _CHARACTER_PX = 7.4
 _TICK_PX = 8
 """Half of a number at the axis of the curve."""
+_TALLEST_MAP = 0.45
+"""Height of the map of pixels, as a fraction of its width."""
 _CURVE = 0.13
 """Height of the course of the source, as a fraction of the width."""
 
@@ -95,18 +97,19 @@ def _row(write: Writer, row: _Row, cell: float, top: float) -> float:
     """Draw three images side by side; return the height that they take."""
     wide, tall = row.size(cell, write.width)
     difference = row.after - row.before
-    reach = float(np.percentile(np.abs(difference), 99.5)) or 1e-6
+    reach = float(np.percentile(np.abs(difference), 99.5))
     window = _window(row.before, row.after)
     shown = (
         (f"{row.name}, before", row.before, window, "gray"),
         ("after", row.after, window, "gray"),
-        (f"after − before, ±{reach:.2g}", difference, (-reach, reach), "RdBu_r"),
+        (f"after − before, ±{reach:.2g}" if reach else "no difference", difference, (-reach, reach), "RdBu_r"),
     )
     for place, (name, image, (low, high), colours) in enumerate(shown):
         left = _MARGIN_PX + place * (cell + _GAP_PX)
         write(left, top + _NAME_PX / 2, name, colour=QUIET)
         axis = _axes(write, left + (cell - wide) / 2, top + _NAME_PX, wide, tall)
-        axis.imshow(image, cmap=colours, vmin=low, vmax=high, interpolation="antialiased", aspect="auto")
+        if low < high:
+            axis.imshow(image, cmap=colours, vmin=low, vmax=high, interpolation="antialiased", aspect="auto")
     return tall + _NAME_PX
 
 
@@ -148,7 +151,7 @@ def _text(write: Writer, lines: Sequence[tuple[str, str]], left: float, top: flo
 
 def _map_height(told: ScanPictures, cell: float) -> float:
     rows, columns = told.unsound.shape
-    return min(cell * rows / columns, 0.45 * cell)
+    return cell * min(float(rows / columns), _TALLEST_MAP)
 
 
 def _detector(write: Writer, told: ScanPictures, left: float, top: float, cell: float) -> None:
