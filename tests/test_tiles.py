@@ -15,6 +15,7 @@ from reconstruct.corrections.tiles import VirtualDetector
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.phantoms import line_integrals
+from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections.acquisition import Acquisition, CounterImages
 from reconstruct.projections.assembly import assemble
 from reconstruct.projections.registry import STANDARD
@@ -104,14 +105,12 @@ def test_tiles_that_do_not_fit_are_refused(origins: list[tuple[int, int]], sente
 # scans
 
 
-def gains(rows: int, columns: int, number: int) -> np.ndarray:
+def measured(place: ConeBeamGeometry, number: int, dead: tuple[int, int] | None = None) -> CounterImages:
     """A camera whose pixels differ, in a beam that differs from place to place."""
-    flat = OPEN_BEAM * (0.8 + 0.02 * number + 0.05 * np.sin(np.arange(columns) / 3))
-    return np.broadcast_to(flat, (rows, columns))
-
-
-def measured(place: ConeBeamGeometry, number: int) -> CounterImages:
-    field = gains(place.rows, place.columns, number)
+    gains = 0.8 + 0.02 * number + 0.05 * np.sin(np.arange(place.columns) / 3)
+    field = np.tile(OPEN_BEAM * gains, (place.rows, 1))
+    if dead is not None:
+        field[dead] = 0
     views = np.rint(field * np.exp(-line_integrals(phantom(), place)))
     flats = np.broadcast_to(np.rint(field), (3, *field.shape))
     return CounterImages(EnergyBin(1), views.astype(np.uint16), flats.astype(np.uint16))
@@ -199,6 +198,34 @@ def read(datasets: Sequence[Dataset]) -> Scan:
     return assemble(encoding, datasets)
 
 
+def test_a_dead_pixel_of_the_camera_is_mended_in_every_tile() -> None:
+    tiles = [
+        TileImages([measured(place.geometry, number, (7, 5))], place.geometry, place.origin_px)
+        for number, place in enumerate(ACROSS.places(CIRCLE))
+    ]
+    scan = read(write_tiles(tiles, header(), Acquisition(counter_kind=CounterKind.DIFFERENTIAL)))
+    off = np.abs(scan.line_integrals(1) - line_integrals(phantom(), CIRCLE)).max(axis=0)
+    assert set(map(tuple, np.argwhere(off > 2e-3))) <= {(7, 5), (7, 19), (7, 32)}
+    assert off.max() < 0.1
+
+
+def test_flats_that_name_no_tile_serve_all() -> None:
+    datasets = p4_by_angles(ACROSS)
+    kept = []
+    for ds in datasets:
+        if _told(ds, 0x10) == "PROJECTION":
+            kept.append(ds)
+        elif str(_told(ds, 0x30)) == "[27.0, 0.0]":
+            del ds.private_block(*THARSIS)[0x30]
+            kept.append(ds)
+    scan = read(kept)
+    integrals = scan.line_integrals(1)
+    # The first tile, whose flats they are, is right; the beam was 2 % stronger in each further one.
+    truth = line_integrals(phantom(), scan.geometry)
+    assert np.abs(integrals - truth)[..., 36:].max() < 2e-3
+    assert np.abs(integrals - truth)[..., :10].max() == pytest.approx(0.04 / 0.8, rel=0.2)
+
+
 def test_views_of_a_tile_are_found_by_their_angle() -> None:
     """The camera turns back and forth: the second tile is taken against the sense of the first."""
     tiles = []
@@ -225,6 +252,9 @@ def test_a_gap_between_chips_is_named() -> None:
         "(column 24) are interpolated"
     )
     assert rmse(volume(scan), one_detector()) < 6e-4
+    (made,) = reconstruct_scan(scan, Parameters(voxel_mm=4.0), lambda _fraction: None)
+    told = list(made.instances)[0].DerivationDescription
+    assert "tiles=2 of 36x24 stitched to 36x49, gap_pixels_interpolated=36" in told
 
 
 def _without(datasets: list[Dataset], role: str, place: str, index: int) -> list[Dataset]:
