@@ -253,7 +253,7 @@ def test_a_gap_between_chips_is_named() -> None:
     )
     assert rmse(volume(scan), one_detector()) < 6e-4
     (made,) = reconstruct_scan(scan, Parameters(voxel_mm=4.0), lambda _fraction: None)
-    told = list(made.instances)[0].DerivationDescription
+    told = next(iter(made.instances)).DerivationDescription
     assert "tiles=2 of 36x24 stitched to 36x49, gap_pixels_interpolated=36" in told
 
 
