@@ -26,6 +26,7 @@ from reconstruct.projections.functional_groups import first_attributes
 from reconstruct.projections.scan import EnergyBin, Scan
 from reconstruct.provenance import add_equipment, add_sources, canonical, copy_patient_and_study, in_words
 from reconstruct.redundancy import Coverage, redundancy
+from reconstruct.stations import coverages, stations_of
 from reconstruct.stored_values import StoredValues, attenuation, hounsfield
 from reconstruct.working_memory import release
 
@@ -79,8 +80,7 @@ def ct_series(
     if volume.shape != grid.shape_zyx:
         raise ValueError(f"expected a volume of shape {grid.shape_zyx}, got {volume.shape}")
     water = energy_bin.water_per_cm
-    coverage = redundancy(scan.geometry, limited_arc=True).coverage
-    if coverage is Coverage.LIMITED:
+    if Coverage.LIMITED in coverages(scan.geometry):
         values = attenuation(volume, has_scale=False)
     else:
         values = attenuation(volume) if water is None else hounsfield(water)
@@ -194,6 +194,7 @@ def _description(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any], g
         **{name: value for name, value in asked.items() if value is not None},
         "views": scan.geometry.views,
         **_coverage(scan),
+        **_put_together(scan),
         "geometry_from": scan.geometry_from,
         "pixels": str(scan.pixel_meaning),
         "counters": str(scan.counter_kind),
@@ -210,11 +211,27 @@ def _description(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any], g
 
 def _coverage(scan: Scan) -> dict[str, str]:
     """Say what the views cover, unless it is a full circle."""
-    measured = redundancy(scan.geometry, limited_arc=True)
-    if measured.coverage is Coverage.FULL:
+    measured = [redundancy(station.geometry, limited_arc=True) for station in stations_of(scan.geometry)]
+    worst = min(measured, key=lambda one: one.arc.length_rad)
+    if all(one.coverage is Coverage.FULL for one in measured):
         return {}
-    told = {"coverage": str(measured.coverage), "arc_degrees": f"{np.rad2deg(measured.arc.length_rad):.1f}"}
-    return told | ({"values": "without a scale"} if measured.coverage is Coverage.LIMITED else {})
+    told = {"coverage": str(worst.coverage), "arc_degrees": f"{np.rad2deg(worst.arc.length_rad):.1f}"}
+    return told | ({"values": "without a scale"} if worst.coverage is Coverage.LIMITED else {})
+
+
+def _put_together(scan: Scan) -> dict[str, str]:
+    """Say of which tiles the detector is stitched, and at which axial positions circles are merged."""
+    told = {}
+    if scan.tiles is not None:
+        detector = scan.tiles.detector
+        rows, columns = detector.tile_shape
+        told["tiles"] = f"{len(detector.origins_px)} of {rows}x{columns} stitched to {detector.rows}x{detector.columns}"
+        if gap := int(np.count_nonzero(detector.gap)):
+            told["gap_pixels_interpolated"] = str(gap)
+    stations = stations_of(scan.geometry)
+    if len(stations) > 1:
+        told["axial_positions_mm_merged"] = " ".join(f"{station.height_mm:.2f}" for station in stations)
+    return told
 
 
 def _add_grid(dataset: Dataset, scan: Scan, grid: VolumeGrid) -> None:

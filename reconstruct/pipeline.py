@@ -25,6 +25,7 @@ from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.scan import EnergyBin, Scan, ScanError
 from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab, remaining
+from reconstruct.stepped_plan import SteppedPlan, plan_of
 from reconstruct.working_memory import MIB, WorkingMemory, return_freed_memory
 
 VERSION = 2
@@ -182,13 +183,13 @@ def _volume(
         raise ScanError(f"{bound}: {error}") from error
     if parameters.scheduler:
         memory = replace(memory, integrals_in_file=True, volume_in_file=True, fdk_mb=parameters.memory_mb)
-    plan = Plan(
+    plan = plan_of(
         geometry,
         grid,
         scan.request.filter or parameters.filter,
         scan.request.cutoff or parameters.cutoff,
-        parameters.limited_arc,
-        corrections.margins(scan),
+        limited_arc=parameters.limited_arc,
+        extrapolated=corrections.margins(scan),
     )
     measured = plan.measured()  # refuses what cannot be reconstructed before anything is read
     tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
@@ -197,6 +198,15 @@ def _volume(
     try:
         if memory.volume_in_file:
             return _in_slabs(plan, measured, integrals, parameters, memory, tell, files, number)
+        if isinstance(plan, SteppedPlan):
+            return plan.reconstruct(
+                integrals,
+                plan.slab(0, grid.shape_zyx[0]),
+                memory_mb=memory.fdk_mb,
+                threads=parameters.threads,
+                device=parameters.device,
+                progress=tell,
+            )
         return fdk(
             integrals,
             plan.geometry,

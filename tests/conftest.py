@@ -301,7 +301,10 @@ class ServedNode:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., ServedNode]]:
-    """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test."""
+    """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test.
+
+    To save time they draw no picture of the quality of scans, unless `more` says so.
+    """
     nodes: list[ServedNode] = []
 
     def start(
@@ -310,6 +313,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServedNode]]:
         settings = (
             f'[scp]\nhost = "127.0.0.1"\nport = 0\naccept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n'
             f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
+            + ("" if "[scan_quality]" in more else "\n[scan_quality]\nenabled = false\n")
         )
         nodes.append(ServedNode(tmp_path / f"served{len(nodes)}", settings))
         nodes[-1].start()

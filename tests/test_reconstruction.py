@@ -53,7 +53,8 @@ def scan(scanned: list[Dataset]) -> list[Dataset]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    overrides = {"archive": {"data": tmp_path / "archive"}, "jobs": {"max_attempts": 1}}
+    off = {"enabled": False}
+    overrides = {"archive": {"data": tmp_path / "archive"}, "jobs": {"max_attempts": 1}, "scan_quality": off}
     return load_settings(environment={}, overrides=overrides)
 
 

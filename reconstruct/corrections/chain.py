@@ -34,6 +34,7 @@ from reconstruct.materials import WATER
 from reconstruct.projections.functional_groups import first_attributes
 from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.spectrum import bin_spectra
+from reconstruct.stations import stations_of
 from reconstruct.working_memory import file_array
 
 _log = logging.getLogger(__name__)
@@ -72,8 +73,10 @@ def calibrated(
     if corrections.principal_point == "missing" and tells_principal_point(scan):
         return scan, as_given
     integrals = scan.line_integrals(1, progress, file_array(scan.shape, folder), corrections.of_counts)
+    # Conjugate rays are those of one circle: of several axial positions the first serves.
+    station = stations_of(scan.geometry)[0]
     try:
-        found = estimate_principal_column(integrals, scan.geometry)
+        found = estimate_principal_column(station.of(integrals), station.geometry)
     except ValueError as error:
         if corrections.principal_point == "missing":
             return replace(scan, notes=(*scan.notes, f"the principal point stays in the middle: {error}")), as_given
@@ -111,6 +114,7 @@ def corrected_integrals(
     out: Image,
     rows_at_once: int = ROWS_AT_ONCE,
     progress: Callable[[float], None] | None = None,
+    as_read: Image | None = None,
 ) -> Image:
     """Read the line integrals of an energy bin and correct them.
 
@@ -124,6 +128,8 @@ def corrected_integrals(
         As `remove_rings` takes it.
     progress
         Called with the fraction done; may raise to stop the work.
+    as_read
+        What reading gives, for one who has read them already with the same corrections of counts.
 
     Returns
     -------
@@ -137,7 +143,10 @@ def corrected_integrals(
     before, after = corrections.margins(scan)
     measured = out[:, :, before : out.shape[2] - after]
     tell = progress or (lambda _fraction: None)
-    scan.line_integrals(bin_number, lambda fraction: tell(fraction / 2), measured, corrections.of_counts)
+    if as_read is None:
+        scan.line_integrals(bin_number, lambda fraction: tell(fraction / 2), measured, corrections.of_counts)
+    else:
+        measured[...] = as_read
     try:
         correct(
             measured,
