@@ -28,6 +28,10 @@ _MOST_VALUES = 1000
 _NO_WILD_CARDS = frozenset({"UI", "AS"})
 """VRs whose values are compared as text, and take no wild card all the same (C.2.2.2.4)."""
 
+SEVERAL_GROUPS = "*[=\\]*"
+"""GLOB of folded names that have several component groups, or are several names; an index of the catalogue has it, too."""
+
+_LAST_CHARACTER = "\U0010ffff"
 _VOICING_MARKS = "\u3099\u309a"
 """Of Japanese kana: they tell consonants apart and are no accents."""
 _STROKES = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ı": "i", "æ": "ae", "œ": "oe"})
@@ -87,13 +91,30 @@ def text(column: str, value: str, _key: Key) -> Condition:
 
 
 def person_name(column: str, value: str, _key: Key) -> Condition:
-    """Person name matching: any component group, without case and accents (C.2.2.2.1 leaves this to the SCP)."""
+    """Person name matching: any component group, without case and accents (C.2.2.2.1 leaves this to the SCP).
+
+    Names of one group, which most are, are found by an index where the value begins with a character; those of several
+    groups have an index of their own.
+    """
     folded = fold_name(value)
     column = f"{column}_folded"
-    if has_wild_card(folded) or "=" in folded:
-        return Condition(f"name_matches({column}, ?)", (folded,))
-    groups = f"'=' || replace({column}, '\\', '=') || '='"
-    return Condition(f"({column} = ? OR instr({groups}, '=' || ? || '=') > 0)", (folded, folded))
+    grouped = f"({column} > '' AND {column} GLOB '{SEVERAL_GROUPS}')"
+    if not has_wild_card(folded) and "=" not in folded:
+        groups = f"'=' || replace({column}, '\\', '=') || '='"
+        return Condition(f"({column} = ? OR ({grouped} AND instr({groups}, '=' || ? || '=') > 0))", (folded, folded))
+    begins = re.split(r"[*?=]", folded, maxsplit=1)[0].rstrip("^")
+    if begins:
+        single = Condition(f"({column} >= ? AND {column} < ?)", (begins, begins + _LAST_CHARACTER))
+    else:
+        single = Condition(f"{column} GLOB ?", (_loosely(folded.split("=")[0]),))
+    return Condition(f"(({single.sql} OR {grouped}) AND name_matches({column}, ?))", (*single.parameters, folded))
+
+
+def _loosely(pattern: str) -> str:
+    """Return a GLOB that lets through all that a pattern of one component group may match, and is quicker to try."""
+    while pattern.endswith("^*"):  # may be missing
+        pattern = pattern[:-2]
+    return pattern.replace("[", "[[]") + "*"
 
 
 def fuzzy_name(column: str, value: str, key: Key) -> Condition:
