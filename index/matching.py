@@ -29,7 +29,7 @@ _NO_WILD_CARDS = frozenset({"UI", "AS"})
 """VRs whose values are compared as text, and take no wild card all the same (C.2.2.2.4)."""
 
 SEVERAL_GROUPS = "*[=\\]*"
-"""GLOB of folded names that have several component groups, or are several names; an index of the catalogue has it, too."""
+"""GLOB of folded names that have several component groups, or are several names; an index of the catalogue has it."""
 
 _LAST_CHARACTER = "\U0010ffff"
 _VOICING_MARKS = "\u3099\u309a"

@@ -15,7 +15,8 @@ EDGE = {"RetrieveAETitle": "THARSIS", "InstanceAvailability": "ONLINE"}
 
 ODD = {
     "PatientName": "Doe^Jane=山田^花子=やまだ^はなこ", "PatientComments": "two\r\nlines \\ one value ",
-    "StudyDescription": "\\", "AccessionNumber": "A\\B", "StudyID": "x" * 300, "PatientSize": "1.7\\", "PatientAge": "old",
+    "StudyDescription": "\\", "AccessionNumber": "A\\B", "StudyID": "x" * 300, "PatientSize": "1.7\\",
+    "PatientAge": "old",
     "ReferringPhysicianName": "Müller^Jörg\\Ørsted^Å==", "SeriesDescription": "Straße", "Modality": "\u00c4T",
     "BodyPartExamined": "HEAD \\ NECK", "SliceThickness": "0.1234567890123456789", "SliceLocation": "1.50e+1",
     "NumberOfFrames": "1.0", "InstanceNumber": "+02", "AcquisitionNumber": "12345678901", "ImageComments": "y" * 70000,

@@ -22,11 +22,8 @@ from index.keys import indexed_keywords
 
 ROOT = "1.2.826.0.1.3680043.9.7133.8"
 _BLOCK = 2000
-_FAMILIES = (
-    "Ahmed Bauer Chen Dubois Eriksson Fischer Garcia Hansen Ivanova Jansen Kowalski Lopez Meyer Nguyen Okafor Petrov "
-    "Quinn Rossi Schmidt Tanaka Ueda Varga Weber Xu Yilmaz Zimmermann"
-).split()
-_GIVEN = "Anna Ben Clara David Eva Felix Greta Hugo Ida Jonas Klara Leo Mia Noah Olga Paul Rosa Sam Tom Vera".split()
+_FAMILIES = "AHMED BAUER CHEN DUBOIS ERIKSSON FISCHER GARCIA HANSEN IVANOVA JANSEN KOWALSKI LOPEZ MEYER".title().split()
+_GIVEN = "ANNA BEN CLARA DAVID EVA FELIX GRETA HUGO IDA JONAS".title().split()
 _MODALITIES = ("CT", "MR", "CR", "US", "PT")
 _DESCRIPTIONS = ("Head", "Chest", "Abdomen", "Pelvis", "Knee")
 
@@ -43,7 +40,7 @@ def headers(studies: int, first: int = 0) -> Iterator[Header]:
         uid = f"{ROOT}.{number + 1}"
         values = blank | {
             "PatientID": patient_id(number),
-            "PatientName": f"{_FAMILIES[number % 26]}{number // 260}^{_GIVEN[number % 20]}",
+            "PatientName": f"{_FAMILIES[number % 13]}{number // 130}^{_GIVEN[number % 10]}",
             "PatientBirthDate": f"{1930 + number % 80}{number % 12 + 1:02d}{number % 28 + 1:02d}",
             "PatientSex": "MF"[number % 2],
             "StudyInstanceUID": uid,
