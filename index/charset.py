@@ -178,6 +178,8 @@ def decode_in_place(identifier: Dataset, inherited: Charset | None = None) -> No
     charset = charset_in(identifier, inherited)
     for tag in list(identifier.keys()):
         element = raw_element(identifier, tag)
+        if isinstance(element, RawDataElement) and not element.value:
+            continue
         vr = vr_of(element)
         if isinstance(element, RawDataElement) and vr in CODED and isinstance(element.value, bytes):
             parts = split(charset.decode(element.value, vr), vr)

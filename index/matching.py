@@ -196,6 +196,8 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
 
 def wanted_values(key: Key, values: list[str]) -> list[str]:
     """Return what `key` is asked for, in comparable form; none when that is universal matching (C.2.2.2.3)."""
+    if values == [""]:
+        return []
     wanted = list(dict.fromkeys(value for value in map(normalise, values) if value))
     return [] if any(is_universal(value, key.matching) for value in wanted) else wanted
 

@@ -171,7 +171,7 @@ class Exchange:
                 del dataset[tag]
         charset.decode_in_place(dataset)
         for tag in list(dataset.keys()):
-            if not tag.is_private:
+            if not tag.is_private and charset.raw_element(dataset, tag).value:
                 _ = dataset[tag].value  # decoded now: a malformed value is a malformed request
         transport.decoded(self.assoc)
         return dataset

@@ -54,7 +54,7 @@ def store(port: int, called: str, files: Sequence[Path], associations: int, call
     """Send files over so many associations; raises `SystemExit` when one is not answered 0000."""
     size = -(-len(files) // associations)
     parts = [files[first : first + size] for first in range(0, len(files), size)]
-    return _side_by_side([(_store, (port, called, calling, part)) for part in parts])
+    return _side_by_side([(send, (port, called, calling, part)) for part in parts])
 
 
 def find(
@@ -62,7 +62,7 @@ def find(
 ) -> Timed:
     """Ask one query after the other over each of so many associations, each its share."""
     parts = [identifiers[first::associations] for first in range(associations)]
-    return _side_by_side([(_find, (port, called, calling, part)) for part in parts if part])
+    return _side_by_side([(ask, (port, called, calling, part)) for part in parts if part])
 
 
 def _side_by_side(tasks: Sequence[tuple[Callable[..., Timed], tuple[Any, ...]]]) -> Timed:
@@ -96,13 +96,22 @@ def _side_by_side(tasks: Sequence[tuple[Callable[..., Timed], tuple[Any, ...]]])
 
 def _in_process(pipe: Any, barrier: Any, task: Callable[..., Timed], arguments: tuple[Any, ...]) -> None:
     try:
-        pipe.send(task(barrier.wait, *arguments))
+        pipe.send(task(*arguments, ready=barrier.wait))
     except BaseException as error:  # noqa: BLE001  (the parent tells it)
         barrier.abort()
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def _store(ready: Callable[[], Any], port: int, called: str, calling: str, files: Sequence[Path]) -> Timed:
+def send(
+    port: int, called: str, calling: str, files: Sequence[Path], *, ready: Callable[[], Any] = lambda: None
+) -> Timed:
+    """Send files over one association, in this process; raises `RuntimeError` when one is not answered 0000.
+
+    Parameters
+    ----------
+    ready
+        Called when everything is prepared, before the association is opened.
+    """
     objects = []
     for path in files:
         header = read_header(path, named_by_meta=True)
@@ -158,7 +167,10 @@ def _send(connection: socket.socket, buffers: list[bytes | memoryview]) -> None:
             waiting[0] = waiting[0][sent:]
 
 
-def _find(ready: Callable[[], Any], port: int, called: str, calling: str, identifiers: Sequence[Dataset]) -> Timed:
+def ask(
+    port: int, called: str, calling: str, identifiers: Sequence[Dataset], *, ready: Callable[[], Any] = lambda: None
+) -> Timed:
+    """Ask one query after the other over one association, in this process; as `send`."""
     requests = []
     for number, identifier in enumerate(identifiers):
         command = Dataset()

@@ -44,8 +44,8 @@ def store(node: Node, corpus: Corpus, *, tool: str, associations: int) -> Row:
         else:
             size = -(-len(corpus.files) // associations)
             parts = [corpus.files[first : first + size] for first in range(0, len(corpus.files), size)]
-            seconds, latencies = _tools([["dcmsend", "-aec", node.title, "127.0.0.1", str(node.port), *map(str, part)]
-                                         for part in parts]), []  # fmt: skip
+            to = ["-aec", node.title, "127.0.0.1", str(node.port)]
+            seconds, latencies = run_tools([["dcmsend", *to, *map(str, part)] for part in parts]), []
     count = len(corpus.files)
     return {
         "what": f"C-STORE {corpus.name}", "client": _named(tool, associations), "count": count,
@@ -108,7 +108,7 @@ def retrieve(node: Node, corpus: Corpus, *, tool: str, associations: int) -> Row
                 tool, "-S", "-aet", "BENCHMARK", "-aec", node.title, *more, "-k", "QueryRetrieveLevel=STUDY",
                 "-k", "StudyInstanceUID=" + "\\".join(part), "127.0.0.1", str(node.port),
             ])  # fmt: skip
-        seconds = _tools(commands)
+        seconds = run_tools(commands)
     count = len(corpus.files)
     return {
         "what": f"{'C-MOVE' if tool == 'movescu' else 'C-GET'} {corpus.name}", "client": _named(tool, associations),
@@ -116,7 +116,7 @@ def retrieve(node: Node, corpus: Corpus, *, tool: str, associations: int) -> Row
     }  # fmt: skip
 
 
-def _tools(commands: Sequence[list[str]]) -> float:
+def run_tools(commands: Sequence[list[str]]) -> float:
     """Run commands side by side; return the seconds until the last has ended."""
     started = time.perf_counter()
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in commands]
