@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.conformance.node import CannotStart, Node
-from benchmarks.network import corpus, grow, measure
+from benchmarks.network import corpus, grow, limits, measure
 from benchmarks.network.peers import PEERS, running
 from benchmarks.network.report import text
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--only", default="store,find,retrieve", help="what is measured, separated by commas")
     parser.add_argument("--grow", default="", metavar="N,N,…", help="measure this node at so many studies instead")
     parser.add_argument("--images", type=Path, help="where --grow puts its pictures")
+    parser.add_argument("--limits", action="store_true", help="of this machine, and the parts of a C-STORE, instead")
     parser.add_argument("--folder", type=Path, help="where objects and nodes are put (default: a temporary folder)")
     parser.add_argument(
         "--nagle", action="store_true", help="leave DCMTK's tools, and the nodes made with it, as they are installed"
@@ -57,6 +58,10 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="tharsis-network-", dir=arguments.folder))
     started = time.perf_counter()
     try:
+        if arguments.limits:
+            found = limits.measured(folder)
+            print(json.dumps(found, indent=1) if arguments.json else limits.text(found))
+            return
         if arguments.grow:
             rows = grow.measured([int(size) for size in arguments.grow.split(",")], folder, arguments.queries)
             if arguments.images:

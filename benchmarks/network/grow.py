@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def measured(sizes: Sequence[int], folder: Path, queries: int) -> list[Row]:
     images = corpus.make(folder / "ct", "CT 0.5 MB", _STORED // 2, side=512, instances_a_study=20)
     rows: list[Row] = []
     filled = 0
-    for run, size in enumerate(sorted(sizes), 1):
+    runs = count(1)
+    for size in sorted(sizes):
         archive = Archive(node.data)
         catalogue.fill(archive, size - filled, first=filled)
         archive.close()
@@ -31,9 +33,9 @@ def measured(sizes: Sequence[int], folder: Path, queries: int) -> list[Row]:
         found: list[Row] = []
         try:
             for kind in (tiny, images):
-                kind.renew(2 * run)
+                kind.renew(next(runs))
                 measure.store(node, kind, tool="client", associations=1)  # the first ones warm everything up
-                kind.renew(2 * run + 1)
+                kind.renew(next(runs))
                 found.append(measure.store(node, kind, tool="client", associations=1))
             found += [
                 _find(node, "one patient", [
