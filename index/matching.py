@@ -102,19 +102,22 @@ def person_name(column: str, value: str, _key: Key) -> Condition:
     if not has_wild_card(folded) and "=" not in folded:
         groups = f"'=' || replace({column}, '\\', '=') || '='"
         return Condition(f"({column} = ? OR ({grouped} AND instr({groups}, '=' || ? || '=') > 0))", (folded, folded))
-    begins = re.split(r"[*?=]", folded, maxsplit=1)[0].rstrip("^")
-    if begins:
-        single = Condition(f"({column} >= ? AND {column} < ?)", (begins, begins + _LAST_CHARACTER))
-    else:
-        single = Condition(f"{column} GLOB ?", (_loosely(folded.split("=")[0]),))
+    single = _begins_alike(column, folded.split("=")[0])
     return Condition(f"(({single.sql} OR {grouped}) AND name_matches({column}, ?))", (*single.parameters, folded))
 
 
-def _loosely(pattern: str) -> str:
-    """Return a GLOB that lets through all that a pattern of one component group may match, and is quicker to try."""
-    while pattern.endswith("^*"):  # may be missing
-        pattern = pattern[:-2]
-    return pattern.replace("[", "[[]") + "*"
+def _begins_alike(column: str, pattern: str) -> Condition:
+    """Condition that lets through every name of one component group that `pattern` may match, by an index if it can."""
+    base = pattern
+    while base.endswith("^*"):  # may be missing
+        base = base[:-2]
+    literal = re.split(r"[*?]", base, maxsplit=1)[0]
+    if not literal:
+        return Condition(f"{column} GLOB ?", (base.replace("[", "[[]") + "*",))
+    if literal == base != pattern:
+        more = literal + "^"
+        return Condition(f"({column} = ? OR ({column} >= ? AND {column} < ?))", (base, more, more + _LAST_CHARACTER))
+    return Condition(f"({column} >= ? AND {column} < ?)", (literal, literal + _LAST_CHARACTER))
 
 
 def fuzzy_name(column: str, value: str, key: Key) -> Condition:
