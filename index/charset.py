@@ -222,7 +222,10 @@ def split(text: str, vr: str) -> list[str]:
 
 def raw_element(dataset: Dataset, tag: BaseTag | str) -> DataElement | RawDataElement:
     """Return an element as it is in `dataset`: not decoded when it was read and not used since."""
-    return cast(DataElement | RawDataElement, dataset.get_item(tag))
+    element = dataset.get_item(tag, keep_deferred=True)
+    if isinstance(element, RawDataElement) and element.value is None and element.length:  # left in its file
+        element = dataset.get_item(tag)
+    return cast(DataElement | RawDataElement, element)
 
 
 def vr_of(element: DataElement | RawDataElement) -> str:
