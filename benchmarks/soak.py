@@ -193,8 +193,8 @@ def soak(folder: Path, seconds: float, batch: int, side: int) -> dict[str, Any]:
         node.start()
         load = Load(node, folder, batch, side)
         load.start()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not load.has_failed:
+        started = time.monotonic()
+        while (passed := time.monotonic() - started) < seconds and not load.has_failed:
             time.sleep(_EVERY_S)
             samples.append(sample(node))
         load.stop()
@@ -210,7 +210,7 @@ def soak(folder: Path, seconds: float, batch: int, side: int) -> dict[str, Any]:
     problems += [f"{len(lost)} studies have lost instances, for example {lost[0]}"] if lost else []
     problems += [f"fsck: {checked.stdout[-300:]}{checked.stderr[-300:]}"] if checked.returncode else []
     return {
-        "minutes": len(samples) * _EVERY_S / 60,
+        "minutes": passed / 60,
         "stored": sum(expected.values()),
         "moved": load.moved,
         "asked": load.asked,
