@@ -223,7 +223,7 @@ def split(text: str, vr: str) -> list[str]:
 def raw_element(dataset: Dataset, tag: BaseTag | str) -> DataElement | RawDataElement:
     """Return an element as it is in `dataset`: not decoded when it was read and not used since."""
     element = dataset.get_item(tag, keep_deferred=True)
-    if isinstance(element, RawDataElement) and element.value is None and element.length:  # left in its file
+    if isinstance(element, RawDataElement) and element.length and not element.value:  # it was left in its file
         element = dataset.get_item(tag)
     return cast(DataElement | RawDataElement, element)
 
