@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,6 @@ _SAME_MM, _SAME_PX = 0.01, 0.1
 _ORIGIN, _CAMERA = "TileOrigin", "CameraPosition"
 
 Vectors = NDArray[np.float64]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,12 @@ class TilePlace:
     def is_near(self, other: TilePlace) -> bool:
         """Whether both are the same tile."""
         return _near(self.origin_px, other.origin_px, _SAME_PX) and _near(self.camera_mm, other.camera_mm, _SAME_MM)
+
+    def fits(self, told: TilePlace) -> bool:
+        """Whether a frame that tells so much, or less, is of this tile; one that tells nothing is of any."""
+        return (told.origin_px is None or _near(self.origin_px, told.origin_px, _SAME_PX)) and (
+            told.camera_mm is None or _near(self.camera_mm, told.camera_mm, _SAME_MM)
+        )
 
     def __str__(self) -> str:
         if self.origin_px is not None:
@@ -78,7 +82,7 @@ def split_by_tile(by_bin: Mapping[str, list[list[RoledFrame]]]) -> list[TileFram
     if len(places) == 1:
         return [TileFrames(TilePlace(), by_bin["PROJECTION"], by_bin["FLAT"], by_bin["DARK"])]
     _check_places(places)
-    views = [_grouped(group, places, "views", serve_all=False) for group in by_bin["PROJECTION"]]
+    views = [_grouped(group, places, "views") for group in by_bin["PROJECTION"]]
     flats = [_grouped(group, places, "flat fields") for group in by_bin["FLAT"]]
     darks = [_grouped(group, places, "dark frames") for group in by_bin["DARK"]]
     return [
@@ -123,21 +127,16 @@ def _check_places(places: Sequence[TilePlace]) -> None:
         )
 
 
-def _grouped(
-    frames: Sequence[RoledFrame], places: Sequence[TilePlace], what: str, *, serve_all: bool = True
-) -> list[list[RoledFrame]]:
-    """Return the frames of each place; frames that tell none serve all, where they may."""
+def _grouped(frames: Sequence[RoledFrame], places: Sequence[TilePlace], what: str) -> list[list[RoledFrame]]:
+    """Return the frames of each place; a frame serves every place that it does not contradict."""
     groups: list[list[RoledFrame]] = [[] for _ in places]
     for frame in frames:
         place = place_of(frame.attributes)
-        if serve_all and place == TilePlace():
-            for group in groups:
-                group.append(frame)
-            continue
-        found = next((group for known, group in zip(places, groups, strict=True) if place.is_near(known)), None)
-        if found is None:
+        found = [group for known, group in zip(places, groups, strict=True) if known.fits(place)]
+        if not found:
             raise ScanError(f"there are {what} of {place}, and no views of the first energy bin")
-        found.append(frame)
+        for group in found:
+            group.append(frame)
     for place, group in zip(places, groups, strict=True):
         if frames and not group:
             raise ScanError(f"{place} has no {what}, other tiles have some")
