@@ -222,10 +222,10 @@ def split(text: str, vr: str) -> list[str]:
 
 def raw_element(dataset: Dataset, tag: BaseTag | str) -> DataElement | RawDataElement:
     """Return an element as it is in `dataset`: not decoded when it was read and not used since."""
-    element = dataset.get_item(tag, keep_deferred=True)
+    element = cast(DataElement | RawDataElement, dataset.get_item(tag, keep_deferred=True))
     if isinstance(element, RawDataElement) and element.length and not element.value:  # it was left in its file
-        element = dataset.get_item(tag)
-    return cast(DataElement | RawDataElement, element)
+        return cast(DataElement | RawDataElement, dataset.get_item(tag))
+    return element
 
 
 def vr_of(element: DataElement | RawDataElement) -> str:
