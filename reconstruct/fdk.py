@@ -238,7 +238,7 @@ class _Voxels:
 
 
 def _in_memory(raw: Any) -> NDArray[np.float32]:
-    """Return projections (view, row, column) as float32, C-contiguous; what is mapped of a file is copied and released."""
+    """Return projections (view, row, column) as float32, C-contiguous; what is mapped is copied and released."""
     if not is_mapped(raw):
         return np.ascontiguousarray(raw, dtype=np.float32)
     pixels = np.empty(raw.shape, dtype=np.float32)

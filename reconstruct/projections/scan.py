@@ -22,7 +22,7 @@ from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_together
 from reconstruct.projections.open_field import OpenField
-from reconstruct.working_memory import AT_ONCE, release
+from reconstruct.working_memory import release
 
 __all__ = [
     "Counter",
@@ -229,7 +229,6 @@ class Scan:
             raise ValueError(f"expected out of shape {self.shape} and float32, got {out.shape} and {out.dtype}")
         open_field = self._open_field(counters, corrections)
         repair = None if open_field is None else _repair(open_field.dead)
-        each = max(1, AT_ONCE // max(1, out[:1].nbytes))
         full = 0
         for view, images in enumerate(read_together(counters)):
             full += int(np.count_nonzero(images.full))
@@ -247,13 +246,11 @@ class Scan:
             if self.curved is not None:
                 integrals = self.curved.flattened(integrals, view)
             out[view] = integrals
-            if (view + 1) % each == 0:
-                release(out[view + 1 - each : view + 1])
+            release(out[view])
             if progress is not None:
                 progress((view + 1) / geometry.views)
-        if full and open_field is not None:
+        if full:
             _log.info("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
-        release(out)
         return out
 
     @property
