@@ -142,7 +142,8 @@ def measured(
         It failed; its last line says why.
     """
     command = [sys.executable, "-m", "benchmarks.memory", "--child", str(folder), str(small)]
-    command += ["--settings", str(memory_mb), "--threads", str(threads), *(["--corrected"] if corrected else []), *(["--limit"] if limit else [])]
+    command += ["--settings", str(memory_mb), "--threads", str(threads)]
+    command += [*(["--corrected"] if corrected else []), *(["--limit"] if limit else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])

@@ -231,8 +231,8 @@ class Scan:
         repair = None if open_field is None else _repair(open_field.dead)
         full = 0
         for view, images in enumerate(read_together(counters)):
-            full += int(np.count_nonzero(images.full))
             if open_field is not None:
+                full += int(np.count_nonzero(images.full))
                 integrals = preprocess.line_integrals(open_field.transmission(images.values, view, counters))
                 if corrections.saturated:
                     integrals = replace_saturated(integrals, images.full)
