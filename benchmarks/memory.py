@@ -3,8 +3,8 @@
     python -m benchmarks.memory --sizes 128 256 384 512 768 --views 48
 
 Each reconstruction, from Part 10 files to Part 10 files, runs in a process of its own. That first reconstructs a small
-scan of the same kind, so that everything is loaded and compiled; what it takes beyond that is compared with the setting:
-the most that was resident (VmHWM), pages of mapped files included. With --limit it runs once more, and the system
+scan of the same kind, so that everything is loaded and compiled; what it takes beyond is compared with the setting: the
+most that was resident (VmHWM), pages of mapped files included. With --limit it runs once more, and the system
 refuses what exceeds the setting (RLIMIT_DATA).
 """
 
@@ -141,8 +141,9 @@ def measured(
     RuntimeError
         It failed; its last line says why.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", str(folder), str(small), "--settings", str(memory_mb)]
-    command += ["--threads", str(threads), *(["--corrected"] if corrected else []), *(["--limit"] if limit else [])]
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", str(folder), str(small)]
+    command += ["--settings", str(memory_mb), "--threads", str(threads)]
+    command += [*(["--corrected"] if corrected else []), *(["--limit"] if limit else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
@@ -156,7 +157,9 @@ def settings_for(size: int) -> list[int]:
     return sorted({4 * volume_mb + 256, max(LEAST_MB // 2, volume_mb // 4), LEAST_MB}, reverse=True)
 
 
-def measure(sizes: Sequence[int], kinds: Sequence[str], views: int, settings: list[int], threads: int, limit: bool) -> list[Row]:  # noqa: E501
+def measure(
+    sizes: Sequence[int], kinds: Sequence[str], *, views: int, settings: list[int], threads: int, limit: bool
+) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for kind in kinds:
@@ -215,7 +218,12 @@ def main() -> None:
         return
     print("scan       size  volume memory_mb  taken MB holds  baseline  seconds   limit", file=sys.stderr)
     rows = measure(
-        arguments.sizes, arguments.scans, arguments.views, arguments.settings, arguments.threads, arguments.limit
+        arguments.sizes,
+        arguments.scans,
+        views=arguments.views,
+        settings=arguments.settings,
+        threads=arguments.threads,
+        limit=arguments.limit,
     )
     if arguments.json:
         print(json.dumps(rows, indent=1))

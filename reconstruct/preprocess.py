@@ -260,7 +260,9 @@ class PixelRepair:
     def __init__(self, mask: Mask, *, most: float = 0.25) -> None:
         fraction = float(mask.mean())
         if fraction > most:
-            raise ValueError(f"{fraction:.0%} of the detector's pixels are dead, at most {most:.0%} can be interpolated")
+            raise ValueError(
+                f"{fraction:.0%} of the detector's pixels are dead, at most {most:.0%} can be interpolated"
+            )
         self._masked = np.argwhere(mask)
         self._near = [_nearest_sound(mask, row, column) for row, column in self._masked]
 

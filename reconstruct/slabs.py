@@ -93,13 +93,18 @@ class Plan:
         That is where the filtered band of a slab, or its voxels, fit. Where they do not, and thinner slabs need hardly
         fewer rows, for the cone is steep, `fdk` takes the views in several passes instead.
         """
+        total, size = self.grid.shape_zyx[0], self.slices_of_slabs(memory_mb)
+        return [self.slab(start, min(start + size, total)) for start in range(0, total, size)]
+
+    def slices_of_slabs(self, memory_mb: int) -> int:
+        """Return how many slices the slabs have, but for the last one, see `slabs`."""
         total = self.grid.shape_zyx[0]
         missing = self.measured().missing_columns
         sizes = [_rounded_up(-(-total // _FEWEST_SLABS))]
         while sizes[-1] > _TOGETHER:
             sizes.append(_rounded_up(sizes[-1] // 2))
-        size = next((size for size in sizes if self._fits(size, missing, memory_mb)), self._thinnest_worth(sizes))
-        return [self.slab(start, min(start + size, total)) for start in range(0, total, size)]
+        fitting = (size for size in sizes if self._fits(size, missing, memory_mb))
+        return next(fitting, None) or self._thinnest_worth(sizes)
 
     def _thinnest_worth(self, sizes: Sequence[int]) -> int:
         """The first of ever thinner slabs that the next one saves hardly any rows over."""

@@ -82,9 +82,9 @@ class WorkingMemory:
         for what, needed in (("to read and correct the projections", preparing), ("to write a slice", writing)):
             if needed > budget:
                 raise ValueError(f"expected memory {what}, {-(-needed // MIB)} MiB, got {memory_mb} MiB")
-        if integrals + max(voxels, preparing) <= budget and voxels + writing <= budget:
-            if integrals + voxels <= budget // 2:
-                return cls(False, False, (budget - integrals - voxels) // MIB)
+        is_held = integrals + preparing <= budget and voxels + writing <= budget
+        if is_held and integrals + voxels <= budget // 2:
+            return cls(False, False, (budget - integrals - voxels) // MIB)
         if integrals <= min(budget // 4, budget - preparing):
             return cls(False, True, (budget - integrals) // MIB)
         return cls(True, True, budget // MIB)

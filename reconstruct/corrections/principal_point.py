@@ -163,8 +163,8 @@ def _central_sinogram(integrals: NDArray[np.float32], geometry: ConeBeamGeometry
     reach = max(1, geometry.rows // 50)
     middle = np.rint(rows).astype(int)
     first = np.clip(middle - reach, 0, geometry.rows - 1)
-    central = [image[low : low + 2 * reach + 1].mean(axis=0) for image, low in zip(chain.from_iterable(pieces(integrals)), first, strict=True)]
-    return np.stack(central)
+    views = zip(chain.from_iterable(pieces(integrals)), first, strict=True)
+    return np.stack([image[low : low + 2 * reach + 1].mean(axis=0) for image, low in views])
 
 
 def _axis_pixels(geometry: ConeBeamGeometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -25,7 +25,7 @@ from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_together
 from reconstruct.projections.open_field import OpenField
 from reconstruct.stations import fitted_grid
-from reconstruct.working_memory import AT_ONCE, release
+from reconstruct.working_memory import release
 
 __all__ = [
     "Counter",
@@ -266,17 +266,14 @@ class Scan:
         else:
             self._stitch(readers, self.tiles.detector, out, tell)
         full = sum(reader.full for reader in readers)
-        if full and not self._is_relative():
+        if full:
             _log.info("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
-        release(out)
         return out
 
     def _read(self, reader: _Views, out: NDArray[np.float32], tell: Callable[[float], None]) -> None:
-        each = max(1, AT_ONCE // max(1, out[:1].nbytes))
         for view, integrals in enumerate(reader.integrals()):
             out[view] = integrals if self.curved is None else self.curved.flattened(integrals, view)
-            if (view + 1) % each == 0:
-                release(out[view + 1 - each : view + 1])
+            release(out[view])
             tell((view + 1) / len(out))
 
     def _stitch(
@@ -337,8 +334,8 @@ class _Views:
 
     def _as_measured(self) -> Iterator[NDArray[np.float32]]:
         for view, images in enumerate(read_together(self._counters)):
-            self.full += int(np.count_nonzero(images.full))
             if self._open_field is not None:
+                self.full += int(np.count_nonzero(images.full))
                 transmission = self._open_field.transmission(images.values, view, self._counters)
                 integrals = preprocess.line_integrals(transmission)
                 yield replace_saturated(integrals, images.full) if self._corrections.saturated else integrals
