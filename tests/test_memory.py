@@ -136,7 +136,7 @@ def test_pages_that_changes_are_lost_with_are_not_released(tmp_path: Path) -> No
 
 
 def test_fewer_sinograms_are_held_where_memory_is_short() -> None:
-    scan = read_p1(simulate_scan("calibration", views=200, rows=8, columns=200, thresholds_kev=(20.0,), seed=1))
+    scan = read_p1(simulate_scan("calibration", views=600, rows=8, columns=200, thresholds_kev=(20.0,), seed=1))
     wanted = Corrections(rings="combined")
     enough = preparing_bytes(scan, wanted, 8)
     assert preparing_bytes(scan, wanted, 1) < enough

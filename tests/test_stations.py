@@ -239,7 +239,7 @@ class Interrupted(Exception):
 
 def test_a_stepped_scan_goes_on_after_an_interruption_and_says_what_was_merged(tmp_path: Path) -> None:
     """With memory for neither line integrals nor volume, slab by slab into files."""
-    parameters = Parameters(memory_mb=4, voxel_mm=0.5)
+    parameters = Parameters(memory_mb=3, voxel_mm=0.5)
     scan, seen = simulated(), []
 
     def stop_at(most: float) -> Callable[[float], None]:
