@@ -17,7 +17,7 @@ from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
 from reconstruct.working_memory import is_mapped, release
 
-_UPDATES_A_PASS = 1 << 28
+_UPDATES_A_PASS = 1 << 30
 """Voxel updates between two calls of `progress`: a fraction of a second."""
 
 _FILTER_COST = 20

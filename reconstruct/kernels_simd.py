@@ -27,7 +27,6 @@ from reconstruct.kernels_vectors import (
     multiply_add,
     permute,
     pick,
-    prefetch,
     smaller,
     spread,
     to_floats,
@@ -220,11 +219,6 @@ def _add_tile(projections: Any, matrices: Any, rows: int, volume: Any, y0: int, 
                 for i in range(x1 - x0):
                     for k in range(count):
                         _windows(above, places[k, 2, i], places[k, 3, i], last, index, rest, k * LANES)
-                        # The right column: the left one was the right one of the voxel before, or nearly so.
-                        column = base + k * stride + offsets[k, i] + height
-                        for line in range(0, end, 2):
-                            prefetch(pixels, column + index[k * LANES + line])
-                        prefetch(pixels, column + index[k * LANES + end - 1] + LANES)
                     at = (y * voxels + x0 + i) * slices + z * LANES
                     whole = end // _SUMS * _SUMS
                     for first in range(0, whole, _SUMS):

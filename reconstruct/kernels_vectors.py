@@ -194,22 +194,6 @@ def vector_store(_typing: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, index, vector), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def prefetch(_typing: Any, array: Any, index: Any) -> Any:
-    """Have the cache line with that element of a contiguous array fetched; any index will do."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature, arguments, ir.IntType(8))
-        read, keep, data = (ir.Constant(_int, value) for value in (0, 3, 1))
-        kind = ir.FunctionType(ir.VoidType(), [address.type, _int, _int, _int])
-        name = "llvm.prefetch.p0i8"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        builder.call(function, [address, read, keep, data])
-        return context.get_dummy_value()
-
-    return types.void(array, index), code
-
-
 def _joined(builder: Any, vectors: list[Any]) -> Any:
     """Vectors end to end; their number is a power of two."""
     while len(vectors) > 1:
