@@ -30,6 +30,7 @@ from config.deidentification import DeidentificationSettings
 from config.orthanc import OrthancSettings
 from config.plugins import PluginSettings
 from config.routes import RouteSettings, RoutingSettings
+from config.scan_quality import ScanQualitySettings
 from config.sections import AETitle, NotNegative, Positive
 from config.sections import Section as _Section
 from config.site_mappings import SiteMapping
@@ -282,6 +283,7 @@ class Settings(_Section):
     segmentation: SegmentationSettings
     materials: MaterialSettings
     report: ReportSettings
+    scan_quality: ScanQualitySettings
     similarity: SimilaritySettings
     orthanc: OrthancSettings
     logs: LogSettings
