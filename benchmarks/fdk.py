@@ -1,34 +1,36 @@
 """FDK of an analytic Shepp-Logan head, full circle: seconds, giga-updates/s, memory, error; peers in the same run.
 
-    python benchmarks/fdk.py --size 256 --views 360 --peers rtk
+    python -m benchmarks.fdk --size 256 --views 360 --peers rtk plastimatch
 
-The volume has SIZE³ voxels, the detector SIZE × SIZE pixels. Compare what stands in one table: machines differ.
+The volume has SIZE³ voxels, the detector SIZE × SIZE pixels. Compare what stands in one table: machines differ. RTK and
+Tharsis run in this process, on arrays; plastimatch in its own, on files, which takes some of its time.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from scipy import ndimage
 
+from benchmarks import fdk_peers
 from reconstruct import backprojection
 from reconstruct.fdk import fdk
-from reconstruct.filters import filter_rows, frequency_response, padded_size
+from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
-from reconstruct.kernels import weigh
+from reconstruct.kernels_vectors import LANES
 from reconstruct.phantoms import line_integrals, shepp_logan, voxelise
 from reconstruct.quality import bias, rmse
 from reconstruct.redundancy import redundancy
-from reconstruct.weights import view_factors
 
 FIELD_MM = 256.0
 DETECTOR_MM = 448.0
@@ -36,12 +38,13 @@ SOURCE_TO_ISOCENTER_MM = 1000.0
 SOURCE_TO_DETECTOR_MM = 1500.0
 HEAD_HALF_WIDTH_MM = 125.0
 SHORT_SCAN_DEGREES = 200.0
+LONG_S = 60.0
 
 Row = dict[str, Any]
 
 
 class PeakMemory:
-    """Peak resident memory of this process over what it had at the start, MB, while the block runs."""
+    """Peak resident memory of this process and its children over what they had at the start, MB, in the block."""
 
     def __enter__(self) -> PeakMemory:
         self._start = self.peak = _resident()
@@ -61,8 +64,18 @@ class PeakMemory:
 
 
 def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    """Bytes resident of this process and those that it started."""
+    started = (word for task in Path("/proc/self/task").iterdir() for word in _words(task / "children"))
+    pages = sum(int(_words(Path("/proc", process, "statm"), "0 0")[1]) for process in ("self", *started))
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _words(file: Path, ended: str = "") -> list[str]:
+    """What a file of the system says; `ended` of a process or thread that has."""
+    try:
+        return (file.read_text(encoding="ascii") or ended).split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ended.split()
 
 
 class Problem:
@@ -83,6 +96,7 @@ class Problem:
             column_pitch_mm=pitch,
             principal_point_px=(self.principal_column, (size - 1) / 2),
         )
+        self.source_to_isocenter_mm, self.source_to_detector_mm = SOURCE_TO_ISOCENTER_MM, SOURCE_TO_DETECTOR_MM
         self.grid = VolumeGrid((size,) * 3, (FIELD_MM / size,) * 3)
         head = shepp_logan(HEAD_HALF_WIDTH_MM, skull_per_mm=1.0)
         self.projections = line_integrals(head, self.geometry)
@@ -93,17 +107,21 @@ class Problem:
         self.updates = size**3 * views
 
     def judged(self, name: str, run: Callable[[], np.ndarray], repeats: int) -> Row:
-        """Run, and return the best time, the memory taken and the error."""
-        seconds = []
-        for _ in range(repeats):
+        """Run, and return the median time, the memory taken and the error; what takes minutes runs once."""
+        seconds: list[float] = []
+        while len(seconds) < repeats and sum(seconds) < LONG_S:
             with PeakMemory() as memory:
                 start = time.perf_counter()
                 volume = run()
                 seconds.append(time.perf_counter() - start)
+        if name.startswith("plastimatch"):
+            volume = fdk_peers.fitted(volume, self.truth, self.inside)
         return {
             "name": name,
-            "seconds": min(seconds),
-            "gups": self.updates / min(seconds) / 1e9,
+            "seconds": statistics.median(seconds),
+            "best_s": min(seconds),
+            "runs": len(seconds),
+            "gups": self.updates / statistics.median(seconds) / 1e9,
             "peak_mb": memory.megabytes,
             "rmse": rmse(volume, self.truth, self.inside),
             "bias": bias(volume, self.truth, self.inside),
@@ -111,20 +129,16 @@ class Problem:
 
 
 def filter_seconds(problem: Problem) -> float:
-    """Weighting and filtering alone, in batches as `fdk` does it."""
-    geometry, columns = problem.geometry, problem.geometry.columns
-    response = frequency_response(columns, "ram-lak", 1.0)
-    measured = redundancy(geometry)
-    factors, firsts = view_factors(geometry, measured.arc.shares_rad), geometry.first_pixels()
+    """Weighting and filtering alone, in batches as `fdk` does it, into what the back-projection reads."""
+    geometry, measured = problem.geometry, redundancy(problem.geometry)
+    symmetric = geometry.extended(*measured.missing_columns)
+    filtering = Filtering(geometry, symmetric, measured, "ram-lak", 1.0)
+    projector = backprojection.back_projector(symmetric, problem.grid)
+    buffer = projector.allocate(geometry.views)
     start = time.perf_counter()
     for first in range(0, geometry.views, 32):
-        v = slice(first, min(first + 32, geometry.views))
-        padded = np.empty((v.stop - first, geometry.rows, padded_size(columns)), np.float32)
-        weigh(
-            problem.projections[v], factors[v], measured.weights(v), 0, geometry.sources[v], firsts[v],
-            geometry.column_steps[v], geometry.row_steps[v], padded,
-        )
-        filter_rows(padded, response, os.cpu_count() or 1)
+        views = slice(first, min(first + 32, geometry.views))
+        filtering.store(problem.projections[views], views, projector, buffer[views], os.cpu_count() or 1)
     return time.perf_counter() - start
 
 
@@ -139,50 +153,15 @@ def backprojection_seconds(problem: Problem, kind: Callable[..., backprojection.
     start = time.perf_counter()
     work = projector.begin(slab)
     projector.add(buffer, views, work, 0)
-    projector.finish(work, slab)
+    projector.finish(work, slice(None), slab)
     return time.perf_counter() - start
 
 
-def rtk_volume(problem: Problem) -> Callable[[], np.ndarray]:
-    """Return the same reconstruction by RTK's FDKConeBeamReconstructionFilter.
-
-    RTK's axes (X, Y, Z) are our (y, z, x), its Y being the rotation axis.
-    """
-    import itk
-    from itk import RTK as rtk  # noqa: N811 - the name its documentation uses
-
-    geometry = rtk.ThreeDCircularProjectionGeometry.New()
-    for angle in problem.geometry.view_angles_rad:
-        geometry.AddProjection(SOURCE_TO_ISOCENTER_MM, SOURCE_TO_DETECTOR_MM, float(np.rad2deg(angle)), 0, 0)
-    size, pitch = problem.geometry.rows, problem.pitch
-    projections = itk.image_from_array(problem.projections)
-    projections.SetSpacing([pitch, pitch, 1.0])
-    projections.SetOrigin([-problem.principal_column * pitch, -(size - 1) / 2 * pitch, 0.0])
-    image = itk.Image[itk.F, 3]
-    weighting = {"full": [], "short": [rtk.ParkerShortScanImageFilter], "offset": [rtk.DisplacedDetectorImageFilter]}
-
-    def run() -> np.ndarray:
-        source = rtk.ConstantImageSource[image].New()
-        edge = problem.grid.voxel_mm_zyx[0]
-        source.SetOrigin([-(size - 1) / 2 * edge] * 3)
-        source.SetSpacing([edge] * 3)
-        source.SetSize([size] * 3)
-        filter_ = rtk.FDKConeBeamReconstructionFilter[image].New()
-        filter_.SetInput(0, source.GetOutput())
-        weighted = projections
-        for kind in weighting[problem.scan]:
-            weight = kind[image].New()
-            weight.SetInput(weighted)
-            weight.SetGeometry(geometry)
-            weight.InPlaceOff()
-            weight.Update()
-            weighted = weight.GetOutput()
-        filter_.SetInput(1, weighted)
-        filter_.SetGeometry(geometry)
-        filter_.Update()
-        return itk.array_from_image(filter_.GetOutput()).transpose(1, 2, 0)
-
-    return run
+def with_any_geometry(problem: Problem) -> np.ndarray:
+    """Reconstruct as if rows did not step along the axis."""
+    kind = backprojection.AnyGeometryInVectors if LANES else backprojection.AnyGeometry
+    with mock.patch("reconstruct.fdk.back_projector", lambda geometry, grid, _device: kind(geometry, grid)):
+        return fdk(problem.projections, problem.geometry, problem.grid)
 
 
 def measure(size: int, views: int, scan: str, peers: list[str], repeats: int) -> Row:
@@ -195,8 +174,10 @@ def measure(size: int, views: int, scan: str, peers: list[str], repeats: int) ->
         "scan": scan,
         "cpus": os.cpu_count(),
         "first_call_s": time.perf_counter() - first,
+        "vector_lanes": LANES,
         "rows": [
-            problem.judged("tharsis", lambda: fdk(problem.projections, problem.geometry, problem.grid), repeats)
+            problem.judged("tharsis", lambda: fdk(problem.projections, problem.geometry, problem.grid), repeats),
+            problem.judged("tharsis, any geometry", lambda: with_any_geometry(problem), repeats),
         ],
         "filter_s": min(filter_seconds(problem) for _ in range(repeats)),
         "backprojection_gups": {
@@ -204,18 +185,23 @@ def measure(size: int, views: int, scan: str, peers: list[str], repeats: int) ->
             for name, kind in (
                 ("rows along axis, vectors", backprojection.RowsAlongAxisInVectors),
                 ("rows along axis", backprojection.RowsAlongAxis),
+                ("any geometry, vectors", backprojection.AnyGeometryInVectors),
                 ("any geometry", backprojection.AnyGeometry),
             )
+            if LANES or "vectors" not in name
         },
         "not_run": [],
     }
     for peer in peers:
-        if next(importlib.metadata.distributions(name=f"itk-{peer}"), None) is not None:
-            row = problem.judged(f"rtk {importlib.metadata.version('itk-rtk')}", rtk_volume(problem), 1)
-            row["times_slower"] = row["seconds"] / result["rows"][0]["seconds"]
-            result["rows"].append(row)
-        else:
-            result["not_run"].append(f"{peer}: not installed (pip install itk-{peer})")
+        try:
+            name, run = fdk_peers.PEERS[peer](problem)
+        except fdk_peers.PeerMissing as missing:
+            result["not_run"].append(str(missing))
+            continue
+        row = problem.judged(name, run, repeats)
+        row["times_slower"] = row["seconds"] / result["rows"][0]["seconds"]
+        row["times_slower_than_any_geometry"] = row["seconds"] / result["rows"][1]["seconds"]
+        result["rows"].append(row)
     return result
 
 
@@ -224,12 +210,14 @@ def show(result: Row) -> None:
     print(f"first call {result['first_call_s']:.2f} s, filter {result['filter_s']:.3f} s")
     for name, gups in result["backprojection_gups"].items():
         print(f"back-projection, {name}: {gups:.2f} giga-updates/s")
-    print(f"{'':12}{'whole s':>9}{'GUPS':>8}{'peak MB':>9}{'RMSE':>10}{'bias':>11}{'× slower':>10}")
+    print(f"{'':22}{'whole s':>9}{'GUPS':>8}{'peak MB':>9}{'RMSE':>10}{'bias':>11}{'× slower':>10}{'than any':>10}")
     for row in result["rows"]:
-        slower = f"{row['times_slower']:.1f}" if "times_slower" in row else ""
+        slower = "".join(
+            f"{row[key]:10.1f}" for key in ("times_slower", "times_slower_than_any_geometry") if key in row
+        )
         print(
-            f"{row['name']:12}{row['seconds']:9.3f}{row['gups']:8.2f}{row['peak_mb']:9.0f}{row['rmse']:10.5f}"
-            f"{row['bias']:11.1e}{slower:>10}"
+            f"{row['name']:22}{row['seconds']:9.3f}{row['gups']:8.2f}{row['peak_mb']:9.0f}{row['rmse']:10.5f}"
+            f"{row['bias']:11.1e}{slower}"
         )
     for line in result["not_run"]:
         print(line)
@@ -240,8 +228,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="voxels and pixels along each side")
     parser.add_argument("--views", type=int, default=360)
     parser.add_argument("--scan", choices=["full", "short", "offset"], default="full")
-    parser.add_argument("--repeats", type=int, default=3, help="the best counts")
-    parser.add_argument("--peers", nargs="*", choices=["rtk"], default=[])
+    parser.add_argument("--repeats", type=int, default=5, help="the median counts")
+    parser.add_argument("--peers", nargs="*", choices=sorted(fdk_peers.PEERS), default=[])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     result = measure(arguments.size, arguments.views, arguments.scan, arguments.peers, arguments.repeats)

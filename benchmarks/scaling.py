@@ -3,7 +3,8 @@
     python -m benchmarks.scaling --size 256
 
 Measures filtering, back-projection and writing, and works out hours, bytes and memory for scans of 12 GB to 150 TB by
-number of workers.
+number of workers. With --cluster the same volume is reconstructed by one process and by clusters of one and two workers
+on this machine, each with one thread.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.fdk import Problem, backprojection_seconds, filter_seconds
 from reconstruct.backprojection import RowsAlongAxis, RowsAlongAxisInVectors
+from reconstruct.checkpoint import Checkpoint
+from reconstruct.cluster import SharedFiles, connected, reconstruct_slabs
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernels_vectors import LANES
+from reconstruct.phantoms import line_integrals, shepp_logan
 from reconstruct.slabs import Plan
 
 WORKERS = (1, 4, 16, 64, 256, 1024)
@@ -103,14 +108,21 @@ def _disk(megabytes: int = 512) -> dict[str, float]:
     return {"write_bytes_per_s": megabytes * (1 << 20) / written}
 
 
+@cache
+def _slabs(scan: Scan, worker_gb: float) -> tuple[int, float]:
+    """Return the slices of a slab, and how often all slabs together read the projections."""
+    grid = VolumeGrid((scan.edge,) * 3, (256.0 / scan.edge,) * 3)
+    slices = Plan(geometry(scan.edge, scan.views), grid).slices_of_slabs(int(worker_gb * 1e9) >> 20)
+    # Some views and slabs stand for all: the band grows smoothly from the middle to the ends.
+    few, starts = Plan(geometry(scan.edge, 36), grid), range(0, scan.edge, slices)
+    slabs = [few.slab(start, min(start + slices, scan.edge)) for start in starts[:: max(1, len(starts) // 16)]]
+    bands = float(np.mean([slab.end_row - slab.first_row for slab in slabs])) * len(starts) / scan.edge
+    return slices, bands
+
+
 def planned(scan: Scan, measured: dict[str, float], workers: int, worker_gb: float) -> dict[str, float]:
     """What `scan` takes on that many machines like this one, with memory of `worker_gb` each."""
-    slices = int(min(scan.edge / 8, worker_gb * 1e9 / 2 / (4 * scan.edge**2)) // 16 * 16) or 16
-    plan = Plan(geometry(scan.edge, 36), VolumeGrid((scan.edge,) * 3, (256.0 / scan.edge,) * 3))
-    starts = range(0, scan.edge, slices)
-    # Some slabs stand for all: the band grows smoothly from the middle to the ends.
-    slabs = [plan.slab(start, min(start + slices, scan.edge)) for start in starts[:: max(1, len(starts) // 16)]]
-    bands = float(np.mean([slab.end_row - slab.first_row for slab in slabs])) * len(starts) / scan.edge
+    slices, bands = _slabs(scan, worker_gb)
     seconds = scan.updates / measured["updates_per_s"] + bands * scan.pixels / measured["pixels_per_s"]
     return {
         "workers": workers,
@@ -124,14 +136,72 @@ def planned(scan: Scan, measured: dict[str, float], workers: int, worker_gb: flo
     }
 
 
+def cluster_seconds(edge: int, views: int) -> dict[str, float]:
+    """Seconds for the same volume: in this process on one thread, and on clusters of workers of one thread each.
+
+    Raises
+    ------
+    RuntimeError
+        The volumes are not the same, bit by bit.
+    """
+    from distributed import LocalCluster  # an extra
+
+    memory_mb = 256
+    plan = Plan(geometry(edge, views), VolumeGrid((edge,) * 3, (256.0 / edge,) * 3))
+    slabs, told = plan.slabs(memory_mb), {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder), {})
+        integrals = checkpoint.array(1, "integrals", (views, edge, edge))
+        integrals[:] = line_integrals(shepp_logan(125.0, skull_per_mm=1.0), plan.geometry)
+        expected = checkpoint.array(1, "volume", plan.grid.shape_zyx)
+        for name in ("compiled", "one process"):
+            start = time.perf_counter()
+            for slab in slabs:
+                plan.reconstruct(integrals, slab, memory_mb=memory_mb, threads=1, out=expected[slab.slices])
+                checkpoint.part_done(1, "volume", slab.start, slab.stop)
+            told[name] = time.perf_counter() - start
+        for workers in (1, 2):
+            files = SharedFiles(checkpoint.path(1, "integrals"), checkpoint.path(1, f"by {workers}"))
+            volume = checkpoint.array(1, f"by {workers}", plan.grid.shape_zyx)
+            with (
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    host="127.0.0.1",
+                ) as cluster,
+                connected(cluster.scheduler_address) as client,
+            ):
+                for name in ("compiled", f"cluster of {workers}"):  # the first time each worker loads its kernels
+                    start = time.perf_counter()
+                    reconstruct_slabs(
+                        client, plan, slabs, files, memory_mb=memory_mb, done=lambda _slab: None, look=lambda: None
+                    )
+                    told[name] = time.perf_counter() - start
+            if not np.array_equal(volume, expected):
+                raise RuntimeError(f"a cluster of {workers} gave another volume")
+    del told["compiled"]
+    return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="voxels and pixels along each side of what is measured")
     parser.add_argument("--views", type=int, default=360)
     parser.add_argument("--worker-gb", type=float, default=64.0, help="memory of a worker")
     parser.add_argument("--repeats", type=int, default=3, help="the best counts")
+    parser.add_argument("--cluster", action="store_true", help="measure one process against one and two workers")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.cluster:
+        seconds = cluster_seconds(arguments.size, arguments.views)
+        if arguments.json:
+            print(json.dumps({"size": arguments.size, "views": arguments.views, "seconds": seconds}, indent=1))
+            return
+        for name, value in seconds.items():
+            ratio = seconds["one process"] / value
+            print(f"{name:14}{value:8.2f} s   {ratio:5.2f} × one process, the same voxels")
+        return
     measured = rates(arguments.size, arguments.views, arguments.repeats)
     result = {"measured": measured, "scans": {}}
     for scan in SCANS:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -14,65 +13,12 @@ from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
 from commands.training_page import PAGE, image, page_of, table
+from reconstruct.scan_quality import ScanPictures, ScanReport
 
 mpl.use("Agg")
 
 Image = NDArray[np.float32]
 _BEFORE, _AFTER = "#d1495b", "#33658a"
-
-
-@dataclass(frozen=True, eq=False)
-class ScanPictures:
-    """What the page shows of one energy bin.
-
-    Attributes
-    ----------
-    raw, flat
-        A view and the mean flat field as they were stored, (row, column); None where the scan has no such frames.
-    view
-        The same view as line integrals, before and after correction.
-    sinogram
-        Of the middle row, before and after, (view, column).
-    unsound
-        Pixels that are replaced, (row, column): 1 dead in the flat fields, 2 unsteady in the views.
-    drift
-        Of the source, (view,); None where no air is seen.
-    slice_
-        The central slice, 1/mm, before and after, (y, x).
-    """
-
-    raw: Image | None
-    flat: Image | None
-    view: tuple[Image, Image]
-    sinogram: tuple[Image, Image]
-    unsound: NDArray[np.uint8]
-    drift: NDArray[np.float64] | None
-    slice_: tuple[Image, Image]
-
-
-@dataclass(frozen=True, eq=False)
-class ScanReport:
-    """What the page tells.
-
-    Attributes
-    ----------
-    title
-        Which scan, which energy bin.
-    pictures
-        Of the bin.
-    facts
-        Figures: name and what was found.
-    corrections
-        What was on for the pictures "after".
-    advice
-        Sentences on what to switch on.
-    """
-
-    title: str
-    pictures: ScanPictures
-    facts: Mapping[str, str]
-    corrections: Mapping[str, object]
-    advice: Sequence[str]
 
 
 def write_report(report: ScanReport, folder: Path) -> Path:

@@ -54,6 +54,15 @@ def simulate(
     columns: Annotated[int, typer.Option(min=4, help="Detector columns; a slice has about as many.")] = 160,
     photons: Annotated[float, typer.Option(help="Counts of a pixel in the open beam, lowest counter.")] = 20_000.0,
     thresholds: Annotated[str, typer.Option(help="Of the cumulative counters, keV, ascending.")] = "18,30,45,60",
+    tiles: Annotated[
+        str, typer.Option(metavar="COLUMNSxROWS", help="Tiles that the camera sees of the detector one by one.")
+    ] = "1x1",
+    camera_positions: Annotated[
+        int, typer.Option(min=1, help="Positions of a narrower camera along the columns, told in mm.")
+    ] = 1,
+    axial_positions: Annotated[
+        str, typer.Option(metavar="MM,MM,…", help="Axial positions of the sample: step and shoot.")
+    ] = "0",
     seed: Annotated[int, typer.Option(help="Of the noise, the gains and the dead pixels.")] = 0,
     aet: TitleOption = "MARS_SIM",
     listed: Annotated[bool, typer.Option("--list", help="Name the phantoms and stop.")] = False,
@@ -63,9 +72,11 @@ def simulate(
     Photon counts of cumulative counters, flat fields, Poisson noise and a few dead pixels, as Enhanced XA
     with the block THARSIS PROJECTION 1.0 (encoding P1).
 
-    Example:  tharsis simulate-scan --phantom plaque --peer THARSIS@127.0.0.1:11112
+    Examples:  tharsis simulate-scan --phantom plaque --peer THARSIS@127.0.0.1:11112
+               tharsis simulate-scan --tiles 3x2 --axial-positions=-8,8 --rows 64 --out scan/
     """
     from reconstruct.simulate import simulate_scan
+    from reconstruct.simulated_positions import Positions
     from reconstruct.spectral_phantoms import PHANTOMS
 
     if listed:
@@ -75,10 +86,13 @@ def simulate(
         fail("say where the scan goes: either --out FOLDER or --peer AET@HOST:PORT", USAGE)
     try:
         kev = tuple(float(part) for part in thresholds.split(","))
+        across, _, down = tiles.partition("x")
+        axial_mm = tuple(float(part) for part in axial_positions.split(","))
+        positions = Positions((int(across), int(down or 1)), camera_positions, axial_mm)
         with progress_bar(f"Scanning {phantom}") as bar:
             instances = simulate_scan(
                 phantom, views=views, rows=rows, columns=columns, thresholds_kev=kev, photons_per_pixel=photons,
-                seed=seed, progress=bar.fraction,
+                seed=seed, positions=positions, progress=bar.fraction,
             )
     except ValueError as error:
         fail(str(error), USAGE)

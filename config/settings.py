@@ -31,6 +31,7 @@ from config.network import NetworkSettings
 from config.orthanc import OrthancSettings
 from config.plugins import PluginSettings
 from config.routes import RouteSettings, RoutingSettings
+from config.scan_quality import ScanQualitySettings
 from config.sections import AETitle, NotNegative, Positive
 from config.sections import Section as _Section
 from config.site_mappings import SiteMapping
@@ -284,6 +285,7 @@ class Settings(_Section):
     segmentation: SegmentationSettings
     materials: MaterialSettings
     report: ReportSettings
+    scan_quality: ScanQualitySettings
     similarity: SimilaritySettings
     orthanc: OrthancSettings
     logs: LogSettings

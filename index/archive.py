@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,13 @@ class Archive:
         """The connection of the calling thread, for reading."""
         return self._connections.get()
 
-    @contextmanager
-    def snapshot(self) -> Iterator[Database]:
+    def snapshot(self) -> AbstractContextManager[Database]:
         """Give a connection of its own, for rows that are read at leisure; see `Connections.snapshot`."""
-        with self._connections.snapshot() as database:
-            yield database
+        return self._connections.snapshot()
+
+    def reading(self) -> AbstractContextManager[Database]:
+        """Give a connection for one query, whose cursor is closed behind it; see `Connections.reading`."""
+        return self._connections.reading()
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:

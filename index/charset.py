@@ -25,7 +25,9 @@ from index.code_extensions import REPERTOIRES, Repertoire
 
 UTF_8 = ("ISO_IR 192",)
 
-_SINGLE_VALUED = frozenset({"LT", "ST", "UT"})
+SINGLE_VALUED = frozenset({"LT", "ST", "UT"})
+"""VRs with one value, which may hold a backslash (PS3.5 6.4)."""
+
 CODED = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 """VRs whose text is in the Specific Character Set; all others are in the default repertoire (PS3.5 6.1.2.3)."""
 
@@ -167,7 +169,7 @@ def choose_charset(texts: Iterable[tuple[str, str]], candidates: Iterable[Charse
 def _survives(charset: Charset, vr: str, text: str) -> bool:
     if vr not in CODED:  # nobody could read it in any other way than it was read
         return True
-    parts = [text] if vr in _SINGLE_VALUED else text.split("\\")
+    parts = [text] if vr in SINGLE_VALUED else text.split("\\")
     return all(charset.encode(part, vr) is not None for part in parts)
 
 
@@ -176,6 +178,8 @@ def decode_in_place(identifier: Dataset, inherited: Charset | None = None) -> No
     charset = charset_in(identifier, inherited)
     for tag in list(identifier.keys()):
         element = raw_element(identifier, tag)
+        if isinstance(element, RawDataElement) and not element.value:
+            continue
         vr = vr_of(element)
         if isinstance(element, RawDataElement) and vr in CODED and isinstance(element.value, bytes):
             parts = split(charset.decode(element.value, vr), vr)
@@ -212,13 +216,16 @@ def encoded(identifier: Dataset, inherited: Charset | None = None) -> Dataset:
 
 def split(text: str, vr: str) -> list[str]:
     """Return the values of a decoded value field, without the padding at their ends."""
-    parts = [text] if vr in _SINGLE_VALUED else text.split("\\")
+    parts = [text] if vr in SINGLE_VALUED else text.split("\\")
     return [part.rstrip(" \0") for part in parts]
 
 
 def raw_element(dataset: Dataset, tag: BaseTag | str) -> DataElement | RawDataElement:
     """Return an element as it is in `dataset`: not decoded when it was read and not used since."""
-    return cast(DataElement | RawDataElement, dataset.get_item(tag))
+    element = cast(DataElement | RawDataElement, dataset.get_item(tag, keep_deferred=True))
+    if isinstance(element, RawDataElement) and element.length and not element.value:  # it was left in its file
+        return cast(DataElement | RawDataElement, dataset.get_item(tag))
+    return element
 
 
 def vr_of(element: DataElement | RawDataElement) -> str:

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,13 @@ BUSY_TIMEOUT_S = 60.0
 """How long a writer waits for another process to finish its transaction."""
 
 
+_MOST_READERS = 4
+"""Connections that are kept for the next query."""
+
+_Reader = tuple[Database, tuple[int, int] | None]
+"""A connection, and the device and number of the file that it is connected to."""
+
+
 class Connections:
     """The catalogue's database file and this process's connections to it.
 
@@ -38,6 +46,7 @@ class Connections:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
+        self._readers: deque[_Reader] = deque()
         with first_in_line(path), self.transaction() as database:
             migrations.apply(database)
             _add_missing_columns(database)
@@ -72,6 +81,34 @@ class Connections:
             yield database
         finally:
             database.conn.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[Database]:
+        """Give a connection as `snapshot` does, one that others have used before where there is one.
+
+        Opening one costs more than most queries. Close each cursor before the end of the block: one that is half-read
+        would show its old state to who comes next. After an exception the connection is not used again.
+        """
+        database, identity = self._reader()
+        try:
+            yield database
+        except BaseException:
+            database.conn.close()
+            raise
+        if len(self._readers) < _MOST_READERS:
+            self._readers.append((database, identity))
+        else:
+            database.conn.close()
+
+    def _reader(self) -> _Reader:
+        while self._readers:
+            with suppress(IndexError):  # another thread was faster
+                database, identity = self._readers.pop()
+                if identity == _identity(self._path):
+                    return database, identity
+                database.conn.close()
+        connection, identity = _connect_to_file(self._path)
+        return Database(connection), identity
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:

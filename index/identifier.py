@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from pydicom.datadict import dictionary_has_tag, dictionary_is_retired, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
@@ -178,10 +179,10 @@ def parse_identifier(
     empty: list[tuple[int, str]] = []
     unmatched = False
     for element in list(identifier.elements()):
-        keyword = keyword_for_tag(element.tag)
+        keyword, is_stripped = _known(element.tag)
         if keyword in _CONTROL:
             continue
-        if _is_stripped(element.tag):  # a retired key is not answered, and one with a value has not been matched
+        if is_stripped:  # a retired key is not answered, and one with a value has not been matched
             unmatched |= not element.tag.is_private and bool(element.tag.element) and not _is_empty(element, charset)
             continue
         vr, key = vr_of(element), KEYS.get(keyword)
@@ -276,11 +277,16 @@ def _is_empty(element: DataElement | RawDataElement, charset: Charset) -> bool:
     return vr_of(element) == "SQ" or not any(value.strip(" \0*") for value in values_of(element, charset))
 
 
-def _is_stripped(tag: BaseTag) -> bool:
-    """Group lengths, private and retired elements are neither matched nor answered."""
+@lru_cache(maxsize=4096)
+def _known(tag: BaseTag) -> tuple[str, bool]:
+    """Return the keyword of an element, and whether it is neither matched nor answered.
+
+    That is so of group lengths, private and retired elements.
+    """
+    keyword = keyword_for_tag(tag)
     if tag.element == 0 or tag.is_private:
-        return True
-    return dictionary_has_tag(tag) and dictionary_is_retired(tag) and keyword_for_tag(tag) not in KEYS
+        return keyword, True
+    return keyword, dictionary_has_tag(tag) and dictionary_is_retired(tag) and keyword not in KEYS
 
 
 def _answer_vr(element: DataElement | RawDataElement) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cached_property, lru_cache
 
 
 class Level(StrEnum):
@@ -23,12 +23,16 @@ class Level(StrEnum):
     @property
     def depth(self) -> int:
         """0 for PATIENT to 3 for IMAGE."""
-        return list(Level).index(self)
+        return _DEPTHS[self]
 
     @property
     def table(self) -> str:
         """The catalogue's table of this level."""
-        return "instance" if self is Level.IMAGE else self.value.lower()
+        return _TABLES[self]
+
+
+_DEPTHS = {level: depth for depth, level in enumerate(Level)}
+_TABLES = {level: "instance" if level is Level.IMAGE else level.value.lower() for level in Level}
 
 
 class Matching(StrEnum):
@@ -67,7 +71,7 @@ class Key:
     counted: bool = False
     in_item: bool = False
 
-    @property
+    @cached_property
     def column(self) -> str:
         """Qualified column of the catalogue, for example ``study.study_date``."""
         return f"{'item' if self.in_item else self.level.table}.{snake_case(self.keyword)}"
@@ -95,7 +99,7 @@ class SequenceKey:
     sequences: tuple[SequenceKey, ...] = ()
 
 
-@cache
+@lru_cache(maxsize=1024)
 def snake_case(keyword: str) -> str:
     """``SeriesInstanceUID`` → ``series_instance_uid``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", keyword).lower()

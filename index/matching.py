@@ -28,6 +28,10 @@ _MOST_VALUES = 1000
 _NO_WILD_CARDS = frozenset({"UI", "AS"})
 """VRs whose values are compared as text, and take no wild card all the same (C.2.2.2.4)."""
 
+SEVERAL_GROUPS = "*[=\\]*"
+"""GLOB of folded names that have several component groups, or are several names; an index of the catalogue has it."""
+
+_LAST_CHARACTER = "\U0010ffff"
 _VOICING_MARKS = "\u3099\u309a"
 """Of Japanese kana: they tell consonants apart and are no accents."""
 _STROKES = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ı": "i", "æ": "ae", "œ": "oe"})
@@ -87,13 +91,33 @@ def text(column: str, value: str, _key: Key) -> Condition:
 
 
 def person_name(column: str, value: str, _key: Key) -> Condition:
-    """Person name matching: any component group, without case and accents (C.2.2.2.1 leaves this to the SCP)."""
+    """Person name matching: any component group, without case and accents (C.2.2.2.1 leaves this to the SCP).
+
+    Names of one group, which most are, are found by an index where the value begins with a character; those of several
+    groups have an index of their own.
+    """
     folded = fold_name(value)
     column = f"{column}_folded"
-    if has_wild_card(folded) or "=" in folded:
-        return Condition(f"name_matches({column}, ?)", (folded,))
-    groups = f"'=' || replace({column}, '\\', '=') || '='"
-    return Condition(f"({column} = ? OR instr({groups}, '=' || ? || '=') > 0)", (folded, folded))
+    grouped = f"({column} > '' AND {column} GLOB '{SEVERAL_GROUPS}')"
+    if not has_wild_card(folded) and "=" not in folded:
+        groups = f"'=' || replace({column}, '\\', '=') || '='"
+        return Condition(f"({column} = ? OR ({grouped} AND instr({groups}, '=' || ? || '=') > 0))", (folded, folded))
+    single = _begins_alike(column, folded.split("=")[0])
+    return Condition(f"(({single.sql} OR {grouped}) AND name_matches({column}, ?))", (*single.parameters, folded))
+
+
+def _begins_alike(column: str, pattern: str) -> Condition:
+    """Condition that lets through every name of one component group that `pattern` may match, by an index if it can."""
+    base = pattern
+    while base.endswith("^*"):  # may be missing
+        base = base[:-2]
+    literal = re.split(r"[*?]", base, maxsplit=1)[0]
+    if not literal:
+        return Condition(f"{column} GLOB ?", (base.replace("[", "[[]") + "*",))
+    if literal == base != pattern:
+        more = literal + "^"
+        return Condition(f"({column} = ? OR ({column} >= ? AND {column} < ?))", (base, more, more + _LAST_CHARACTER))
+    return Condition(f"({column} >= ? AND {column} < ?)", (literal, literal + _LAST_CHARACTER))
 
 
 def fuzzy_name(column: str, value: str, key: Key) -> Condition:
@@ -175,6 +199,8 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
 
 def wanted_values(key: Key, values: list[str]) -> list[str]:
     """Return what `key` is asked for, in comparable form; none when that is universal matching (C.2.2.2.3)."""
+    if values == [""]:
+        return []
     wanted = list(dict.fromkeys(value for value in map(normalise, values) if value))
     return [] if any(is_universal(value, key.matching) for value in wanted) else wanted
 

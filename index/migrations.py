@@ -20,6 +20,7 @@ from sqlite_utils import Database, Migrations
 
 from index import plugin_troubles as troubles
 from index.keys import Key, Level, Matching, item_keywords, keys_of, snake_case
+from index.matching import SEVERAL_GROUPS
 from index.unit_vectors import from_bytes, to_bytes, whole_direction
 
 migrations = Migrations("tharsis")
@@ -490,3 +491,17 @@ def plugin_troubles(database: Database) -> None:
 def orthanc(database: Database) -> None:
     """What of the archive an Orthanc holds as well."""
     _run(database, _ORTHANC)
+
+
+@migrations()
+def finding(database: Database) -> None:
+    """Find a patient by name where it has several component groups, and by birth date; a study by its ID."""
+    _run(
+        database,
+        f"""
+        CREATE INDEX patient_grouped_name ON patient(patient_name_folded)
+            WHERE patient_name_folded GLOB '{SEVERAL_GROUPS}';
+        CREATE INDEX patient_birth_date ON patient(patient_birth_date);
+        CREATE INDEX study_id ON study(study_id);
+        """,
+    )

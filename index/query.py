@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from pydicom.datadict import dictionary_VR
@@ -23,6 +25,7 @@ from index.identifier import BASELINE, Model, Query, QueryOptions, columns_of, p
 from index.keys import KEYS, Level, Matching
 from index.values import element_of
 
+_ABOUT = ("specific_character_set", "originals", "id")
 _SHARED_UIDS = ("sop_class_uid", "transfer_syntax_uid", "series_instance_uid", "study_instance_uid")
 
 _JOINS = (
@@ -39,22 +42,64 @@ def _tables(level: Level) -> str:
     return tables
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The SQL of a query, and what its rows hold.
+
+    A row has the values of the keywords in their order; then Specific Character Set, originals and number of the row of
+    each table, from the patient down; last the Timezone Offset From UTC of the level.
+
+    Attributes
+    ----------
+    tables
+        From the patient down to the level.
+    """
+
+    query: Query
+    sql: str
+    parameters: list[str | int | float]
+    tables: tuple[str, ...]
+
+    def _part(self, place: int) -> slice:
+        first = len(self.query.keywords) + place * len(self.tables)
+        return slice(first, first + len(self.tables))
+
+    @property
+    def charsets(self) -> slice:
+        """Where a row has the Specific Character Sets."""
+        return self._part(0)
+
+    @property
+    def originals(self) -> slice:
+        """Where a row has what was changed to be compared, as JSON."""
+        return self._part(1)
+
+    @property
+    def ids(self) -> slice:
+        """Where a row has the numbers of the rows that it is made of."""
+        return self._part(2)
+
+
+def select(query: Query) -> Selection:
+    """Return how the catalogue is asked for what `query` wants to know of each entity that matches."""
+    tables = tuple(level.table for level in Level if level.depth <= query.level.depth)
+    columns = [_column(keyword, query.zone) for keyword in query.keywords]
+    columns += [f"{table}.{column}" for column in _ABOUT for table in tables]
+    columns.append(f"{query.level.table}.timezone_offset_from_utc")
+    where, parameters = query.where()
+    sql = f"SELECT {', '.join(columns)} FROM {_tables(query.level)} WHERE {where}"
+    return Selection(query, sql, parameters, tables)
+
+
 def find(archive: Archive, query: Query) -> Iterator[Dataset]:
     """Yield one response Identifier for each entity that matches, straight from the cursor.
 
     Keys that only the network edge can answer (Retrieve AE Title, Instance Availability) are left to it.
     """
-    tables = [level.table for level in Level if level.depth <= query.level.depth]
-    about = ("specific_character_set", "originals", "id")
-    columns = [_column(keyword, query.zone) for keyword in query.keywords]
-    columns += [f"{table}.{column}" for column in about for table in tables]
-    columns.append(f"{query.level.table}.timezone_offset_from_utc")
-    where, parameters = query.where()
-    with archive.snapshot() as database:
-        for row in database.execute(
-            f"SELECT {', '.join(columns)} FROM {_tables(query.level)} WHERE {where}", parameters
-        ):
-            yield _answer(database, query, tables, row)
+    selection = select(query)
+    with archive.reading() as database, closing(database.execute(selection.sql, selection.parameters)) as rows:
+        for row in rows:
+            yield answer_of(database, selection, row)
 
 
 def _column(keyword: str, zone: str) -> str:
@@ -64,10 +109,11 @@ def _column(keyword: str, zone: str) -> str:
     return columns_of(key, zone).time if key.matching is Matching.TIME else key.column
 
 
-def _answer(database: Database, query: Query, tables: list[str], row: tuple[Any, ...]) -> Dataset:
-    count, depth = len(query.keywords), len(tables)
-    charsets, originals, ids = (row[count + depth * part : count + depth * (part + 1)] for part in range(3))
-    values = dict(zip(query.keywords, map(str, row[:count]), strict=True))
+def answer_of(database: Database, selection: Selection, row: tuple[Any, ...]) -> Dataset:
+    """Return the response Identifier of a row."""
+    query, tables = selection.query, selection.tables
+    charsets, originals, ids = row[selection.charsets], row[selection.originals], row[selection.ids]
+    values = dict(zip(query.keywords, map(str, row[: len(query.keywords)]), strict=True))
     for original in filter(None, originals):
         values |= {keyword: text for keyword, text in json.loads(original).items() if keyword in values}
     answer = Dataset()
@@ -139,9 +185,12 @@ __all__ = [
     "Model",
     "Query",
     "QueryOptions",
+    "Selection",
+    "answer_of",
     "count",
     "find",
     "instances",
     "parse_identifier",
     "parse_level",
+    "select",
 ]

@@ -46,6 +46,8 @@ def text_of(element: DataElement | RawDataElement, charset: Charset) -> str:
 
 def values_of(element: DataElement | RawDataElement, charset: Charset) -> list[str]:
     """Return the values of `element`; the text VRs LT, ST and UT have one, which may hold a backslash."""
+    if element.value in (None, b"", ""):
+        return [""]
     return split(text_of(element, charset), vr_of(element))
 
 

@@ -8,7 +8,7 @@ whether a name, a date or an accession number fits would tell it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
 from index import told
+from index.answers import answers, with_edge
 from index.archive import Archive, StoredInstance
 from index.charset import charset_in, raw_element, vr_of
 from index.condition import Condition
@@ -68,6 +69,10 @@ class Whole:
     def find(self, query: Query) -> Iterator[Dataset]:
         """Yield one Identifier for each entity that matches."""
         return find(self.archive, query)
+
+    def answers(self, query: Query, edge: Mapping[str, str], transfer_syntax_uid: str) -> Iterator[bytes | Dataset]:
+        """Yield one Identifier for each entity that matches, encoded where it can be; as `index.answers.answers`."""
+        return answers(self.archive, query, edge, transfer_syntax_uid)
 
     def instances(self, query: Query) -> list[StoredInstance]:
         """Return every instance below what matches."""
@@ -212,6 +217,10 @@ class View(Whole):
             self.note(uid for answer in batch for uid in _uids_of(answer))
             for answer in batch:
                 yield self._seen(answer, unasked)
+
+    def answers(self, query: Query, edge: Mapping[str, str], transfer_syntax_uid: str) -> Iterator[bytes | Dataset]:  # noqa: ARG002
+        """Yield one de-identified Identifier for each entity that matches, to be encoded."""
+        return (with_edge(answer, edge) for answer in self.find(query))
 
     def _seen(self, answer: Dataset, unasked: list[str]) -> Dataset:
         """Return the answer through the profile, with every key that was asked for, if only to say nothing."""

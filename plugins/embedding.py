@@ -12,8 +12,8 @@ from index.encoders import registry
 from index.encoders.encoder import Encoder
 from index.errors import NotFound, UnknownModel
 from plugins.hookspecs import JobFunction, hookimpl
-from plugins.measurement.key_picture import is_key_picture
 from plugins.node import CannotProceed, Series, Task, Work
+from plugins.pictures import is_drawn
 from plugins.slices import choose_slices
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _NOT_PICTURES_OF_KIND = {"decompose"}
 
 @hookimpl
 def jobs_for_series(series: Series, settings: Settings) -> list[Work]:
-    """Embed every series of images, but not projections (they show angles), segmentations and key pictures of ours."""
+    """Embed every series of images, but not projections (they show angles), segmentations and pictures that we drew."""
     return [Work(KIND, series.uid)] if settings.similarity.enabled and is_picture(series) else []
 
 
@@ -36,7 +36,7 @@ def is_picture(series: Series) -> bool:
     header = series.header
     if "Rows" not in header or str(header.get("Modality", "")) in _NOT_PICTURES:
         return False
-    if series.holds_projections or is_key_picture(header):
+    if series.holds_projections or is_drawn(header):
         return False
     return series.made_by is None or series.made_by.kind not in _NOT_PICTURES_OF_KIND
 

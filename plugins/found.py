@@ -19,6 +19,7 @@ BUILT_IN: Mapping[str, str] = {
     "segmentation": "plugins.segmentation.plugin",
     "materials": "plugins.materials.plugin",
     "measurement": "plugins.measurement.plugin",
+    "scan_quality": "plugins.scan_quality.plugin",
     "embedding": "plugins.embedding",
     "indexing": "plugins.indexing",
     "asked": "plugins.asked",

@@ -130,7 +130,7 @@ def reconstruct(task: Task) -> None:
     remove_abandoned(work_folder)
     try:
         stored = StoredScan.of(task.series())
-        digest = _digest(task, stored)
+        digest = digest_of(task, stored)
         if is_made(task.archive, stored.uid, recipe, digest):
             return
         names = {"source": stored.uid, "digest": digest, "recipe": derivations.canonical(recipe)}
@@ -146,7 +146,7 @@ def reconstruct(task: Task) -> None:
     checkpoint.remove()
 
 
-def _digest(task: Task, stored: StoredScan) -> str:
+def digest_of(task: Task, stored: StoredScan) -> str:
     """Return what changes when an instance of the scan does, or what the site says of its scanners."""
     digest = derivations.source_digest(task.archive.database, *(series.uid for series in stored.series))
     told = stored.series[0].encodings.told

@@ -22,9 +22,13 @@ from reconstruct.kernels import (
     store_transposed,
 )
 from reconstruct.kernels_simd import ROW_PAD, STEEPEST, backproject_along_axis_simd, padded_rows
+from reconstruct.kernels_simd_any import backproject_any_simd
 from reconstruct.kernels_vectors import LANES
 
 _PADDING = PAD_LOW + PAD_HIGH
+
+_TILE = 16
+"""Edge of the tiles, in x and y, of the kernel that has a blended column for each of them."""
 
 Array = NDArray[np.float32]
 
@@ -43,11 +47,14 @@ class BackProjector(Protocol):
         Memory, besides the volume, of one slice being worked on.
     slices_together
         Slices are worked on in multiples of this many; the memory of the last ones is taken even if there are fewer.
+    scratch_bytes
+        Memory of `add` besides, whatever it adds.
     """
 
     view_bytes: int
     slice_bytes: int
     slices_together: int
+    scratch_bytes: int
 
     def memory_mb(self, allowed_mb: int) -> int:
         """Return what filtered views and slices being worked on may take together, MiB."""
@@ -59,13 +66,13 @@ class BackProjector(Protocol):
         """Copy filtered projections (view, row, at least column) of the scan's `views` into their `buffer`."""
 
     def begin(self, slab: Array) -> Array:
-        """Return what `add` adds to while it works on `slab` (z, y, x)."""
+        """Return zeros that `add` adds to while it works on voxels of the shape of `slab` (z, y, x)."""
 
-    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
-        """Add the scan's `views`, held by `buffer`, to the slices from `first_slice` on."""
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
+        """Add the scan's `views`, held by `buffer`, to the slices and lines from these on."""
 
-    def finish(self, work: Array, slab: Array) -> None:
-        """Leave in `slab` what was there and what was added."""
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add these lines of what was added to `out`, (z, those lines, x), C-contiguous."""
 
 
 class _OnHost:
@@ -84,8 +91,9 @@ class AnyGeometry(_OnHost):
         self._padded = (geometry.rows + _PADDING, geometry.columns + _PADDING)
         self._columns = geometry.columns
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
-        self.slice_bytes = 0
+        self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
         self.slices_together = 1
+        self.scratch_bytes = 0
 
     def allocate(self, views: int) -> Array:
         """Return zeros (view, padded row, padded column)."""
@@ -97,15 +105,39 @@ class AnyGeometry(_OnHost):
         buffer[:, PAD_LOW:-PAD_HIGH, PAD_LOW:-PAD_HIGH] = filtered[:, :, : self._columns]
 
     def begin(self, slab: Array) -> Array:
-        """Return the slab itself."""
-        return slab
+        """Return zeros (z, y, x)."""
+        return np.zeros(slab.shape, dtype=np.float32)
 
-    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
         """Add views to the slab (z, y, x)."""
-        backproject_any(buffer, from_slice(self._matrices[views], first_slice), work)
+        backproject_any(buffer, from_voxel(self._matrices[views], first_slice, first_line), work)
 
-    def finish(self, work: Array, slab: Array) -> None:
-        """Nothing is left to do: the work was done in place."""
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add the lines."""
+        out += work[:, lines]
+
+
+class AnyGeometryInVectors(AnyGeometry):
+    """The same with vector instructions, where the host has them: several times as quick."""
+
+    def __init__(self, geometry: ConeBeamGeometry, grid: VolumeGrid) -> None:
+        super().__init__(geometry, grid)
+        if not LANES:
+            raise ValueError("expected a host with vector instructions")
+        self.slice_bytes = 4 * grid.shape_zyx[1] * _whole_vectors(grid.shape_zyx[2])
+
+    def begin(self, slab: Array) -> Array:
+        """Return zeros (z, y, x), x a whole number of vectors."""
+        slices, lines, columns = slab.shape
+        return _aligned_zeros((slices, lines, _whole_vectors(columns)))
+
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
+        """Add views to the slab (z, y, x)."""
+        backproject_any_simd(buffer, from_voxel(self._matrices[views], first_slice, first_line), work)
+
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add the lines."""
+        out += work[:, lines, : out.shape[2]]
 
 
 class RowsAlongAxis(_OnHost):
@@ -126,6 +158,8 @@ class RowsAlongAxis(_OnHost):
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
         self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
         self.slices_together = 1
+        tiles = -(-grid.shape_zyx[1] // _TILE) * -(-grid.shape_zyx[2] // _TILE)
+        self.scratch_bytes = 4 * tiles * self._padded[1]
 
     def allocate(self, views: int) -> Array:
         """Return zeros (view, padded column, padded row)."""
@@ -140,13 +174,13 @@ class RowsAlongAxis(_OnHost):
         slices, lines, columns = slab.shape
         return np.zeros((lines, columns, slices), dtype=np.float32)
 
-    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
         """Add views to the slab (y, x, z)."""
-        backproject_along_axis(buffer, from_slice(self._matrices[views], first_slice), work)
+        backproject_along_axis(buffer, from_voxel(self._matrices[views], first_slice, first_line), work)
 
-    def finish(self, work: Array, slab: Array) -> None:
-        """Add the transposed work to the slab (z, y, x)."""
-        add_transposed(work, slab)
+    def finish(self, work: Array, lines: slice, out: Array) -> None:
+        """Add the lines transposed."""
+        add_transposed(work[lines], out)
 
 
 class RowsAlongAxisInVectors(RowsAlongAxis):
@@ -161,6 +195,7 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
         self._padded = (geometry.columns + _PADDING, padded_rows(geometry.rows))
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
         self.slices_together = LANES
+        self.scratch_bytes = 0
 
     @staticmethod
     def applies(geometry: ConeBeamGeometry, grid: VolumeGrid) -> bool:
@@ -173,6 +208,13 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
         nearest = (matrices[:, 2] @ np.transpose(corners)).min(axis=1)
         return bool((np.abs(matrices[:, 1, 2]) < STEEPEST * nearest).all() and nearest.min() > NEAREST_DEPTH)
 
+    first_pixel = (ROW_PAD, PAD_LOW)
+    """Row and column of a view's first pixel within its padding."""
+
+    def reversed_rows(self, views: slice) -> NDArray[np.bool_]:
+        """Whether the rows of these views are kept last to first, so that they run towards +z, (view,)."""
+        return self._reverse[views]
+
     def allocate(self, views: int) -> Array:
         """Return zeros (view, padded column, padded row) that start on a cache line."""
         return _aligned_zeros((views, *self._padded))
@@ -184,12 +226,16 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
     def begin(self, slab: Array) -> Array:
         """Return zeros (y, x, z), z a whole number of vectors."""
         slices, lines, columns = slab.shape
-        return _aligned_zeros((lines, columns, -(-slices // LANES) * LANES))
+        return _aligned_zeros((lines, columns, _whole_vectors(slices)))
 
-    def add(self, buffer: Array, views: slice, work: Array, first_slice: int) -> None:
+    def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
         """Add views to the slab (y, x, z)."""
-        matrices = from_slice(self._matrices[views], first_slice)
+        matrices = from_voxel(self._matrices[views], first_slice, first_line)
         backproject_along_axis_simd(buffer, matrices, self._rows, work)
+
+
+def _whole_vectors(voxels: int) -> int:
+    return -(-voxels // LANES) * LANES
 
 
 def _aligned_zeros(shape: tuple[int, ...]) -> Array:
@@ -230,11 +276,13 @@ def back_projector(geometry: ConeBeamGeometry, grid: VolumeGrid, device: Device 
             raise ValueError("expected a CUDA device with its driver, found none")
     if RowsAlongAxisInVectors.applies(geometry, grid):
         return RowsAlongAxisInVectors(geometry, grid)
-    return RowsAlongAxis(geometry, grid) if geometry.rows_step_along_axis else AnyGeometry(geometry, grid)
+    if geometry.rows_step_along_axis:
+        return RowsAlongAxis(geometry, grid)
+    return AnyGeometryInVectors(geometry, grid) if LANES else AnyGeometry(geometry, grid)
 
 
-def from_slice(matrices: NDArray[np.float64], first_slice: int) -> NDArray[np.float64]:
-    """Return the same matrices for z indices counted from `first_slice`."""
+def from_voxel(matrices: NDArray[np.float64], first_slice: int, first_line: int = 0) -> NDArray[np.float64]:
+    """Return the same matrices for z and y indices counted from `first_slice` and `first_line`."""
     shifted = matrices.copy()
-    shifted[:, :, 3] += first_slice * matrices[:, :, 2]
+    shifted[:, :, 3] += first_slice * matrices[:, :, 2] + first_line * matrices[:, :, 1]
     return shifted

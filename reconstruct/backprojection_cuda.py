@@ -9,7 +9,7 @@ from numba import cuda
 from numpy.typing import NDArray
 
 from reconstruct import kernels_cuda
-from reconstruct.backprojection import from_slice, voxel_matrices
+from reconstruct.backprojection import from_voxel, voxel_matrices
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernels import PAD_HIGH, PAD_LOW
 
@@ -29,6 +29,7 @@ class OnCuda:
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
         self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
         self.slices_together = kernels_cuda.VOXELS
+        self.scratch_bytes = 0
 
     def memory_mb(self, allowed_mb: int) -> int:
         """Return what views and slabs may take, MiB: of the device's memory, whatever the host is allowed."""
@@ -50,13 +51,13 @@ class OnCuda:
         """Return zeros (z, y, x)."""
         return cuda.to_device(np.zeros(slab.shape, dtype=np.float32))
 
-    def add(self, buffer: Any, views: slice, work: Any, first_slice: int) -> None:
+    def add(self, buffer: Any, views: slice, work: Any, first_slice: int, first_line: int = 0) -> None:
         """Add views to the slab (z, y, x)."""
-        matrices = cuda.to_device(from_slice(self._matrices[views], first_slice).astype(np.float32))
+        matrices = cuda.to_device(from_voxel(self._matrices[views], first_slice, first_line).astype(np.float32))
         kernels_cuda.backproject_any[kernels_cuda.blocks(work.shape), (*kernels_cuda.BLOCK, 1)](buffer, matrices, work)
         cuda.synchronize()
 
-    def finish(self, work: Any, slab: NDArray[np.float32]) -> None:
-        """Add the slab of the device to that of the host."""
-        for index in range(len(slab)):  # one slice at a time: the host has no room for all of it twice
-            slab[index] += work[index].copy_to_host()
+    def finish(self, work: Any, lines: slice, out: NDArray[np.float32]) -> None:
+        """Add lines of the slab of the device to those of the host."""
+        for index in range(len(out)):  # one slice at a time: the host has no room for all of it twice
+            out[index] += work[index, lines].copy_to_host()

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from reconstruct.backprojection import Device
 from reconstruct.slabs import Plan, Slab
+from reconstruct.working_memory import return_freed_memory
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -220,6 +221,7 @@ def _part(
 
     geometry = plan.geometry
     shape = (geometry.views, geometry.rows, geometry.columns)
+    return_freed_memory()
     projections = np.memmap(integrals, dtype=np.float32, mode="r", shape=shape)
     with _ONE_AT_A_TIME:
         return plan.reconstruct(

@@ -22,11 +22,16 @@ from reconstruct.multi_energy import add_multi_energy
 from reconstruct.part10 import with_file_meta
 from reconstruct.patient_position import patient_position
 from reconstruct.projections import elements
-from reconstruct.projections.functional_groups import frame_attributes
+from reconstruct.projections.functional_groups import first_attributes
 from reconstruct.projections.scan import EnergyBin, Scan
 from reconstruct.provenance import add_equipment, add_sources, canonical, copy_patient_and_study, in_words
 from reconstruct.redundancy import Coverage, redundancy
+from reconstruct.stations import coverages, stations_of
 from reconstruct.stored_values import StoredValues, attenuation, hounsfield
+from reconstruct.working_memory import release
+
+_VOXEL_BYTES, _SLICE_BYTES = 16, 2 << 20
+"""For each voxel of a slice: as mapped, its 16 bits as pixels, as bytes and in a file; and what all else takes."""
 
 _PAIRED = frozenset(
     [
@@ -75,8 +80,7 @@ def ct_series(
     if volume.shape != grid.shape_zyx:
         raise ValueError(f"expected a volume of shape {grid.shape_zyx}, got {volume.shape}")
     water = energy_bin.water_per_cm
-    coverage = redundancy(scan.geometry, limited_arc=True).coverage
-    if coverage is Coverage.LIMITED:
+    if Coverage.LIMITED in coverages(scan.geometry):
         values = attenuation(volume, has_scale=False)
     else:
         values = attenuation(volume) if water is None else hounsfield(water)
@@ -85,9 +89,17 @@ def ct_series(
     for index in range(slices):
         if not np.isfinite(volume[index]).all():
             raise ValueError(f"slice {index + 1} of the volume has voxels that are not finite")
-        yield _slice(series, index, grid, values.pixels(volume[index]))
+        pixels = values.pixels(volume[index])
+        release(volume[index])
+        yield _slice(series, index, grid, pixels)
         if progress is not None:
             progress((index + 1) / slices)
+
+
+def slice_bytes(grid: VolumeGrid) -> int:
+    """Return what one slice takes while it becomes an instance and is written."""
+    _, rows, columns = grid.shape_zyx
+    return _VOXEL_BYTES * rows * columns + _SLICE_BYTES
 
 
 def frame_of_reference_uid(scan: Scan) -> str:
@@ -158,7 +170,7 @@ def _add_energies(dataset: Dataset, energy_bin: EnergyBin) -> None:
 
 def _add_acquisition(dataset: Dataset, header: Dataset) -> None:
     """Add the dates and the exposure of the scan; Content Date is that of the scan as well (see the module)."""
-    attributes = frame_attributes(header)[0]
+    attributes = first_attributes(header)
     started = str(attributes.get("AcquisitionDateTime") or "")
     date = str(attributes.get("AcquisitionDate") or started[:8] or header.get("SeriesDate") or "")
     time = str(attributes.get("AcquisitionTime") or started[8:] or header.get("SeriesTime") or "")
@@ -182,6 +194,7 @@ def _description(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any], g
         **{name: value for name, value in asked.items() if value is not None},
         "views": scan.geometry.views,
         **_coverage(scan),
+        **_put_together(scan),
         "geometry_from": scan.geometry_from,
         "pixels": str(scan.pixel_meaning),
         "counters": str(scan.counter_kind),
@@ -198,11 +211,27 @@ def _description(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any], g
 
 def _coverage(scan: Scan) -> dict[str, str]:
     """Say what the views cover, unless it is a full circle."""
-    measured = redundancy(scan.geometry, limited_arc=True)
-    if measured.coverage is Coverage.FULL:
+    measured = [redundancy(station.geometry, limited_arc=True) for station in stations_of(scan.geometry)]
+    worst = min(measured, key=lambda one: one.arc.length_rad)
+    if all(one.coverage is Coverage.FULL for one in measured):
         return {}
-    told = {"coverage": str(measured.coverage), "arc_degrees": f"{np.rad2deg(measured.arc.length_rad):.1f}"}
-    return told | ({"values": "without a scale"} if measured.coverage is Coverage.LIMITED else {})
+    told = {"coverage": str(worst.coverage), "arc_degrees": f"{np.rad2deg(worst.arc.length_rad):.1f}"}
+    return told | ({"values": "without a scale"} if worst.coverage is Coverage.LIMITED else {})
+
+
+def _put_together(scan: Scan) -> dict[str, str]:
+    """Say of which tiles the detector is stitched, and at which axial positions circles are merged."""
+    told = {}
+    if scan.tiles is not None:
+        detector = scan.tiles.detector
+        rows, columns = detector.tile_shape
+        told["tiles"] = f"{len(detector.origins_px)} of {rows}x{columns} stitched to {detector.rows}x{detector.columns}"
+        if gap := int(np.count_nonzero(detector.gap)):
+            told["gap_pixels_interpolated"] = str(gap)
+    stations = stations_of(scan.geometry)
+    if len(stations) > 1:
+        told["axial_positions_mm_merged"] = " ".join(f"{station.height_mm:.2f}" for station in stations)
+    return told
 
 
 def _add_grid(dataset: Dataset, scan: Scan, grid: VolumeGrid) -> None:

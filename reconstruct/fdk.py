@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reconstruct.backprojection import BackProjector, Device, back_projector
-from reconstruct.filters import filter_rows, frequency_response, padded_size
+from reconstruct.blocks import LINES, Blocks, Mapped, blocks_of
+from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
-from reconstruct.kernels import weigh
 from reconstruct.redundancy import Redundancy, redundancy
-from reconstruct.weights import require_circular, view_factors
+from reconstruct.weights import require_circular
+from reconstruct.working_memory import is_mapped, release
 
-_MIB = 1 << 20
-
-_UPDATES_A_PASS = 1 << 28
+_UPDATES_A_PASS = 1 << 30
 """Voxel updates between two calls of `progress`: a fraction of a second."""
 
 _FILTER_COST = 20
 """Filtering a pixel takes about as long as this many voxel updates; only `progress` depends on it."""
-
-_WEIGHT_BYTES = 64
-"""What the weights of a column of one view take while they are computed."""
 
 
 class Projections(Protocol):
@@ -38,55 +33,6 @@ class Projections(Protocol):
 
     def __getitem__(self, views: slice, /) -> Any:
         """Return the views as an array (view, row, column)."""
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """How the work is cut: views filtered at once, views held filtered, slices worked on at once."""
-
-    batch: int
-    views: int
-    slices: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Filtering:
-    """Weights and filters projections.
-
-    Attributes
-    ----------
-    geometry
-        Of the detector that there is.
-    symmetric
-        The same with the columns that an offset detector lacks.
-    """
-
-    geometry: ConeBeamGeometry
-    symmetric: ConeBeamGeometry
-    measured: Redundancy
-    factors: NDArray[np.float64]
-    response: NDArray[np.float32]
-
-    def of(self, raw: Any, views: slice, workers: int) -> NDArray[np.float32]:
-        """Return `views` weighted and filtered, (view, row, padded_size), with the columns of `symmetric` first."""
-        geometry = self.geometry
-        pixels = np.ascontiguousarray(raw, dtype=np.float32)
-        padded = np.empty((*pixels.shape[:2], padded_size(self.symmetric.columns)), dtype=np.float32)
-        weigh(
-            pixels,
-            self.factors[views],
-            self.measured.weights(views),
-            self.measured.missing_columns[0],
-            geometry.sources[views],
-            geometry.first_pixels()[views],
-            geometry.column_steps[views],
-            geometry.row_steps[views],
-            padded,
-        )
-        finite = np.isfinite(padded.sum(axis=(1, 2)))
-        if not finite.all():
-            raise ValueError(f"expected finite line integrals, view {views.start + int(np.argmin(finite))} is not")
-        return filter_rows(padded, self.response, workers)
 
 
 def fdk(
@@ -159,74 +105,87 @@ def fdk(
     if measured is None:
         measured = redundancy(geometry, limited_arc=limited_arc)
     symmetric = geometry.extended(*measured.missing_columns)
-    filtering = _Filtering(
-        geometry,
-        symmetric,
-        measured,
-        view_factors(geometry, measured.arc.shares_rad),
-        frequency_response(symmetric.columns, filter, cutoff),
-    )
+    filtering = Filtering(geometry, symmetric, measured, filter, cutoff)
     projector = back_projector(symmetric, grid, device)
-    blocks = _blocks(symmetric, grid, projector, memory_mb)
     volume = _result(out, grid)
+    mapped = Mapped(is_mapped(projections), is_mapped(volume))
+    blocks = blocks_of(geometry, symmetric, grid, projector, memory_mb, mapped)
     report = _Progress(progress, symmetric, grid)
+    voxels = _Voxels(projector, volume, grid, blocks, report, is_new=out is None)
     with kernel_threads(threads) as workers:
         for start in range(0, geometry.views, blocks.views):
             views = slice(start, min(start + blocks.views, geometry.views))
             buffer = projector.allocate(views.stop - views.start)
             for batch in _pieces(views, blocks.batch):
-                # Not bound to a name, which would keep it while the next batch is filtered.
-                projector.store(
-                    filtering.of(projections[batch], batch, workers),
-                    _within(buffer, views, batch),
-                    batch,
-                )
+                filtering.store(projections[batch], batch, projector, _within(buffer, views, batch), workers)
                 report.filtered(batch)
-            for slices in _pieces(slice(0, grid.shape_zyx[0]), blocks.slices):
-                slab = volume[slices]
-                work = projector.begin(slab)
-                for part in _pieces(views, max(1, _UPDATES_A_PASS // slab.size)):
-                    projector.add(_within(buffer, views, part), part, work, slices.start)
-                    report.added(part, slab.size)
-                projector.finish(work, slab)
-                del work
+            voxels.add(buffer, views, is_last=views.stop == geometry.views)
             del buffer
     return volume if out is None else out
 
 
-def _blocks(
-    geometry: ConeBeamGeometry, grid: VolumeGrid, projector: BackProjector, memory_mb: int
-) -> _Blocks:
-    """Cut the work so that what is held at the same time fits into `memory_mb`.
+class _Voxels:
+    """The voxels that blocks of views are added to: all at once where there is room, else a tile after the other.
 
-    While a batch is filtered: its pixels as read and as float32, its padded rows, their spectrum and the filtered
-    rows. While slices are worked on: theirs. All the while: the filtered views of the block.
+    A tile is cut out of the volume, or taken up again, when its first view is added, and written back with the last.
     """
-    size = padded_size(geometry.columns)
-    batch_bytes = geometry.rows * (2 * 4 * geometry.columns + 4 * size + 8 * (size // 2 + 1) + 4 * size)
-    batch_bytes += _WEIGHT_BYTES * geometry.columns
-    together = projector.slices_together
-    allowed_mb = projector.memory_mb(memory_mb)
-    budget = allowed_mb * _MIB
-    least = projector.view_bytes + max(batch_bytes, together * projector.slice_bytes)
-    if least > budget:
-        raise ValueError(
-            f"expected memory for at least one view and {together} slices, {-(-least // _MIB)} MiB, "
-            f"got {allowed_mb} MiB"
-        )
-    # A quarter for the work on slices and batches, more where one of them needs it; the views get the rest.
-    share = max(budget // 4, batch_bytes, together * projector.slice_bytes)
-    slices = -(-grid.shape_zyx[0] // together) * together
-    if projector.slice_bytes:
-        slices = min(slices, share // (together * projector.slice_bytes) * together)
-    batch = min(geometry.views, max(1, min(share, memory_mb * _MIB) // batch_bytes), 32)
-    working = max(batch * batch_bytes, slices * projector.slice_bytes)
-    views = min(geometry.views, (budget - working) // projector.view_bytes)
-    return _Blocks(min(batch, views), views, slices)
+
+    def __init__(
+        self,
+        projector: BackProjector,
+        volume: NDArray[np.float32],
+        grid: VolumeGrid,
+        blocks: Blocks,
+        report: _Progress,
+        *,
+        is_new: bool,
+    ) -> None:
+        self._projector, self._volume, self._report = projector, volume, report
+        self._is_blank = is_new
+        self._kept: Any = None
+        self._keeps = blocks.holds(grid)
+        slices, lines, _ = grid.shape_zyx
+        self._tiles = [
+            (z, y) for z in _pieces(slice(0, slices), blocks.slices) for y in _pieces(slice(0, lines), blocks.lines)
+        ]
+        self._is_first = True
+
+    def add(self, buffer: Any, views: slice, *, is_last: bool) -> None:
+        """Add a block of views to all voxels; after the last one they are in the volume."""
+        for slices, lines in self._tiles:
+            tile = self._volume[slices, lines]
+            work = self._projector.begin(tile) if self._kept is None else self._kept
+            for part in _pieces(views, max(1, _UPDATES_A_PASS // tile.size)):
+                self._projector.add(_within(buffer, views, part), part, work, slices.start, lines.start)
+                self._report.added(part, tile.size)
+            if self._keeps and not is_last:
+                self._kept = work
+            else:
+                self._write(work, tile, is_new=self._keeps or self._is_first)
+            del work
+        self._is_first = False
+
+    def _write(self, work: Any, tile: NDArray[np.float32], *, is_new: bool) -> None:
+        """Put what was added into a tile of the volume, instead of what is there or besides."""
+        count = tile.shape[1]
+        if tile.flags.c_contiguous and not is_mapped(tile):
+            if is_new and not self._is_blank:
+                tile[...] = 0
+            self._projector.finish(work, slice(0, count), tile)
+            return
+        for lines in _pieces(slice(0, count), LINES):
+            buffer = np.zeros((len(tile), lines.stop - lines.start, tile.shape[2]), dtype=np.float32)
+            self._projector.finish(work, lines, buffer)
+            for there, added in zip(tile, buffer, strict=True):
+                if is_new:
+                    there[lines] = added
+                else:
+                    there[lines] += added
+                release(there[lines])
 
 
 def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.float32]:
-    """The volume to add to, all zeros, as a plain array."""
+    """The volume, as a plain array; zeros where it is new."""
     if out is None:
         return np.zeros(grid.shape_zyx, dtype=np.float32)
     if out.shape != grid.shape_zyx or out.dtype != np.float32 or not out.flags.c_contiguous:
@@ -234,9 +193,7 @@ def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.flo
         raise ValueError(
             f"expected out of shape {grid.shape_zyx}, float32 and contiguous, got {out.shape}, {out.dtype} and {order}"
         )
-    volume = np.asarray(out)
-    volume[...] = 0
-    return volume
+    return np.asarray(out)
 
 
 def _pieces(whole: slice, length: int) -> Iterator[slice]:

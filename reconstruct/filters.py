@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,8 +17,19 @@ FILTERS: tuple[str, ...] = get_args(FilterName)
 
 
 def padded_size(columns: int) -> int:
-    """Return the length of the transform: at least twice the columns, so that the convolution does not wrap round."""
-    return int(scipy.fft.next_fast_len(2 * columns, real=True))
+    """Return the length of the transform: at least twice the columns, so that the convolution does not wrap round.
+
+    It has no prime factors but 2 and 3.
+    """
+    least = max(2 * columns, 4)
+    threes = (int(3**power) for power in range(math.floor(math.log(least, 3)) + 2))
+    return min(three << max(0, math.ceil(math.log2(least / three))) for three in threes)
+
+
+def row_bytes(columns: int) -> int:
+    """Return what the filtering of a row of so many pixels takes: the padded row, its spectrum and the filtered row."""
+    size = padded_size(columns)
+    return 4 * size + 8 * (size // 2 + 1) + 4 * size
 
 
 def ramp_kernel(size: int) -> NDArray[np.float64]:
@@ -94,3 +107,41 @@ def filter_rows(padded: NDArray[np.float32], response: NDArray[np.float32], work
     spectrum = scipy.fft.rfft(padded, axis=-1, overwrite_x=True, workers=workers)
     spectrum *= response
     return np.asarray(scipy.fft.irfft(spectrum, size, axis=-1, overwrite_x=True, workers=workers))
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """The filter for `reconstruct.kernels_fourier`.
+
+    Attributes
+    ----------
+    radices
+        Their product is the length of the transform; 4, 2 and 3, in the order of the forward transform.
+    gains
+        Of the frequencies, in the order in which that transform leaves them, over the length, (length,) float32.
+    roots
+        Cosine and sine of the roots of unity, (2, length) float32.
+    """
+
+    radices: NDArray[np.int64]
+    gains: NDArray[np.float32]
+    roots: NDArray[np.float32]
+
+
+def transform(response: NDArray[np.float32], size: int) -> Transform:
+    """Return what filtering by transforms of `size` takes; `response` is of `frequency_response`, (size // 2 + 1,)."""
+    radices, rest = [], size
+    for radix in (4, 2, 3):
+        while rest % radix == 0:
+            radices.append(radix)
+            rest //= radix
+    order = np.zeros(1, dtype=np.int64)
+    for radix in reversed(radices):
+        order = np.concatenate([order * radix + digit for digit in range(radix)])
+    angles = 2 * np.pi * np.arange(size) / size
+    gains = response[np.minimum(order, size - order)] / size
+    return Transform(
+        np.array(radices, dtype=np.int64),
+        gains.astype(np.float32),
+        np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32),
+    )

@@ -91,6 +91,12 @@ def _permuted(builder: Any, low: Any, index: Any, high: Any) -> Any:
     return builder.select(is_high, from_high, from_low)
 
 
+def _picked(builder: Any, vector: Any, index: Any) -> Any:
+    """Elements of one vector at `index`, of which the lowest bits count."""
+    name = "llvm.x86.avx512.permvar.sf.512" if LANES == 16 else "llvm.x86.avx2.permps"
+    return _call(builder, name, _floats, [vector, index])
+
+
 vector_add = _operation(FLOATS, 2, lambda b, x, y: b.fadd(x, y))
 vector_subtract = _operation(FLOATS, 2, lambda b, x, y: b.fsub(x, y))
 vector_multiply = _operation(FLOATS, 2, lambda b, x, y: b.fmul(x, y))
@@ -100,8 +106,14 @@ smaller = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered("<", x, 
 larger = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 to_ints = _operation(INTS, 1, lambda b, x: b.fptosi(x, _ints))
 to_floats = _operation(FLOATS, 1, lambda b, x: b.sitofp(x, _floats))
+int_multiply_add = _operation(INTS, 3, lambda b, x, y, z: b.add(b.mul(x, y), z))
+zero_unless_above = _operation(
+    FLOATS, 3, lambda b, x, limit, y: b.select(b.fcmp_ordered(">", x, limit), y, ir.Constant(_floats, [0.0] * LANES))
+)
 vector_next = _operation(INTS, 1, lambda b, x: b.add(x, ir.Constant(_ints, [1] * LANES)))
 permute = _operation(FLOATS, 3, _permuted)
+pick = _operation(FLOATS, 2, _picked)
+vector_divide = _operation(FLOATS, 2, lambda b, x, y: b.fdiv(x, y))
 
 
 def _splat(builder: Any, scalar: Any, kind: Any) -> Any:
@@ -118,6 +130,16 @@ def spread(_typing: Any, scalar: Any) -> Any:
         return _splat(builder, context.cast(builder, arguments[0], signature.args[0], types.float32), _floats)
 
     return FLOATS(scalar), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def spread_int(_typing: Any, scalar: Any) -> Any:
+    """An int of 32 bits in every lane."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _splat(builder, context.cast(builder, arguments[0], signature.args[0], types.int32), _ints)
+
+    return INTS(scalar), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -170,3 +192,46 @@ def vector_store(_typing: Any, array: Any, index: Any, vector: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, index, vector), code
+
+
+def _joined(builder: Any, vectors: list[Any]) -> Any:
+    """Vectors end to end; their number is a power of two."""
+    while len(vectors) > 1:
+        order = ir.Constant(ir.VectorType(_int, 2 * vectors[0].type.count), list(range(2 * vectors[0].type.count)))
+        vectors = [
+            builder.shuffle_vector(first, second, order)
+            for first, second in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    return vectors[0]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_pairs(_typing: Any, array: Any, offset: Any, index: Any, at: Any) -> Any:
+    """The elements of a float32 array at `offset` and the int32 in ``index[at:at + LANES]``, and those behind them.
+
+    Two vectors; nothing is checked. A load of two floats for each lane is quicker than the gather instructions of most
+    processors, and indices in memory are quicker than those in a vector.
+    """
+    pair = ir.VectorType(_float, 2)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        base = context.make_array(kinds[0])(context, builder, arguments[0]).data
+        base = builder.gep(base, [context.cast(builder, arguments[1], kinds[1], types.intp)])
+        indices = context.make_array(kinds[2])(context, builder, arguments[2]).data
+        indices = builder.gep(indices, [context.cast(builder, arguments[3], kinds[3], types.intp)])
+        pairs = []
+        for lane in range(LANES):
+            place = builder.sext(builder.load(builder.gep(indices, [ir.Constant(_int, lane)])), ir.IntType(64))
+            loaded = builder.load(builder.bitcast(builder.gep(base, [place]), pair.as_pointer()))
+            loaded.align = 4
+            pairs.append(loaded)
+        both = _joined(builder, pairs)
+        undefined = ir.Constant(both.type, ir.Undefined)
+        halves = [
+            builder.shuffle_vector(both, undefined, ir.Constant(_ints, list(range(start, 2 * LANES, 2))))
+            for start in (0, 1)
+        ]
+        return context.make_tuple(builder, signature.return_type, halves)
+
+    return types.UniTuple(FLOATS, 2)(array, offset, index, at), code

@@ -17,14 +17,16 @@ from reconstruct.backprojection import Device
 from reconstruct.checkpoint import Checkpoint
 from reconstruct.cluster import SharedFiles, connected, reconstruct_slabs
 from reconstruct.corrections.chain import calibrated, corrected_integrals
+from reconstruct.corrections.memory import preparing_bytes, sinograms_at_once
 from reconstruct.corrections.wanted import Corrections
-from reconstruct.derived import ct_series
+from reconstruct.derived import ct_series, slice_bytes
 from reconstruct.fdk import fdk
 from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.scan import EnergyBin, Scan, ScanError
 from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab, remaining
-from reconstruct.working_memory import WorkingMemory
+from reconstruct.stepped_plan import SteppedPlan, plan_of
+from reconstruct.working_memory import MIB, WorkingMemory, return_freed_memory
 
 VERSION = 2
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
@@ -53,8 +55,8 @@ class Parameters:
     limited_arc
         Whether an arc that is no short scan is reconstructed as tomosynthesis, without a scale of its values.
     memory_mb
-        Most that line integrals, volume and the work of FDK hold in memory together, MiB. What does not fit is mapped
-        from files; not counted are the headers and flat fields of the scan.
+        Most that a reconstruction holds in memory, MiB, of whatever it reads, computes and writes: line integrals and
+        volume are in files where they do not fit. Not counted are the program itself and the headers of the scan.
     threads
         Of the kernels; 0: all cores.
     scheduler
@@ -126,6 +128,7 @@ def reconstruct_scan(
     OSError
         There is no room in `work_folder`.
     """
+    return_freed_memory()
     with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
         parameters = replace(parameters, corrections=parameters.corrections.left_to_do(scan))
         scan, corrections = calibrated(
@@ -170,25 +173,40 @@ def _volume(
     corrections = parameters.corrections
     geometry = scan.geometry.extended(*corrections.margins(scan))
     shape = (geometry.views, geometry.rows, geometry.columns)
-    memory = WorkingMemory.of(shape, grid.shape_zyx, parameters.memory_mb)
-    if parameters.scheduler:
-        memory = WorkingMemory(True, True, parameters.memory_mb)
     number = energy_bin.index
-    plan = Plan(
+    at_once = sinograms_at_once(scan, corrections, parameters.memory_mb * MIB // 4)
+    preparing, writing = preparing_bytes(scan, corrections, at_once), slice_bytes(grid)
+    bound = f"energy bin {number}, reconstructed with memory_mb = {parameters.memory_mb}"
+    try:
+        memory = WorkingMemory.of(shape, grid.shape_zyx, parameters.memory_mb, preparing=preparing, writing=writing)
+    except ValueError as error:
+        raise ScanError(f"{bound}: {error}") from error
+    if parameters.scheduler:
+        memory = replace(memory, integrals_in_file=True, volume_in_file=True, fdk_mb=parameters.memory_mb)
+    plan = plan_of(
         geometry,
         grid,
         scan.request.filter or parameters.filter,
         scan.request.cutoff or parameters.cutoff,
-        parameters.limited_arc,
-        corrections.margins(scan),
+        limited_arc=parameters.limited_arc,
+        extrapolated=corrections.margins(scan),
     )
     measured = plan.measured()  # refuses what cannot be reconstructed before anything is read
     tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
-    integrals = _integrals(scan, number, shape, corrections, tell, kept)
+    integrals = _integrals(scan, number, shape, corrections, at_once, tell, kept)
     tell = _scaled(report, _PREPARED, _RECONSTRUCTED)
     try:
         if memory.volume_in_file:
             return _in_slabs(plan, measured, integrals, parameters, memory, tell, files, number)
+        if isinstance(plan, SteppedPlan):
+            return plan.reconstruct(
+                integrals,
+                plan.slab(0, grid.shape_zyx[0]),
+                memory_mb=memory.fdk_mb,
+                threads=parameters.threads,
+                device=parameters.device,
+                progress=tell,
+            )
         return fdk(
             integrals,
             plan.geometry,
@@ -204,8 +222,7 @@ def _volume(
     except GeometryError:
         raise
     except ValueError as error:
-        bound = f"memory_mb = {parameters.memory_mb}"
-        raise ScanError(f"energy bin {number}, reconstructed with {bound}: {error}") from error
+        raise ScanError(f"{bound}: {error}") from error
 
 
 def _integrals(
@@ -213,16 +230,17 @@ def _integrals(
     number: int,
     shape: tuple[int, int, int],
     corrections: Corrections,
+    at_once: int,
     tell: Progress,
     files: Checkpoint | None,
 ) -> NDArray[np.float32]:
     """Return the line integrals of a bin: in memory without `files`, else in a file, where they may be already."""
     if files is None:
         out = np.empty(shape, dtype=np.float32)
-        return corrected_integrals(scan, number, corrections, out=out, progress=tell)
+        return corrected_integrals(scan, number, corrections, out=out, rows_at_once=at_once, progress=tell)
     mapped = files.array(number, INTEGRALS, shape)
     if not files.parts_done(number, INTEGRALS):
-        corrected_integrals(scan, number, corrections, out=mapped, progress=tell)
+        corrected_integrals(scan, number, corrections, out=mapped, rows_at_once=at_once, progress=tell)
         files.part_done(number, INTEGRALS, 0, shape[0])
     return mapped
 

@@ -10,6 +10,8 @@ import numpy as np
 import scipy  # loads its parts when they are used
 from numpy.typing import ArrayLike, NDArray
 
+from reconstruct.working_memory import pieces
+
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -227,22 +229,23 @@ def _noisy(frames: NDArray[np.float32], mean: NDArray[np.float64]) -> Mask:
     freedom = len(frames) - 1
     if freedom < 2:
         return np.zeros(mean.shape, dtype=bool)
-    scatter = frames.var(axis=0, ddof=1, dtype=np.float64) / np.maximum(mean, COUNT_FLOOR)
+    squares = np.zeros(mean.shape)
+    for frame in frames:  # one by one: their variance all at once takes twice their memory
+        squares += (frame - mean) ** 2
+    scatter = squares / freedom / np.maximum(mean, COUNT_FLOOR)
     usual = float(np.median(scatter))
     noisy: Mask = scatter > usual * scipy.special.chdtri(freedom, _CHANCE) / freedom
     return noisy if usual > 0 else np.zeros(mean.shape, dtype=bool)
 
 
-def interpolate_pixels(images: NDArray[np.float32], mask: Mask, *, most: float = 0.25) -> NDArray[np.float32]:
-    """Replace masked pixels by the mean of the nearest sound ones, weighted by 1 / distance, in place.
+class PixelRepair:
+    """Puts the mean of the nearest sound pixels, weighted by 1 / distance, in the place of masked ones.
 
     The neighbourhood grows from 3 × 3 until it holds three sound pixels, or reaches the size of the detector; it is
     cut off at the edges and never wraps around.
 
     Parameters
     ----------
-    images
-        (…, row, column) float32, changed in place and returned.
     mask
         (row, column), True where a pixel is to be replaced.
     most
@@ -253,18 +256,45 @@ def interpolate_pixels(images: NDArray[np.float32], mask: Mask, *, most: float =
     ValueError
         More pixels are masked than `most`.
     """
+
+    def __init__(self, mask: Mask, *, most: float = 0.25) -> None:
+        fraction = float(mask.mean())
+        if fraction > most:
+            raise ValueError(
+                f"{fraction:.0%} of the detector's pixels are dead, at most {most:.0%} can be interpolated"
+            )
+        self._masked = np.argwhere(mask)
+        self._near = [_nearest_sound(mask, row, column) for row, column in self._masked]
+
+    def of(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Replace the pixels of images, (…, row, column) float32, in place; they are returned."""
+        for (row, column), (rows, columns, weights) in zip(self._masked, self._near, strict=True):
+            images[..., row, column] = images[..., rows, columns] @ weights
+        return images
+
+
+def _nearest_sound(mask: Mask, row: int, column: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Image]:
+    """Return rows, columns and weights of the pixels that take the place of one."""
     rows, columns = mask.shape
-    fraction = float(mask.mean())
-    if fraction > most:
-        raise ValueError(f"{fraction:.0%} of the detector's pixels are dead, at most {most:.0%} can be interpolated")
-    for row, column in np.argwhere(mask):
-        for reach in range(1, max(rows, columns)):
-            top, left = max(row - reach, 0), max(column - reach, 0)
-            sound = ~mask[top : row + reach + 1, left : column + reach + 1]
-            if np.count_nonzero(sound) >= 3:
-                break
-        near_rows, near_columns = np.nonzero(sound)
-        weights = 1.0 / np.hypot(near_rows + top - row, near_columns + left - column)
-        weights = (weights / weights.sum()).astype(np.float32)
-        images[..., row, column] = images[..., near_rows + top, near_columns + left] @ weights
+    for reach in range(1, max(rows, columns)):
+        top, left = max(row - reach, 0), max(column - reach, 0)
+        sound = ~mask[top : row + reach + 1, left : column + reach + 1]
+        if np.count_nonzero(sound) >= 3:
+            break
+    near_rows, near_columns = np.nonzero(sound)
+    weights = 1.0 / np.hypot(near_rows + top - row, near_columns + left - column)
+    return near_rows + top, near_columns + left, (weights / weights.sum()).astype(np.float32)
+
+
+def interpolate_pixels(images: NDArray[np.float32], mask: Mask, *, most: float = 0.25) -> NDArray[np.float32]:
+    """Replace masked pixels of images, (view, row, column) or (row, column), in place, as `PixelRepair` does.
+
+    Raises
+    ------
+    ValueError
+        More pixels are masked than `most`.
+    """
+    repair = PixelRepair(mask, most=most)
+    for part in pieces(images) if images.ndim > 2 else [images]:
+        repair.of(part)
     return images

@@ -21,6 +21,8 @@ from reconstruct.phantoms import line_integrals
 from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
 from reconstruct.projections.p1_writer import write_p1
 from reconstruct.projections.scan import CounterKind, EnergyBin, ReconstructionRequest
+from reconstruct.projections.tiled_writer import TileImages, write_tiles
+from reconstruct.simulated_positions import Positions
 from reconstruct.simulated_scanner import Detector, Scanner
 from reconstruct.spectral_phantoms import SpectralPhantom, spectral_phantom
 from reconstruct.spectrum import BinSpectrum, bin_spectra
@@ -62,16 +64,19 @@ def simulate_scan(
     identification: Identification | None = None,
     scanner: Scanner | None = None,
     request: ReconstructionRequest | None = None,
+    positions: Positions | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Dataset]:
     """Return the instances of a scan, ready to be sent: one a counter with its views, one a counter with its flats.
+
+    A camera that is smaller than the detector of this size makes so many at each of its places.
 
     Parameters
     ----------
     phantom
         Name of one of `spectral_phantoms.PHANTOMS`.
     views, rows, columns
-        Size of the scan; pixels are as wide as the detector allows.
+        Size of the scan, of each circle where there are several; pixels are as wide as the detector allows.
     thresholds_kev
         Of the cumulative counters, ascending.
     photons_per_pixel
@@ -84,6 +89,8 @@ def simulate_scan(
         The scanner.
     request
         The reconstruction that the operator asks for; None: what fits the field of view.
+    positions
+        Where the camera is taken to; None: it stays, and sees all.
     progress
         Called with the fraction done; may raise to stop the work.
 
@@ -99,15 +106,18 @@ def simulate_scan(
             f"expected views, rows, columns and photons above 0, got {views}, {rows}, {columns}, {photons_per_pixel:g}"
         )
     spectra = bin_spectra(thresholds_kev, scanner.kvp, scanner.filtration_mm_al)
-    geometry = scanner.geometry(views, rows, columns)
-    detector = Detector(scanner, (len(spectra), rows, columns), photons_per_pixel, np.random.default_rng(seed))
-    counts = _scan(spectral, spectra, _true(geometry, scanner), detector, progress, scanner.source_drift)
+    positions = positions or Positions()
+    virtual = positions.along_axis(scanner.geometry(views, rows, columns))
+    camera = (len(spectra), *positions.camera_shape(rows, columns))
+    detector = Detector(scanner, camera, photons_per_pixel, np.random.default_rng(seed))
     open_beam = np.array([spectrum.weights.sum() for spectrum in spectra])[:, None, None]
-    flats = np.stack([detector.measure(open_beam) for _ in range(scanner.flat_frames)], axis=1)
-    counters = [
-        CounterImages(energy_bin, counts[index], flats[index])
-        for index, energy_bin in enumerate(energy_bins(thresholds_kev, spectra, scanner))
-    ]
+    bins, places, tiles = energy_bins(thresholds_kev, spectra, scanner), list(positions.places(virtual)), []
+    for number, place in enumerate(places):
+        tell = None if progress is None else _part_of(progress, number, len(places))
+        counts = _scan(spectral, spectra, _true(place.geometry, scanner), detector, tell, scanner.source_drift)
+        flats = np.stack([detector.measure(open_beam) for _ in range(scanner.flat_frames)], axis=1)
+        counters = [CounterImages(each, counts[index], flats[index]) for index, each in enumerate(bins)]
+        tiles.append(TileImages(counters, place.geometry, place.origin_px, place.camera_mm))
     acquisition = Acquisition(
         counter_kind=CounterKind.CUMULATIVE,
         counting_mode="SPM",
@@ -115,7 +125,14 @@ def simulate_scan(
         bits_stored=scanner.counter_bits,
         request=request or ReconstructionRequest(),
     )
-    return write_p1(counters, geometry, _header(spectral, identification or Identification()), acquisition)
+    header = _header(spectral, identification or Identification())
+    if positions.is_tiled:
+        return write_tiles(tiles, header, acquisition)
+    return write_p1(tiles[0].counters, virtual, header, acquisition)
+
+
+def _part_of(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
+    return lambda fraction: progress((number + fraction) / count)
 
 
 def energy_bins(

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reconstruct.backprojection import Device
+from reconstruct.backprojection import Device, back_projector
+from reconstruct.blocks import Mapped, blocks_of
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernels import NEAREST_DEPTH
 from reconstruct.redundancy import Redundancy, redundancy
-
-_MIB = 1 << 20
 
 _TOGETHER = 16
 """Slices of a slab are a multiple of this: the vector kernel works on so many at once."""
 
 _FEWEST_SLABS = 8
 """A volume is cut into at least so many, where it has the slices: no more than that share of it is lost by a crash."""
-
-_SHARE = 0.6
-"""Share of the memory that the filtered band of a slab may take."""
 
 _WORTH = 0.75
 """Half a slab has to need less than this share of the rows of the whole one, or it is not halved again."""
@@ -91,27 +88,53 @@ class Plan:
         return Slab(start, stop, first, end)
 
     def slabs(self, memory_mb: int) -> list[Slab]:
-        """Cut the volume so that the filtered bands of a slab fit into `memory_mb` (MiB), where that can be.
+        """Cut the volume so that no voxel of a slab is taken up again after it was written, within `memory_mb` (MiB).
 
-        Where thinner slabs need hardly fewer rows, for the cone is steep, `fdk` takes the views in several passes
-        instead.
+        That is where the filtered band of a slab, or its voxels, fit. Where they do not, and thinner slabs need hardly
+        fewer rows, for the cone is steep, `fdk` takes the views in several passes instead.
         """
-        total = self.grid.shape_zyx[0]
-        size = _rounded_up(-(-total // _FEWEST_SLABS))
-        band = self._largest_band(size)
-        while size > _TOGETHER and band > _SHARE * memory_mb * _MIB:
-            thinner = _rounded_up(size // 2)
-            size, before, band = thinner, band, self._largest_band(thinner)
-            if band > _WORTH * before:
-                break
+        total, size = self.grid.shape_zyx[0], self.slices_of_slabs(memory_mb)
         return [self.slab(start, min(start + size, total)) for start in range(0, total, size)]
 
-    def _largest_band(self, size: int) -> int:
-        """Bytes of the filtered band of the outermost slabs, which need the most rows."""
+    def slices_of_slabs(self, memory_mb: int) -> int:
+        """Return how many slices the slabs have, but for the last one, see `slabs`."""
         total = self.grid.shape_zyx[0]
-        ends = [(0, min(size, total)), (max(0, total - size), total)]
-        rows = max(end - first for first, end in (row_band(self.geometry, self.grid.slab(*slices)) for slices in ends))
-        return 4 * self.geometry.views * self.geometry.columns * rows
+        missing = self.measured().missing_columns
+        sizes = [_rounded_up(-(-total // _FEWEST_SLABS))]
+        while sizes[-1] > _TOGETHER:
+            sizes.append(_rounded_up(sizes[-1] // 2))
+        fitting = (size for size in sizes if self._fits(size, missing, memory_mb))
+        return next(fitting, None) or self._thinnest_worth(sizes)
+
+    def _thinnest_worth(self, sizes: Sequence[int]) -> int:
+        """The first of ever thinner slabs that the next one saves hardly any rows over."""
+        for size, thinner in pairwise(sizes):
+            if self._largest_band(thinner) > _WORTH * self._largest_band(size):
+                return thinner
+        return sizes[-1]
+
+    def _outermost(self, size: int) -> list[Slab]:
+        """The slabs of so many slices that need the most rows."""
+        total = self.grid.shape_zyx[0]
+        return [self.slab(0, min(size, total)), self.slab(max(0, total - size), total)]
+
+    def _fits(self, size: int, missing: tuple[int, int], memory_mb: int) -> bool:
+        """Whether slabs of so many slices are written once; both ends of their files are mapped."""
+        for slab in self._outermost(size):
+            geometry, grid = self.geometry.band(slab.first_row, slab.end_row), self.grid.slab(slab.start, slab.stop)
+            symmetric = geometry.extended(*missing)
+            projector = back_projector(symmetric, grid)
+            try:
+                blocks = blocks_of(geometry, symmetric, grid, projector, memory_mb, Mapped(True, True))
+            except ValueError:
+                return False
+            if not blocks.writes_once(geometry.views, grid):
+                return False
+        return True
+
+    def _largest_band(self, size: int) -> int:
+        """Rows that the outermost slabs need."""
+        return max(slab.end_row - slab.first_row for slab in self._outermost(size))
 
     def reconstruct(
         self,

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reconstruct.working_memory import pieces
+
 _LOWEST, _HIGHEST = -32768, 32767
+_AT_ONCE = 1 << 16
+"""Values that are converted at once."""
+
 _FINEST_STEP_PER_CM = 1e-4
 """Attenuation is stored in steps of this, doubled until the densest voxel fits; water has some 2,000 to 8,000 steps."""
 
@@ -42,8 +47,13 @@ class StoredValues:
 
     def pixels(self, mu_per_mm: NDArray[np.float32]) -> NDArray[np.int16]:
         """Return attenuation in 1/mm as stored values, rounded; what exceeds 16 bits becomes their limit."""
-        stored = (mu_per_mm.astype(np.float64) * 10.0 - self.per_cm_intercept) / self.per_cm_slope
-        return np.clip(np.rint(stored), _LOWEST, _HIGHEST).astype(np.int16)
+        stored = np.empty(mu_per_mm.shape, dtype=np.int16)
+        count = max(1, _AT_ONCE // max(1, mu_per_mm[:1].size))
+        for start in range(0, len(stored), count):
+            values = mu_per_mm[start : start + count].astype(np.float64)
+            values = (values * 10.0 - self.per_cm_intercept) / self.per_cm_slope
+            stored[start : start + count] = np.clip(np.rint(values), _LOWEST, _HIGHEST)
+        return stored
 
 
 def hounsfield(water_per_cm: float) -> StoredValues:
@@ -74,8 +84,7 @@ def attenuation(volume: NDArray[np.float32], *, has_scale: bool = True) -> Store
     has_scale
         Whether that is what it is, and not just proportional to something like it.
     """
-    # Slice by slice: the volume may be a memory map larger than memory.
-    densest = max((float(np.abs(part).max()) for part in volume), default=0.0) * 10.0
+    densest = max((max(-float(part.min()), float(part.max())) for part in pieces(volume)), default=0.0) * 10.0
     if not math.isfinite(densest):
         raise ValueError("the volume has voxels that are not finite")
     doublings = max(0, math.ceil(math.log2(max(densest, 1e-12) / (_HIGHEST * _FINEST_STEP_PER_CM))))

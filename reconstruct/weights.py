@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from reconstruct.geometry import ConeBeamGeometry
 from reconstruct.grid import GeometryError
 
-_RISE = 0.02
+MOST_RISE = 0.02
 """How far sources may lie from one plane across the axis, as a fraction of their distance from the axis."""
 
 
@@ -38,7 +38,7 @@ def require_circular(geometry: ConeBeamGeometry) -> None:
     if radii.min() <= 0:
         raise GeometryError(f"view {int(np.argmin(radii))}: the source lies on the rotation axis")
     heights = geometry.sources[:, 2]
-    if np.ptp(heights) > _RISE * radii.min():
+    if np.ptp(heights) > MOST_RISE * radii.min():
         raise GeometryError(
             f"expected the sources in one plane across the axis, got heights from {heights.min():g} to "
             f"{heights.max():g} mm, which need a helical reconstruction"

@@ -1,17 +1,38 @@
-"""Where the large arrays of a reconstruction go: into memory while they fit the bound, else into files."""
+"""Where the large arrays of a reconstruction go: into memory while they fit the bound, else into files.
+
+The pages of a memory map count as memory of the process while they are mapped, whoever could take them away. So whoever
+works on an array that may be a map works on pieces, and gives each one's pages back: they stay in the system's cache.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_MIB = 1 << 20
+MIB = 1 << 20
+
+AT_ONCE = MIB
+"""Bytes of views that a correction works on at once; at least one view."""
+
+_SMALL_THINGS = 8 * MIB
+"""What is left to objects that nobody counts, and to freed memory that is not given back; at most an eighth."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
+
+_AROUND = 2 * MIB
+"""Bytes before and behind those in use that the system may map with them: it maps large pages of its cache whole."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +52,42 @@ class WorkingMemory:
     fdk_mb: int
 
     @classmethod
-    def of(cls, projections: tuple[int, ...], volume: tuple[int, ...], memory_mb: int) -> WorkingMemory:
+    def of(
+        cls,
+        projections: tuple[int, ...],
+        volume: tuple[int, ...],
+        memory_mb: int,
+        *,
+        preparing: int = 0,
+        writing: int = 0,
+    ) -> WorkingMemory:
         """Divide `memory_mb` among float32 projections and a volume of these shapes, and the work of FDK.
 
         Both are held in memory while they leave FDK half of it. Otherwise the volume goes into a file, and so do the
         line integrals if they would take more than a quarter.
+
+        Parameters
+        ----------
+        preparing, writing
+            Bytes that are taken besides line integrals while these are made, and besides the volume while it is
+            written.
+
+        Raises
+        ------
+        ValueError
+            Too little memory for that.
         """
-        budget, integrals, voxels = memory_mb * _MIB, 4 * math.prod(projections), 4 * math.prod(volume)
-        if integrals + voxels <= budget // 2:
-            return cls(False, False, (budget - integrals - voxels) // _MIB)
-        if integrals <= budget // 4:
-            return cls(False, True, (budget - integrals) // _MIB)
-        return cls(True, True, memory_mb)
+        budget, integrals, voxels = memory_mb * MIB, 4 * math.prod(projections), 4 * math.prod(volume)
+        budget -= min(_SMALL_THINGS, budget // 8)
+        for what, needed in (("to read and correct the projections", preparing), ("to write a slice", writing)):
+            if needed > budget:
+                raise ValueError(f"expected memory {what}, {-(-needed // MIB)} MiB, got {memory_mb} MiB")
+        is_held = integrals + preparing <= budget and voxels + writing <= budget
+        if is_held and integrals + voxels <= budget // 2:
+            return cls(False, False, (budget - integrals - voxels) // MIB)
+        if integrals <= min(budget // 4, budget - preparing):
+            return cls(False, True, (budget - integrals) // MIB)
+        return cls(True, True, budget // MIB)
 
 
 def file_array(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float32]:
@@ -62,3 +107,65 @@ def file_array(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float3
         # Room is taken now: a file with holes would kill the process when it is written to and the disk is full.
         os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
         return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+
+
+@cache
+def return_freed_memory() -> None:
+    """Have the C library give freed arrays back to the system, from now on, in all of this process.
+
+    glibc would come to keep whatever is smaller than 32 MiB, and up to twice as much of it (mallopt(3),
+    M_MMAP_THRESHOLD): more than a small bound on memory has room for. Other libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, MIB // 4)
+        mallopt(_M_TRIM_THRESHOLD, MIB)
+
+
+def release(array: Any) -> None:
+    """Give back the memory of what `array` maps of a file; nothing where it is no part of a map.
+
+    What was written stays: it is in the system's cache, if not on disk.
+    """
+    found = _map_of(array)
+    if found is None or not hasattr(found, "madvise") or not array.size:
+        return
+    low, high = np.lib.array_utils.byte_bounds(array)
+    begin = int(np.frombuffer(found, dtype=np.uint8).ctypes.data)
+    first = max(0, low - begin - _AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+    found.madvise(mmap.MADV_DONTNEED, first, min(len(found), high - begin + _AROUND) - first)
+
+
+def is_mapped(array: object) -> bool:
+    """Whether `array` is, or is a part of, the memory map of a file."""
+    return _map_of(array) is not None
+
+
+def mapped_bytes(run: int, whole: int) -> int:
+    """Return the most that is mapped of a file of `whole` bytes while `run` bytes in a row are in use."""
+    return min(run + 2 * _AROUND, whole)
+
+
+def pieces(array: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Yield neighbours along axis 0, `AT_ONCE` bytes or one; what they map is released when the next one is asked for.
+
+    Parameters
+    ----------
+    array
+        An array or a memory map, which may be changed through the pieces.
+    """
+    count = max(1, AT_ONCE // max(1, array[:1].nbytes))
+    for start in range(0, len(array), count):
+        part = array[start : start + count]
+        yield part
+        release(part)
+
+
+def _map_of(array: object) -> mmap.mmap | None:
+    """Return the map that an array lies in; None where changes of its pages are lost with them (mode "c")."""
+    base: Any = array
+    shared = False
+    while isinstance(base, np.ndarray):
+        shared |= isinstance(base, np.memmap) and base.mode != "c"
+        base = base.base
+    return base if shared and isinstance(base, mmap.mmap) else None

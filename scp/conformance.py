@@ -174,6 +174,7 @@ def statement(settings: Settings) -> str:
             "segmentation": str(settings.segmentation.enabled).lower(),
             "report": str(settings.report.enabled).lower(),
             "picture": str(settings.report.picture).lower(),
+            "scan_quality": str(settings.scan_quality.enabled).lower(),
             "uncompressed": ", ".join(map(_name, UNCOMPRESSED)),
             "policies": _policies(settings),
             "overwrite": _OVERWRITE[settings.archive.overwrite],

@@ -119,7 +119,7 @@ class Exchange:
     def find_request(self) -> FindRequest:
         """The C-FIND-RQ with its Identifier decoded."""
         cancelled = partial(self.carrier.wait_for_reader, self._cancelled)
-        return FindRequest(self.sop_class_uid, self._identifier(), cancelled, self._options)
+        return FindRequest(self.sop_class_uid, self._identifier(), cancelled, self._options, str(self._syntax))
 
     def retrieve_request(self) -> RetrieveRequest:
         """The C-MOVE-RQ or C-GET-RQ with its Identifier decoded."""
@@ -185,7 +185,7 @@ class Exchange:
                 del dataset[tag]
         charset.decode_in_place(dataset)
         for tag in list(dataset.keys()):
-            if not tag.is_private:
+            if not tag.is_private and charset.raw_element(dataset, tag).value:
                 _ = dataset[tag].value  # decoded now: a malformed value is a malformed request
         self.carrier.decoded()
         return dataset
@@ -209,7 +209,9 @@ class Exchange:
             response.Identifier = BytesIO(self._encoded(answer.identifier))
         self.carrier.send(response, self._context_id)
 
-    def _encoded(self, identifier: Dataset) -> bytes:
+    def _encoded(self, identifier: Dataset | bytes) -> bytes:
+        if isinstance(identifier, bytes):
+            return identifier
         syntax = self._syntax
         identifier = charset.encoded(identifier)
         encoded = encode(identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)

@@ -58,12 +58,16 @@ class StoreRequest:
 
 @dataclass(frozen=True)
 class FindRequest:
-    """A C-FIND-RQ; `options` are what its association has negotiated for the SOP class."""
+    """A C-FIND-RQ; `options` are what its association has negotiated for the SOP class.
+
+    `transfer_syntax_uid` is that of its presentation context, in which the answers go back.
+    """
 
     sop_class_uid: str
     identifier: Dataset
     cancelled: Callable[[], bool]
     options: QueryOptions = BASELINE
+    transfer_syntax_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,11 @@ class SubOperations:
 
 @dataclass(frozen=True)
 class Answer:
-    """One response: Status, Identifier and counts of sub-operations, where the service has them."""
+    """One response: Status, Identifier and counts of sub-operations, where the service has them.
+
+    An Identifier in bytes is encoded already, in the transfer syntax that the request told.
+    """
 
     status: Status
-    identifier: Dataset | None = None
+    identifier: Dataset | bytes | None = None
     counts: SubOperations | None = None

@@ -99,7 +99,7 @@ def take_block(identifier: Dataset) -> dict[str, Any] | None:
     raw = {tag.element: identifier.get_item(tag) for tag in tags}
     for tag in tags:
         del identifier[tag]
-    block = next((number for number in range(0x10, 0x100) if _text(raw.get(number)) == CREATOR), None)
+    block = next((number for number in sorted(raw) if 0x10 <= number < 0x100 and _text(raw[number]) == CREATOR), None)
     if block is None:
         return None
     values: dict[str, Any] = {}

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pydicom.dataset import Dataset
-
 from config.application_entities import Right
 from index.views import Whole
 from scp.caller import Caller
@@ -39,17 +37,14 @@ def find(seen: Whole, caller: Caller, request: FindRequest) -> Iterator[Answer]:
         options=replace(request.options, lenient=caller.lenient),
     )
     pending = PENDING if query.all_supported else PENDING_WARNING
-    rows = seen.find(query)
-    for identifier in rows:
+    for identifier in seen.answers(query, edge(caller), request.transfer_syntax_uid):
         if request.cancelled():
             yield Answer(CANCELLED)
             return
-        yield Answer(pending, complete(identifier, caller))
+        yield Answer(pending, identifier)
     yield Answer(SUCCESS)
 
 
-def complete(identifier: Dataset, caller: Caller) -> Dataset:
-    """Add what only the edge knows: the AE to retrieve from, which is the one that was asked, and that it is online."""
-    identifier.RetrieveAETitle = caller.called
-    identifier.InstanceAvailability = "ONLINE"
-    return identifier
+def edge(caller: Caller) -> dict[str, str]:
+    """Return what only the edge knows: the AE to retrieve from, which is the one that was asked; that it is online."""
+    return {"RetrieveAETitle": caller.called, "InstanceAvailability": "ONLINE"}

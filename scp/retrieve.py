@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -40,6 +42,56 @@ _PENDING_EVERY_S = 0.5
 """A Pending response goes out at least this often; the first at once."""
 
 
+@dataclass(frozen=True)
+class Ready:
+    """An object that can be sent.
+
+    Attributes
+    ----------
+    identity
+        (SOP Class UID, SOP Instance UID).
+    transfer_syntax_uid
+        In which it is sent.
+    data
+        The encoded data set, or the file that holds it and its offset there.
+    """
+
+    identity: tuple[str, str]
+    transfer_syntax_uid: str
+    data: bytes | tuple[Path, int]
+
+
+@contextmanager
+def ready(
+    link: Link, instance: StoredInstance, *, new_file: NewFile, prepare: Prepare = nullcontext
+) -> Iterator[Ready]:
+    """Give `instance` as the peer takes it, for as long as it is needed: its own bytes if it can, else converted.
+
+    Raises
+    ------
+    ConversionError
+        The peer takes neither its transfer syntax nor one that it can be brought into.
+    OutOfSpace
+        There is no room to convert it.
+    FileNotFoundError
+        Its file is missing.
+    """
+    with prepare(instance) as sent:
+        target = target_syntax(sent.transfer_syntax_uid, link.accepted(sent.sop_class_uid))
+        with (
+            nullcontext((sent.path, data_set_offset(sent.path)))
+            if target == sent.transfer_syntax_uid
+            else converted(sent, target, new_file)
+        ) as data:
+            yield Ready((sent.sop_class_uid, sent.sop_instance_uid), target, data)
+
+
+def takes_time(link: Link, instance: StoredInstance) -> bool:
+    """Whether `instance` is decoded before it is sent over `link`."""
+    accepted = link.accepted(instance.sop_class_uid)
+    return bool(accepted) and not instance.damage and instance.transfer_syntax_uid not in accepted
+
+
 def send(
     link: Link,
     instance: StoredInstance,
@@ -48,6 +100,7 @@ def send(
     priority: Priority,
     originator: Originator | None = None,
     prepare: Prepare = nullcontext,
+    early: AbstractContextManager[Ready] | None = None,
 ) -> Status:
     """Send one stored instance: its own bytes when the peer takes their transfer syntax, else converted.
 
@@ -57,6 +110,8 @@ def send(
         Where a converted object goes that is too large for the memory.
     prepare
         What is sent in its place: itself, unless it has to be de-identified.
+    early
+        What `ready` gives for it, begun before.
 
     Returns
     -------
@@ -73,8 +128,8 @@ def send(
     if instance.damage:
         return Status(PROCESSING_FAILURE, f"the stored file is {instance.damage}: it is not sent")
     try:
-        with prepare(instance) as sent:
-            return transmit(link, sent, new_file=new_file, priority=priority, originator=originator)
+        with early or ready(link, instance, new_file=new_file, prepare=prepare) as found:
+            return _store(link, found, priority, originator)
     except PeerError:
         raise
     except FileNotFoundError as error:
@@ -82,6 +137,10 @@ def send(
         return Status(PROCESSING_FAILURE, "the stored file is missing: it is not sent")
     except (ArchiveError, ScpError, OSError) as error:
         return status_of(error)
+
+
+def _store(link: Link, found: Ready, priority: Priority, originator: Originator | None) -> Status:
+    return link.store(found.identity, found.transfer_syntax_uid, found.data, priority=priority, originator=originator)
 
 
 def transmit(
@@ -96,23 +155,13 @@ def transmit(
 
     Raises
     ------
-    ConversionError
-        The peer takes neither its transfer syntax nor one that it can be brought into.
-    OutOfSpace
-        There is no room to convert it.
-    FileNotFoundError
-        Its file is missing.
+    ConversionError, OutOfSpace, FileNotFoundError
+        As `ready`.
     AssociationLost
         The association ended.
     """
-    identity = (instance.sop_class_uid, instance.sop_instance_uid)
-    target = target_syntax(instance.transfer_syntax_uid, link.accepted(instance.sop_class_uid))
-    with (
-        nullcontext((instance.path, data_set_offset(instance.path)))
-        if target == instance.transfer_syntax_uid
-        else converted(instance, target, new_file)
-    ) as data:
-        return link.store(identity, target, data, priority=priority, originator=originator)
+    with ready(link, instance, new_file=new_file) as found:
+        return _store(link, found, priority, originator)
 
 
 def sub_operations(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -23,7 +23,7 @@ from index.on_demand import OnDemand
 from index.questions import Questions
 from index.similarity import Similarity
 from index.views import View, Whole
-from scp import asking, commitment, query, retrieve, similarity, storage
+from scp import ahead, asking, commitment, query, retrieve, similarity, storage
 from scp.askers import Askers
 from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE, Proposal
@@ -34,7 +34,9 @@ from scp.hand_over import HandOver
 from scp.link import Link
 from scp.messages import ActionRequest, Answer, EventReport, FindRequest, Originator, RetrieveRequest, StoreRequest
 from scp.outbound import Outbound
+from scp.outcomes import Outcome
 from scp.question import Question, question
+from scp.retrieve import Prepare
 from scp.similarity import Desk
 from scp.status import Status
 
@@ -137,9 +139,8 @@ class NodeServices:
         tell = self._seen(caller).tell
         if link is not None:
             instances = self._matches(caller, request)
-            send = self._sender(request, self._seen(caller), instances)
-            outcomes = ((instance, send(link, instance)) for instance in instances)
-            yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled, tell=tell)
+            with closing(self._over(link, request, self._seen(caller), instances)) as outcomes:
+                yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled, tell=tell)
             return
         known = self._entities.get(request.destination)
         seen = self._views.get(known.profile if known is not None else "") or self._seen(caller)
@@ -180,12 +181,27 @@ class NodeServices:
             associations=self._settings.scp.retrieve_associations,
         )
 
+    def _over(
+        self, link: Link, request: RetrieveRequest, seen: Whole, instances: list[StoredInstance]
+    ) -> Generator[Outcome, None, None]:
+        """Send `instances` over one association, and make the next one ready meanwhile."""
+        prepare = self._prepare(seen)
+        return ahead.in_order(
+            instances,
+            partial(self._sender(request, seen, instances), link),
+            partial(retrieve.ready, link, new_file=self._archive.scratch_file, prepare=prepare),
+            partial(retrieve.takes_time, link),
+        )
+
     def _sender(self, request: RetrieveRequest, seen: Whole, instances: list[StoredInstance]) -> Callable[..., Status]:
         """Return what sends an instance to one who sees the archive as `seen`, and note what all of them tell."""
         seen.note_studies(instances)
         new_file = self._archive.scratch_file
-        send = partial(retrieve.send, new_file=new_file, priority=request.priority)
-        return partial(send, prepare=partial(deidentified, seen, new_file)) if isinstance(seen, View) else send
+        return partial(retrieve.send, new_file=new_file, priority=request.priority, prepare=self._prepare(seen))
+
+    def _prepare(self, seen: Whole) -> Prepare:
+        """Return what gives an instance as one who sees the archive as `seen` may have it."""
+        return partial(deidentified, seen, self._archive.scratch_file) if isinstance(seen, View) else nullcontext
 
     def _hands_over(self, caller: Caller, seen: Whole) -> bool:
         """Whether Orthanc sends what it holds: asked at the similarity AE, which answers over Orthanc's content.

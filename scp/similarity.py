@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from config.application_entities import Right
 from config.settings import SimilaritySettings
 from index import query as catalogue_query
+from index.answers import with_edge
 from index.archive import StoredInstance
 from index.errors import ArchiveError, InvalidIdentifier, SimilarityError, UnknownQuery
 from index.keys import Level
@@ -38,7 +39,7 @@ from scp.caller import Caller
 from scp.errors import ScpError
 from scp.messages import Answer, FindRequest, RetrieveRequest
 from scp.private_elements import put_block
-from scp.query import complete
+from scp.query import edge
 from scp.question import Question
 from scp.status import CANCELLED, PENDING, PENDING_WARNING, SUCCESS
 
@@ -88,7 +89,7 @@ def find(desk: Desk, caller: Caller, request: FindRequest, asked: Question) -> I
             put_block(identifier, _block(neighbour, answer, desk.seen))
         else:
             _show(identifier, neighbour, asked, desk.settings)
-        yield Answer(PENDING if all_supported else PENDING_WARNING, complete(identifier, caller))
+        yield Answer(PENDING if all_supported else PENDING_WARNING, with_edge(identifier, edge(caller)))
     if wanted.sent is not None:
         desk.questions.close(caller.title)
     yield Answer(SUCCESS)

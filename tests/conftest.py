@@ -315,7 +315,10 @@ class ServedNode:
 
 @pytest.fixture
 def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedNode]]:
-    """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test."""
+    """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test.
+
+    To save time they draw no picture of the quality of scans, unless `more` says so.
+    """
     nodes: list[ServedNode] = []
 
     def start(
@@ -325,6 +328,7 @@ def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedN
             f'[network]\ntransport = "{transport_name}"\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
             f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n'
             f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
+            + ("" if "[scan_quality]" in more else "\n[scan_quality]\nenabled = false\n")
         )
         nodes.append(ServedNode(tmp_path / f"served{len(nodes)}", settings))
         nodes[-1].start()
@@ -415,7 +419,7 @@ def transmit() -> Callable[..., Dataset]:
 
 
 @pytest.fixture(scope="session")
-def ask(transmit: Callable[..., Dataset]) -> Callable[..., list[Dataset]]:
+def ask(transmit: Callable[..., Dataset], same_answers: Callable[..., int]) -> Callable[..., list[Dataset]]:
     """Ask an archive with an Identifier of these keys; return the answers. Both go through their encoding."""
     from index.query import BASELINE, Model, count, find, parse_identifier
 
@@ -432,9 +436,36 @@ def ask(transmit: Callable[..., Dataset]) -> Callable[..., list[Dataset]]:
         assert supported in (None, query.all_supported)
         answers = [transmit(answer) for answer in find(archive, query)]
         assert len(answers) == count(archive, query)
+        same_answers(archive, query)
         return answers
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def same_answers() -> Callable[..., int]:
+    """Require that answers encoded from rows are, byte for byte, the encoded data sets; how many came from rows."""
+    from pynetdicom.dsutils import encode
+
+    from index.answers import IS_IMPLICIT, answers, with_edge
+    from index.charset import encoded
+    from index.query import find
+
+    edge = {"RetrieveAETitle": "THARSIS", "InstanceAvailability": "ONLINE"}
+
+    def same(archive: Archive, query: Any) -> int:
+        from_rows = 0
+        for syntax, is_implicit in IS_IMPLICIT.items():
+            by_row, by_data_set = answers(archive, query, edge, syntax), find(archive, query)
+            for quick, dataset in zip(by_row, by_data_set, strict=True):
+                if isinstance(quick, bytes):
+                    from_rows += 1
+                    assert quick == encode(encoded(with_edge(dataset, edge)), is_implicit, is_little_endian=True)
+                else:
+                    assert encoded(quick) == encoded(with_edge(dataset, edge))
+        return from_rows
+
+    return same
 
 
 @pytest.fixture

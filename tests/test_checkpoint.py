@@ -28,8 +28,11 @@ from reconstruct.slabs import Plan
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    overrides = {"archive": {"data": tmp_path / "archive"}, "reconstruct": {"memory_mb": 64}}
+    overrides = {"archive": {"data": tmp_path / "archive"}, "reconstruct": {"memory_mb": 64}, **OFF}
     return load_settings(environment={}, overrides=overrides)
+
+
+OFF = {"scan_quality": {"enabled": False}}
 
 
 def store_scan(settings: Settings) -> str:

@@ -18,7 +18,9 @@ from reconstruct.phantoms import asymmetric, line_integrals
 from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections.p1 import read_p1
 from reconstruct.simulate import simulate_scan
+from reconstruct.simulated_positions import Positions
 from reconstruct.slabs import Plan, remaining
+from reconstruct.stepped_plan import plan_of
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +79,29 @@ def test_a_cluster_gives_the_same_voxels(
         )
     assert sorted(slab.start for slab in done) == [slab.start for slab in plan.slabs(MEMORY_MB)]
     np.testing.assert_array_equal(volume(files), expected)
+
+
+def test_axial_positions_are_merged_on_a_cluster_as_on_one_machine(cluster: LocalCluster, tmp_path: Path) -> None:
+    circle = ConeBeamGeometry.circular(
+        source_to_isocenter_mm=400.0, source_to_detector_mm=600.0, view_angles_rad=np.arange(40) * np.pi / 20,
+        rows=32, columns=48, row_pitch_mm=2.6, column_pitch_mm=3.0,
+    )  # fmt: skip
+    geometry = Positions(axial_mm=(-18.0, 18.0)).along_axis(circle)
+    plan = plan_of(geometry, VolumeGrid((40, 30, 30), (1.5, 2.0, 2.0)))
+    checkpoint = Checkpoint(tmp_path, {})
+    integrals = checkpoint.array(1, "integrals", (geometry.views, geometry.rows, geometry.columns))
+    integrals[:] = line_integrals(asymmetric(30.0), geometry)
+    made = checkpoint.array(1, "volume", plan.grid.shape_zyx)
+    files = SharedFiles(checkpoint.path(1, "integrals"), checkpoint.path(1, "volume"))
+    slabs = plan.slabs(MEMORY_MB)
+    for groups, tolerance in ((1, 0.0), (3, 2e-7)):
+        with connected(cluster.scheduler_address) as client:
+            reconstruct_slabs(
+                client, plan, slabs, files,
+                memory_mb=MEMORY_MB, view_groups=groups, done=lambda _slab: None, look=lambda: None,
+            )  # fmt: skip
+        alone = np.concatenate([plan.reconstruct(integrals, slab, memory_mb=MEMORY_MB) for slab in slabs])
+        np.testing.assert_allclose(np.asarray(made), alone, rtol=0, atol=tolerance)
 
 
 def test_groups_of_views_give_the_same_but_for_rounding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from reconstruct.corrections.counts import CountCorrections
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.materials import BONE
 from reconstruct.phantoms import Ellipsoid, line_integrals
 from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections import elements
@@ -25,7 +27,7 @@ from reconstruct.projections.acquisition import Acquisition, CounterImages
 from reconstruct.projections.p1 import read_p1
 from reconstruct.projections.p1_writer import write_p1
 from reconstruct.projections.scan import CounterKind, EnergyBin, PixelMeaning, Scan, ScanError
-from reconstruct.quality import bias, rmse
+from reconstruct.quality import rmse
 from reconstruct.simulate import simulate_scan
 from reconstruct.simulated_scanner import Scanner
 
@@ -230,27 +232,50 @@ def torso(torso_objects: Any) -> tuple[list[Dataset], list[Dataset]]:
 def test_noisy_counts_with_rings_dead_pixels_and_drift_end_near_the_truth(
     torso: tuple[list[Dataset], list[Dataset]], shared_data: Path, bin_number: int
 ) -> None:
-    """Water within 3 % in each bin; where the truth is known, within 5 % of the scan without faults.
+    """In each bin fat and soft tissue have the means of the truth, and every voxel is as far from it as without faults.
 
-    There water is right within 1 %. Noise is most of the distance, and is the same before and after.
+    Noise is most of the distance, and is the same before and after. In the lowest bin four photons in ten thousand
+    pass the shoulders; bone, of which every ray to the spine sees more, comes out too faint there with faults or
+    without: it is not judged.
     """
-    truth = np.load(shared_data / "projections" / "torso_full" / "truth.npz")
-    hounsfield = truth["hu"].transpose(2, 1, 0)
-    whole, seen = VolumeGrid(hounsfield.shape, (3.0, 3.0, 3.0)), slice(18, 22)
-    grid, hounsfield_seen = whole.slab(18, 22), hounsfield[seen]
+    hounsfield, truth = torso_truth(shared_data, bin_number)
+    seen = slice(18, 22)
+    grid = VolumeGrid(hounsfield.shape, (3.0, 3.0, 3.0)).slab(seen.start, seen.stop)
     sound, faulty = (read_p1(objects) for objects in torso)
     wanted = Corrections(drift=True, rings="combined", unsteady_pixels=8.0)
     integrals = faulty.line_integrals(bin_number)
     plain = fdk(integrals, faulty.geometry, grid)
     mended = fdk(correct(integrals, faulty, bin_number, wanted), faulty.geometry, grid)
-    water = binary_erosion((hounsfield > 0) & (hounsfield < 80))[seen]
-    expected = (sound.bins[bin_number - 1].water_per_cm or 0) / 10 * (1 + hounsfield_seen[water].mean() / 1000)
-    assert mended[water].mean() == pytest.approx(expected, rel=0.03)
-    if bin_number == 3:
-        known = truth["mu_per_mm_bin3"].transpose(2, 1, 0)[seen] / 1e5
-        patient = hounsfield_seen > -500
-        goal = fdk(sound.line_integrals(bin_number), sound.geometry, grid)
-        distances = [rmse(volume, known, patient) for volume in (plain, mended, goal)]
-        assert distances[1] < distances[0], distances
-        assert distances[1] < 1.05 * distances[2], distances
-        assert abs(bias(mended, known, water)) < 0.01 * expected
+    goal = fdk(sound.line_integrals(bin_number), sound.geometry, grid)
+    tissues = {"fat": (-150, -50, 0.01), "soft tissue": (0, 80, {1: 0.03, 2: 0.02, 3: 0.01}[bin_number])}
+    for name, (low, high, within) in tissues.items():
+        inside = binary_erosion((hounsfield > low) & (hounsfield < high))[seen]
+        assert mended[inside].mean() == pytest.approx(truth[seen][inside].mean(), rel=within), name
+    patient = hounsfield[seen] > -500
+    before, after, without = (rmse(volume, truth[seen], patient) for volume in (plain, mended, goal))
+    assert after < 1.03 * without, (before, after, without)
+    if bin_number == 3:  # elsewhere noise hides what rings and drift add
+        assert after < before
+        bone = binary_erosion(hounsfield > 250)[seen]
+        assert mended[bone].mean() == pytest.approx(truth[seen][bone].mean(), rel=0.1), "blurred: bones are thin"
+
+
+def torso_truth(shared_data: Path, bin_number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hounsfield units and attenuation in a bin, 1/mm, (z, y, x).
+
+    From 150 HU on, the share of cortical bone rises to all at 1500 HU; the rest is water of another density. That is
+    the attenuation that the data tell of the third bin, to 2 % of water.
+    """
+    folder = shared_data / "projections" / "torso_full"
+    stored, told = np.load(folder / "truth.npz"), json.loads((folder / "geometry.json").read_text(encoding="utf-8"))
+    hounsfield = np.maximum(stored["hu"].transpose(2, 1, 0).astype(np.float64), -1000)
+    known = stored["mu_per_mm_bin3"].transpose(2, 1, 0) / 1e5
+    share = np.clip((hounsfield - 150) / 1350, 0, 1)
+
+    def attenuation(number: int) -> np.ndarray:
+        bone = BONE.per_mm([told["effective_kev"][number - 1]])[0]
+        return (1 - share) * told["mu_water_per_mm"][number - 1] * (1 + hounsfield / 1000) + share * bone
+
+    assert np.abs(attenuation(3) - known).mean() < 1e-5
+    assert np.abs(attenuation(3) - known)[hounsfield > 300].mean() < 0.02 * told["mu_water_per_mm"][2]
+    return hounsfield, known if bin_number == 3 else attenuation(bin_number)

@@ -19,7 +19,6 @@ from reconstruct.corrections.principal_point import (
 from reconstruct.corrections.rings import remove_rings
 from reconstruct.corrections.saturation import replace_saturated
 from reconstruct.corrections.scatter import remove_scatter
-from reconstruct.corrections.tiles import stitch
 from reconstruct.corrections.truncation import extrapolate, margins
 from reconstruct.corrections.unsteady_pixels import unsteady_pixels
 from reconstruct.fdk import fdk
@@ -351,41 +350,3 @@ def test_pixels_that_misbehave_only_in_the_views_are_found(clean: np.ndarray, ra
     noisy[:, 3, 50] += 0.03
     assert np.argwhere(unsteady_pixels(noisy)).tolist() == [[5, 30], [8, 12]]
     assert not unsteady_pixels(clean).any()
-
-
-# tiles
-
-
-def tiles_of(whole: np.ndarray, origins: list[tuple[int, int]], rows: int, columns: int) -> list[np.ndarray]:
-    return [whole[:, r : r + rows, c : c + columns].copy() for c, r in origins]
-
-
-def test_tiles_become_the_virtual_detector(clean: np.ndarray) -> None:
-    origins = [(0, 0), (26, 0), (34, 0), (0, 4), (26, 4), (34, 4)]
-    tiles = tiles_of(clean, origins, 8, 30)
-    np.testing.assert_allclose(stitch(tiles, origins, np.full_like(clean, 7.0)), clean, atol=1e-6)
-
-
-def test_levels_that_differ_blend_without_a_step(clean: np.ndarray) -> None:
-    origins = [(0, 0), (24, 0)]
-    low, high = tiles_of(np.zeros_like(clean), origins, ROWS, 40)
-    blended = stitch([low, high + 1], origins, np.empty_like(clean))[0, 6]
-    assert (blended[:24] == 0).all()
-    assert (blended[40:] == 1).all()
-    assert np.diff(blended).max() < 0.2
-
-
-def test_a_tile_between_pixels_is_interpolated() -> None:
-    ramp = np.broadcast_to(np.arange(20, dtype=np.float32), (2, 5, 20)).copy()
-    moved = ramp[:, :, :12] + 8.5
-    stitched = stitch([ramp[:, :, :12], moved], [(0.0, 0.0), (8.5, 0.0)], np.empty((2, 5, 20), np.float32))
-    np.testing.assert_allclose(stitched, ramp, atol=1e-5)
-
-
-def test_tiles_that_do_not_fit_are_refused(clean: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="leave a gap: nothing covers row 0, column 30"):
-        stitch(tiles_of(clean, [(0, 0)], ROWS, 30), [(0, 0)], np.empty_like(clean))
-    with pytest.raises(ValueError, match="reaches beyond the virtual detector of 12 × 64"):
-        stitch(tiles_of(clean, [(0, 0)], ROWS, 30), [(40, 0)], np.empty_like(clean))
-    with pytest.raises(ValueError, match="expected 120 views of each tile, got 3"):
-        stitch([clean[:3]], [(0, 0)], np.empty_like(clean))

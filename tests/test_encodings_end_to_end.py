@@ -129,6 +129,7 @@ def quick(folder: Path, *rules: SiteMapping) -> Settings:
     overrides = {
         "archive": {"data": folder / "archive"}, "jobs": {"max_attempts": 1}, "segmentation": {"enabled": False},
         "similarity": {"enabled": False}, "report": {"enabled": False}, "reconstruct": {"voxel_mm": 3.0},
+        "scan_quality": {"enabled": False},
     }  # fmt: skip
     return load_settings(environment={}, overrides=overrides).model_copy(update={"site_mappings": rules})
 

@@ -22,12 +22,13 @@ from segmented import (
 
 from plugins.embedding import is_picture
 from plugins.measurement.drawing import Entry, draw
-from plugins.measurement.key_picture import is_key_picture, key_picture
+from plugins.measurement.key_picture import key_picture
 from plugins.measurement.picture import volume_text
 from plugins.measurement.planes import Plane, centre_of, three_planes, window_of
 from plugins.measurement.segments import SegmentVoxels, coded_names, segments_of, voxels_of
 from plugins.measurement.subject import Source
 from plugins.node import CannotProceed, Series
+from plugins.pictures import is_drawn
 from plugins.segmentation.source_grid import source_grid
 from reconstruct.dicom_items import code
 
@@ -217,9 +218,9 @@ def test_key_pictures_and_reports_are_no_cases(drawn):
 
 def test_another_secondary_capture_is_no_key_picture(drawn):
     picture = picture_of(drawn)
-    assert is_key_picture(picture)
+    assert is_drawn(picture)
     picture.ImageType = ["DERIVED", "SECONDARY"]
-    assert not is_key_picture(picture)
+    assert not is_drawn(picture)
 
 
 def test_segments_without_a_voxel_have_no_picture(archive, tmp_path):

@@ -37,7 +37,8 @@ PHANTOM = "contrast-agents"
 def settings_of(archive: Archive, **materials: Any) -> Settings:
     overrides = {
         "archive": {"data": archive.data}, "jobs": {"max_attempts": 1}, "similarity": {"enabled": False},
-        "segmentation": {"enabled": False}, "materials": {"enabled": True, **materials},
+        "segmentation": {"enabled": False}, "scan_quality": {"enabled": False},
+        "materials": {"enabled": True, **materials},
     }  # fmt: skip
     return load_settings(environment={}, overrides=overrides)
 

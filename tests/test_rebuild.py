@@ -406,7 +406,8 @@ def test_a_file_system_without_hard_links_will_do(filled, monkeypatch):
 
 @pytest.fixture
 def settings(tmp_path):
-    overrides = {"archive": {"data": tmp_path / "archive"}, "reconstruct": {"voxel_mm": 1.0}}
+    overrides = {"archive": {"data": tmp_path / "archive"}, "reconstruct": {"voxel_mm": 1.0},
+                 "scan_quality": {"enabled": False}}  # fmt: skip
     return load_settings(environment={}, overrides=overrides)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -12,13 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from plugins.canvas import BACKGROUND, DPI, FONT, QUIET, TEXT, Writer
 from plugins.measurement.planes import Plane
 
-_BACKGROUND, _TEXT, _QUIET = "#000000", "#f1f3f4", "#9aa0a6"
-_DPI = 100
 _MARGIN_PX, _HEADER_PX, _ROW_PX, _FOOTER_PX = 18, 62, 26, 20
 _AROUND_PX = 24
 """Around each plane, for its name, the letters and the scale bar."""
@@ -27,7 +24,6 @@ _LEAST_PX = 170
 _HIGHEST = 0.8
 """Most height of a plane, as a fraction of the width of the picture."""
 _FILL = 0.2
-_FONT = {"font.family": "DejaVu Sans", "text.parse_math": False}
 _LINES = (5, 24)
 """Most entries of a legend in one column, and in two; beyond there are three."""
 _TABLE_PX, _VOLUME_AT, _CHARACTER_PX = 640, 0.62, 7.3
@@ -84,51 +80,20 @@ def draw(
     per_mm = min(free / sum(plane.size_mm[1] for plane in planes), _HIGHEST * width / tallest)
     lines = -(-len(legend) // _columns(legend))
     height = round(_HEADER_PX + per_mm * tallest + 2 * _AROUND_PX + _ROW_PX * (lines + 1) + 2 * _FOOTER_PX)
-    with mpl.rc_context(_FONT):
-        figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
+    with mpl.rc_context(FONT):
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
         canvas = FigureCanvasAgg(figure)
-        write = _Writer(figure, width, height)
+        write = Writer(figure, width, height)
         write(_MARGIN_PX, 22, title, size=13, weight="bold")
-        write(_MARGIN_PX, 44, subtitle, colour=_QUIET)
+        write(_MARGIN_PX, 44, subtitle, colour=QUIET)
         _planes(write, planes, {entry.number: entry.colour for entry in legend}, window, per_mm)
         _legend(write, legend, lines)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-@dataclass(frozen=True, eq=False)
-class _Writer:
-    """Writes on the figure; places in pixels from the left and from the top."""
-
-    figure: Figure
-    width: int
-    height: int
-
-    def __call__(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        colour: str = _TEXT,
-        size: float = 9.5,
-        align: Literal["left", "center", "right"] = "left",
-        weight: Literal["normal", "bold"] = "normal",
-    ) -> None:
-        place = (x / self.width, 1 - y / self.height)
-        self.figure.text(*place, text, color=colour, fontsize=size, ha=align, va="center_baseline", weight=weight)
-
-    def box(self, left: float, top: float, wide: float, tall: float) -> tuple[float, float, float, float]:
-        """Return a box as fractions of the figure from its lower left corner: left, bottom, width, height."""
-        return left / self.width, 1 - (top + tall) / self.height, wide / self.width, tall / self.height
-
-    def fill(self, left: float, top: float, wide: float, tall: float, colour: str) -> None:
-        x, y, w, h = self.box(left, top, wide, tall)
-        self.figure.add_artist(Rectangle((x, y), w, h, facecolor=colour, edgecolor="none"))
-
-
 def _planes(
-    write: _Writer, planes: Sequence[Plane], colours: dict[int, str], window: tuple[float, float], per_mm: float
+    write: Writer, planes: Sequence[Plane], colours: dict[int, str], window: tuple[float, float], per_mm: float
 ) -> None:
     sizes = [(plane.size_mm[0] * per_mm, plane.size_mm[1] * per_mm) for plane in planes]
     slots = [max(wide + 2 * _AROUND_PX, _LEAST_PX) for _, wide in sizes]
@@ -178,11 +143,11 @@ def _segment(axis: Axes, plane: Plane, mask: NDArray[np.bool_], colour: str) -> 
 def _cross(axis: Axes, plane: Plane) -> None:
     tall, wide = plane.size_mm
     row, column = ((place + 0.5) * step for place, step in zip(plane.cross, plane.spacing_mm, strict=True))
-    axis.plot((0, wide), (row, row), color=_TEXT, linewidth=0.6, alpha=0.35)
-    axis.plot((column, column), (0, tall), color=_TEXT, linewidth=0.6, alpha=0.35)
+    axis.plot((0, wide), (row, row), color=TEXT, linewidth=0.6, alpha=0.35)
+    axis.plot((column, column), (0, tall), color=TEXT, linewidth=0.6, alpha=0.35)
 
 
-def _around(write: _Writer, plane: Plane, place: tuple[float, float, float, float]) -> None:
+def _around(write: Writer, plane: Plane, place: tuple[float, float, float, float]) -> None:
     """Write the plane's name and the letters of its sides around it."""
     (left, top, wide, tall), away = place, _AROUND_PX / 2
     middle, centre = top + tall / 2, left + wide / 2
@@ -192,7 +157,7 @@ def _around(write: _Writer, plane: Plane, place: tuple[float, float, float, floa
         (centre, top - away, at_top), (centre, top + tall + away, at_bottom),
     ):  # fmt: skip
         write(x, y, letter, size=11, align="center", weight="bold")
-    write(left, top - away, plane.name, colour=_QUIET)
+    write(left, top - away, plane.name, colour=QUIET)
 
 
 def _bar_mm(widest: float) -> float:
@@ -201,12 +166,12 @@ def _bar_mm(widest: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= widest / 4))
 
 
-def _scale_bar(write: _Writer, length_mm: float, length: float, right: float, top: float) -> None:
-    write.fill(right - length, top + 5, length, 3, _TEXT)
+def _scale_bar(write: Writer, length_mm: float, length: float, right: float, top: float) -> None:
+    write.fill(right - length, top + 5, length, 3, TEXT)
     write(right - length / 2, top + 17, f"{length_mm:g} mm", size=8.5, align="center")
 
 
-def _legend(write: _Writer, legend: Sequence[Entry], lines: int) -> None:
+def _legend(write: Writer, legend: Sequence[Entry], lines: int) -> None:
     """Write the legend as a table, column below column; the numbers stand under their headings."""
     wide = (write.width - 2 * _MARGIN_PX) / _columns(legend)
     table = min(_TABLE_PX, wide - 2 * _MARGIN_PX)
@@ -216,8 +181,8 @@ def _legend(write: _Writer, legend: Sequence[Entry], lines: int) -> None:
         left, y = _MARGIN_PX + column * wide, first + line * _ROW_PX
         volume, spread = left + _VOLUME_AT * table, left + table
         if line == 0:
-            write(volume, y - _ROW_PX, "volume", colour=_QUIET, align="right")
-            write(spread, y - _ROW_PX, "mean ± SD", colour=_QUIET, align="right")
+            write(volume, y - _ROW_PX, "volume", colour=QUIET, align="right")
+            write(spread, y - _ROW_PX, "mean ± SD", colour=QUIET, align="right")
         write.fill(left, y - 7, 14, 14, entry.colour)
         write(left + 24, y, _shortened(entry.label, int((_VOLUME_AT * table - 100) / _CHARACTER_PX)))
         write(volume, y, entry.volume, align="right")

@@ -11,22 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import SecondaryCaptureImageStorage
 
-from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
+from config.identity import derived_uid
 from plugins.measurement.provenance import context_of
+from plugins.pictures import KEY_PICTURE, complete
 from reconstruct.dicom_items import code, item_of
 from reconstruct.part10 import with_file_meta
 from reconstruct.provenance import number_after
 
 _SERIES_NUMBER_OFFSET = 2000
-IMAGE_TYPE = ("DERIVED", "SECONDARY", "KEY PICTURE")
-"""Image Type of key pictures; the third value is ours to choose (PS3.3 C.7.6.1.1.2)."""
-
-
-def is_key_picture(header: Dataset) -> bool:
-    """Whether an image is a key picture that this node or another one drew: it shows a case, but is none."""
-    return tuple(header.get("ImageType") or ()) == IMAGE_TYPE and header.get("Manufacturer") == MANUFACTURER
 
 
 def key_picture(
@@ -48,10 +41,9 @@ def key_picture(
         How it was made.
     """
     dataset = context_of(seg)
-    dataset.SOPClassUID = SecondaryCaptureImageStorage
+    complete(dataset, pixels, KEY_PICTURE)
     dataset.SeriesInstanceUID = series_uid
     dataset.SOPInstanceUID = derived_uid(series_uid, str(seg.SOPInstanceUID))
-    dataset.Modality = "OT"
     dataset.SeriesNumber = number_after(seg, _SERIES_NUMBER_OFFSET)
     dataset.InstanceNumber = int(seg.get("InstanceNumber") or 1)
     dataset.SeriesDescription = f"Key picture: {seg.get('SeriesDescription') or 'segments'}"[:64]
@@ -59,18 +51,11 @@ def key_picture(
         told = seg.get(f"Content{what}") or seg.get(f"Series{what}") or ""
         setattr(dataset, f"Series{what}", told)
         setattr(dataset, f"Content{what}", told)
-    dataset.Laterality = dataset.PatientOrientation = None
-    dataset.ConversionType = "WSD"
-    dataset.Manufacturer = dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
-    dataset.ManufacturerModelName = dataset.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
-    dataset.SoftwareVersions = dataset.SecondaryCaptureDeviceSoftwareVersions = version()
     _add_sources(dataset, seg, slices, description)
-    _add_pixels(dataset, pixels)
     return with_file_meta(dataset)
 
 
 def _add_sources(dataset: Dataset, seg: Dataset, slices: Sequence[Dataset], description: str) -> None:
-    dataset.ImageType = list(IMAGE_TYPE)
     dataset.DerivationDescription = description[:1024]
     dataset.DerivationCodeSequence = [code("113072", "DCM", "Multiplanar reformatting")]
     dataset.SourceImageSequence = [
@@ -82,7 +67,6 @@ def _add_sources(dataset: Dataset, seg: Dataset, slices: Sequence[Dataset], desc
         for source in (seg, *slices)
     ]
     _add_what_identifies(dataset, slices)
-    dataset.LossyImageCompression = "00"
 
 
 def _add_what_identifies(dataset: Dataset, slices: Sequence[Dataset]) -> None:
@@ -97,12 +81,3 @@ def _add_what_identifies(dataset: Dataset, slices: Sequence[Dataset]) -> None:
     dataset.BurnedInAnnotation = "YES" if "YES" in burned_in else "NO"
     if "YES" in recognizable or recognizable == {"NO"}:
         dataset.RecognizableVisualFeatures = "YES" if "YES" in recognizable else "NO"
-
-
-def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint8]) -> None:
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit, dataset.PixelRepresentation = 7, 0
-    packed = pixels.tobytes()
-    dataset.add_new("PixelData", "OB", packed + bytes(len(packed) % 2))

@@ -25,15 +25,16 @@ from reconstruct.corrections.principal_point import (
     estimate_principal_column,
     with_principal_column,
 )
-from reconstruct.corrections.rings import remove_rings
+from reconstruct.corrections.rings import ROWS_AT_ONCE, remove_rings
 from reconstruct.corrections.scatter import remove_scatter
 from reconstruct.corrections.truncation import extrapolate
 from reconstruct.corrections.unsteady_pixels import unsteady_pixels
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.materials import WATER
-from reconstruct.projections.functional_groups import frame_attributes
+from reconstruct.projections.functional_groups import first_attributes
 from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.spectrum import bin_spectra
+from reconstruct.stations import stations_of
 from reconstruct.working_memory import file_array
 
 _log = logging.getLogger(__name__)
@@ -72,8 +73,10 @@ def calibrated(
     if corrections.principal_point == "missing" and tells_principal_point(scan):
         return scan, as_given
     integrals = scan.line_integrals(1, progress, file_array(scan.shape, folder), corrections.of_counts)
+    # Conjugate rays are those of one circle: of several axial positions the first serves.
+    station = stations_of(scan.geometry)[0]
     try:
-        found = estimate_principal_column(integrals, scan.geometry)
+        found = estimate_principal_column(station.of(integrals), station.geometry)
     except ValueError as error:
         if corrections.principal_point == "missing":
             return replace(scan, notes=(*scan.notes, f"the principal point stays in the middle: {error}")), as_given
@@ -99,7 +102,7 @@ def tells_principal_point(scan: Scan) -> bool:
     """Whether the scan says where the central ray meets the detector; else its centre was taken."""
     if scan.geometry_from.partition(":")[0] != "angles and distances":
         return True
-    first = frame_attributes(scan.header)[0]
+    first = first_attributes(scan.header)
     return any(first.get(k) is not None for k in ("PositionOfIsocenterProjection", "PrincipalPoint"))
 
 
@@ -109,7 +112,9 @@ def corrected_integrals(
     corrections: Corrections,
     *,
     out: Image,
+    rows_at_once: int = ROWS_AT_ONCE,
     progress: Callable[[float], None] | None = None,
+    as_read: Image | None = None,
 ) -> Image:
     """Read the line integrals of an energy bin and correct them.
 
@@ -119,8 +124,12 @@ def corrected_integrals(
         What is `left_to_do`.
     out
         Where they go, (view, row, column) float32 with the columns of `Corrections.margins` besides those of the scan.
+    rows_at_once
+        As `remove_rings` takes it.
     progress
         Called with the fraction done; may raise to stop the work.
+    as_read
+        What reading gives, for one who has read them already with the same corrections of counts.
 
     Returns
     -------
@@ -134,9 +143,19 @@ def corrected_integrals(
     before, after = corrections.margins(scan)
     measured = out[:, :, before : out.shape[2] - after]
     tell = progress or (lambda _fraction: None)
-    scan.line_integrals(bin_number, lambda fraction: tell(fraction / 2), measured, corrections.of_counts)
+    if as_read is None:
+        scan.line_integrals(bin_number, lambda fraction: tell(fraction / 2), measured, corrections.of_counts)
+    else:
+        measured[...] = as_read
     try:
-        correct(measured, scan, bin_number, corrections, lambda fraction: tell(0.5 + fraction / 2))
+        correct(
+            measured,
+            scan,
+            bin_number,
+            corrections,
+            rows_at_once=rows_at_once,
+            progress=lambda fraction: tell(0.5 + fraction / 2),
+        )
         if corrections.truncation != "none":
             water = _water_per_column(scan, bin_number) if corrections.truncation == "water" else 0.0
             extrapolate(out, before, after, corrections.truncation, water_per_column=water)
@@ -150,12 +169,16 @@ def correct(
     scan: Scan,
     bin_number: int,
     corrections: Corrections,
+    *,
+    rows_at_once: int = ROWS_AT_ONCE,
     progress: Callable[[float], None] | None = None,
 ) -> Image:
     """Correct line integrals of the size of the detector, (view, row, column) float32, in place.
 
     Parameters
     ----------
+    rows_at_once
+        As `remove_rings` takes it.
     progress
         Called with the fraction done, between steps and during the long one; may raise to stop the work.
 
@@ -180,6 +203,7 @@ def correct(
         corrections.rings,
         size=corrections.ring_columns,
         deviations=corrections.ring_deviations,
+        rows_at_once=rows_at_once,
         progress=lambda fraction: tell(0.3 + 0.6 * fraction),
     )
     hardening = hardening_of(scan, bin_number, corrections)
@@ -199,7 +223,7 @@ def hardening_of(scan: Scan, bin_number: int, corrections: Corrections) -> Harde
     if corrections.beam_hardening == "polynomial":
         return given_polynomial(corrections.beam_hardening_polynomial, bin_number, len(scan.bins))
     thresholds = [energy_bin.low_kev for energy_bin in scan.bins]
-    kvp = frame_attributes(scan.header)[0].get("KVP")
+    kvp = first_attributes(scan.header).get("KVP")
     if kvp is None or None in thresholds:
         raise ValueError("beam hardening cannot be computed: KVP (0018,0060) or the thresholds (0071,xx22) are missing")
     lows = [float(low) for low in thresholds if low is not None]

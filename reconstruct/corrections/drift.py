@@ -6,8 +6,12 @@ from the outermost columns of each view instead.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 from numpy.typing import NDArray
+
+from reconstruct.working_memory import pieces
 
 Image = NDArray[np.float32]
 
@@ -19,8 +23,6 @@ _STEEPEST = 0.02
 
 _MOST = 0.5
 """Line integral of a strip that no drift explains."""
-
-_VIEWS_AT_ONCE = 32
 
 
 def source_drift(integrals: Image, *, strip: float = STRIP) -> NDArray[np.float64]:
@@ -47,8 +49,8 @@ def source_drift(integrals: Image, *, strip: float = STRIP) -> NDArray[np.float6
     if 2 * width > columns:
         raise ValueError(f"expected at least 4 columns to find air at both ends of the rows, got {columns}")
     drift = np.full(views, np.nan)
-    for view in range(views):
-        levels = [_air(integrals[view, :, ends]) for ends in (slice(0, width), slice(columns - width, columns))]
+    for view, image in enumerate(chain.from_iterable(pieces(integrals))):
+        levels = [_air(image[:, ends]) for ends in (slice(0, width), slice(columns - width, columns))]
         seen = [level for level in levels if level is not None]
         if seen:
             drift[view] = np.mean(seen) if np.ptp(seen) < _STEEPEST else min(seen)
@@ -72,9 +74,8 @@ def remove_drift(integrals: Image, drift: NDArray[np.float64]) -> Image:
     drift
         (view,).
     """
-    for start in range(0, len(integrals), _VIEWS_AT_ONCE):
-        views = slice(start, start + _VIEWS_AT_ONCE)
-        integrals[views] -= drift[views, None, None].astype(np.float32)
+    for view, level in zip(chain.from_iterable(pieces(integrals)), drift.astype(np.float32), strict=True):
+        view -= level
     return integrals
 
 

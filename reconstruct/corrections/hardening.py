@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from reconstruct.materials import WATER
 from reconstruct.spectrum import BinSpectrum
+from reconstruct.working_memory import pieces
 
 Image = NDArray[np.float32]
 
@@ -23,7 +24,6 @@ _MOST = 7.0
 """Line integral up to which the polynomial is fitted: a photon in a thousand."""
 
 _SAMPLES = 200
-_VIEWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ def water_polynomial(spectrum: BinSpectrum, water_per_mm: float) -> Hardening:
 
 def harden_back(integrals: Image, polynomial: Hardening) -> Image:
     """Apply a polynomial to (view, row, column) line integrals, in place; they are returned."""
-    for start in range(0, len(integrals), _VIEWS_AT_ONCE):
-        views = slice(start, start + _VIEWS_AT_ONCE)
-        integrals[views] = polynomial.of(integrals[views])
+    for views in pieces(integrals):
+        views[...] = polynomial.of(views)
     return integrals
 
 

@@ -9,6 +9,7 @@ Patel et al., "Self-calibration of a cone-beam micro-CT system", Med. Phys. 36 (
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import scipy  # loads its parts when they are used
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from reconstruct.arcs import arc_of
 from reconstruct.geometry import ConeBeamGeometry
+from reconstruct.working_memory import pieces
 
 _PARTS = 6
 """Parts of the circle whose estimates are compared."""
@@ -161,9 +163,8 @@ def _central_sinogram(integrals: NDArray[np.float32], geometry: ConeBeamGeometry
     reach = max(1, geometry.rows // 50)
     middle = np.rint(rows).astype(int)
     first = np.clip(middle - reach, 0, geometry.rows - 1)
-    return np.stack(
-        [integrals[view, low : low + 2 * reach + 1].mean(axis=0) for view, low in enumerate(first)]
-    )
+    views = zip(chain.from_iterable(pieces(integrals)), first, strict=True)
+    return np.stack([image[low : low + 2 * reach + 1].mean(axis=0) for image, low in views])
 
 
 def _axis_pixels(geometry: ConeBeamGeometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -8,6 +8,7 @@ detector row; a stripe is a column. Its line integrals are off by a constant, fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 
 from reconstruct.kernels_rings import median_along_rows
+from reconstruct.working_memory import pieces
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -24,7 +26,12 @@ RingMethod = Literal["none", "sorted", "combined"]
 METHODS: tuple[str, ...] = get_args(RingMethod)
 """What `remove_rings` can do."""
 
-_ROWS_AT_ONCE = 8
+ROWS_AT_ONCE = 8
+"""Detector rows whose sinograms are held at once, unless told otherwise."""
+
+SINOGRAM_BYTES = 40
+"""What the removal takes, besides the sinograms held, for each pixel of the one that it works on."""
+
 _DROPPED = 0.1
 """Share of the lowest and of the highest values of a column that do not count for its offset."""
 
@@ -114,6 +121,7 @@ def remove_rings(
     *,
     size: int = 0,
     deviations: float = 3.0,
+    rows_at_once: int = ROWS_AT_ONCE,
     progress: Callable[[float], None] | None = None,
 ) -> Image:
     """Remove the stripes from the sinogram of every detector row, in place.
@@ -129,6 +137,8 @@ def remove_rings(
         Columns of the medians; 0: `automatic_size`.
     deviations
         Robust standard deviations that make a column a stripe; "combined" only.
+    rows_at_once
+        Rows that are read at once: more are quicker where the array is a memory map.
     progress
         Called with the fraction done; may raise to stop the work.
 
@@ -149,16 +159,19 @@ def remove_rings(
     if method == "none":
         return integrals
     rows = integrals.shape[1]
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        band = slice(start, min(start + _ROWS_AT_ONCE, rows))
-        sinograms = np.ascontiguousarray(np.moveaxis(integrals[:, band], 1, 0))
+    for start in range(0, rows, rows_at_once):
+        band = slice(start, min(start + rows_at_once, rows))
+        sinograms = np.empty((band.stop - start, len(integrals), integrals.shape[2]), np.float32)
+        for view, part in enumerate(chain.from_iterable(pieces(integrals))):
+            sinograms[:, view] = part[band]
         for sinogram in sinograms:
             cleaned = sinogram
             if method == "combined":
                 cleaned = bridge_dead_stripes(cleaned, size, deviations)
                 cleaned = remove_wide_stripes(cleaned, size, deviations)
             sinogram[:] = sort_out_stripes(cleaned, size)
-        integrals[:, band] = np.moveaxis(sinograms, 0, 1)
+        for view, part in enumerate(chain.from_iterable(pieces(integrals))):
+            part[band] = sinograms[:, view]
         if progress is not None:
             progress(band.stop / rows)
     return integrals

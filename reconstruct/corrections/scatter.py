@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from reconstruct.working_memory import pieces
+
 Image = NDArray[np.float32]
 
 MOST = 0.9
@@ -40,9 +42,10 @@ def remove_scatter(integrals: Image, fraction: float) -> Image:
         raise ValueError(f"expected a fraction of scatter from 0 to below 1, got {fraction}")
     if fraction == 0:
         return integrals
-    for view in integrals:
-        transmission = np.exp(-view)
-        scatter = np.float32(fraction * transmission.mean(dtype=np.float64))
-        primary = np.maximum(transmission - scatter, np.float32(1 - MOST) * transmission)
-        view[...] = -np.log(primary)
+    for views in pieces(integrals):
+        for view in views:
+            transmission = np.exp(-view)
+            scatter = np.float32(fraction * transmission.mean(dtype=np.float64))
+            primary = np.maximum(transmission - scatter, np.float32(1 - MOST) * transmission)
+            view[...] = -np.log(primary)
     return integrals

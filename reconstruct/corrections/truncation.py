@@ -20,6 +20,7 @@ from reconstruct.arcs import arc_of
 from reconstruct.corrections.principal_point import axis_columns
 from reconstruct.field_of_view import fan_of
 from reconstruct.geometry import ConeBeamGeometry
+from reconstruct.working_memory import pieces
 
 Image = NDArray[np.float32]
 Truncation = Literal["none", "cosine", "water"]
@@ -27,7 +28,6 @@ Truncation = Literal["none", "cosine", "water"]
 METHODS: tuple[str, ...] = get_args(Truncation)
 """What `extrapolate` can do."""
 
-_VIEWS_AT_ONCE = 16
 _FIT = 0.03
 """Columns at the edge that tell value and slope, as a fraction of all."""
 
@@ -84,8 +84,7 @@ def extrapolate(
     if method == "water" and not water_per_column > 0:
         raise ValueError(f"expected water that attenuates for the extrapolation, got {water_per_column} per column")
     columns = extended.shape[2]
-    for start in range(0, len(extended), _VIEWS_AT_ONCE):
-        block = extended[start : start + _VIEWS_AT_ONCE]
+    for block in pieces(extended):
         measured = block[:, :, before : columns - after]
         for margin, inwards in ((block[:, :, :before][..., ::-1], measured),
                                 (block[:, :, columns - after :], measured[..., ::-1])):  # fmt: skip

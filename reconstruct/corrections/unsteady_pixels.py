@@ -9,6 +9,8 @@ import numpy as np
 import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 
+from reconstruct.working_memory import release
+
 _MOST_VIEWS = 64
 """Views that are looked at, spread over the scan."""
 
@@ -36,6 +38,7 @@ def unsteady_pixels(integrals: NDArray[np.float32], *, deviations: float = 8.0) 
     for view in integrals[::step]:
         distance += np.abs(view - scipy.ndimage.median_filter(view, size=5, mode="nearest"))
         count += 1
+        release(view)
     distance /= count
     excess = distance - scipy.ndimage.median_filter(distance, size=7, mode="nearest")
     spread = 1.4826 * float(np.median(np.abs(excess - np.median(excess))))

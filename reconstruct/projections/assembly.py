@@ -5,11 +5,11 @@ An `encoding.Encoding` says where its instances keep what; nothing here asks whi
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -22,21 +22,32 @@ from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.encoding import ROLES, Encoding
 from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
 from reconstruct.projections.frames import Counter, Frame, ScanError
-from reconstruct.projections.functional_groups import Attributes
 from reconstruct.projections.moments import acquired_s
 from reconstruct.projections.quantities import name_of, quantity
 from reconstruct.projections.request import read_request
-from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance
+from reconstruct.projections.roles import RoledFrame, role_of, words_of
+from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance, Tiles
+from reconstruct.projections.tiling import (
+    TileFrames,
+    check_exposures,
+    in_the_order_of,
+    place_of,
+    split_by_tile,
+    virtual_detector,
+    words_of_tiling,
+)
 from reconstruct.projections.view_geometry import ANGLES, TakenGeometry, difference, geometry_of
 
 
 @dataclass(frozen=True, eq=False)
-class RoledFrame:
-    """A frame with its attributes and its role, before frames are grouped."""
+class _Detector:
+    """What a scan was taken with: its geometry, its frames, and notes for the user; several tiles have `tiles`."""
 
-    frame: Frame
-    attributes: Attributes
-    role: str
+    taken: TakenGeometry
+    views_of_bins: Sequence[Sequence[RoledFrame]]
+    counters: tuple[Counter, ...]
+    notes: tuple[str, ...]
+    tiles: Tiles | None = None
 
 
 def assemble(encoding: Encoding, instances: Iterable[Path | Dataset]) -> Scan:
@@ -68,37 +79,37 @@ def assemble(encoding: Encoding, instances: Iterable[Path | Dataset]) -> Scan:
     by_bin = {
         role: group_by_bin([f for f in frames if f.role == role], lambda f: f.attributes, bins) for role in ROLES
     }
-    views_of_bins = [_in_order(group) for group in by_bin["PROJECTION"]]
-    _check_equal_views(views_of_bins)
-    counters = tuple(
-        _counter(views, flats, darks)
-        for views, flats, darks in zip(views_of_bins, by_bin["FLAT"], by_bin["DARK"], strict=True)
-    )
     header = next(
         header
         for (header, _), own in zip(headers, frames_of, strict=True)
         if any(frame.role == "PROJECTION" for frame in own)
     )
-    taken, notes = _geometry(encoding, views_of_bins, header)
-    curved = _curved(encoding, views_of_bins[0], header, taken.geometry)
+    tiles = split_by_tile(by_bin)
+    one = _detector(encoding, tiles[0], header) if len(tiles) == 1 else _tiled_detector(encoding, tiles, header)
+    taken = one.taken
+    curved = _curved(encoding, one.views_of_bins[0], header, taken.geometry)
+    if curved is not None and one.tiles is not None:
+        raise ScanError("the detector is a cylinder of several tiles, and only plane ones can be stitched")
     scan = Scan(
         uid=str(projections[0].attributes.get("ScanSetUID") or header.SeriesInstanceUID),
         geometry=taken.geometry if curved is None else curved.plane,
         geometry_from=taken.taken_from,
         bins=bins,
-        counters=counters,
+        counters=one.counters,
         header=header,
         sources=tuple(SourceInstance(str(h.SOPClassUID), str(h.SOPInstanceUID)) for h, _ in headers),
         pixel_meaning=meaning,
         counter_kind=kind,
         counting_mode=str(projections[0].attributes.get("CountingMode") or ""),
-        corrections=frozenset(_values(projections[0].attributes.get("CorrectionsApplied"))),
+        corrections=frozenset(words_of(projections[0].attributes.get("CorrectionsApplied"))),
         request=read_request(projections[0].attributes),
-        notes=notes,
+        notes=one.notes,
         knows_detector_distance=taken.knows_detector_distance,
         curved=curved,
+        tiles=one.tiles,
     )
-    _check_reference(scan)
+    for counters in scan.detectors:
+        _check_reference(scan, counters)
     return scan
 
 
@@ -153,24 +164,8 @@ def _frames(encoding: Encoding, header: Dataset, instance: Path | Dataset) -> li
             bits_stored=int(header.BitsStored),
             acquired_s=acquired_s(attributes),
         )
-        frames.append(RoledFrame(encoding.stored(frame), attributes, _role(attributes)))
+        frames.append(RoledFrame(encoding.stored(frame), attributes, role_of(attributes)))
     return frames
-
-
-def _role(attributes: Attributes) -> str:
-    role = str(attributes.get("FrameRole") or "")
-    if not role:
-        image_type = {*_values(attributes.get("FrameType")), *_values(attributes.get("ImageType"))}
-        role = next((name for name in ("FLAT", "DARK") if name in image_type), "PROJECTION")
-    if role not in ROLES:
-        raise ScanError(f"Frame Role (0071,xx10) is {role!r}, expected one of {', '.join(ROLES)}")
-    return role
-
-
-def _values(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (str(value),) if isinstance(value, str) else tuple(str(part) for part in value)
 
 
 def _meaning(encoding: Encoding, projections: Sequence[RoledFrame]) -> PixelMeaning:
@@ -203,16 +198,60 @@ def _check_equal_sizes(frames: Sequence[RoledFrame]) -> None:
         raise ScanError(f"the frames have several sizes, rows × columns: {told}")
 
 
-def _check_equal_views(views_of_bins: Sequence[Sequence[RoledFrame]]) -> None:
+def _detector(encoding: Encoding, frames: TileFrames, header: Dataset) -> _Detector:
+    """Read the geometry of one detector, or of one tile, its views in order of acquisition."""
+    views_of_bins = [_in_order(group) for group in frames.views]
     for number, views in enumerate(views_of_bins, start=1):
         if len(views) != len(views_of_bins[0]):
             raise ScanError(
                 f"energy bin {number} has {len(views)} views, energy bin 1 has {len(views_of_bins[0])}"
             )
-    for keyword, what in (("CameraPosition", "camera positions (0071,xx1A)"), ("TileOrigin", "tiles (0071,xx30)")):
-        values = {str(view.attributes.get(keyword)) for view in views_of_bins[0]}
-        if len(values) > 1:
-            raise ScanError(f"the scan was taken in {len(values)} {what}, and only one can be reconstructed")
+    taken, notes = _geometry(encoding, views_of_bins, header)
+    camera = place_of(views_of_bins[0][0].attributes).camera_mm
+    if camera is not None and any(camera) and taken.taken_from == ANGLES:
+        notes = (*notes, f"the camera stood at {camera[0]:g} mm, which the principal point is taken to include")
+    return _Detector(taken, views_of_bins, _counters(frames, views_of_bins), notes)
+
+
+def _tiled_detector(encoding: Encoding, tiles: Sequence[TileFrames], header: Dataset) -> _Detector:
+    """Put the tiles of a scan on one virtual detector, their views in the order of the first tile."""
+    first = _detector(encoding, tiles[0], header)
+    geometries, ordered = [first.taken.geometry], [replace(tiles[0], views=[list(v) for v in first.views_of_bins])]
+    for tile in tiles[1:]:
+        other = _detector(encoding, tile, header)
+        order = in_the_order_of(first.taken.geometry, other.taken.geometry, tile.place)
+        geometries.append(other.taken.geometry.select(order))
+        ordered.append(replace(tile, views=[[views[view] for view in order] for views in other.views_of_bins]))
+    check_exposures(ordered)
+
+    def of_virtual(rows: int, columns: int) -> ConeBeamGeometry:
+        size = {"Rows": rows, "Columns": columns}
+        views = [[replace(v, attributes=ChainMap(size, v.attributes)) for v in views]  # type: ignore[arg-type]
+                 for views in ordered[0].views]  # fmt: skip
+        return _geometry(encoding, views, header)[0].geometry
+
+    detector, geometry = virtual_detector(
+        [tile.place for tile in tiles],
+        geometries,
+        of_virtual,
+        knows_distance=first.taken.knows_detector_distance,
+    )
+    counters = tuple(_counters(tile, tile.views) for tile in ordered)
+    notes = [note for note in first.notes if not note.startswith("the camera stood")]
+    return _Detector(
+        replace(first.taken, geometry=geometry),
+        first.views_of_bins,
+        counters[0],
+        (*notes, words_of_tiling(detector)),
+        Tiles(detector, counters),
+    )
+
+
+def _counters(frames: TileFrames, views_of_bins: Sequence[Sequence[RoledFrame]]) -> tuple[Counter, ...]:
+    return tuple(
+        _counter(views, flats, darks)
+        for views, flats, darks in zip(views_of_bins, frames.flats, frames.darks, strict=True)
+    )
 
 
 def _counter(views: Sequence[RoledFrame], flats: Sequence[RoledFrame], darks: Sequence[RoledFrame]) -> Counter:
@@ -266,19 +305,19 @@ def _curved(
     return CurvedDetector.of(geometry, in_patient_axes(unshifted, patient_position(header)))
 
 
-def _check_reference(scan: Scan) -> None:
+def _check_reference(scan: Scan, counters: Sequence[Counter]) -> None:
     """Refuse counts without anything to compare them with."""
     if scan.pixel_meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL):
         return
-    by_flats = any(counter.flats for counter in scan.counters)
-    for number, counter in enumerate(scan.counters, start=1):
+    by_flats = any(counter.flats for counter in counters)
+    for number, counter in enumerate(counters, start=1):
         if not (counter.flats if by_flats else counter.unattenuated):
             raise ScanError(
                 f"energy bin {number} has neither flat fields (Frame Role (0071,xx10) FLAT) nor an unattenuated value "
                 "I0 (0071,xx09)"
             )
     if not by_flats and scan.counter_kind is CounterKind.CUMULATIVE:
-        _check_descending(scan.counters)
+        _check_descending(counters)
 
 
 def _check_descending(counters: Sequence[Counter]) -> None:

@@ -64,8 +64,8 @@ _TABLE = (
     Element(0x17, "FD", "2", "PrincipalPoint"),  # column\row, 0-based
     Element(0x18, "FD", "3", "DetectorTilt"),  # about the column direction, the row direction, the central ray
     Element(0x19, "FD", "1", "AxialSamplePosition"),
-    Element(0x1A, "FD", "1", "CameraPosition"),
-    Element(0x30, "FD", "2", "TileOrigin"),
+    Element(0x1A, "FD", "1-2", "CameraPosition"),  # along the columns, then the rows, on the detector, mm
+    Element(0x30, "FD", "2", "TileOrigin"),  # column\\row of its first pixel on the virtual detector, 0-based
     # the energy bin
     Element(0x20, "US", "1", "EnergyBinIndex"),  # 1-based
     Element(0x21, "US", "1", "EnergyBinCount"),

@@ -101,7 +101,10 @@ def read_frames(frames: Sequence[Frame]) -> Iterator[tuple[NDArray[np.float32], 
                 if frame.transposed:
                     stored = stored.T
                 full = saturated_pixels(stored, frame.bits_stored)
-                yield stored.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept), full
+                values = stored.astype(np.float32)
+                values *= np.float32(frame.slope)
+                values += np.float32(frame.intercept)
+                yield values, full
         except _UNREADABLE as error:
             where = instance.name if isinstance(instance, Path) else instance.get("SOPInstanceUID", "a data set")
             raise ScanError(f"the pixels of {where} cannot be decoded: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -23,6 +23,16 @@ def frame_attributes(dataset: Dataset) -> list[Attributes]:
     Attributes inside the single-item macro sequences are found by their own keyword. A data set without per-frame
     items has as many equal frames as Number of Frames says.
     """
+    return _attributes(dataset, None)
+
+
+def first_attributes(dataset: Dataset) -> Attributes:
+    """Return the attributes of the first frame, without reading the others, which may be many."""
+    return _attributes(dataset, 1)[0]
+
+
+def _attributes(dataset: Dataset, count: int | None) -> list[Attributes]:
+    """Return the attributes of the first `count` frames, of all for None."""
     top = {
         element.keyword: element.value
         for element in dataset
@@ -33,7 +43,7 @@ def frame_attributes(dataset: Dataset) -> list[Attributes]:
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if not frames:
         return [ChainMap(shared, top)] * int(dataset.get("NumberOfFrames") or 1)
-    return [ChainMap(_flat(item), shared, top) for item in frames]
+    return [ChainMap(_flat(item), shared, top) for item in islice(frames, count)]
 
 
 def has_macro(dataset: Dataset, keyword: str) -> bool:

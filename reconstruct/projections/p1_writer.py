@@ -28,6 +28,7 @@ from reconstruct.projections.request import request_elements
 from reconstruct.projections.scan import PixelMeaning
 from reconstruct.projections.xa_functional_groups import shared_item, view_item
 from reconstruct.projections.xa_modules import add_acquisition, add_image
+from reconstruct.stations import at_one_height
 
 LARGEST_PIXEL_DATA = 0xFFFFFFFE
 """Pixel Data (7FE0,0010) has a 32-bit even length that is not FFFFFFFF (PS3.5 7.1.1)."""
@@ -52,6 +53,16 @@ class _Part:
             values = np.asarray(self.images[self.first + index], dtype=np.float64)
             pixels[index] = np.rint((values - self.intercept) / self.slope)
         return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class _Stand:
+    """How the scanner stood: exactly, and as standard attributes can say it, which has the sample travel instead."""
+
+    geometry: ConeBeamGeometry
+    level: ConeBeamGeometry
+    travel_mm: NDArray[np.float64]
+    angles: PositionerAngles
 
 
 def write_p1(
@@ -110,10 +121,11 @@ def p1_instances(
     """
     _check(counters, geometry, acquisition)
     parts = [part for counter in counters for part in _parts(counter, acquisition, largest_pixel_data)]
-    angles = positioner_angles(geometry)
+    level, travel = at_one_height(geometry)
+    stand = _Stand(geometry, level, travel, positioner_angles(level))
     series = _series(header, scan_uid or new_uid(), acquisition, counters, parts)
     for number, part in enumerate(parts, start=1):
-        yield _instance(number, part, series, geometry, angles, acquisition)
+        yield _instance(number, part, series, stand, acquisition)
 
 
 def _check(counters: Sequence[CounterImages], geometry: ConeBeamGeometry, acquisition: Acquisition) -> None:
@@ -200,8 +212,7 @@ def _instance(
     number: int,
     part: _Part,
     series: Dataset,
-    geometry: ConeBeamGeometry,
-    angles: PositionerAngles,
+    stand: _Stand,
     acquisition: Acquisition,
 ) -> Dataset:
     dataset = copy.deepcopy(series)
@@ -220,13 +231,15 @@ def _instance(
     )
     pixels = part.pixels()
     add_image(dataset, pixels, acquisition.bits_stored)
-    dataset.SharedFunctionalGroupsSequence = [shared_item(dataset, geometry, angles, part.slope, part.intercept)]
+    dataset.SharedFunctionalGroupsSequence = [
+        shared_item(dataset, stand.level, stand.angles, part.slope, part.intercept)
+    ]
     exposure = acquisition.exposure
     duration = exposure.view_ms if part.role == "PROJECTION" else exposure.flat_ms
     times = {"PROJECTION": acquisition.view_times_s, "FLAT": acquisition.flat_times_s}.get(part.role, ())
-    matrices = geometry.projection_matrices() if acquisition.with_matrices else None
+    matrices = stand.geometry.projection_matrices() if acquisition.with_matrices else None
     dataset.PerFrameFunctionalGroupsSequence = [
-        _frame_item(dataset, part, index, geometry, angles, matrices, duration, times)
+        _frame_item(dataset, part, index, stand, matrices, duration, times)
         for index in range(part.count)
     ]
     dataset.PixelData = pixels.tobytes()
@@ -238,14 +251,14 @@ def _frame_item(
     dataset: Dataset,
     part: _Part,
     index: int,
-    geometry: ConeBeamGeometry,
-    angles: PositionerAngles,
+    stand: _Stand,
     matrices: NDArray[np.float64] | None,
     duration_ms: float | None,
     times_s: Sequence[float],
 ) -> Dataset:
     view = part.first + index if part.role == "PROJECTION" else 0
-    item = view_item(geometry, angles, view)
+    geometry = stand.geometry
+    item = view_item(stand.level, stand.angles, view, float(stand.travel_mm[view]))
     number = part.first + index + 1
     moment = later(str(dataset.AcquisitionDateTime), times_s[number - 1]) if times_s else dataset.AcquisitionDateTime
     content = item_of(
@@ -264,6 +277,7 @@ def _frame_item(
         DetectorCentre=geometry.detector_centres[view].tolist(),
         ColumnStep=geometry.column_steps[view].tolist(),
         RowStep=geometry.row_steps[view].tolist(),
+        AxialSamplePosition=float(stand.travel_mm[view]) if stand.travel_mm.any() else None,
         ProjectionMatrix=None if matrices is None else matrices[view].reshape(-1).tolist(),
     )
     return item

@@ -2,7 +2,8 @@
 
 The positioner turns about the patient: at primary angle 0 the source is behind the patient, at 90° the detector is on
 the patient's left side. Increments are relative to the primary angle; a single one is the step from frame to frame
-(C.8.7.5.1.3).
+(C.8.7.5.1.3). What the X-Ray Table Module calls lateral is along the patient: the operator stands beside the table, and
+its movement towards the head is positive (C.8.7.4.1.3).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from reconstruct.projections.places import POSITIONER_PLACES
 from reconstruct.projections.quantities import name_of
 
 _ANGLES = ("PositionerPrimaryAngle", "PositionerSecondaryAngle")
+_TABLE = "TableLateralIncrement"
 _LEAST_TURN_DEG = 20.0
 """A run that turns by less is no rotation: positioners shake."""
 
@@ -51,7 +53,7 @@ def attributes_of(dataset: Dataset) -> Sequence[Attributes]:
     Raises
     ------
     ScanError
-        Neither one increment nor one for each frame.
+        Neither one increment nor one for each frame; the table's are one for each frame.
     """
     frames = frame_attributes(dataset)
     turned: list[dict[str, Any]] = [{} for _ in frames]
@@ -62,13 +64,20 @@ def attributes_of(dataset: Dataset) -> Sequence[Attributes]:
             continue
         if len(increments) == 1:
             increments = [number * increments[0] for number in range(len(frames))]
-        if len(increments) != len(frames):
-            raise ScanError(
-                f"{name_of(f'{keyword}Increment')} has {len(increments)} values for {len(frames)} frames"
-            )
+        _check_number(f"{keyword}Increment", increments, len(frames))
         for values, increment in zip(turned, increments, strict=True):
             values[keyword] = float(start) + increment
+    table = _numbers(dataset.get(_TABLE))
+    if any(table):
+        _check_number(_TABLE, table, len(frames))
+        for values, increment in zip(turned, table, strict=True):
+            values[_TABLE] = increment
     return [ChainMap(values, frame) for values, frame in zip(turned, frames, strict=True)]  # type: ignore[arg-type]
+
+
+def _check_number(keyword: str, increments: Sequence[float], frames: int) -> None:
+    if len(increments) != frames:
+        raise ScanError(f"{name_of(keyword)} has {len(increments)} values for {frames} frames")
 
 
 def _numbers(value: Any) -> list[float]:

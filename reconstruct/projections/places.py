@@ -134,6 +134,10 @@ POSITIONER_PLACES = replace(
     ISOCENTRE_PLACES,
     angle=_quantity("PositionerPrimaryAngle", private="ViewAngle", site="SiteAngle"),
     secondary_angle=_quantity(Place("PositionerSecondaryAngle")),
+    travel=_quantity(
+        "TableZPositionToIsocenter", "TablePosition", "TableLateralIncrement", private="AxialSamplePosition",
+        site="SiteTravel",
+    ),
     patient_axes=True,
 )
 """P2: the positioner turns about the patient (PS3.3 C.8.7.5.1.2)."""

@@ -7,9 +7,10 @@ its result, so that a scan of many counters needs the memory of one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,13 @@ from pydicom.dataset import Dataset
 from reconstruct import preprocess
 from reconstruct.corrections.counts import NO_CORRECTIONS, CountCorrections
 from reconstruct.corrections.saturation import replace_saturated
+from reconstruct.corrections.tiles import VirtualDetector
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_together
 from reconstruct.projections.open_field import OpenField
+from reconstruct.stations import fitted_grid
+from reconstruct.working_memory import release
 
 __all__ = [
     "Counter",
@@ -33,6 +37,7 @@ __all__ = [
     "Scan",
     "ScanError",
     "SourceInstance",
+    "Tiles",
 ]
 
 _log = logging.getLogger(__name__)
@@ -42,6 +47,9 @@ _MOST_VOXELS = 1 << 32
 
 _MOST_ROWS = 65535
 """Rows (0028,0010) and Columns (0028,0011) have 16 bits."""
+
+_VIEWS_AT_ONCE = 16
+"""Views of all tiles that are held to be stitched."""
 
 
 class PixelMeaning(StrEnum):
@@ -110,6 +118,22 @@ class SourceInstance:
 
 
 @dataclass(frozen=True, eq=False)
+class Tiles:
+    """The tiles of a scan whose detector was smaller than what it had to see.
+
+    Attributes
+    ----------
+    detector
+        What they make up together.
+    counters
+        For each tile the frames of each bin's counter, (tile, bin), views in the order of those of the scan.
+    """
+
+    detector: VirtualDetector
+    counters: tuple[tuple[Counter, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Scan:
     """A cone-beam scan.
 
@@ -124,7 +148,7 @@ class Scan:
     bins
         Energy bins, ascending, ``bins[k].index == k + 1``.
     counters
-        Frames of the counter that each bin starts at, parallel to `bins`.
+        Frames of the counter that each bin starts at, parallel to `bins`; of the first tile where there are several.
     pixel_meaning, counter_kind, counting_mode
         What the pixels hold; the mode is SPM or CSM, or empty when not given.
     corrections
@@ -141,6 +165,8 @@ class Scan:
         Whether the distance of the detector in `geometry` is known; projection matrices do not hold it.
     curved
         The cylinder that the pixels lie on; `geometry` is that of the plane that they are brought to.
+    tiles
+        What is stitched to the detector of `geometry`; None where the detector saw all at once.
     """
 
     uid: str
@@ -158,6 +184,12 @@ class Scan:
     notes: tuple[str, ...] = ()
     knows_detector_distance: bool = True
     curved: CurvedDetector | None = None
+    tiles: Tiles | None = None
+
+    @property
+    def detectors(self) -> tuple[tuple[Counter, ...], ...]:
+        """The counters of each tile; of the one detector where there are no tiles."""
+        return (self.counters,) if self.tiles is None else self.tiles.counters
 
     def grid(self, voxel_mm: float = 0.0) -> VolumeGrid:
         """Return the grid that was requested, completed by the one fitted to the field of view.
@@ -174,7 +206,7 @@ class Scan:
         """
         asked = self.request
         edges = asked.voxel_mm_xyz
-        fitted = self.geometry.fitted_grid(min(edges) if edges else voxel_mm)
+        fitted = fitted_grid(self.geometry, min(edges) if edges else voxel_mm)
         edges = edges or _three(reversed(fitted.voxel_mm_zyx))
         extent = [n * e for n, e in zip(reversed(fitted.shape_zyx), reversed(fitted.voxel_mm_zyx), strict=True)]
         # A tolerance, so that an extent of a whole number of voxels does not lose one to rounding.
@@ -220,36 +252,45 @@ class Scan:
         """
         if not 1 <= bin_number <= len(self.bins):
             raise ScanError(f"the scan has energy bins 1 to {len(self.bins)}, and no bin {bin_number}")
-        counters = self._counters_of(bin_number)
-        geometry = self.geometry
         if out is None:
             out = np.empty(self.shape, dtype=np.float32)
         elif out.shape != self.shape or out.dtype != np.float32:
             raise ValueError(f"expected out of shape {self.shape} and float32, got {out.shape} and {out.dtype}")
-        open_field = self._open_field(counters, corrections)
-        full = 0
-        for view, images in enumerate(read_together(counters)):
-            full += int(np.count_nonzero(images.full))
-            if open_field is not None:
-                integrals = preprocess.line_integrals(open_field.transmission(images.values, view, counters))
-                if corrections.saturated:
-                    integrals = replace_saturated(integrals, images.full)
-            elif self.pixel_meaning is PixelMeaning.TRANSMISSION:
-                least = counters[0].views[view].slope * preprocess.COUNT_FLOOR
-                integrals = preprocess.line_integrals(np.maximum(images.values[0], least))
-            else:
-                integrals = images.values[0]
-            if self.curved is not None:
-                sound = integrals if open_field is None else _without_dead(integrals, open_field.dead)
-                integrals = self.curved.flattened(sound, view)
-            out[view] = integrals
-            if progress is not None:
-                progress((view + 1) / geometry.views)
-        if open_field is None:
-            return out
+        readers = [
+            _Views(self, counters, self._open_field(counters, corrections), corrections)
+            for counters in (self._counters_of(detector, bin_number) for detector in self.detectors)
+        ]
+        tell = progress or (lambda _fraction: None)
+        if self.tiles is None:
+            self._read(readers[0], out, tell)
+        else:
+            self._stitch(readers, self.tiles.detector, out, tell)
+        full = sum(reader.full for reader in readers)
         if full:
             _log.info("energy bin %d: %d of %d samples are saturated", bin_number, full, out.size)
-        return out if self.curved is not None else _without_dead(out, open_field.dead)
+        return out
+
+    def _read(self, reader: _Views, out: NDArray[np.float32], tell: Callable[[float], None]) -> None:
+        for view, integrals in enumerate(reader.integrals()):
+            out[view] = integrals if self.curved is None else self.curved.flattened(integrals, view)
+            release(out[view])
+            tell((view + 1) / len(out))
+
+    def _stitch(
+        self,
+        readers: Sequence[_Views],
+        detector: VirtualDetector,
+        out: NDArray[np.float32],
+        tell: Callable[[float], None],
+    ) -> None:
+        """Read the tiles side by side and stitch them."""
+        views = [reader.integrals() for reader in readers]
+        for start in range(0, len(out), _VIEWS_AT_ONCE):
+            stop = min(start + _VIEWS_AT_ONCE, len(out))
+            blocks = [np.stack(list(islice(of_tile, stop - start))) for of_tile in views]
+            detector.stitch(blocks, out[start:stop])
+            release(out[start:stop])
+            tell(stop / len(out))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -269,15 +310,45 @@ class Scan:
     def _is_relative(self) -> bool:
         return self.pixel_meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
 
-    def _counters_of(self, bin_number: int) -> tuple[Counter, ...]:
+    def _counters_of(self, detector: tuple[Counter, ...], bin_number: int) -> tuple[Counter, ...]:
         """Return the counter of a bin and, where counters are cumulative, the one above it."""
         cumulative = self.counter_kind is CounterKind.CUMULATIVE and not self._is_relative()
-        return self.counters[bin_number - 1 : bin_number + 1 if cumulative else bin_number]
+        return detector[bin_number - 1 : bin_number + 1 if cumulative else bin_number]
 
 
-def _without_dead(integrals: NDArray[np.float32], dead: NDArray[np.bool_]) -> NDArray[np.float32]:
+class _Views:
+    """The line integrals of one detector, or of one tile, view by view; counts the saturated samples among them."""
+
+    def __init__(
+        self, scan: Scan, counters: tuple[Counter, ...], open_field: OpenField | None, corrections: CountCorrections
+    ) -> None:
+        self._scan, self._counters, self._corrections = scan, counters, corrections
+        self._open_field = open_field
+        self._repair = None if open_field is None else _repair(open_field.dead)
+        self.full = 0
+
+    def integrals(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the line integrals of each view, (row, column), with dead pixels replaced by their neighbours."""
+        for integrals in self._as_measured():
+            yield integrals if self._repair is None else self._repair.of(integrals)
+
+    def _as_measured(self) -> Iterator[NDArray[np.float32]]:
+        for view, images in enumerate(read_together(self._counters)):
+            if self._open_field is not None:
+                self.full += int(np.count_nonzero(images.full))
+                transmission = self._open_field.transmission(images.values, view, self._counters)
+                integrals = preprocess.line_integrals(transmission)
+                yield replace_saturated(integrals, images.full) if self._corrections.saturated else integrals
+            elif self._scan.pixel_meaning is PixelMeaning.TRANSMISSION:
+                least = self._counters[0].views[view].slope * preprocess.COUNT_FLOOR
+                yield preprocess.line_integrals(np.maximum(images.values[0], least))
+            else:
+                yield images.values[0]
+
+
+def _repair(dead: NDArray[np.bool_]) -> preprocess.PixelRepair:
     try:
-        return preprocess.interpolate_pixels(integrals, dead)
+        return preprocess.PixelRepair(dead)
     except ValueError as error:
         raise ScanError(str(error)) from error
 

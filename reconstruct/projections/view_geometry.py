@@ -14,7 +14,7 @@ state theirs by scale and offset.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,8 +281,14 @@ def _sample_travel(views: Sequence[Attributes], places: Places) -> Vectors:
 
 
 def _disagreement(geometry: ConeBeamGeometry, name: str, other: ConeBeamGeometry, other_name: str) -> str:
-    """Return a sentence on how far two descriptions of the views differ, empty when they agree."""
-    far = difference(geometry, other)
+    """Return a sentence on how far two descriptions of the views differ, empty when they agree.
+
+    Where the scan stands along the axis is not compared: angles and distances count from their first view.
+    """
+    rise = np.array([0.0, 0.0, float(np.mean(geometry.sources[:, 2] - other.sources[:, 2]))])
+    far = difference(
+        geometry, replace(other, sources=other.sources + rise, detector_centres=other.detector_centres + rise)
+    )
     return f"{name} were taken; {other_name} differ from them by up to {far}" if far else ""
 
 

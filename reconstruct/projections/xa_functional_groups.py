@@ -99,8 +99,8 @@ def shared_item(
     return item
 
 
-def view_item(geometry: ConeBeamGeometry, angles: PositionerAngles, view: int) -> Dataset:
-    """Return the functional groups that say how the scanner stood in a view."""
+def view_item(geometry: ConeBeamGeometry, angles: PositionerAngles, view: int, table_z_mm: float = 0.0) -> Dataset:
+    """Return the functional groups that say how scanner and table stood in a view."""
     primary, secondary = float(angles.primary_deg[view]), float(angles.secondary_deg[view])
     beam = float(np.rad2deg(np.arccos(abs(geometry.sources[view, 1]) / np.linalg.norm(geometry.sources[view]))))
     return item_of(
@@ -111,7 +111,7 @@ def view_item(geometry: ConeBeamGeometry, angles: PositionerAngles, view: int) -
                 PositionerIsocenterDetectorRotationAngle=float(angles.detector_rotation_deg[view]),
                 TableXPositionToIsocenter=0.0,
                 TableYPositionToIsocenter=0.0,
-                TableZPositionToIsocenter=0.0,
+                TableZPositionToIsocenter=table_z_mm,
                 TableHorizontalRotationAngle=0.0,
                 TableHeadTiltAngle=0.0,
                 TableCradleTiltAngle=0.0,

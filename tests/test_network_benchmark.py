@@ -1,0 +1,94 @@
+"""The benchmark of the network side, and the soak: that they run, count right, and notice what they look for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from index.archive import Archive
+from index.counts import wrong_counts
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(CHECKOUT))
+
+
+def run(*arguments, timeout=600):
+    command = [sys.executable, *map(str, arguments), "--json"]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.mark.slow
+def test_every_measurement_is_made_of_every_node_that_serves_it(tmp_path):
+    sizes = ["--instances", 4, "--tiny", 8, "--multiframes", 1, "--multiframe-mb", 4, "--studies", 6, "--queries", 8]
+    ran = run("benchmarks/network", "--peers", "storescp", *sizes, "--folder", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    facts = json.loads(ran.stdout)
+
+    made = {(row["node"], row["what"].split()[0]) for row in facts["rows"]}
+    assert made == {(node, "C-STORE") for node in ("tharsis", "storescp")} | {
+        ("tharsis", what) for what in ("C-FIND", "C-MOVE", "C-GET")
+    }
+    assert all(row["per_s"] > 0 and row["peak_mb"] > 0 for row in facts["rows"])
+    assert all(facts["nodes"][name]["durability"] for name in ("tharsis", "storescp"))
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.slow
+def test_a_node_under_load_neither_grows_nor_loses_anything(tmp_path):
+    ran = run("benchmarks/soak.py", "--minutes", 0.3, "--batch", 20, "--folder", tmp_path)
+    assert ran.stdout, ran.stderr
+    facts = json.loads(ran.stdout)
+
+    assert facts["problems"] == []
+    assert min(facts["stored"], facts["moved"], facts["asked"]) > 0
+
+
+def test_growth_and_loss_are_noticed(tmp_path, make_instance):
+    from benchmarks import soak
+
+    steady = {"memory_mb": 300.0, "handles": 60.0, "threads": 20.0, "wal_mb": 4.0}
+    leaking = [{**steady, "handles": 60.0 + number} for number in range(200)]
+    assert soak.complaints(soak.growth([steady] * 40)) == []
+    assert soak.complaints(soak.growth(leaking)) == ["handles grew from 134 to 234"]
+
+    archive = Archive(tmp_path / "data")
+    archive.ingest(make_instance(1))
+    study = "1.2.826.0.1.3680043.9.7133.1"
+    assert soak.missing(archive.data, {study: 1}) == []
+    assert soak.missing(archive.data, {study: 2, "1.2.3": 1}) == [study, "1.2.3"]
+
+
+def test_a_catalogue_made_in_bulk_is_as_c_store_leaves_it(archive):
+    from benchmarks.network import catalogue
+
+    catalogue.fill(archive, 3, instances=4)
+    catalogue.fill(archive, 2, first=3)
+
+    count = archive.database.execute("SELECT count(*), count(DISTINCT sop_instance_uid) FROM instance").fetchone()
+    assert count == (14, 14)
+    assert list(wrong_counts(archive.database)) == []
+
+
+def test_a_renewed_corpus_is_of_new_instances_with_the_same_pixels(tmp_path):
+    from pydicom import dcmread
+
+    from benchmarks.network import corpus
+
+    kind = corpus.make(tmp_path, "tiny", 3, side=8, instances_a_study=2)
+    before = [dcmread(file) for file in kind.files]
+    kind.renew(7)
+    after = [dcmread(file) for file in kind.files]
+
+    assert len({each.SOPInstanceUID for each in [*before, *after]}) == 6
+    assert [each.StudyInstanceUID for each in after] == [kind.study_uids()[0]] * 2 + [kind.study_uids()[1]]
+    assert after[2].PatientID == corpus.patient_id(7, 1)
+    assert all(each.file_meta.MediaStorageSOPInstanceUID == each.SOPInstanceUID for each in after)
+    assert {each.PixelData for each in before} == {each.PixelData for each in after}
