@@ -13,7 +13,7 @@ from reconstruct.kernels_vectors import LANES
 from reconstruct.working_memory import MIB, mapped_bytes
 
 LINES = 32
-"""Lines of voxels are worked on, and written, in multiples of this many: the edge of the kernels' tiles."""
+"""Lines of voxels are worked on, and written, in multiples of this many: whole tiles of the kernels."""
 
 _DEPTH = 256
 """Slices that are worked on together before lines are cut: the kernels share the work for a column of voxels."""
@@ -157,7 +157,7 @@ def filtering_bytes(geometry: ConeBeamGeometry, columns: int) -> int:
     That is the arrays of SciPy's transforms, or what each thread has for transforms in vectors, if that is more.
     """
     pixels = 4 * geometry.rows * geometry.columns
-    in_vectors = numba.config.NUMBA_NUM_THREADS * 2 * 4 * LANES * padded_size(columns)
+    in_vectors = int(numba.config.NUMBA_NUM_THREADS) * 2 * 4 * LANES * padded_size(columns)
     return pixels + max(geometry.rows * row_bytes(columns), in_vectors) + _WEIGHT_BYTES * columns
 
 
