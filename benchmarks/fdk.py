@@ -1,6 +1,6 @@
 """FDK of an analytic Shepp-Logan head, full circle: seconds, giga-updates/s, memory, error; peers in the same run.
 
-    python -m benchmarks.fdk --size 256 --views 360 --peers rtk plastimatch
+    python benchmarks/fdk.py --size 256 --views 360 --peers rtk,plastimatch
 
 The volume has SIZE³ voxels, the detector SIZE × SIZE pixels. Compare what stands in one table: machines differ. RTK and
 Tharsis run in this process, on arrays; plastimatch in its own, on files, which takes some of its time.
@@ -223,13 +223,20 @@ def show(result: Row) -> None:
         print(line)
 
 
+def _peers(names: str) -> list[str]:
+    wanted = [name for name in names.split(",") if name]
+    if unknown := [name for name in wanted if name not in fdk_peers.PEERS]:
+        raise argparse.ArgumentTypeError(f"expected peers of {', '.join(fdk_peers.PEERS)}, got {', '.join(unknown)}")
+    return wanted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="voxels and pixels along each side")
     parser.add_argument("--views", type=int, default=360)
     parser.add_argument("--scan", choices=["full", "short", "offset"], default="full")
     parser.add_argument("--repeats", type=int, default=5, help="the median counts")
-    parser.add_argument("--peers", nargs="*", choices=sorted(fdk_peers.PEERS), default=[])
+    parser.add_argument("--peers", type=_peers, default=[], help=f"of {', '.join(fdk_peers.PEERS)}, by commas")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     result = measure(arguments.size, arguments.views, arguments.scan, arguments.peers, arguments.repeats)

@@ -16,6 +16,7 @@ from reconstruct.kernels import (
     NEAREST_DEPTH,
     PAD_HIGH,
     PAD_LOW,
+    TILE,
     add_transposed,
     backproject_along_axis,
     backproject_any,
@@ -26,9 +27,6 @@ from reconstruct.kernels_simd_any import backproject_any_simd
 from reconstruct.kernels_vectors import LANES
 
 _PADDING = PAD_LOW + PAD_HIGH
-
-_TILE = 16
-"""Edge of the tiles, in x and y, of the kernel that has a blended column for each of them."""
 
 Array = NDArray[np.float32]
 
@@ -158,7 +156,7 @@ class RowsAlongAxis(_OnHost):
         self.view_bytes = 4 * self._padded[0] * self._padded[1]
         self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
         self.slices_together = 1
-        tiles = -(-grid.shape_zyx[1] // _TILE) * -(-grid.shape_zyx[2] // _TILE)
+        tiles = -(-grid.shape_zyx[1] // TILE) * -(-grid.shape_zyx[2] // TILE)  # a blended column for each
         self.scratch_bytes = 4 * tiles * self._padded[1]
 
     def allocate(self, views: int) -> Array:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
+
 from reconstruct.backprojection import BackProjector
-from reconstruct.filters import row_bytes
+from reconstruct.filters import padded_size, row_bytes
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.kernels_vectors import LANES
 from reconstruct.working_memory import MIB, mapped_bytes
 
 LINES = 32
-"""Lines of voxels are worked on, and written, in multiples of this many: the edge of the kernels' tiles."""
+"""Lines of voxels are worked on, and written, in multiples of this many: whole tiles of the kernels."""
 
 _DEPTH = 256
 """Slices that are worked on together before lines are cut: the kernels share the work for a column of voxels."""
@@ -149,9 +152,13 @@ def blocks_of(
 
 
 def filtering_bytes(geometry: ConeBeamGeometry, columns: int) -> int:
-    """Return what a view takes while it is weighted and filtered: its pixels as float32, and the work on its rows."""
+    """Return what a view takes while it is weighted and filtered: its pixels as float32, and the work on its rows.
+
+    That is the arrays of SciPy's transforms, or what each thread has for transforms in vectors, if that is more.
+    """
     pixels = 4 * geometry.rows * geometry.columns
-    return pixels + geometry.rows * row_bytes(columns) + _WEIGHT_BYTES * columns
+    in_vectors = int(numba.config.NUMBA_NUM_THREADS) * 2 * 4 * LANES * padded_size(columns)
+    return pixels + max(geometry.rows * row_bytes(columns), in_vectors) + _WEIGHT_BYTES * columns
 
 
 def _batch(views: int, room: int, each: int) -> int:

@@ -10,6 +10,7 @@ clamped to the padding read zeros.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -24,7 +25,7 @@ PAD_HIGH = 2
 NEAREST_DEPTH = 1e-3
 """Voxels nearer to the source than this fraction of the isocentre's depth, or behind it, are skipped."""
 
-_TILE = 16
+TILE = 16
 """Edge of the tiles in x and y: the columns that a tile needs of `_GROUP` views stay in the level-2 cache."""
 
 _SLICES = 4
@@ -34,6 +35,21 @@ _GROUP = 8
 """Views that one pass over a tile adds."""
 
 _F = np.float32
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
+def weigh_row(pixels: Any, factor: float, redundancy: Any, s: Any, a: Any, start: Any, out: Any) -> None:
+    """Write one weighted row, (column,) float32; see `weigh`. `start` leads from the source to its first pixel."""
+    scale = factor / (abs(a[0] * start[1] - a[1] * start[0]) * math.hypot(s[0], s[1]))
+    towards = _F(-(s[0] * start[0] + s[1] * start[1]) * scale)
+    towards_step = _F(-(s[0] * a[0] + s[1] * a[1]) * scale)
+    x0, y0, z0 = _F(start[0]), _F(start[1]), _F(start[2])
+    dx, dy, dz = _F(a[0]), _F(a[1]), _F(a[2])
+    for column in range(pixels.size):
+        c = _F(column)
+        x, y, z = x0 + c * dx, y0 + c * dy, z0 + c * dz
+        weight = (towards + c * towards_step) / math.sqrt(x * x + y * y + z * z)
+        out[column] = pixels[column] * redundancy[column] * weight
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -58,21 +74,11 @@ def weigh(
     for line in prange(views * rows):
         view = line // rows
         row = line - view * rows
-        s = sources[view]
-        a = column_steps[view]
-        start = first_pixels[view] - s + row * row_steps[view]
-        radius = math.hypot(s[0], s[1])
-        across = abs(a[0] * start[1] - a[1] * start[0])
-        scale = factors[view] / (across * radius)
-        towards = -(s[0] * start[0] + s[1] * start[1]) * scale
-        towards_step = -(s[0] * a[0] + s[1] * a[1]) * scale
-        for column in range(columns):
-            x = start[0] + column * a[0]
-            y = start[1] + column * a[1]
-            z = start[2] + column * a[2]
-            weight = (towards + column * towards_step) / math.sqrt(x * x + y * y + z * z)
-            value = projections[view, row, column] * redundancy[view, column] * weight
-            out[view, row, first_column + column] = value
+        start = first_pixels[view] - sources[view] + row * row_steps[view]
+        weigh_row(
+            projections[view, row], factors[view], redundancy[view], sources[view], column_steps[view], start,
+            out[view, row, first_column:],
+        )  # fmt: skip
         for column in range(first_column):
             out[view, row, column] = 0.0
         for column in range(first_column + columns, out.shape[2]):
@@ -89,13 +95,13 @@ def store_transposed(
     """
     views, rows, _ = projections.shape
     columns = out.shape[1] - PAD_LOW - PAD_HIGH
-    bands = (columns + _TILE - 1) // _TILE
+    bands = (columns + TILE - 1) // TILE
     for task in prange(views * bands):
         view = task // bands
-        first = (task - view * bands) * _TILE
+        first = (task - view * bands) * TILE
         for row in range(rows):
             target = first_row + (rows - 1 - row if reverse_rows[view] else row)
-            for column in range(first, min(first + _TILE, columns)):
+            for column in range(first, min(first + TILE, columns)):
                 out[view, PAD_LOW + column, target] = projections[view, row, column]
 
 
@@ -104,9 +110,9 @@ def add_transposed(slab_yxz: NDArray[np.float32], out_zyx: NDArray[np.float32]) 
     """Add a slab (y, x, z) to a volume (z, y, x)."""
     slices, lines, columns = out_zyx.shape
     for y in prange(lines):
-        for first in range(0, columns, _TILE):
+        for first in range(0, columns, TILE):
             for z in range(slices):
-                for x in range(first, min(first + _TILE, columns)):
+                for x in range(first, min(first + TILE, columns)):
                     out_zyx[z, y, x] += slab_yxz[y, x, z]
 
 
@@ -118,18 +124,18 @@ def backproject_any(
     slices, lines, voxels = volume.shape
     views, height, width = projections.shape
     last_column, last_row = _F(width - PAD_HIGH), _F(height - PAD_HIGH)
-    tiles_y = (lines + _TILE - 1) // _TILE
+    tiles_y = (lines + TILE - 1) // TILE
     tiles_z = (slices + _SLICES - 1) // _SLICES
     for tile in prange(tiles_z * tiles_y):
         z0 = tile // tiles_y * _SLICES
-        y0 = (tile - tile // tiles_y * tiles_y) * _TILE
+        y0 = (tile - tile // tiles_y * tiles_y) * TILE
         index = np.empty(voxels, np.int32)
         weight, across, along = np.empty(voxels, _F), np.empty(voxels, _F), np.empty(voxels, _F)
         for view in range(views):
             m = matrices[view]
             pixels = projections[view].reshape(-1)
             for z in range(z0, min(z0 + _SLICES, slices)):
-                for y in range(y0, min(y0 + _TILE, lines)):
+                for y in range(y0, min(y0 + TILE, lines)):
                     sums = volume[z, y]
                     column0 = _F(m[0, 1] * y + m[0, 2] * z + m[0, 3])
                     row0 = _F(m[1, 1] * y + m[1, 2] * z + m[1, 3])
@@ -172,17 +178,17 @@ def backproject_along_axis(
     lines, voxels, slices = volume.shape
     views, width, height = projections.shape
     last_column, last_row = width - PAD_HIGH, _F(height - PAD_HIGH)
-    tiles_x = (voxels + _TILE - 1) // _TILE
-    tiles_y = (lines + _TILE - 1) // _TILE
+    tiles_x = (voxels + TILE - 1) // TILE
+    tiles_y = (lines + TILE - 1) // TILE
     scratch = np.empty((tiles_y * tiles_x, height), _F)
     for tile in prange(tiles_y * tiles_x):
-        y0 = tile // tiles_x * _TILE
-        x0 = (tile - tile // tiles_x * tiles_x) * _TILE
+        y0 = tile // tiles_x * TILE
+        x0 = (tile - tile // tiles_x * tiles_x) * TILE
         blend = scratch[tile]
         index, along = np.empty(slices, np.int32), np.empty(slices, _F)
         for first in range(0, views, _GROUP):
-            for y in range(y0, min(y0 + _TILE, lines)):
-                for x in range(x0, min(x0 + _TILE, voxels)):
+            for y in range(y0, min(y0 + TILE, lines)):
+                for x in range(x0, min(x0 + TILE, voxels)):
                     sums = volume[y, x]
                     for view in range(first, min(first + _GROUP, views)):
                         m = matrices[view]

@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from reconstruct.kernels import weigh_row
 from reconstruct.kernels_vectors import (
     LANES,
     multiply_add,
@@ -170,25 +171,6 @@ def _backward(real: Any, imaginary: Any, radices: Any, cosines: Any, sines: Any)
                     _store(real, imaginary, p + 3 * m, _minus_i(even, odd))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
-def _weigh_row(
-    pixels: Any, factor: float, redundancy: Any, s: Any, a: Any, start: Any, row: Any, out: Any, at: int
-) -> None:
-    """Write one weighted row into its lane, from `at` on; see `reconstruct.kernels.weigh`."""
-    scale = factor / (abs(a[0] * start[1] - a[1] * start[0]) * math.hypot(s[0], s[1]))
-    towards = _F(-(s[0] * start[0] + s[1] * start[1]) * scale)
-    towards_step = _F(-(s[0] * a[0] + s[1] * a[1]) * scale)
-    x0, y0, z0 = _F(start[0]), _F(start[1]), _F(start[2])
-    dx, dy, dz = _F(a[0]), _F(a[1]), _F(a[2])
-    for column in range(pixels.size):
-        c = _F(column)
-        x, y, z = x0 + c * dx, y0 + c * dy, z0 + c * dz
-        weight = (towards + c * towards_step) / math.sqrt(x * x + y * y + z * z)
-        row[column] = pixels[column] * redundancy[column] * weight
-    for column in range(pixels.size):
-        out[at + column * LANES] = row[column]
-
-
 @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _apply(real: Any, imaginary: Any, gains: Any) -> None:
     for k in range(gains.size):
@@ -258,10 +240,12 @@ def filter_into_columns(
         for lane in range(min(together, rows - first)):
             row = rows - 1 - first - lane if reverse_rows[view] else first + lane
             start = first_pixels[view] - source + row * row_steps[view]
-            _weigh_row(
-                projections[view, row], factors[view], redundancy[view], source, step, start, weighted,
-                real if lane < LANES else imaginary, first_column * LANES + lane % LANES,
+            weigh_row(
+                projections[view, row], factors[view], redundancy[view], source, step, start, weighted
             )  # fmt: skip
+            part, at = (real if lane < LANES else imaginary), first_column * LANES + lane % LANES
+            for column in range(columns):
+                part[at + column * LANES] = weighted[column]
         _forward(real, imaginary, radices, cosines, sines)
         _apply(real, imaginary, gains)
         _backward(real, imaginary, radices, cosines, sines)

@@ -730,7 +730,8 @@ def test_the_change_feed_can_be_read_while_writing(archive, make_instance, monke
 
 def test_threads_that_end_leave_no_connection_open(archive):
     def connections():
-        return sum(1 for path in Path("/proc/self/fd").iterdir() if "catalogue.sqlite" in str(path.resolve()))
+        catalogue = str(archive.data.resolve() / "catalogue.sqlite")
+        return sum(1 for path in Path("/proc/self/fd").iterdir() if str(path.resolve()).startswith(catalogue))
 
     archive.jobs.pending()
     for _ in range(40):

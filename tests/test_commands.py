@@ -199,7 +199,8 @@ def test_a_scan_is_reconstructed_offline_from_a_folder_and_from_an_archive(thars
     done = tharsis("reconstruct", uid, "--data", data)
     assert done.returncode == DONE, done.stderr
     told = json.loads(tharsis("status", "--data", data, "--json").stdout)
-    assert told["series"] == 8, "projections, four energy bins, a segmentation, its report and its picture"
+    made = "projections, four energy bins, a segmentation, its report, its picture, and that of the scan's quality"
+    assert told["series"] == 9, made
     (next(iter(sorted(scan.iterdir())))).unlink()
     missing = tharsis("reconstruct", scan, "--out", out)
     assert missing.returncode == FAILED

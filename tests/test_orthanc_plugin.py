@@ -161,7 +161,11 @@ def site(tmp_path_factory, sent, receiver):
     )
     try:
         storescu_before_the_node(site, sent)
-        wait_for(lambda: len(site.orthanc.by_modality().get("SEG", ())) == 4, told=lambda: describe(site))
+        for modality, count in (("SEG", 4), ("OT", 1)):
+            wait_for(
+                lambda modality=modality, count=count: len(site.orthanc.by_modality().get(modality, ())) == count,
+                told=lambda: describe(site),
+            )
         wait_for(lambda: is_in_line(site) and is_idle(site), told=lambda: describe(site))
         yield site
     finally:
@@ -207,7 +211,8 @@ def identifier(level: str, **keys) -> Dataset:
 
 def test_a_scan_and_ct_studies_come_back_as_ct_and_seg(site, sent):
     found = site.orthanc.by_modality()
-    assert {modality: len(uids) for modality, uids in found.items()} == {"XA": 1, "CT": 4 + 3, "SEG": 4}
+    # OT: the picture of the scan's quality.
+    assert {modality: len(uids) for modality, uids in found.items()} == {"XA": 1, "CT": 4 + 3, "SEG": 4, "OT": 1}
     assert all(len(set(uids)) == len(uids) for uids in found.values()), "nothing twice"
     made = [uid for uid in found["CT"] if not uid.startswith(ROOT)]
     scan_study = pydicom.dcmread(next(sent["scan"].iterdir()), stop_before_pixels=True).StudyInstanceUID

@@ -215,6 +215,6 @@ def test_the_built_in_plug_ins_use_the_same_hooks():
     plugins = manager.load_plugins()
     assert {name for name, _ in plugins.list_name_plugin()} >= set(manager.BUILT_IN)
     kinds = {"reconstruct", "segment", "decompose", "embed", "adopt_encoder", "embed_asked", "scrub", "retention"}
-    kinds |= {"index_vectors", "look_after_vectors", "measure", "picture", "route", "confirm_route"}
+    kinds |= {"index_vectors", "look_after_vectors", "measure", "picture", "scan_quality", "route", "confirm_route"}
     kinds |= {*jobs.ORTHANC_KINDS}
     assert set(manager.job_functions(plugins)) == kinds

@@ -53,13 +53,15 @@ def watched(pids: Callable[[], list[int]]) -> Iterator[Taken]:
 
     def look() -> None:
         looks, known = 0, pids()
-        while not done.wait(_EVERY_S):
-            looks += 1
-            if looks % _PIDS_EVERY == 0:
-                known = pids()
+        while True:  # once at least: some measurements take less than the time between two looks
             sizes = resident(known)
             taken.peak_mb = max(taken.peak_mb, sum(sizes))
             taken.largest_mb = max([taken.largest_mb, *sizes])
+            if done.wait(_EVERY_S):
+                return
+            looks += 1
+            if looks % _PIDS_EVERY == 0:
+                known = pids()
 
     before = cpu_seconds(pids())
     thread = threading.Thread(target=look, daemon=True)
