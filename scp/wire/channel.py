@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
@@ -21,6 +21,7 @@ from scp.message_queue import MessageQueue
 from scp.reception import Reception
 from scp.wire import pdu
 from scp.wire.assembly import Assembly, Message
+from scp.wire.commands import StoreResponse
 from scp.wire.errors import Ended, Idle, PeerAborted, PeerClosed, Refused, Violation
 from scp.wire.stream import Stream
 
@@ -73,7 +74,7 @@ class Channel:
         self.waiting: deque[Message] = deque()
         self.messages = MessageQueue()
         self._cancelled: set[int] = set()
-        self._response: C_STORE | None = None
+        self._response: C_STORE | StoreResponse | None = None
         self.end: Ended | None = None
         self.is_releasing = False
 
@@ -157,7 +158,7 @@ class Channel:
         if getattr(primitive, "MessageIDBeingRespondedTo", None) is not None and message.received is None:
             if isinstance(primitive, N_EVENT_REPORT):
                 self.messages.put((message.context_id, primitive))
-            elif isinstance(primitive, C_STORE) and primitive.Status is not None:
+            elif isinstance(primitive, (C_STORE, StoreResponse)) and primitive.Status is not None:
                 self._response = primitive
             return
         is_report = isinstance(primitive, N_EVENT_REPORT)
@@ -182,7 +183,7 @@ class Channel:
             pieces.extend(pdu.fragments(context_id, 0, content, self.largest))
         self._send(pieces)
 
-    def _send(self, pieces: list[bytes]) -> None:
+    def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
         if self.end is None:
             try:
                 self._stream.send(pieces, self._patience_s)
@@ -193,32 +194,35 @@ class Channel:
         if self.end is not None:
             raise AssociationLost(f"the association ended before everything was sent: {self.end}")
 
-    def send_file(self, context_id: int, path: Path, offset: int) -> None:
-        """Send a data set that lies in a file, from `offset` on. Raises `AssociationLost`."""
+    def send_file(self, command: bytes, context_id: int, path: Path, offset: int) -> None:
+        """Send a message whose data set lies in a file, from `offset` on. Raises `AssociationLost`."""
+        pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self.largest)]
         step = pdu.fragment_bytes(self.largest)
         at_once = max(1, _READ_AT_ONCE // step) * step
         with path.open("rb", buffering=0) as file:
             left = file.seek(0, 2) - offset
             file.seek(offset)
             while left > 0:
-                block = file.read(min(left, at_once))
+                block = memoryview(file.read(min(left, at_once)))
                 if not block:
                     raise OSError(f"{path.name} has become shorter")
-                pieces: list[bytes] = []
                 for begin in range(0, len(block), step):
                     piece = block[begin : begin + step]
                     left -= len(piece)
                     pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
                 self._send(pieces)
+                pieces = []
 
     def expect_response(self) -> None:
         """Forget the response to an earlier C-STORE."""
         self._response = None
 
-    def response(self, timeout_s: float) -> C_STORE:
+    def response(self, timeout_s: float) -> C_STORE | StoreResponse:
         """Return the response to the C-STORE that was sent last; raises `AssociationLost`."""
         deadline = time.monotonic() + timeout_s
         while self._response is None:
+            if self.is_releasing:  # it may, though this node's request is under way: nothing will be answered
+                raise AssociationLost("no response to C-STORE: the peer asks for release")
             if self.end is not None or not self._has_input(max(0.0, deadline - time.monotonic())):
                 self.end = self.end or Refused(f"no response to C-STORE within {timeout_s:g} s")
                 raise AssociationLost("no response to C-STORE: aborted, or silent beyond the DIMSE timeout")

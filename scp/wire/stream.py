@@ -14,15 +14,20 @@ import select
 import socket
 import ssl
 import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
 
 from scp.wire.errors import Interrupted, PeerClosed
-from scp.wire.pdu import HEADER, TOLERATED_EXCESS, require_sane
+from scp.wire.pdu import HEADER, ON_ASSOCIATION, TOLERATED_EXCESS, require_sane
 
 _LINGER_S = 1.0
 """How long a peer may take to close the connection after the last PDU, before this node does, seconds."""
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _DISCARDED = 1 << 16
+_MOST_PIECES = 512
+"""Pieces that are sent by one call; the system takes 1024 (IOV_MAX)."""
 
 
 class Alarm:
@@ -118,8 +123,15 @@ class Stream:
             raise Interrupted("the node stops")
         return bool(ready)
 
-    def pdu(self, patience_s: float | None) -> tuple[int, memoryview]:
+    def pdu(
+        self, patience_s: float | None, expected: frozenset[int] = ON_ASSOCIATION
+    ) -> tuple[int, memoryview]:
         """Return type and content of the next PDU; the content is there until the next call.
+
+        Parameters
+        ----------
+        expected
+            Types of PDU that may come now.
 
         Raises
         ------
@@ -128,7 +140,7 @@ class Stream:
         PeerClosed
             The connection has ended before.
         Violation
-            No PDU that may come on an association that stands.
+            No PDU that may come now.
         Interrupted
             The alarm has rung.
         """
@@ -136,7 +148,7 @@ class Stream:
         self._require(HEADER, deadline)
         begin = self._begin
         kind, length = self._buffer[begin], int.from_bytes(self._buffer[begin + 2 : begin + HEADER], "big")
-        require_sane(kind, length, self._largest_data)
+        require_sane(kind, length, self._largest_data, expected)
         self._require(HEADER + length, deadline)
         begin = self._begin + HEADER
         self._begin = begin + length
@@ -172,7 +184,7 @@ class Stream:
         if hasattr(socket, "TCP_QUICKACK"):
             self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    def send(self, pieces: list[bytes], patience_s: float | None) -> None:
+    def send(self, pieces: Sequence[bytes | memoryview], patience_s: float | None) -> None:
         """Send all of it.
 
         Raises
@@ -184,12 +196,12 @@ class Stream:
         Interrupted
             The alarm has rung.
         """
-        content = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        left: deque[bytes | memoryview] = deque(pieces if not self._is_secure else [b"".join(pieces)])
         deadline = None if patience_s is None else time.monotonic() + patience_s
         try:
-            while content:
+            while left:
                 try:
-                    content = content[self._connection.send(content) :]
+                    _drop(left, self._send_some(left))
                 except _WOULD_BLOCK as blocked:
                     wanted = select.POLLIN if isinstance(blocked, ssl.SSLWantReadError) else select.POLLOUT
                     self._wait_to_send(wanted, deadline)
@@ -197,6 +209,12 @@ class Stream:
             if isinstance(error, TimeoutError):
                 raise
             raise PeerClosed(f"connection lost: {error}") from error
+
+    def _send_some(self, pieces: Sequence[bytes | memoryview]) -> int:
+        """Send what there is room for, without putting the pieces together first; return how many bytes."""
+        if self._is_secure:
+            return self._connection.send(pieces[0])
+        return self._connection.sendmsg(islice(pieces, _MOST_PIECES))
 
     def _wait_to_send(self, wanted: int, deadline: float | None) -> None:
         poll = select.poll()
@@ -239,3 +257,11 @@ class Stream:
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._connection.close()
+
+
+def _drop(pieces: deque[bytes | memoryview], count: int) -> None:
+    """Drop the first `count` bytes, which have been sent."""
+    while pieces and count >= len(pieces[0]):
+        count -= len(pieces.popleft())
+    if count:
+        pieces[0] = memoryview(pieces[0])[count:]
