@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -77,8 +78,11 @@ PEERS: dict[str, type[Node]] = {
 
 
 @contextmanager
-def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node], Sink]]:
-    """Start the nodes, each in a folder of its own, and a sink that all of them know."""
+def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node], dict[str, float]]]:
+    """Start the nodes, each in a folder of its own, and a sink that all of them know; tell how long each took, seconds.
+
+    They are started one after the other.
+    """
     known = (Peer("SINK", free_port()), Peer("BENCHMARK", free_port()))
     with ExitStack() as stack:
 
@@ -91,5 +95,10 @@ def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node
             node.start()
             return node
 
-        sink = start(Sink, known[0].port)
-        yield {name: start(PEERS[name]) for name in names}, sink
+        start(Sink, known[0].port)
+        nodes, seconds = {}, {}
+        for name in names:
+            began = time.perf_counter()
+            nodes[name] = start(PEERS[name])
+            seconds[name] = time.perf_counter() - began
+        yield nodes, seconds
