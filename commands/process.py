@@ -114,9 +114,9 @@ def _raise_file_limit() -> None:
 
 def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> int:
     """Do jobs; return the exit status."""
+    os.nice(settings.jobs.nice)  # loading its libraries, too, keeps nobody waiting who has been started
     from plugins.worker import Worker  # numba, highdicom: never in the network process
 
-    os.nice(settings.jobs.nice)
     data = settings.archive.data
     chosen_at = plugin_settings.mark(data)
     try:

@@ -218,6 +218,7 @@ class Archive:
         """
         self._refuse_outer_transaction()
         incoming = self._files.receive(source)
+        is_placed = False
         try:
             begin = (received.offset, received.transfer_syntax_uid) if received is not None else None
             found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin)
@@ -233,9 +234,10 @@ class Archive:
             if readmit:
                 policy = replace(policy, patient_mismatch="accept")
             ingested = self._intake.store(arrival, policy, announce=announce, within_quota=not readmit)
-            return replace(ingested, cut_off=cut_off)
+            is_placed = ingested.outcome is not Outcome.DUPLICATE
+            return replace(ingested, cut_off=cut_off) if cut_off else ingested
         finally:
-            self._files.release(incoming)
+            self._files.release(incoming, is_placed=is_placed)
 
     def _refuse_outer_transaction(self) -> None:
         if self._connections.in_transaction:

@@ -75,7 +75,7 @@ class FileStore:
         OutOfSpace
             Nothing is left in the incoming folder.
         """
-        if isinstance(source, Path) and source.parent.resolve() == self.incoming:
+        if isinstance(source, Path) and self._is_incoming(source):
             try:
                 self.require_space()
             except OutOfSpace:
@@ -100,11 +100,15 @@ class FileStore:
             raise
         return path
 
-    def release(self, incoming: Path) -> None:
-        """Be done with what `receive` returned; what is still in the incoming folder goes."""
+    def _is_incoming(self, source: Path) -> bool:
+        return source.parent == self.incoming or source.parent.resolve() == self.incoming
+
+    def release(self, incoming: Path, *, is_placed: bool = False) -> None:
+        """Be done with what `receive` returned; what is still in the incoming folder, unless it `is_placed`, goes."""
         held = self._held.pop(incoming, None)
         try:
-            incoming.unlink(missing_ok=True)
+            if not is_placed:
+                incoming.unlink(missing_ok=True)
         finally:
             if held is not None:
                 with suppress(OSError):  # a full disk, of which `receive` has told already

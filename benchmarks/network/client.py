@@ -24,6 +24,7 @@ from scp.part10 import data_set_offset
 _LARGEST_PDU = 131072
 _STATUS = (0x0000, 0x0900)
 _MOST_BUFFERS = 512
+VERIFICATION = "1.2.840.10008.1.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
 
@@ -100,6 +101,11 @@ def _in_process(pipe: Any, barrier: Any, task: Callable[..., Timed], arguments: 
     except BaseException as error:  # noqa: BLE001  (the parent tells it)
         barrier.abort()
         pipe.send(f"{type(error).__name__}: {error}")
+
+
+def associate(port: int, called: str, calling: str = "BENCHMARK") -> None:
+    """Open an association for Verification, and release it; raises when it is not accepted."""
+    Association(port, called, calling, [Context(VERIFICATION, (IMPLICIT,))], timeout=120).release()
 
 
 def send(

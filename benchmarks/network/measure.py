@@ -36,7 +36,7 @@ def identifier(**values: str) -> Dataset:
 
 
 def started(node: Node, seconds: float) -> Row:
-    """Return how long a node took to accept its first connection, and what its processes hold when nobody asks."""
+    """Return how long a node took to accept its first association, and what its processes hold when nobody asks."""
     sizes = resident(node.pids())
     return {
         "what": "started", "client": "idle", "count": len(sizes), "ready_s": seconds,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from benchmarks.conformance.node import CannotStart, Node, Peer, Setup, free_port
 from benchmarks.conformance.nodes import Dcmqrscp, Orthanc, Tharsis
+from benchmarks.network import client
 
 MOVERS = 4
 
@@ -81,7 +82,7 @@ PEERS: dict[str, type[Node]] = {
 def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node], dict[str, float]]]:
     """Start the nodes, each in a folder of its own, and a sink that all of them know; tell how long each took, seconds.
 
-    They are started one after the other.
+    They are started one after the other; a node has started when it has accepted an association.
     """
     known = (Peer("SINK", free_port()), Peer("BENCHMARK", free_port()))
     with ExitStack() as stack:
@@ -99,6 +100,7 @@ def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node
         nodes, seconds = {}, {}
         for name in names:
             began = time.perf_counter()
-            nodes[name] = start(PEERS[name])
+            nodes[name] = node = start(PEERS[name])
+            client.associate(node.port, node.title)
             seconds[name] = time.perf_counter() - began
         yield nodes, seconds
