@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import struct
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from index.durable import start_writing
 from index.errors import InvalidInstance
 from index.instances import Received
 
@@ -32,6 +34,10 @@ class Reception:
     new_file: Callable[[], Path]
     source_aet: str
 
+
+_BUFFER = 1 << 16
+_WRITTEN_AT_ONCE = 1 << 18
+"""Bytes after which the system is asked to write them to the disk: the flush at the end has less to wait for."""
 
 _ELEMENT = struct.Struct("<HH2sH")
 _VERSION = bytes.fromhex("02000100") + b"OB" + bytes.fromhex("0000 02000000 0001")
@@ -89,12 +95,12 @@ class ReceivedFile:
         self.path: Path | None = None
         self._stream: BinaryIO | None = None
         self._digest = hashlib.sha256()
-        self._size = self._offset = 0
+        self._size = self._offset = self._begun = 0
         self._transfer_syntax_uid = str(transfer_syntax_uid)
         try:
             meta = encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
             self.path = reception.new_file()
-            self._stream = self.path.open("wb")
+            self._stream = self.path.open("wb", buffering=_BUFFER)
             self.write(bytes(128) + b"DICM" + meta)
             self._offset = self._size
         except Exception as error:  # noqa: BLE001  (it answers this C-STORE; the upper layer's thread goes on)
@@ -116,6 +122,9 @@ class ReceivedFile:
         else:
             self._digest.update(data)
             self._size += len(data)
+            if self._size - self._begun >= _WRITTEN_AT_ONCE:
+                start_writing(self._stream.fileno(), self._begun)
+                self._begun = self._size - _BUFFER  # so much may not have left this process yet
 
     @property
     def known(self) -> Received:
@@ -131,8 +140,12 @@ class ReceivedFile:
             return
         stream, self._stream = self._stream, None
         try:
+            stream.flush()
+            start_writing(stream.fileno(), self._begun)  # while its header is read
             stream.close()
         except OSError as error:
+            with contextlib.suppress(OSError):
+                stream.close()
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
