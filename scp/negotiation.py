@@ -31,6 +31,8 @@ class Requested:
         The presentation contexts.
     scp_roles
         SOP classes for which it proposes to be (also) the SCP.
+    application_context
+        UID of its Application Context Name.
     """
 
     calling: str
@@ -39,6 +41,7 @@ class Requested:
     maximum_length: int
     contexts: Sequence[PresentationContext]
     scp_roles: frozenset[str]
+    application_context: str
 
 
 class Rejected(Exception):
@@ -60,7 +63,10 @@ PERMANENT = 0x01
 """Result of an A-ASSOCIATE-RJ."""
 
 BY_USER, BY_ACSE = 0x01, 0x02
-NO_REASON, CALLING_UNKNOWN, CALLED_UNKNOWN = 0x01, 0x03, 0x07
+NO_REASON, UNKNOWN_APPLICATION_CONTEXT, CALLING_UNKNOWN, CALLED_UNKNOWN = 0x01, 0x02, 0x03, 0x07
+
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+"""The one that there is (PS3.7 A.2.1)."""
 
 
 class Judge(Protocol):
@@ -75,6 +81,9 @@ class Judge(Protocol):
 
 def require_admitted(judge: Judge, requested: Requested) -> None:
     """Raise `Rejected` unless that requestor may associate with the title that it calls."""
+    if requested.application_context != APPLICATION_CONTEXT:
+        why = f"application context {requested.application_context!r} is not DICOM's"
+        raise Rejected(BY_USER, UNKNOWN_APPLICATION_CONTEXT, why)
     if not judge.is_called(requested.called):
         raise Rejected(BY_USER, CALLED_UNKNOWN, f"called AE title {requested.called!r} is not ours")
     refusal = judge.refusal(requested.calling, requested.address)

@@ -35,7 +35,7 @@ from scp.status import MISTYPED_ARGUMENT, Status
 from scp.wire import commands, negotiation, pdu
 from scp.wire.assembly import Message
 from scp.wire.channel import LARGEST_PDU, Channel
-from scp.wire.errors import Ended, Idle, Interrupted, PeerAborted, PeerClosed, Refused, Violation
+from scp.wire.errors import Idle, Interrupted, PeerAborted, Refused, Violation
 from scp.wire.exchange import StoreExchange
 from scp.wire.stream import Alarm, Stream
 
@@ -86,7 +86,7 @@ class WireAssociation:
         self._left, self._ended = left, ended
         self.peer_subject = tls.subject(arrival.connection)
         self._stream = Stream(arrival.connection, settings.max_pdu_bytes, alarm)
-        self._channel = Channel(self._stream, self._reception, settings.network_timeout_s, self._hang_up)
+        self._channel = Channel(self._stream, self._reception, settings.network_timeout_s, self._hurry)
         self._request: negotiation.Request | None = None
         self._caller: Caller | None = None
         self._turn = threading.Lock()
@@ -190,19 +190,17 @@ class WireAssociation:
 
     def store(self, command: StoreCommand, data: bytes | tuple[Path, int]) -> C_STORE:
         """Send a C-STORE-RQ and return its response (C-GET); raises `AssociationLost`."""
-        channel = self._channel
         request = C_STORE()
         request.MessageID, request.Priority = command.message_id, command.priority
         request.AffectedSOPClassUID = command.sop_class_uid
         request.AffectedSOPInstanceUID = command.sop_instance_uid
         encoded = commands.encoded(request, has_data_set=True)
-        channel.expect_response()
+        self._channel.expect_response()
         if isinstance(data, bytes):
-            channel.send(encoded, command.context_id, data)
+            self._channel.send(encoded, command.context_id, data)
         else:
-            channel.send(encoded, command.context_id)
-            channel.send_file(command.context_id, *data)
-        return channel.response(self.dimse_timeout)
+            self._channel.send_file(encoded, command.context_id, *data)
+        return self._channel.response(self.dimse_timeout)
 
     def is_cancelled(self, message_id: int) -> bool:
         """Whether the peer sent a C-CANCEL for the request `message_id`."""
@@ -249,10 +247,12 @@ class WireAssociation:
             last = pdu.abort_by_provider(pdu.NOT_SPECIFIED)
         finally:
             self._is_established = False
-            self._channel.discard()
-            self._left(self)
-            self._stream.finish(last)
-            self._ended(self)
+            try:
+                self._channel.discard()
+            finally:
+                self._left(self)
+                self._stream.finish(last)
+                self._ended(self)
 
     def _lead(self) -> bytes:
         """Lead the association from its request to its end; return the last PDU."""
@@ -264,17 +264,12 @@ class WireAssociation:
         except Rejected as rejected:
             _AUDIT.warning("rejected an association of %s with %s: %s", peer_of(self), self.called, rejected)
             return negotiation.reject(rejected)
-        channel = self._channel
-        channel.take_early()
-        if channel.end is None:
-            try:
-                self._stream.send([accepted], self.network_timeout)
-            except (Ended, TimeoutError) as ended:
-                channel.end = PeerClosed(str(ended))
-        self._is_established = True
-        certificate = f", certificate {self.peer_subject}" if self.peer_subject else ""
-        _LOG.info("%s opened an association with %s%s", peer_of(self), self.called, certificate)
-        self._serve()
+        self._channel.open(accepted)
+        if self._channel.end is None:
+            self._is_established = True
+            certificate = f", certificate {self.peer_subject}" if self.peer_subject else ""
+            _LOG.info("%s opened an association with %s%s", peer_of(self), self.called, certificate)
+            self._serve()
         return self._farewell()
 
     def _judged(self) -> bytes:
@@ -296,7 +291,7 @@ class WireAssociation:
             _LOG.exception("%s: the association request could not be judged", peer_of(self))
             raise Rejected(BY_ACSE, NO_REASON, "it could not be judged") from error
         self._channel.contexts.update({int(context.context_id or 0): context for context in contexts})
-        self._channel.largest = request.requested.maximum_length or LARGEST_PDU
+        self._channel.largest = min(request.requested.maximum_length or LARGEST_PDU, LARGEST_PDU)
         return accepted
 
     def _serve(self) -> None:
@@ -309,7 +304,7 @@ class WireAssociation:
                 if not channel.waiting:
                     channel.take_message()
                 if channel.waiting and channel.end is None:
-                    self._serve_one(channel.waiting.popleft())
+                    self._serve_one(channel.next())
             if self._others:
                 time.sleep(_SHIFT_S)  # a lock alone would hardly ever let the others have their turn
 
@@ -365,18 +360,21 @@ class WireAssociation:
             _LOG.info("%s: association released", peer)
             return pdu.RELEASED
         if isinstance(end, Violation):
-            _LOG.warning("aborting the association of %s: %s", self.address, end)
+            _LOG.warning("aborting the association of %s: %s", peer, end)
             return pdu.abort_by_provider(end.reason)
         if isinstance(end, (Interrupted, Idle, Refused)):
-            _LOG.warning("aborting the association of %s: %s", self.address, end)
+            _LOG.warning("aborting the association of %s: %s", peer, end)
             return pdu.abort_by_user()
-        how = "aborted" if isinstance(end, PeerAborted) else f"connection lost: {end}"
-        _LOG.info("%s: association %s", peer, how)
+        how = "aborted" if isinstance(end, PeerAborted) else f"lost: {end}"
+        if self._channel.is_under_way:
+            _LOG.warning("%s: association %s; what has come of an unfinished message is dropped", peer, how)
+        else:
+            _LOG.info("%s: association %s", peer, how)
         return b""
 
     def _reception(self) -> Reception:
         return Reception(self._services.new_file, self.calling)
 
-    def _hang_up(self) -> None:
-        _LOG.warning("closing the connection of %s: a large request takes too long", self.address)
-        self._stream.hang_up()
+    def _hurry(self) -> None:
+        self._channel.end = self._channel.end or Refused("a large request takes too long")
+        self._stream.stop_reading()

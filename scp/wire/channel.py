@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
@@ -25,10 +26,10 @@ from scp.wire.errors import Ended, Idle, PeerAborted, PeerClosed, Refused, Viola
 from scp.wire.stream import Stream
 
 LARGEST_PDU = 1 << 17
-"""Bytes of a PDU for a peer that sets no limit to them."""
+"""Bytes of a PDU for a peer that sets no limit to them, or a higher one: nobody has to hold more at a time."""
 
-_MOST_CANCELS = 10
-_READ_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 20
+"""Bytes that are handed to the connection together."""
 
 
 class Channel:
@@ -73,6 +74,7 @@ class Channel:
         self.waiting: deque[Message] = deque()
         self.messages = MessageQueue()
         self._cancelled: set[int] = set()
+        self._served: int | None = None
         self._response: C_STORE | None = None
         self.end: Ended | None = None
         self.is_releasing = False
@@ -82,7 +84,16 @@ class Channel:
         """Whether a part of a message has come."""
         return self._assembly.is_under_way
 
-    def take_early(self) -> None:
+    def open(self, accepted: bytes) -> None:
+        """Send the A-ASSOCIATE-AC, unless the association ends first."""
+        self._take_early()
+        if self.end is None:
+            try:
+                self._stream.send([accepted], self._patience_s)
+            except (Ended, TimeoutError) as ended:
+                self.end = PeerClosed(str(ended))
+
+    def _take_early(self) -> None:
         """Take what comes before the association was accepted, where only its end may come (Sta3)."""
         if self._has_input(0.0):
             try:
@@ -94,9 +105,12 @@ class Channel:
                 self._finish(ended)
 
     def rest(self) -> None:
-        """Sleep until the peer sends something."""
-        if not self._has_input(self._patience_s) and self.end is None:
-            self.end = Idle(f"no traffic for {self._patience_s:g} s")
+        """Sleep until the peer sends something. Meanwhile another thread may send."""
+        try:
+            if not self._stream.sleep(self._patience_s):
+                self.end = self.end or Idle(f"no traffic for {self._patience_s:g} s")
+        except Ended as ended:
+            self._finish(ended)
 
     def _has_input(self, timeout_s: float) -> bool:
         try:
@@ -113,8 +127,10 @@ class Channel:
             self.end = why
 
     def take_message(self) -> None:
-        """Read to the end of the next message; a release, or what ends the association, counts as one."""
+        """Read to the end of the next message, if one has begun; a release or the end of all counts as one."""
         before = len(self.waiting)
+        if not self._has_input(0.0):
+            return
         while self.end is None and not self.is_releasing and len(self.waiting) == before:
             self._take()
             if not self._assembly.is_under_way:
@@ -151,7 +167,7 @@ class Channel:
         primitive = message.primitive
         if isinstance(primitive, C_CANCEL):
             number = primitive.MessageIDBeingRespondedTo
-            if number is not None and len(self._cancelled) < _MOST_CANCELS:
+            if number is not None and number in self._due:  # else it comes after the last answer
                 self._cancelled.add(int(number))
             return
         if getattr(primitive, "MessageIDBeingRespondedTo", None) is not None and message.received is None:
@@ -171,13 +187,29 @@ class Channel:
             self._take()
         return message_id in self._cancelled
 
+    def next(self) -> Message:
+        """Return the request that is served next; it is until `served`."""
+        message = self.waiting.popleft()
+        self._served = message.primitive.MessageID
+        return message
+
     def served(self) -> None:
         """Forget every C-CANCEL but those of requests that still wait."""
-        self._cancelled &= {each.primitive.MessageID for each in self.waiting}
+        self._served = None
+        self._cancelled &= self._due
+
+    @property
+    def _due(self) -> set[int | None]:
+        """Message IDs of the requests that are not answered."""
+        return {self._served, *(each.primitive.MessageID for each in self.waiting)}
 
     def send(self, command: bytes, context_id: int, content: bytes = b"") -> None:
         """Send a message: its command set and, if there is one, its data set. Raises `AssociationLost`."""
         pieces = list(pdu.fragments(context_id, pdu.COMMAND, command, self.largest))
+        if len(content) > _AT_ONCE:
+            self._send(pieces)
+            self._send_blocks(context_id, BytesIO(content).read, len(content))
+            return
         if content:
             pieces.extend(pdu.fragments(context_id, 0, content, self.largest))
         self._send(pieces)
@@ -193,23 +225,40 @@ class Channel:
         if self.end is not None:
             raise AssociationLost(f"the association ended before everything was sent: {self.end}")
 
-    def send_file(self, context_id: int, path: Path, offset: int) -> None:
-        """Send a data set that lies in a file, from `offset` on. Raises `AssociationLost`."""
-        step = pdu.fragment_bytes(self.largest)
-        at_once = max(1, _READ_AT_ONCE // step) * step
-        with path.open("rb", buffering=0) as file:
+    def send_file(self, command: bytes, context_id: int, path: Path, offset: int) -> None:
+        """Send a message whose data set lies in a file, from `offset` on.
+
+        Raises
+        ------
+        AssociationLost
+            Not all of it was sent.
+        OSError
+            The file cannot be opened: nothing was sent.
+        """
+        with path.open("rb") as file:  # first, since behind its command the peer waits for the data set
             left = file.seek(0, 2) - offset
             file.seek(offset)
-            while left > 0:
-                block = file.read(min(left, at_once))
-                if not block:
-                    raise OSError(f"{path.name} has become shorter")
-                pieces: list[bytes] = []
-                for begin in range(0, len(block), step):
-                    piece = block[begin : begin + step]
-                    left -= len(piece)
-                    pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
-                self._send(pieces)
+            self.send(command, context_id)
+            try:
+                self._send_blocks(context_id, file.read, left)
+            except OSError as error:
+                self.end = self.end or Refused(f"{path.name} cannot be read any further: {error.strerror or error}")
+                raise AssociationLost("the stored file could not be read to its end") from error
+
+    def _send_blocks(self, context_id: int, read: Callable[[int], bytes], left: int) -> None:
+        """Send the `left` bytes of a data set, block by block; raises `AssociationLost`, and what `read` raises."""
+        step = pdu.fragment_bytes(self.largest)
+        at_once = max(1, _AT_ONCE // step) * step
+        while left > 0:
+            block = read(min(left, at_once))
+            if not block:
+                raise OSError("it has become shorter")
+            pieces: list[bytes] = []
+            for begin in range(0, len(block), step):
+                piece = block[begin : begin + step]
+                left -= len(piece)
+                pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
+            self._send(pieces)
 
     def expect_response(self) -> None:
         """Forget the response to an earlier C-STORE."""

@@ -144,7 +144,7 @@ def store_request(command: bytes | bytearray) -> StoreRequest | None:
             return None
         found[number] = bytes(command[begin : begin + length])
         begin += length
-    if found.keys() < _SENT_OF_STORE or _number(found, 0x0100) != _STORE or _number(found, 0x0800) == _NO_DATA_SET:
+    if not found.keys() >= _SENT_OF_STORE or _number(found, 0x0100) != _STORE or _number(found, 0x0800) == _NO_DATA_SET:
         return None
     message_id, priority = _number(found, 0x0110), _number(found, 0x0700)
     sop_class, instance = _uid(found, 0x0002), _uid(found, 0x1000)

@@ -21,6 +21,9 @@ from scp.wire.pdu import HEADER, TOLERATED_EXCESS, require_sane
 _LINGER_S = 1.0
 """How long a peer may take to close the connection after the last PDU, before this node does, seconds."""
 
+_AT_ONCE = 1 << 17
+"""Bytes that a peer has the whole time limit to take, as it would have for one large PDU."""
+
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _DISCARDED = 1 << 16
 
@@ -67,7 +70,6 @@ class Stream:
         self._buffer = memoryview(mmap.mmap(-1, room))
         self._begin = self._end = 0
         self._alarm = alarm.descriptor
-        self._is_secure = isinstance(connection, ssl.SSLSocket)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._poll.register(self._alarm, select.POLLIN)
@@ -85,6 +87,18 @@ class Stream:
     def _pending(self) -> bool:
         return isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
 
+    def sleep(self, timeout_s: float | None) -> bool:
+        """Wait until something comes, which with TLS need not be data; False when `timeout_s` seconds pass first.
+
+        Meanwhile another thread may send.
+
+        Raises
+        ------
+        Interrupted
+            The alarm has rung.
+        """
+        return self.has_begun or self._pending() or self._wait(self._poll, timeout_s)
+
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until there is something to read; False when `timeout_s` seconds pass first.
 
@@ -95,9 +109,9 @@ class Stream:
         """
         if self.has_begun or self._pending():
             return True
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         while self._wait(self._poll, None if deadline is None else deadline - time.monotonic()):
-            if not self._is_secure or self._is_readable():
+            if not isinstance(self._connection, ssl.SSLSocket) or self._is_readable():
                 return True
         return False
 
@@ -132,7 +146,7 @@ class Stream:
         Interrupted
             The alarm has rung.
         """
-        deadline = None if patience_s is None else time.monotonic() + patience_s
+        deadline = _deadline(patience_s)
         self._require(HEADER, deadline)
         begin = self._begin
         kind, length = self._buffer[begin], int.from_bytes(self._buffer[begin + 2 : begin + HEADER], "big")
@@ -178,18 +192,21 @@ class Stream:
         Raises
         ------
         TimeoutError
-            The peer did not take it in `patience_s` seconds.
+            The peer did not take a large PDU's worth of it in `patience_s` seconds.
         PeerClosed
             The connection has ended before.
         Interrupted
             The alarm has rung.
         """
         content = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        deadline = None if patience_s is None else time.monotonic() + patience_s
+        deadline, taken = _deadline(patience_s), 0
         try:
             while content:
                 try:
-                    content = content[self._connection.send(content) :]
+                    count = self._connection.send(content)
+                    content, taken = content[count:], taken + count
+                    if taken >= _AT_ONCE:
+                        deadline, taken = _deadline(patience_s), 0
                 except _WOULD_BLOCK as blocked:
                     wanted = select.POLLIN if isinstance(blocked, ssl.SSLWantReadError) else select.POLLOUT
                     self._wait_to_send(wanted, deadline)
@@ -220,13 +237,18 @@ class Stream:
         poll.register(self._connection, select.POLLIN)
         try:
             while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
-                with contextlib.suppress(*_WOULD_BLOCK):
-                    if not self._connection.recv(_DISCARDED):
+                with contextlib.suppress(BlockingIOError):  # as it comes: what TLS would make of it, nobody reads
+                    if not socket.socket.recv(self._connection, _DISCARDED):
                         break
         except (OSError, ValueError):
             pass
         finally:
             self.close()
+
+    def stop_reading(self) -> None:
+        """Let the thread that reads come to the end of what there is, from any thread; it can still send."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._connection, socket.SHUT_RD)
 
     def hang_up(self) -> None:
         """End the connection, from any thread: the one that reads comes to the end of what there is."""
@@ -239,3 +261,7 @@ class Stream:
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._connection.close()
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
