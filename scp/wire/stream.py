@@ -173,7 +173,7 @@ class Stream:
                     raise TimeoutError("the peer is too slow") from None
                 continue
             except OSError as error:
-                raise PeerClosed(f"connection lost: {error}") from error
+                raise PeerClosed(error.strerror or str(error)) from error
             if not count:
                 raise PeerClosed("it closed the connection" + (" within a PDU" if self.has_begun else ""))
             self._end += count
@@ -199,11 +199,13 @@ class Stream:
             The alarm has rung.
         """
         content = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        # TLS says of a piece only when all of it has gone.
+        at_once = _AT_ONCE if isinstance(self._connection, ssl.SSLSocket) else len(content)
         deadline, taken = _deadline(patience_s), 0
         try:
             while content:
                 try:
-                    count = self._connection.send(content)
+                    count = self._connection.send(content[:at_once])
                     content, taken = content[count:], taken + count
                     if taken >= _AT_ONCE:
                         deadline, taken = _deadline(patience_s), 0
@@ -213,7 +215,7 @@ class Stream:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise PeerClosed(f"connection lost: {error}") from error
+            raise PeerClosed(error.strerror or str(error)) from error
 
     def _wait_to_send(self, wanted: int, deadline: float | None) -> None:
         poll = select.poll()
