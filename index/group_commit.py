@@ -3,15 +3,20 @@
 Who comes while another one commits waits; the first of those who wait then does the work of all of them, in its own
 thread and on its own connection, and commits once. Each piece of work is whole or undone by itself: what one of them
 raises is that one's. Nobody waits for others to come, so a single sender has no delay.
+
+Several processes commit in turn: they wait for each other at a lock on a file, one after the other, where SQLite would
+have them look again and again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from sqlite_utils import Database
 
@@ -35,10 +40,14 @@ class GroupCommit:
     ----------
     transaction
         Begins a write transaction or, within one, a part of it that can be undone.
+    turns
+        A file, made when it is not there, that whoever commits holds a lock on.
     """
 
-    def __init__(self, transaction: Callable[[], AbstractContextManager[Database]]) -> None:
+    def __init__(self, transaction: Callable[[], AbstractContextManager[Database]], turns: Path) -> None:
         self._transaction = transaction
+        self._turns = turns
+        self._open_turns: IO[str] | None = None
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._waiting: list[_Entry] = []
@@ -65,7 +74,7 @@ class GroupCommit:
         with self._lock:
             entries, self._waiting = self._waiting, []
         try:
-            with self._transaction() as database:
+            with self._first(), self._transaction() as database:
                 folders = {folder for entry in entries if (folder := self._do(entry, database)) is not None}
                 for folder in sorted(folders):
                     flush(folder)
@@ -75,6 +84,17 @@ class GroupCommit:
         finally:
             for entry in entries:
                 entry.is_done = True
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        """Be the one process that commits; the lock ends with the process, too."""
+        if self._open_turns is None:
+            self._open_turns = self._turns.open("a")
+        fcntl.flock(self._open_turns, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._open_turns, fcntl.LOCK_UN)
 
     def _do(self, entry: _Entry, database: Database) -> Path | None:
         try:

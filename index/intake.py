@@ -46,7 +46,7 @@ class Intake:
         self._files = files
         self._settle_time_s = settle_time_s
         self._quota_bytes = quota_bytes
-        self._commits = GroupCommit(connections.transaction)
+        self._commits = GroupCommit(connections.transaction, connections.turns)
 
     def store(self, arrival: Arrival, policy: Policy, *, announce: bool, within_quota: bool) -> Ingested:
         """Store an arrival whose bytes are flushed; see `index.archive.Archive.ingest`.

@@ -47,6 +47,8 @@ RECURRING = ("look_after_vectors", "retention", "scrub", ORTHANC_COMPARE)
 STATES = ("queued", "running", "done", "failed", "cancelled")
 _LONGEST_DELAY_S = 3600.0
 _MOST_DOUBLINGS = 20
+_FOR_OTHERS_S = 2.0
+"""How long a job that is due is left to the process that should take it, seconds."""
 _COLUMNS = (
     "id, kind, subject, parameters, state, not_before, attempts, worker, error, progress, created, started, finished"
 )
@@ -83,6 +85,7 @@ def push(
     parameters: Mapping[str, Any] | None = None,
     *,
     not_before: float | None = None,
+    preferred: str = "",
 ) -> int:
     """Queue a job inside the caller's transaction and return its number; one that is queued already gets the new date.
 
@@ -90,13 +93,16 @@ def push(
     ----------
     not_before
         Seconds since the epoch before which no worker takes it; now when None.
+    preferred
+        Process that others leave it to for a moment, since it has what the job needs; empty: all are alike.
     """
     now = time.time()
+    due, arguments = now if not_before is None else not_before, json.dumps(parameters or {}, sort_keys=True)
     rows = database.execute(
-        "INSERT INTO job (kind, subject, parameters, not_before, created) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (kind, subject, parameters) WHERE state = 'queued' "
-        "DO UPDATE SET not_before = excluded.not_before, attempts = 0, error = '' RETURNING id",
-        (kind, subject, json.dumps(parameters or {}, sort_keys=True), now if not_before is None else not_before, now),
+        "INSERT INTO job (kind, subject, parameters, not_before, preferred, created) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (kind, subject, parameters) WHERE state = 'queued' DO UPDATE SET attempts = 0, error = '', "
+        "not_before = excluded.not_before, preferred = excluded.preferred RETURNING id",
+        (kind, subject, arguments, due, preferred, now),
     )
     return int(rows.fetchone()[0])
 
@@ -144,6 +150,7 @@ class JobQueue:
         kinds: Collection[str] | None = None,
         excluding: Collection[str] = (),
         destination: str | None = None,
+        process: str | None = None,
     ) -> Job | None:
         """Take the job that has been due longest, or None when nothing is due.
 
@@ -155,25 +162,29 @@ class JobQueue:
             Take jobs of these kinds only (None: of any), and of none of those; other jobs are left as they are.
         destination
             Only jobs with this parameter of that name.
+        process
+            Who asks: what has been due for a moment only, and is another's by preference, is left to that one. None
+            takes everything.
         """
         now = time.time()
         wanted, names = _kinds_are(kinds, excluding, destination)
+        left, theirs = _leaves_to_others(process, now)
         with self._transaction() as database:
             self._free(database, f"claim_expires < ? AND {wanted}", (now, *names), max_attempts)
             row = database.execute(
-                f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND {wanted} "
+                f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND {wanted} AND {left} "
                 "AND NOT EXISTS (SELECT 1 FROM job WHERE subject = due.subject AND (state = 'running' "
                 # Cancelled, and its worker has not stopped yet.
                 f"OR (state = 'cancelled' AND claim_expires >= ?)) AND {_KEEPS_WAITING}) "
                 "ORDER BY not_before, id LIMIT 1",
-                (now, *names, now),
+                (now, *names, *theirs, now),
             ).fetchone()
             if row is None:
                 return None
             database.execute(
                 "UPDATE job SET state = 'running', worker = ?, claim_expires = ?, attempts = attempts + 1, "
-                "started = ?, finished = NULL, progress = 0 WHERE id = ?",
-                (worker, now + claim_s, now, row[0]),
+                "started = ?, finished = NULL, progress = 0, preferred = coalesce(?, preferred) WHERE id = ?",
+                (worker, now + claim_s, now, process, row[0]),
             )
         return self.get(row[0])
 
@@ -187,14 +198,24 @@ class JobQueue:
         )
         return row.fetchone() is not None
 
-    def hasten(self, kind: str, parameters: Mapping[str, Any]) -> int:
-        """Make the queued jobs with these parameters due now; return how many there are."""
+    def hasten(self, kind: str, parameters: Mapping[str, Any], *, preferred: str = "") -> int:
+        """Make the queued jobs with these parameters due now, for `preferred` first; return how many there are."""
         with self._transaction() as database:
             updated = database.execute(
-                "UPDATE job SET not_before = min(not_before, ?) WHERE state = 'queued' AND kind = ? AND parameters = ?",
-                (time.time(), kind, json.dumps(dict(parameters), sort_keys=True)),
+                "UPDATE job SET not_before = min(not_before, ?), preferred = ? "
+                "WHERE state = 'queued' AND kind = ? AND parameters = ?",
+                (time.time(), preferred, kind, json.dumps(dict(parameters), sort_keys=True)),
             )
             return int(updated.rowcount)
+
+    def failed_elsewhere(self, kind: str, *, process: str) -> list[Job]:
+        """Return the queued jobs of this kind that were tried in vain, by another process."""
+        rows = self._database().execute(
+            f"SELECT {_COLUMNS} FROM job WHERE state = 'queued' AND kind = ? AND error != '' "
+            "AND preferred NOT IN ('', ?)",
+            (kind, process),
+        )
+        return [_job(row) for row in rows.fetchall()]
 
     def free_claims_of(self, worker: str, *, max_attempts: int, during: str = "") -> int:
         """Queue again what a worker that is known to be dead had claimed; return how many jobs.
@@ -369,6 +390,13 @@ def _kinds_are(
     if destination is not None:
         condition, told = f"{condition} AND json_extract(parameters, '$.destination') = ?", (destination,)
     return condition, (*(kinds or ()), *excluding, *told)
+
+
+def _leaves_to_others(process: str | None, now: float) -> tuple[str, tuple[Any, ...]]:
+    """Condition on who should take a job, and the parameters of the condition."""
+    if process is None:
+        return "TRUE", ()
+    return "(preferred IN ('', ?) OR not_before < ?)", (process, now - _FOR_OTHERS_S)
 
 
 _HELD = "id = ? AND worker = ? AND started IS ?"

@@ -494,6 +494,12 @@ def orthanc(database: Database) -> None:
 
 
 @migrations()
+def network_processes(database: Database) -> None:
+    """Which process should take a job, where it has the association that a report is to go out on."""
+    database.execute("ALTER TABLE job ADD COLUMN preferred TEXT NOT NULL DEFAULT ''")
+
+
+@migrations()
 def finding(database: Database) -> None:
     """Find a patient by name where it has several component groups, and by birth date; a study by its ID."""
     _run(

@@ -35,7 +35,9 @@ from scp.negotiation import (
     require_admitted,
     supported_contexts,
 )
+from scp.places import Counted
 from scp.reception import Reception
+from scp.sharing import Sharing
 from scp.status import Status
 
 _LOG = logging.getLogger(__name__)
@@ -53,9 +55,18 @@ class Acceptor:
         ``[scp]``.
     secure
         ``[tls]``.
+    sharing, places
+        See `scp.listener.Listener`.
     """
 
-    def __init__(self, services: Services, settings: ScpSettings, secure: TlsSettings) -> None:
+    def __init__(
+        self,
+        services: Services,
+        settings: ScpSettings,
+        secure: TlsSettings,
+        sharing: Sharing | None = None,
+        places: Counted | None = None,
+    ) -> None:
         self._services = services
         self._settings = settings
         self._entity = transport.NodeEntity(settings.aet)
@@ -77,7 +88,7 @@ class Acceptor:
             (evt.EVT_RELEASED, self._ended, ["released"]),
             (evt.EVT_ABORTED, self._ended, ["aborted"]),
         ]
-        self._listener = Listener(self._associate, settings, secure)
+        self._listener = Listener(self._associate, settings, secure, sharing, places)
 
     def _associate(self, arrival: Arrival, ended: Ended) -> InboundAssociation:
         return InboundAssociation(self._entity, arrival, self._handlers, ended)

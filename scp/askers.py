@@ -8,9 +8,21 @@ from scp.carrier import Carrier
 
 
 class Askers:
-    """Associations on which storage commitment was asked for. Safe to share between threads."""
+    """Associations on which storage commitment was asked for. Safe to share between threads.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    process
+        Name of the process that has them.
+
+    Attributes
+    ----------
+    process
+        The same.
+    """
+
+    def __init__(self, process: str = "") -> None:
+        self.process = process
         self._changed = threading.Condition()
         self._associations: dict[tuple[str, str], Carrier] = {}
         self._rung = 0

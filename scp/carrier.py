@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydicom.uid import UID
-from pynetdicom.dimse_primitives import C_STORE, DIMSEPrimitive
+from pynetdicom.dimse_primitives import DIMSEPrimitive
 from pynetdicom.presentation import PresentationContext
 
 from scp.message_queue import MessageQueue
 from scp.messages import StoreCommand
+
+
+class StoreAnswer(Protocol):
+    """The response to a C-STORE-RQ, with or without the comment and the elements that explain its Status."""
+
+    @property
+    def Status(self) -> int | None:  # noqa: N802  (its name in pynetdicom)
+        """Status (0000,0900)."""
 
 
 class Carrier(Protocol):
@@ -61,7 +69,7 @@ class Carrier(Protocol):
     def send(self, message: DIMSEPrimitive, context_id: int) -> None:
         """Send a message; raises `AssociationLost`."""
 
-    def store(self, command: StoreCommand, data: bytes | tuple[Path, int]) -> C_STORE:
+    def store(self, command: StoreCommand, data: bytes | tuple[Path, int]) -> StoreAnswer:
         """Send a C-STORE-RQ and return its response.
 
         Parameters

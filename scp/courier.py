@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -120,11 +120,12 @@ class Courier:
         self._settings = settings
         self._askers = askers
         self._ways = ways
+        self._process = name
         self._names = [f"{name}/courier-{number}" for number in range(1, _COURIERS + 1)]
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._looking = threading.Lock()
-        self._seen: WeakSet[Carrier] = WeakSet()
+        self._seen: WeakKeyDictionary[Carrier, set[int]] = WeakKeyDictionary()
         self._tidy_at = 0.0
         limits = settings.scp
         # Longer than one way to deliver can take: nobody else tries meanwhile.
@@ -177,18 +178,23 @@ class Courier:
             self._looking.release()
 
     def _notice_arrivals(self) -> None:
-        """Whoever opens an association for storage commitment gets the reports that wait for it now."""
+        """Whoever opens an association for storage commitment gets the reports that wait for it now.
+
+        So does who has one open when another process has tried in vain: each report is offered once to each.
+        """
+        failed = commitments.failed_elsewhere(self._archive, process=self._process)
         for assoc in self._ways.associations():
-            if assoc not in self._seen and _notifier(assoc) is not None:
-                self._seen.add(assoc)
-                commitments.hasten(self._archive, assoc.calling)
+            offered, waiting = self._seen.get(assoc), failed.get(assoc.calling, set())
+            if (offered is None or waiting - offered) and _notifier(assoc) is not None:
+                self._seen[assoc] = waiting | (offered or set())
+                commitments.hasten(self._archive, assoc.calling, preferred=self._process)
 
     def _run_one(self, name: str) -> bool:
         queue = self._archive.jobs
         if not queue.is_due((JOB_KIND,)):
             return False
         claim_s = self._settings.jobs.claim_s
-        job = queue.claim(name, claim_s=claim_s, max_attempts=_MOST_ATTEMPTS, kinds=(JOB_KIND,))
+        job = queue.claim(name, claim_s=claim_s, max_attempts=_MOST_ATTEMPTS, kinds=(JOB_KIND,), process=self._process)
         if job is None:
             return False
         try:

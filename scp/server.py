@@ -12,6 +12,7 @@ from scp.acceptor import Acceptor
 from scp.askers import Askers
 from scp.courier import Courier, Ways
 from scp.services import NodeServices
+from scp.sharing import Sharing
 from scp.wire.acceptor import WireAcceptor
 
 _LOG = logging.getLogger(__name__)
@@ -30,16 +31,25 @@ class Server:
         Finds similar cases; None leaves both similarity doors closed.
     name
         Unique among the processes that serve this archive.
+    sharing
+        The ports that other such processes listen on as well, and how many they are; None: there is none.
     """
 
     def __init__(
-        self, archive: Archive, settings: Settings, similarity: Similarity | None = None, *, name: str = "network"
+        self,
+        archive: Archive,
+        settings: Settings,
+        similarity: Similarity | None = None,
+        *,
+        name: str = "network",
+        sharing: Sharing | None = None,
     ) -> None:
         self._settings = settings
-        askers = Askers()
+        askers = Askers(name)
         services = NodeServices(archive, settings, similarity, askers)
         make = WireAcceptor if settings.network.transport is Transport.OWN else Acceptor
-        self._acceptor: WireAcceptor | Acceptor = make(services, settings.scp, settings.tls)
+        self._places = sharing.places(archive.data) if sharing is not None else None
+        self._acceptor: WireAcceptor | Acceptor = make(services, settings.scp, settings.tls, sharing, self._places)
         ways = Ways(
             lambda: [each.carrier for each in self._acceptor.associations],
             settings.entity_table().get,
@@ -80,3 +90,5 @@ class Server:
         """Accept no more; open associations have `grace_s` seconds (None: the settings') until they are aborted."""
         self._courier.stop()
         self._acceptor.stop(self._settings.scp.stop_grace_s if grace_s is None else grace_s)
+        if self._places is not None:
+            self._places.close()

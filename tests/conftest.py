@@ -317,16 +317,16 @@ class ServedNode:
 def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedNode]]:
     """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test.
 
-    To save time they draw no picture of the quality of scans, unless `more` says so.
+    To save time they draw no picture of the quality of scans, unless `more` says so, and one process accepts.
     """
     nodes: list[ServedNode] = []
 
     def start(
-        *, settle_time_s: float = 0.5, accept_unknown: bool = True, more: str = ""
+        *, settle_time_s: float = 0.5, accept_unknown: bool = True, acceptors: int = 1, scp: str = "", more: str = ""
     ) -> ServedNode:
         settings = (
-            f'[network]\ntransport = "{transport_name}"\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
-            f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n'
+            f'[network]\ntransport = "{transport_name}"\nacceptors = {acceptors}\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
+            f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n{scp}'
             f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
             + ("" if "[scan_quality]" in more else "\n[scan_quality]\nenabled = false\n")
         )

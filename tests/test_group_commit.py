@@ -14,7 +14,7 @@ from index.group_commit import GroupCommit
 
 
 @pytest.fixture
-def commits(archive):
+def commits(archive, tmp_path):
     """A group commit on a table of names, the number of its transactions, and what they have flushed."""
 
     class Counted:
@@ -27,7 +27,7 @@ def commits(archive):
 
     archive.database.execute("CREATE TABLE name (name TEXT UNIQUE)")
     counted = Counted()
-    return GroupCommit(counted.transaction), counted
+    return GroupCommit(counted.transaction, tmp_path / "turns"), counted
 
 
 def add(name, folder=None):

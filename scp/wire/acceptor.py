@@ -8,6 +8,8 @@ from config.settings import ScpSettings, TlsSettings
 from scp.dispatch import Services, peer_of
 from scp.listener import Ended, Listener
 from scp.lobby import Arrival
+from scp.places import Counted
+from scp.sharing import Sharing
 from scp.wire.association import WireAssociation
 from scp.wire.stream import Alarm
 
@@ -25,13 +27,22 @@ class WireAcceptor:
         ``[scp]``.
     secure
         ``[tls]``.
+    sharing, places
+        See `scp.listener.Listener`.
     """
 
-    def __init__(self, services: Services, settings: ScpSettings, secure: TlsSettings) -> None:
+    def __init__(
+        self,
+        services: Services,
+        settings: ScpSettings,
+        secure: TlsSettings,
+        sharing: Sharing | None = None,
+        places: Counted | None = None,
+    ) -> None:
         self._services = services
         self._settings = settings
         self._alarm = Alarm()
-        self._listener = Listener(self._associate, settings, secure)
+        self._listener = Listener(self._associate, settings, secure, sharing, places)
 
     def _associate(self, arrival: Arrival, ended: Ended) -> WireAssociation:
         return WireAssociation(

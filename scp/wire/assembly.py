@@ -13,7 +13,7 @@ from pynetdicom.presentation import PresentationContext
 from scp import transport  # noqa: F401  (which makes pynetdicom tolerate odd UIDs)
 from scp.inbox import Inbox, InboxError
 from scp.reception import ReceivedFile, Reception
-from scp.wire.commands import StoreRequest, store_request
+from scp.wire.commands import StoreRequest, StoreResponse, store_request, store_response
 from scp.wire.pdu import COMMAND, LAST
 
 _NO_DATA_SET = 0x0101
@@ -26,7 +26,7 @@ class Message:
     Attributes
     ----------
     primitive
-        pynetdicom's, or a `StoreRequest`.
+        pynetdicom's, a `StoreRequest` or a `StoreResponse`.
     received
         The file that its data set was written to, closed; None where there is none.
     """
@@ -57,7 +57,7 @@ class Assembly:
         self._inbox = inbox
         self._command = bytearray()
         self._data = bytearray()
-        self._message: DIMSEMessage | StoreRequest | None = None
+        self._message: DIMSEMessage | StoreRequest | StoreResponse | None = None
         self._file: ReceivedFile | None = None
         self.is_under_way = False
 
@@ -101,6 +101,10 @@ class Assembly:
             self._message = request
             self._receive(context_id, (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID))
             return True
+        response = store_response(self._command)
+        if response is not None:
+            self._message = response
+            return False
         message = DIMSEMessage()
         is_complete = message.decode_msg(_p_data(context_id, COMMAND | LAST, self._command))
         self._message = message
@@ -117,7 +121,7 @@ class Assembly:
 
     def _complete(self, context_id: int, waiting: int) -> Message:
         message, file = self._message, self._file
-        if isinstance(message, StoreRequest):
+        if isinstance(message, (StoreRequest, StoreResponse)):
             whole = Message(context_id, message, file)
         elif message is None:
             raise InboxError("a message without a command set")

@@ -9,14 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import UID
-from pynetdicom.dimse_primitives import C_STORE, DIMSEPrimitive
 from pynetdicom.presentation import PresentationContext
 
 from config.settings import ScpSettings
@@ -26,15 +23,14 @@ from scp.dispatch import Services, answer, caller_of, peer_of, refuse
 from scp.errors import AssociationLost
 from scp.exchange import Exchange
 from scp.lobby import Arrival
-from scp.message_queue import MessageQueue
-from scp.messages import StoreCommand
 from scp.negotiation import BY_ACSE, NO_REASON, Rejected, require_admitted, supported_contexts
 from scp.pacing import unsent, wait_for_reader
 from scp.reception import Reception
 from scp.status import MISTYPED_ARGUMENT, Status
 from scp.wire import commands, negotiation, pdu
 from scp.wire.assembly import Message
-from scp.wire.channel import LARGEST_PDU, Channel
+from scp.wire.carrying import Carrying
+from scp.wire.channel import Channel
 from scp.wire.errors import Idle, Interrupted, PeerAborted, Refused, Violation
 from scp.wire.exchange import StoreExchange
 from scp.wire.stream import Alarm, Stream
@@ -47,7 +43,7 @@ _MOST_UNREAD = 1 << 16
 """Bytes of answers that a peer may leave in this node's kernel before its next request is served."""
 
 
-class WireAssociation:
+class WireAssociation(Carrying):
     """A `Carrier`, and the thread that serves it.
 
     Parameters
@@ -85,13 +81,13 @@ class WireAssociation:
         self._settings = settings
         self._left, self._ended = left, ended
         self.peer_subject = tls.subject(arrival.connection)
-        self._stream = Stream(arrival.connection, settings.max_pdu_bytes, alarm)
-        self._channel = Channel(self._stream, self._reception, settings.network_timeout_s, self._hurry)
+        stream = Stream(arrival.connection, settings.max_pdu_bytes, alarm)
+        channel = Channel(stream, self._reception, settings.network_timeout_s, self._hurry)
+        super().__init__(
+            stream, channel, dimse_timeout=settings.dimse_timeout_s, network_timeout=settings.network_timeout_s
+        )
         self._request: negotiation.Request | None = None
         self._caller: Caller | None = None
-        self._turn = threading.Lock()
-        self._others = 0
-        self._is_established = False
         self._thread = threading.Thread(
             target=self._run, name=f"association-{arrival.address[0]}:{arrival.address[1]}", daemon=True
         )
@@ -114,11 +110,6 @@ class WireAssociation:
     # What services see
 
     @property
-    def assoc(self) -> WireAssociation:
-        """It: there is nothing of pynetdicom's behind it."""
-        return self
-
-    @property
     def calling(self) -> str:
         """AE title of its requestor; empty before that is known."""
         return self._request.requested.calling if self._request is not None else ""
@@ -134,107 +125,12 @@ class WireAssociation:
         return self._arrival.address[0]
 
     @property
-    def contexts(self) -> Sequence[PresentationContext]:
-        """Its presentation contexts, the accepted ones."""
-        return list(self._channel.contexts.values())
-
-    @property
     def proposed(self) -> Mapping[UID, bytes]:
         """SOP class → Service Class Application Information that its requestor proposed."""
         return self._request.proposed if self._request is not None else {}
 
-    @property
-    def is_established(self) -> bool:
-        """Whether it stands."""
-        return self._is_established and self._channel.end is None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it stands and both sides may send."""
-        return self.is_established and not self._channel.is_releasing
-
-    @property
-    def messages(self) -> MessageQueue:
-        """What its peer has answered to reports."""
-        return self._channel.messages
-
-    @property
-    def dimse_timeout(self) -> float:
-        """How long to wait for a response, seconds."""
-        return self._settings.dimse_timeout_s
-
-    @property
-    def network_timeout(self) -> float:
-        """How long a peer may send or take nothing, seconds."""
-        return self._settings.network_timeout_s
-
-    @property
-    def descriptor(self) -> int:
-        """File descriptor of the connection, negative when it is closed."""
-        return self._stream.descriptor
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether anything can still be sent."""
-        return self.is_established
-
-    def give_up(self) -> None:
-        """End it: the thread that serves it sends the A-ABORT when the request is done with."""
-        self._channel.end = self._channel.end or Refused("the peer takes nothing")
-
-    def send(self, message: DIMSEPrimitive, context_id: int) -> None:
-        """Send a message; raises `AssociationLost`."""
-        told = (getattr(message, word, None) for word in ("Identifier", "EventInformation"))
-        content = next((data.getvalue() for data in told if data is not None), b"")
-        self._channel.send(commands.encoded(message, has_data_set=bool(content)), context_id, content)
-
-    def store(self, command: StoreCommand, data: bytes | tuple[Path, int]) -> C_STORE:
-        """Send a C-STORE-RQ and return its response (C-GET); raises `AssociationLost`."""
-        request = C_STORE()
-        request.MessageID, request.Priority = command.message_id, command.priority
-        request.AffectedSOPClassUID = command.sop_class_uid
-        request.AffectedSOPInstanceUID = command.sop_instance_uid
-        encoded = commands.encoded(request, has_data_set=True)
-        self._channel.expect_response()
-        if isinstance(data, bytes):
-            self._channel.send(encoded, command.context_id, data)
-        else:
-            self._channel.send_file(encoded, command.context_id, *data)
-        return self._channel.response(self.dimse_timeout)
-
-    def is_cancelled(self, message_id: int) -> bool:
-        """Whether the peer sent a C-CANCEL for the request `message_id`."""
-        return self._channel.is_cancelled(message_id)
-
-    def wait_for_reader(self, is_cancelled: Callable[[], bool]) -> bool:
-        """Wait until the peer has room for another answer; return whether it cancelled the request meanwhile."""
-        return wait_for_reader(self, is_cancelled)
-
-    def decoded(self) -> None:
-        """Let others send large requests."""
-        self._channel.inbox.decoded()
-
-    @contextmanager
-    def between_requests(self, timeout_s: float) -> Iterator[bool]:
-        """Keep the peer's requests from being served in this block; False: one is under way beyond `timeout_s`."""
-        self._others += 1
-        try:
-            has_turn = self._turn.acquire(timeout=timeout_s)
-        finally:
-            self._others -= 1
-        try:
-            yield has_turn and self.is_open and not self._channel.waiting and not self._channel.is_under_way
-        finally:
-            if has_turn:
-                self._turn.release()
-
     def release(self) -> None:
         """Do nothing: its requestor releases it."""
-
-    def abort(self) -> None:
-        """End it at once, from any thread."""
-        self._channel.end = self._channel.end or Interrupted("aborted by this node")
-        self._stream.hang_up()
 
     # The thread
 
@@ -291,7 +187,7 @@ class WireAssociation:
             _LOG.exception("%s: the association request could not be judged", peer_of(self))
             raise Rejected(BY_ACSE, NO_REASON, "it could not be judged") from error
         self._channel.contexts.update({int(context.context_id or 0): context for context in contexts})
-        self._channel.largest = min(request.requested.maximum_length or LARGEST_PDU, LARGEST_PDU)
+        self._channel.limit(request.requested.maximum_length)
         return accepted
 
     def _serve(self) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from io import BytesIO
+from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
@@ -22,14 +22,14 @@ from scp.message_queue import MessageQueue
 from scp.reception import Reception
 from scp.wire import pdu
 from scp.wire.assembly import Assembly, Message
+from scp.wire.commands import StoreResponse
 from scp.wire.errors import Ended, Idle, PeerAborted, PeerClosed, Refused, Violation
 from scp.wire.stream import Stream
 
 LARGEST_PDU = 1 << 17
 """Bytes of a PDU for a peer that sets no limit to them, or a higher one: nobody has to hold more at a time."""
 
-_AT_ONCE = 1 << 20
-"""Bytes that are handed to the connection together."""
+_READ_AT_ONCE = 1 << 20
 
 
 class Channel:
@@ -50,8 +50,6 @@ class Channel:
     ----------
     contexts
         Context ID → accepted presentation context.
-    largest
-        Maximum length of the PDUs that the peer takes, bytes.
     waiting
         Requests in the order in which they came.
     messages
@@ -69,13 +67,13 @@ class Channel:
         self._patience_s = patience_s
         self.inbox = Inbox(too_late)
         self.contexts: dict[int, PresentationContext] = {}
-        self.largest = LARGEST_PDU
+        self._largest = LARGEST_PDU
         self._assembly = Assembly(self.contexts, reception, self.inbox)
         self.waiting: deque[Message] = deque()
         self.messages = MessageQueue()
         self._cancelled: set[int] = set()
         self._served: int | None = None
-        self._response: C_STORE | None = None
+        self._response: C_STORE | StoreResponse | None = None
         self.end: Ended | None = None
         self.is_releasing = False
 
@@ -83,6 +81,10 @@ class Channel:
     def is_under_way(self) -> bool:
         """Whether a part of a message has come."""
         return self._assembly.is_under_way
+
+    def limit(self, maximum_length: int) -> None:
+        """Send no PDUs that are longer than the peer takes; 0: it sets no limit."""
+        self._largest = min(maximum_length or LARGEST_PDU, LARGEST_PDU)
 
     def open(self, accepted: bytes) -> None:
         """Send the A-ASSOCIATE-AC, unless the association ends first."""
@@ -173,7 +175,7 @@ class Channel:
         if getattr(primitive, "MessageIDBeingRespondedTo", None) is not None and message.received is None:
             if isinstance(primitive, N_EVENT_REPORT):
                 self.messages.put((message.context_id, primitive))
-            elif isinstance(primitive, C_STORE) and primitive.Status is not None:
+            elif isinstance(primitive, (C_STORE, StoreResponse)) and primitive.Status is not None:
                 self._response = primitive
             return
         is_report = isinstance(primitive, N_EVENT_REPORT)
@@ -205,16 +207,12 @@ class Channel:
 
     def send(self, command: bytes, context_id: int, content: bytes = b"") -> None:
         """Send a message: its command set and, if there is one, its data set. Raises `AssociationLost`."""
-        pieces = list(pdu.fragments(context_id, pdu.COMMAND, command, self.largest))
-        if len(content) > _AT_ONCE:
-            self._send(pieces)
-            self._send_blocks(context_id, BytesIO(content).read, len(content))
-            return
+        pieces = list(pdu.fragments(context_id, pdu.COMMAND, command, self._largest))
         if content:
-            pieces.extend(pdu.fragments(context_id, 0, content, self.largest))
+            pieces.extend(pdu.fragments(context_id, 0, content, self._largest))
         self._send(pieces)
 
-    def _send(self, pieces: list[bytes]) -> None:
+    def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
         if self.end is None:
             try:
                 self._stream.send(pieces, self._patience_s)
@@ -235,39 +233,43 @@ class Channel:
         OSError
             The file cannot be opened: nothing was sent.
         """
-        with path.open("rb") as file:  # first, since behind its command the peer waits for the data set
+        pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self._largest)]
+        with path.open("rb", buffering=0) as file:
             left = file.seek(0, 2) - offset
             file.seek(offset)
-            self.send(command, context_id)
             try:
-                self._send_blocks(context_id, file.read, left)
-            except OSError as error:
-                self.end = self.end or Refused(f"{path.name} cannot be read any further: {error.strerror or error}")
-                raise AssociationLost("the stored file could not be read to its end") from error
+                self._send_blocks(pieces, context_id, file, left)
+            except OSError as error:  # what comes next would be taken for the rest of it
+                self.end = self.end or Refused(f"{path.name} cannot be read to its end: {error.strerror or error}")
+                raise AssociationLost("the stored file cannot be read to its end") from error
 
-    def _send_blocks(self, context_id: int, read: Callable[[int], bytes], left: int) -> None:
-        """Send the `left` bytes of a data set, block by block; raises `AssociationLost`, and what `read` raises."""
-        step = pdu.fragment_bytes(self.largest)
-        at_once = max(1, _AT_ONCE // step) * step
+    def _send_blocks(
+        self, pieces: list[bytes | memoryview], context_id: int, file: FileIO, left: int
+    ) -> None:
+        """Send `pieces`, and behind them the next `left` bytes of `file` as a data set; raises what reading raises."""
+        step = pdu.fragment_bytes(self._largest)
+        at_once = max(1, _READ_AT_ONCE // step) * step
         while left > 0:
-            block = read(min(left, at_once))
+            block = memoryview(file.read(min(left, at_once)))
             if not block:
                 raise OSError("it has become shorter")
-            pieces: list[bytes] = []
             for begin in range(0, len(block), step):
                 piece = block[begin : begin + step]
                 left -= len(piece)
                 pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
             self._send(pieces)
+            pieces = []
 
     def expect_response(self) -> None:
         """Forget the response to an earlier C-STORE."""
         self._response = None
 
-    def response(self, timeout_s: float) -> C_STORE:
+    def response(self, timeout_s: float) -> C_STORE | StoreResponse:
         """Return the response to the C-STORE that was sent last; raises `AssociationLost`."""
         deadline = time.monotonic() + timeout_s
         while self._response is None:
+            if self.is_releasing:  # it may, though this node's request is under way: nothing will be answered
+                raise AssociationLost("no response to C-STORE: the peer asks for release")
             if self.end is not None or not self._has_input(max(0.0, deadline - time.monotonic())):
                 self.end = self.end or Refused(f"no response to C-STORE within {timeout_s:g} s")
                 raise AssociationLost("no response to C-STORE: aborted, or silent beyond the DIMSE timeout")

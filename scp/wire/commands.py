@@ -25,6 +25,8 @@ from pynetdicom.dimse_primitives import (
     DIMSEPrimitive,
 )
 
+from scp.messages import StoreCommand
+
 _ELEMENT = struct.Struct("<HHL")
 _US = struct.Struct("<HHLH")
 _GROUP_LENGTH = struct.Struct("<HHLL")
@@ -77,6 +79,7 @@ _OF_REQUESTS = frozenset({0x0110, 0x0700, 0x1030, 0x1031})
 
 _SENT_OF_STORE = frozenset({0x0002, 0x0110, 0x0700, 0x0800, 0x1000})
 _KNOWN_OF_STORE = _SENT_OF_STORE | {0x0000, 0x0100, 0x0600, 0x1030, 0x1031}
+_KNOWN_OF_STORED = frozenset({0x0000, 0x0002, 0x0100, 0x0120, 0x0800, 0x0900, 0x1000})
 _STORE = 0x0001
 
 
@@ -133,6 +136,20 @@ class StoreRequest:
 
 def store_request(command: bytes | bytearray) -> StoreRequest | None:
     """Return the C-STORE-RQ that a command set is; None for any other message, and for one that is unusual."""
+    found = _elements(command, _KNOWN_OF_STORE)
+    if found is None or not found.keys() >= _SENT_OF_STORE:
+        return None
+    if _number(found, 0x0100) != _STORE or _number(found, 0x0800) == _NO_DATA_SET:
+        return None
+    message_id, priority = _number(found, 0x0110), _number(found, 0x0700)
+    sop_class, instance = _uid(found, 0x0002), _uid(found, 0x1000)
+    if message_id is None or priority not in (0, 1, 2) or not sop_class or not instance:
+        return None
+    return StoreRequest(message_id, sop_class, instance)
+
+
+def _elements(command: bytes | bytearray, known: frozenset[int]) -> dict[int, bytes] | None:
+    """Return element number → value of a command set; None when it has others than `known`, or is malformed."""
     found: dict[int, bytes] = {}
     begin, end = 0, len(command)
     while begin < end:
@@ -140,17 +157,11 @@ def store_request(command: bytes | bytearray) -> StoreRequest | None:
             return None
         group, number, length = _ELEMENT.unpack_from(command, begin)
         begin += _ELEMENT.size
-        if group or number not in _KNOWN_OF_STORE or number in found or begin + length > end:
+        if group or number not in known or number in found or begin + length > end:
             return None
         found[number] = bytes(command[begin : begin + length])
         begin += length
-    if not found.keys() >= _SENT_OF_STORE or _number(found, 0x0100) != _STORE or _number(found, 0x0800) == _NO_DATA_SET:
-        return None
-    message_id, priority = _number(found, 0x0110), _number(found, 0x0700)
-    sop_class, instance = _uid(found, 0x0002), _uid(found, 0x1000)
-    if message_id is None or priority not in (0, 1, 2) or not sop_class or not instance:
-        return None
-    return StoreRequest(message_id, sop_class, instance)
+    return found
 
 
 def _number(found: dict[int, bytes], number: int) -> int | None:
@@ -181,6 +192,40 @@ def stored(request: StoreRequest, status: int, comment: str, offending: tuple[in
     parts.append(_text(0x1000, request.AffectedSOPInstanceUID, b"\0"))
     body = b"".join(parts)
     return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
+
+
+def store(command: StoreCommand) -> bytes:
+    """Return the command set of a C-STORE-RQ that this node sends."""
+    parts = [
+        _text(0x0002, command.sop_class_uid, b"\0"),
+        _US.pack(0, _COMMAND_FIELD, 2, _STORE),
+        _US.pack(0, 0x0110, 2, command.message_id),
+        _US.pack(0, 0x0700, 2, command.priority),
+        _US.pack(0, _DATA_SET_TYPE, 2, _DATA_SET),
+        _text(0x1000, command.sop_instance_uid, b"\0"),
+    ]
+    if command.originator is not None:
+        parts.append(_text(0x1030, command.originator.title, b" "))
+        parts.append(_US.pack(0, 0x1031, 2, command.originator.message_id))
+    body = b"".join(parts)
+    return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
+
+
+@dataclass(frozen=True)
+class StoreResponse:
+    """The command of a C-STORE-RSP, with the names of pynetdicom's primitive (PS3.7 9.3.1.2)."""
+
+    MessageIDBeingRespondedTo: int
+    Status: int
+
+
+def store_response(command: bytes | bytearray) -> StoreResponse | None:
+    """Return the C-STORE-RSP that a command set is; None for any other message, and for one that says more."""
+    found = _elements(command, _KNOWN_OF_STORED)
+    if found is None or _number(found, 0x0100) != _STORE | _RESPONSE or _number(found, 0x0800) != _NO_DATA_SET:
+        return None
+    message_id, status = _number(found, 0x0120), _number(found, 0x0900)
+    return StoreResponse(message_id, status) if message_id is not None and status is not None else None
 
 
 def _text(number: int, value: str, padding: bytes) -> bytes:

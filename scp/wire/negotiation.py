@@ -16,7 +16,7 @@ from pynetdicom.pdu_primitives import (
     SCP_SCU_RoleSelectionNegotiation,
     SOPClassExtendedNegotiation,
 )
-from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
+from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor, negotiate_as_requestor
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp import extended_negotiation
@@ -118,6 +118,44 @@ def accept(
 def reject(rejected: Rejected) -> bytes:
     """Return the A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
     return bytes([0x03, 0, 0, 0, 0, 4, 0, PERMANENT, rejected.source, rejected.diagnostic])
+
+
+def request(
+    contexts: Sequence[PresentationContext], *, calling: str, called: str, max_pdu_bytes: int
+) -> tuple[bytes, list[PresentationContext]]:
+    """Return an A-ASSOCIATE-RQ, and the presentation contexts that it proposes with their Context IDs.
+
+    Parameters
+    ----------
+    max_pdu_bytes
+        Of the P-DATA-TFs that this node takes.
+    """
+    proposed = list(contexts)
+    for number, context in enumerate(proposed):
+        context.context_id = 2 * number + 1
+    asked = A_ASSOCIATE()
+    asked.application_context_name = UID(APPLICATION_CONTEXT)
+    asked.calling_ae_title, asked.called_ae_title = calling, called
+    asked.presentation_context_definition_list = proposed
+    asked.user_information = _own_items(max_pdu_bytes)
+    return bytes(A_ASSOCIATE_RQ(asked).encode()), proposed
+
+
+def read_accepted(pdu: bytes, proposed: Sequence[PresentationContext]) -> tuple[list[PresentationContext], int]:
+    """Decode an A-ASSOCIATE-AC; return the presentation contexts that it accepts, and how long PDUs may be, bytes.
+
+    Raises
+    ------
+    Exception
+        Whatever a malformed one makes pynetdicom stumble over.
+    """
+    decoded = A_ASSOCIATE_AC()
+    decoded.decode(pdu)
+    answer: A_ASSOCIATE = decoded.to_primitive()
+    items = answer.user_information
+    lengths = [item.maximum_length_received for item in items if isinstance(item, MaximumLengthNotification)]
+    results = negotiate_as_requestor(list(proposed), answer.presentation_context_definition_results_list)
+    return [context for context in results if context.result == _ACCEPTED], int(lengths[0] or 0) if lengths else 0
 
 
 def _own_items(max_pdu_bytes: int) -> list[Any]:

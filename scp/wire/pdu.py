@@ -10,14 +10,30 @@ from scp.wire.errors import Violation
 HEADER = 6
 """Bytes of type, reserved byte and length."""
 
+ASSOCIATE_AC, ASSOCIATE_RJ = 0x02, 0x03
 P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x04, 0x05, 0x06, 0x07
 TYPES = range(0x01, 0x08)
+
+ON_ASSOCIATION = frozenset({P_DATA, RELEASE_RQ, ABORT})
+"""What may come on an association that stands (Sta6 of PS3.8 9.2)."""
+
+BEFORE_ASSOCIATION = frozenset({ASSOCIATE_AC, ASSOCIATE_RJ, ABORT})
+"""What may answer an association request (Sta5)."""
+
+BEFORE_RELEASED = frozenset({P_DATA, RELEASE_RQ, RELEASE_RP, ABORT})
+"""What may come after a release request (Sta7, Sta11)."""
 
 TOLERATED_EXCESS = 1024
 """Bytes that a P-DATA-TF may have beyond the maximum length announced: some peers count the header in, or out."""
 
+LONGEST_OTHER = 1 << 15
+"""Bytes of any other PDU: an A-ASSOCIATE-AC with 128 presentation contexts has a sixth of it."""
+
 # Reasons of an A-ABORT by the service provider (PS3.8 table 9-26).
 NOT_SPECIFIED, UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 0x00, 0x01, 0x02, 0x06
+
+RELEASE = bytes.fromhex("05000000000400000000")
+"""A-RELEASE-RQ."""
 
 RELEASED = bytes.fromhex("06000000000400000000")
 """A-RELEASE-RP."""
@@ -42,19 +58,21 @@ def abort_by_provider(reason: int) -> bytes:
     return _ABORT.pack(ABORT, 0, 4, 0, 0, _BY_PROVIDER, reason)
 
 
-def require_sane(kind: int, length: int, largest_data: int) -> None:
+def require_sane(kind: int, length: int, largest_data: int, expected: frozenset[int]) -> None:
     """Raise `Violation` for a PDU that nobody reads: of an unknown type, out of place, or longer than it may be.
 
     Parameters
     ----------
     largest_data
         Maximum length of a P-DATA-TF that was announced to the peer, bytes.
+    expected
+        Types that may come now.
     """
     if kind not in TYPES:
         raise Violation(UNRECOGNIZED_PDU, f"unknown PDU type {kind:02X}")
-    if kind not in (P_DATA, RELEASE_RQ, ABORT):
-        raise Violation(UNEXPECTED_PDU, f"a PDU of type {kind:02X} on an association that stands")
-    most = largest_data + TOLERATED_EXCESS
+    if kind not in expected:
+        raise Violation(UNEXPECTED_PDU, f"a PDU of type {kind:02X}, which may not come now")
+    most = largest_data + TOLERATED_EXCESS if kind == P_DATA else LONGEST_OTHER
     if length > most:
         raise Violation(INVALID_PARAMETER, f"a PDU of {length} bytes, at most {most} are read")
 

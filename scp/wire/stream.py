@@ -14,9 +14,12 @@ import select
 import socket
 import ssl
 import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
 
 from scp.wire.errors import Interrupted, PeerClosed
-from scp.wire.pdu import HEADER, TOLERATED_EXCESS, require_sane
+from scp.wire.pdu import HEADER, LONGEST_OTHER, ON_ASSOCIATION, TOLERATED_EXCESS, require_sane
 
 _LINGER_S = 1.0
 """How long a peer may take to close the connection after the last PDU, before this node does, seconds."""
@@ -26,6 +29,8 @@ _AT_ONCE = 1 << 17
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _DISCARDED = 1 << 16
+_MOST_PIECES = 512
+"""Pieces that are sent by one call; the system takes 1024 (IOV_MAX)."""
 
 
 class Alarm:
@@ -65,11 +70,12 @@ class Stream:
         connection.setblocking(False)
         self._connection = connection
         self._largest_data = largest_data
-        room = 2 * (largest_data + TOLERATED_EXCESS + HEADER)
+        room = 2 * (max(largest_data + TOLERATED_EXCESS, LONGEST_OTHER) + HEADER)
         # Not a bytearray: pages of a map that nobody has written to take no memory.
         self._buffer = memoryview(mmap.mmap(-1, room))
         self._begin = self._end = 0
         self._alarm = alarm.descriptor
+        self._is_secure = isinstance(connection, ssl.SSLSocket)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._poll.register(self._alarm, select.POLLIN)
@@ -111,7 +117,7 @@ class Stream:
             return True
         deadline = _deadline(timeout_s)
         while self._wait(self._poll, None if deadline is None else deadline - time.monotonic()):
-            if not isinstance(self._connection, ssl.SSLSocket) or self._is_readable():
+            if not self._is_secure or self._is_readable():
                 return True
         return False
 
@@ -132,8 +138,15 @@ class Stream:
             raise Interrupted("the node stops")
         return bool(ready)
 
-    def pdu(self, patience_s: float | None) -> tuple[int, memoryview]:
+    def pdu(
+        self, patience_s: float | None, expected: frozenset[int] = ON_ASSOCIATION
+    ) -> tuple[int, memoryview]:
         """Return type and content of the next PDU; the content is there until the next call.
+
+        Parameters
+        ----------
+        expected
+            Types of PDU that may come now.
 
         Raises
         ------
@@ -142,7 +155,7 @@ class Stream:
         PeerClosed
             The connection has ended before.
         Violation
-            No PDU that may come on an association that stands.
+            No PDU that may come now.
         Interrupted
             The alarm has rung.
         """
@@ -150,7 +163,7 @@ class Stream:
         self._require(HEADER, deadline)
         begin = self._begin
         kind, length = self._buffer[begin], int.from_bytes(self._buffer[begin + 2 : begin + HEADER], "big")
-        require_sane(kind, length, self._largest_data)
+        require_sane(kind, length, self._largest_data, expected)
         self._require(HEADER + length, deadline)
         begin = self._begin + HEADER
         self._begin = begin + length
@@ -186,7 +199,7 @@ class Stream:
         if hasattr(socket, "TCP_QUICKACK"):
             self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    def send(self, pieces: list[bytes], patience_s: float | None) -> None:
+    def send(self, pieces: Sequence[bytes | memoryview], patience_s: float | None) -> None:
         """Send all of it.
 
         Raises
@@ -198,15 +211,14 @@ class Stream:
         Interrupted
             The alarm has rung.
         """
-        content = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        # TLS says of a piece only when all of it has gone.
-        at_once = _AT_ONCE if isinstance(self._connection, ssl.SSLSocket) else len(content)
+        left: deque[bytes | memoryview] = deque(pieces if not self._is_secure else [b"".join(pieces)])
         deadline, taken = _deadline(patience_s), 0
         try:
-            while content:
+            while left:
                 try:
-                    count = self._connection.send(content[:at_once])
-                    content, taken = content[count:], taken + count
+                    count = self._send_some(left)
+                    _drop(left, count)
+                    taken += count
                     if taken >= _AT_ONCE:
                         deadline, taken = _deadline(patience_s), 0
                 except _WOULD_BLOCK as blocked:
@@ -216,6 +228,12 @@ class Stream:
             if isinstance(error, TimeoutError):
                 raise
             raise PeerClosed(error.strerror or str(error)) from error
+
+    def _send_some(self, pieces: Sequence[bytes | memoryview]) -> int:
+        """Send what there is room for, without putting the pieces together first; return how many bytes."""
+        if self._is_secure:
+            return self._connection.send(memoryview(pieces[0])[:_AT_ONCE])  # TLS tells only when all of it has gone
+        return self._connection.sendmsg(islice(pieces, _MOST_PIECES))
 
     def _wait_to_send(self, wanted: int, deadline: float | None) -> None:
         poll = select.poll()
@@ -263,6 +281,14 @@ class Stream:
             socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._connection.close()
+
+
+def _drop(pieces: deque[bytes | memoryview], count: int) -> None:
+    """Drop the first `count` bytes, which have been sent."""
+    while pieces and count >= len(pieces[0]):
+        count -= len(pieces.popleft())
+    if count:
+        pieces[0] = memoryview(pieces[0])[count:]
 
 
 def _deadline(timeout_s: float | None) -> float | None:
