@@ -11,7 +11,7 @@ from pynetdicom.presentation import PresentationContext
 
 from scp.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, Operation, acceptable, is_private, operation_of
 
-_SHORTEST_PDU = 8
+SHORTEST_PDU = 8
 """Bytes of a P-DATA-TF that hold two bytes of a message (PS3.8 9.3.5)."""
 
 
@@ -90,8 +90,8 @@ def require_admitted(judge: Judge, requested: Requested) -> None:
     if refusal is not None:
         raise Rejected(BY_USER, CALLING_UNKNOWN, refusal)
     longest = requested.maximum_length
-    if longest and longest < _SHORTEST_PDU:
-        why = f"nothing fits into PDUs of {longest} bytes, at least {_SHORTEST_PDU} are needed"
+    if longest and longest < SHORTEST_PDU:
+        why = f"nothing fits into PDUs of {longest} bytes, at least {SHORTEST_PDU} are needed"
         raise Rejected(BY_ACSE, NO_REASON, why)
 
 
