@@ -287,7 +287,8 @@ def test_one_pass_does_not_know_better_than_the_parser(make_file):
         first = content.rindex(b"1.2.840.10008.5.1.4.1.1.2") - 8
         for _ in range(400):
             at, size = generator.randrange(first, len(content)), generator.choice([1, 2, 4, 8, 12])
-            put = generator.choice([generator.randbytes(size), b"", content[at : at + size] * 2])
+            doubled, junk = content[at : at + size] * 2, generator.randbytes(size)
+            put = generator.choice([junk, bytes(size), b"\xff" * size, b"", doubled])
             path.write_bytes(content[:at] + put + content[at + size :])
             try:
                 found = _found_in_one_pass(path)
