@@ -94,6 +94,8 @@ def header_of(scan: Scan) -> Header | None:
     elements = scan.elements
     if elements is None:
         return None
+    if b"\0" in _raw(elements, "SpecificCharacterSet"):  # no parser takes that
+        return None
     told = _value(elements, "SpecificCharacterSet", Charset())
     charset = charset_from_text(told)
     values = _values(elements, charset)
@@ -193,6 +195,11 @@ def _read_deflated(path: Path) -> Dataset:
                 specific_tags=list(_TAGS.values()),
                 defer_size=_LONGEST_VALUE,
             )
+
+
+def _raw(elements: Mapping[BaseTag, RawDataElement], keyword: str) -> bytes:
+    element = elements.get(_TAGS[keyword])
+    return element.value or b"" if element is not None else b""
 
 
 def _value(elements: Elements, keyword: str, charset: Charset) -> str:

@@ -1,7 +1,7 @@
 """The shape of an encoded data set: how deep it nests, and whether it is whole (PS3.5 7.1, 7.5).
 
-Walked element by element, without recursion and without reading values, so that a hostile data set costs no more than
-its own bytes. Parsers that recurse, or that trust a length, then meet nothing in the archive that they cannot carry.
+Walked element by element, without recursion, so that a hostile data set costs no more than its own bytes. Parsers that
+recurse, or that trust a length, then meet nothing in the archive that they cannot carry.
 
 What is wrong *inside* a sequence or an item of explicit length is skipped: readers find its end all the same, and
 writers exist that get such things wrong.
@@ -31,14 +31,12 @@ _LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV"
 _FRAGMENTED = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW"})
 """VRs whose undefined length means the fragments of encapsulated pixel data (PS3.5 A.4)."""
 
-_PLAIN = frozenset(
-    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
-     b"ST", b"TM", b"UI", b"UL", b"US"}
-)  # fmt: skip
+_PLAIN = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 """VRs with a length of 16 bits."""
 
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXEL_GROUP, _PIXEL_DATA, _FLOAT_PIXEL_DATA = 0x7FE0, 0x7FE00010, 0x7FE00008
+_FIRST_GROUP, _PIXEL_GROUP, _PIXEL_DATA = 0x0008, 0x7FE0, 0x7FE00010
+_PIXELS = frozenset({_PIXEL_DATA, 0x7FE00008, 0x7FE00009})
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_HEADER = 12
 _MOST_ELEMENTS = 1 << 22
@@ -202,6 +200,8 @@ class _Walk:
     def run(self, most_nesting: int) -> None:
         """Walk to the end; raises `InvalidInstance`."""
         last = 0
+        if max(self._bytes(2), default=0) < _FIRST_GROUP:
+            self.elements = None  # parsers stumble over elements of a command set, or of File Meta Information
         while True:
             self._close()
             if not self._open and not self._is_implicit:
@@ -298,7 +298,7 @@ class _Walk:
             if not self._open:
                 if tag in self._wanted:
                     self._keep(tag, vr, length)
-                elif tag >= _FLOAT_PIXEL_DATA:  # who reads keys stops there
+                elif tag in _PIXELS:  # who reads keys stops there
                     self._wanted = ()
             self._at += length
         return tag
@@ -323,6 +323,7 @@ class _Walk:
             if vr.isalpha() and vr.isupper():
                 return group << 16 | element, vr, length, 8
         group, element, length = self._unpack_implicit(header)  # some writers switch to it inside of sequences
+        self.elements = self.elements if self._is_implicit or self._open else None
         return group << 16 | element, b"", length, 8
 
     def _limit(self) -> int:

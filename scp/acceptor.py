@@ -216,6 +216,7 @@ def _requested(assoc: Association) -> Requested:
         maximum_length=requestor.maximum_length or 0,
         contexts=request.presentation_context_definition_list if request is not None else [],
         scp_roles=frozenset(str(uid) for uid, role in requestor.role_selection.items() if role.scp_role),
+        application_context=str(request.application_context_name or "") if request is not None else "",
     )
 
 

@@ -11,7 +11,7 @@ from pynetdicom.presentation import PresentationContext
 
 from scp.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, Operation, acceptable, is_private, operation_of
 
-_SHORTEST_PDU = 8
+SHORTEST_PDU = 8
 """Bytes of a P-DATA-TF that hold two bytes of a message (PS3.8 9.3.5)."""
 
 
@@ -31,6 +31,8 @@ class Requested:
         The presentation contexts.
     scp_roles
         SOP classes for which it proposes to be (also) the SCP.
+    application_context
+        UID of its Application Context Name.
     """
 
     calling: str
@@ -39,6 +41,7 @@ class Requested:
     maximum_length: int
     contexts: Sequence[PresentationContext]
     scp_roles: frozenset[str]
+    application_context: str
 
 
 class Rejected(Exception):
@@ -60,7 +63,10 @@ PERMANENT = 0x01
 """Result of an A-ASSOCIATE-RJ."""
 
 BY_USER, BY_ACSE = 0x01, 0x02
-NO_REASON, CALLING_UNKNOWN, CALLED_UNKNOWN = 0x01, 0x03, 0x07
+NO_REASON, UNKNOWN_APPLICATION_CONTEXT, CALLING_UNKNOWN, CALLED_UNKNOWN = 0x01, 0x02, 0x03, 0x07
+
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+"""The one that there is (PS3.7 A.2.1)."""
 
 
 class Judge(Protocol):
@@ -75,14 +81,17 @@ class Judge(Protocol):
 
 def require_admitted(judge: Judge, requested: Requested) -> None:
     """Raise `Rejected` unless that requestor may associate with the title that it calls."""
+    if requested.application_context != APPLICATION_CONTEXT:
+        why = f"application context {requested.application_context!r} is not DICOM's"
+        raise Rejected(BY_USER, UNKNOWN_APPLICATION_CONTEXT, why)
     if not judge.is_called(requested.called):
         raise Rejected(BY_USER, CALLED_UNKNOWN, f"called AE title {requested.called!r} is not ours")
     refusal = judge.refusal(requested.calling, requested.address)
     if refusal is not None:
         raise Rejected(BY_USER, CALLING_UNKNOWN, refusal)
     longest = requested.maximum_length
-    if longest and longest < _SHORTEST_PDU:
-        why = f"nothing fits into PDUs of {longest} bytes, at least {_SHORTEST_PDU} are needed"
+    if longest and longest < SHORTEST_PDU:
+        why = f"nothing fits into PDUs of {longest} bytes, at least {SHORTEST_PDU} are needed"
         raise Rejected(BY_ACSE, NO_REASON, why)
 
 

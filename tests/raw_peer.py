@@ -6,11 +6,12 @@ import contextlib
 import socket
 import struct
 
-from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
     ImplementationClassUIDNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import build_context
 
@@ -19,8 +20,8 @@ from scp.contexts import VERIFICATION
 ABORT, ACCEPT, REJECT = 0x07, 0x02, 0x03
 
 
-def request_pdu(contexts=None, *, max_pdu=16384, calling="RAW", called="THARSIS"):
-    """An A-ASSOCIATE-RQ as bytes, Verification alone unless told otherwise."""
+def request_pdu(contexts=None, *, max_pdu=16384, calling="RAW", called="THARSIS", as_scp=()):
+    """An A-ASSOCIATE-RQ as bytes, Verification alone unless told otherwise; as SCP of the SOP classes `as_scp`."""
     primitive = A_ASSOCIATE()
     primitive.application_context_name = "1.2.840.10008.3.1.1.1"
     primitive.calling_ae_title, primitive.called_ae_title = calling, called
@@ -33,6 +34,10 @@ def request_pdu(contexts=None, *, max_pdu=16384, calling="RAW", called="THARSIS"
     implementation = ImplementationClassUIDNotification()
     implementation.implementation_class_uid = "1.2.3"
     primitive.user_information = [length, implementation]
+    for uid in as_scp:
+        role = SCP_SCU_RoleSelectionNegotiation()
+        role.sop_class_uid, role.scu_role, role.scp_role = uid, False, True
+        primitive.user_information.append(role)
     return A_ASSOCIATE_RQ(primitive).encode()
 
 
@@ -47,6 +52,17 @@ def echo_pdu(message_id=1):
     command = struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
     pdv = struct.pack(">IBB", len(command) + 2, 1, 3) + command
     return struct.pack(">BBI", 4, 0, len(pdv)) + pdv
+
+
+def message_pdus(message, primitive, context_id=1):
+    """The P-DATA-TFs of a message of pynetdicom's, made of its primitive."""
+    message.primitive_to_message(primitive)
+    encoded = b""
+    for data in message.encode_msg(context_id, 16382):
+        pdu = P_DATA_TF()
+        pdu.from_primitive(data)
+        encoded += pdu.encode()
+    return encoded
 
 
 def dial(node, data=b""):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from index import group_commit
-from index.archive import Archive
+from index.archive import Archive, Outcome
 from index.errors import InstanceConflict, OutOfSpace
 from index.group_commit import GroupCommit
 
@@ -143,6 +143,40 @@ def test_many_threads_that_store_the_same_series_lose_nothing(tmp_path, make_ins
     assert count == len(stored) == 35
     assert all(archive.files.path(path).exists() for (path,) in stored)
     assert len([name for paths in archive.files.all_paths() for name in paths]) == 35
+
+
+def test_the_same_instance_four_times_in_one_commit(archive, make_instance):
+    """Twice as it is, once with other content, beside a stranger: one is stored, and each hears what became of his."""
+    sent = [make_instance(1), make_instance(1), make_instance(1, PatientName="Other^One"), make_instance(2)]
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(_database):
+        held.set()
+        go_on.wait(30)
+
+    def send(content):
+        try:
+            return archive.ingest(content).outcome
+        except InstanceConflict as conflict:
+            return conflict
+
+    with ThreadPoolExecutor(len(sent) + 1) as pool:
+        pool.submit(archive._intake._commits.run, hold)
+        assert held.wait(30)
+        told = [pool.submit(send, content) for content in sent]
+        pause = threading.Event()
+        while len(archive._intake._commits._waiting) < len(sent):
+            pause.wait(0.01)
+        go_on.set()
+        outcomes = [each.result() for each in told]
+    assert outcomes[3] is Outcome.STORED
+    by_content = {sent[0]: outcomes[:2], sent[2]: outcomes[2:3]}
+    content = archive.open_instance("1.2.826.0.1.3680043.9.7133.9.1").path.read_bytes()
+    kept, lost = by_content.pop(content), next(iter(by_content.values()))
+    assert sorted(kept) == sorted([Outcome.DUPLICATE, Outcome.STORED])[-len(kept):]
+    assert all(isinstance(each, InstanceConflict) for each in lost)
+    assert sum(len(paths) for paths in archive.files.all_paths()) == 2
+    assert list(archive.incoming.iterdir()) == []
 
 
 def test_a_full_catalogue_is_told_to_each(archive, make_instance, monkeypatch):

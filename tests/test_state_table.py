@@ -15,9 +15,8 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.dimse_messages import C_FIND_RQ
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.dsutils import encode
-from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import build_context
-from raw_peer import ABORT, ACCEPT, answer, associated, dial, echo_pdu, request_pdu
+from raw_peer import ABORT, ACCEPT, answer, associated, dial, echo_pdu, message_pdus, request_pdu
 
 from scp import query
 from scp.contexts import STUDY_ROOT_FIND
@@ -152,14 +151,7 @@ def find_pdus():
     request = C_FIND()
     request.MessageID, request.Priority, request.AffectedSOPClassUID = 1, 0, STUDY_ROOT_FIND
     request.Identifier = BytesIO(encode(identifier, True, True))
-    message = C_FIND_RQ()
-    message.primitive_to_message(request)
-    encoded = b""
-    for data in message.encode_msg(1, 16382):
-        pdu = P_DATA_TF()
-        pdu.from_primitive(data)
-        encoded += pdu.encode()
-    return encoded
+    return message_pdus(C_FIND_RQ(), request)
 
 
 @pytest.mark.parametrize(("event", "is_answered"), [("A-RELEASE-RQ", True), ("A-ABORT", False), ("close", False)])

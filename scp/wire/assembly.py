@@ -10,6 +10,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 
+from scp import transport  # noqa: F401  (which makes pynetdicom tolerate odd UIDs)
 from scp.inbox import Inbox, InboxError
 from scp.reception import ReceivedFile, Reception
 from scp.wire.commands import StoreRequest, StoreResponse, store_request, store_response

@@ -30,8 +30,8 @@ from scp.status import MISTYPED_ARGUMENT, Status
 from scp.wire import commands, negotiation, pdu
 from scp.wire.assembly import Message
 from scp.wire.carrying import Carrying
-from scp.wire.channel import LARGEST_PDU, Channel
-from scp.wire.errors import Ended, Idle, Interrupted, PeerAborted, PeerClosed, Refused, Violation
+from scp.wire.channel import Channel
+from scp.wire.errors import Idle, Interrupted, PeerAborted, Refused, Violation
 from scp.wire.exchange import StoreExchange
 from scp.wire.stream import Alarm, Stream
 
@@ -82,7 +82,7 @@ class WireAssociation(Carrying):
         self._left, self._ended = left, ended
         self.peer_subject = tls.subject(arrival.connection)
         stream = Stream(arrival.connection, settings.max_pdu_bytes, alarm)
-        channel = Channel(stream, self._reception, settings.network_timeout_s, self._hang_up)
+        channel = Channel(stream, self._reception, settings.network_timeout_s, self._hurry)
         super().__init__(
             stream, channel, dimse_timeout=settings.dimse_timeout_s, network_timeout=settings.network_timeout_s
         )
@@ -143,10 +143,16 @@ class WireAssociation(Carrying):
             last = pdu.abort_by_provider(pdu.NOT_SPECIFIED)
         finally:
             self._is_established = False
-            self._channel.discard()
+            self._discard()
             self._left(self)
             self._stream.finish(last)
             self._ended(self)
+
+    def _discard(self) -> None:
+        try:
+            self._channel.discard()
+        except OSError as error:
+            _LOG.error("%s: what it had begun to send cannot be removed: %s", peer_of(self), error)
 
     def _lead(self) -> bytes:
         """Lead the association from its request to its end; return the last PDU."""
@@ -158,17 +164,12 @@ class WireAssociation(Carrying):
         except Rejected as rejected:
             _AUDIT.warning("rejected an association of %s with %s: %s", peer_of(self), self.called, rejected)
             return negotiation.reject(rejected)
-        channel = self._channel
-        channel.take_early()
-        if channel.end is None:
-            try:
-                self._stream.send([accepted], self.network_timeout)
-            except (Ended, TimeoutError) as ended:
-                channel.end = PeerClosed(str(ended))
-        self._is_established = True
-        certificate = f", certificate {self.peer_subject}" if self.peer_subject else ""
-        _LOG.info("%s opened an association with %s%s", peer_of(self), self.called, certificate)
-        self._serve()
+        self._channel.open(accepted)
+        if self._channel.end is None:
+            self._is_established = True
+            certificate = f", certificate {self.peer_subject}" if self.peer_subject else ""
+            _LOG.info("%s opened an association with %s%s", peer_of(self), self.called, certificate)
+            self._serve()
         return self._farewell()
 
     def _judged(self) -> bytes:
@@ -190,7 +191,7 @@ class WireAssociation(Carrying):
             _LOG.exception("%s: the association request could not be judged", peer_of(self))
             raise Rejected(BY_ACSE, NO_REASON, "it could not be judged") from error
         self._channel.contexts.update({int(context.context_id or 0): context for context in contexts})
-        self._channel.largest = request.requested.maximum_length or LARGEST_PDU
+        self._channel.limit(request.requested.maximum_length)
         return accepted
 
     def _serve(self) -> None:
@@ -203,7 +204,7 @@ class WireAssociation(Carrying):
                 if not channel.waiting:
                     channel.take_message()
                 if channel.waiting and channel.end is None:
-                    self._serve_one(channel.waiting.popleft())
+                    self._serve_one(channel.next())
             if self._others:
                 time.sleep(_SHIFT_S)  # a lock alone would hardly ever let the others have their turn
 
@@ -259,18 +260,21 @@ class WireAssociation(Carrying):
             _LOG.info("%s: association released", peer)
             return pdu.RELEASED
         if isinstance(end, Violation):
-            _LOG.warning("aborting the association of %s: %s", self.address, end)
+            _LOG.warning("aborting the association of %s: %s", peer, end)
             return pdu.abort_by_provider(end.reason)
         if isinstance(end, (Interrupted, Idle, Refused)):
-            _LOG.warning("aborting the association of %s: %s", self.address, end)
+            _LOG.warning("aborting the association of %s: %s", peer, end)
             return pdu.abort_by_user()
-        how = "aborted" if isinstance(end, PeerAborted) else f"connection lost: {end}"
-        _LOG.info("%s: association %s", peer, how)
+        how = "aborted" if isinstance(end, PeerAborted) else f"lost: {end}"
+        if self._channel.is_under_way:
+            _LOG.warning("%s: association %s; what has come of an unfinished message is dropped", peer, how)
+        else:
+            _LOG.info("%s: association %s", peer, how)
         return b""
 
     def _reception(self) -> Reception:
         return Reception(self._services.new_file, self.calling)
 
-    def _hang_up(self) -> None:
-        _LOG.warning("closing the connection of %s: a large request takes too long", self.address)
-        self._stream.hang_up()
+    def _hurry(self) -> None:
+        self._channel.end = self._channel.end or Refused("a large request takes too long")
+        self._stream.stop_reading()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
@@ -26,9 +27,8 @@ from scp.wire.errors import Ended, Idle, PeerAborted, PeerClosed, Refused, Viola
 from scp.wire.stream import Stream
 
 LARGEST_PDU = 1 << 17
-"""Bytes of a PDU for a peer that sets no limit to them."""
+"""Bytes of a PDU for a peer that sets no limit to them, or a higher one: nobody has to hold more at a time."""
 
-_MOST_CANCELS = 10
 _READ_AT_ONCE = 1 << 20
 
 
@@ -50,8 +50,6 @@ class Channel:
     ----------
     contexts
         Context ID → accepted presentation context.
-    largest
-        Maximum length of the PDUs that the peer takes, bytes.
     waiting
         Requests in the order in which they came.
     messages
@@ -69,11 +67,12 @@ class Channel:
         self._patience_s = patience_s
         self.inbox = Inbox(too_late)
         self.contexts: dict[int, PresentationContext] = {}
-        self.largest = LARGEST_PDU
+        self._largest = LARGEST_PDU
         self._assembly = Assembly(self.contexts, reception, self.inbox)
         self.waiting: deque[Message] = deque()
         self.messages = MessageQueue()
         self._cancelled: set[int] = set()
+        self._served: int | None = None
         self._response: C_STORE | StoreResponse | None = None
         self.end: Ended | None = None
         self.is_releasing = False
@@ -83,7 +82,20 @@ class Channel:
         """Whether a part of a message has come."""
         return self._assembly.is_under_way
 
-    def take_early(self) -> None:
+    def limit(self, maximum_length: int) -> None:
+        """Send no PDUs that are longer than the peer takes; 0: it sets no limit."""
+        self._largest = min(maximum_length or LARGEST_PDU, LARGEST_PDU)
+
+    def open(self, accepted: bytes) -> None:
+        """Send the A-ASSOCIATE-AC, unless the association ends first."""
+        self._take_early()
+        if self.end is None:
+            try:
+                self._stream.send([accepted], self._patience_s)
+            except (Ended, TimeoutError) as ended:
+                self.end = PeerClosed(str(ended))
+
+    def _take_early(self) -> None:
         """Take what comes before the association was accepted, where only its end may come (Sta3)."""
         if self._has_input(0.0):
             try:
@@ -95,9 +107,12 @@ class Channel:
                 self._finish(ended)
 
     def rest(self) -> None:
-        """Sleep until the peer sends something."""
-        if not self._has_input(self._patience_s) and self.end is None:
-            self.end = Idle(f"no traffic for {self._patience_s:g} s")
+        """Sleep until the peer sends something. Meanwhile another thread may send."""
+        try:
+            if not self._stream.sleep(self._patience_s):
+                self.end = self.end or Idle(f"no traffic for {self._patience_s:g} s")
+        except Ended as ended:
+            self._finish(ended)
 
     def _has_input(self, timeout_s: float) -> bool:
         try:
@@ -114,8 +129,10 @@ class Channel:
             self.end = why
 
     def take_message(self) -> None:
-        """Read to the end of the next message; a release, or what ends the association, counts as one."""
+        """Read to the end of the next message, if one has begun; a release or the end of all counts as one."""
         before = len(self.waiting)
+        if not self._has_input(0.0):
+            return
         while self.end is None and not self.is_releasing and len(self.waiting) == before:
             self._take()
             if not self._assembly.is_under_way:
@@ -152,7 +169,7 @@ class Channel:
         primitive = message.primitive
         if isinstance(primitive, C_CANCEL):
             number = primitive.MessageIDBeingRespondedTo
-            if number is not None and len(self._cancelled) < _MOST_CANCELS:
+            if number is not None and number in self._due:  # else it comes after the last answer
                 self._cancelled.add(int(number))
             return
         if getattr(primitive, "MessageIDBeingRespondedTo", None) is not None and message.received is None:
@@ -172,15 +189,27 @@ class Channel:
             self._take()
         return message_id in self._cancelled
 
+    def next(self) -> Message:
+        """Return the request that is served next; it is until `served`."""
+        message = self.waiting.popleft()
+        self._served = message.primitive.MessageID
+        return message
+
     def served(self) -> None:
         """Forget every C-CANCEL but those of requests that still wait."""
-        self._cancelled &= {each.primitive.MessageID for each in self.waiting}
+        self._served = None
+        self._cancelled &= self._due
+
+    @property
+    def _due(self) -> set[int | None]:
+        """Message IDs of the requests that are not answered."""
+        return {self._served, *(each.primitive.MessageID for each in self.waiting)}
 
     def send(self, command: bytes, context_id: int, content: bytes = b"") -> None:
         """Send a message: its command set and, if there is one, its data set. Raises `AssociationLost`."""
-        pieces = list(pdu.fragments(context_id, pdu.COMMAND, command, self.largest))
+        pieces = list(pdu.fragments(context_id, pdu.COMMAND, command, self._largest))
         if content:
-            pieces.extend(pdu.fragments(context_id, 0, content, self.largest))
+            pieces.extend(pdu.fragments(context_id, 0, content, self._largest))
         self._send(pieces)
 
     def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
@@ -195,23 +224,41 @@ class Channel:
             raise AssociationLost(f"the association ended before everything was sent: {self.end}")
 
     def send_file(self, command: bytes, context_id: int, path: Path, offset: int) -> None:
-        """Send a message whose data set lies in a file, from `offset` on. Raises `AssociationLost`."""
-        pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self.largest)]
-        step = pdu.fragment_bytes(self.largest)
-        at_once = max(1, _READ_AT_ONCE // step) * step
+        """Send a message whose data set lies in a file, from `offset` on.
+
+        Raises
+        ------
+        AssociationLost
+            Not all of it was sent.
+        OSError
+            The file cannot be opened: nothing was sent.
+        """
+        pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self._largest)]
         with path.open("rb", buffering=0) as file:
             left = file.seek(0, 2) - offset
             file.seek(offset)
-            while left > 0:
-                block = memoryview(file.read(min(left, at_once)))
-                if not block:
-                    raise OSError(f"{path.name} has become shorter")
-                for begin in range(0, len(block), step):
-                    piece = block[begin : begin + step]
-                    left -= len(piece)
-                    pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
-                self._send(pieces)
-                pieces = []
+            try:
+                self._send_blocks(pieces, context_id, file, left)
+            except OSError as error:  # what comes next would be taken for the rest of it
+                self.end = self.end or Refused(f"{path.name} cannot be read to its end: {error.strerror or error}")
+                raise AssociationLost("the stored file cannot be read to its end") from error
+
+    def _send_blocks(
+        self, pieces: list[bytes | memoryview], context_id: int, file: FileIO, left: int
+    ) -> None:
+        """Send `pieces`, and behind them the next `left` bytes of `file` as a data set; raises what reading raises."""
+        step = pdu.fragment_bytes(self._largest)
+        at_once = max(1, _READ_AT_ONCE // step) * step
+        while left > 0:
+            block = memoryview(file.read(min(left, at_once)))
+            if not block:
+                raise OSError("it has become shorter")
+            for begin in range(0, len(block), step):
+                piece = block[begin : begin + step]
+                left -= len(piece)
+                pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
+            self._send(pieces)
+            pieces = []
 
     def expect_response(self) -> None:
         """Forget the response to an earlier C-STORE."""

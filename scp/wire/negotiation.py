@@ -20,10 +20,10 @@ from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor, 
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp import extended_negotiation
-from scp.negotiation import PERMANENT, Rejected, Requested
+from scp.negotiation import APPLICATION_CONTEXT, PERMANENT, Rejected, Requested
 
-_APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _PROTOCOL_VERSION = 0x0001
+"""A bit for each version that the peer knows; no other bit is looked at (PS3.8 9.3.2)."""
 _BY_ACSE, _UNSUPPORTED_VERSION = 0x02, 0x02
 _ACCEPTED, _BY_USER = 0x00, 0x01
 
@@ -77,8 +77,9 @@ def read_request(pdu: bytes, address: str) -> Request:
         maximum_length=int(lengths[0] or 0) if lengths else 0,
         contexts=primitive.presentation_context_definition_list,
         scp_roles=frozenset(str(uid) for uid, (_, as_scp) in roles.items() if as_scp),
+        application_context=str(primitive.application_context_name or ""),
     )
-    if decoded.protocol_version != _PROTOCOL_VERSION:
+    if not decoded.protocol_version & _PROTOCOL_VERSION:
         raise Rejected(_BY_ACSE, _UNSUPPORTED_VERSION, f"protocol version {decoded.protocol_version:04X}")
     return Request(requested, proposed, roles, primitive)
 
@@ -102,7 +103,7 @@ def accept(
         list(request.requested.contexts), list(supported), {**request.roles} or None
     )
     answer = A_ASSOCIATE()
-    answer.application_context_name = UID(_APPLICATION_CONTEXT)
+    answer.application_context_name = UID(APPLICATION_CONTEXT)
     answer.calling_ae_title = request.primitive.calling_ae_title
     answer.called_ae_title = request.primitive.called_ae_title
     answer.result, answer.result_source = _ACCEPTED, _BY_USER
@@ -133,7 +134,7 @@ def request(
     for number, context in enumerate(proposed):
         context.context_id = 2 * number + 1
     asked = A_ASSOCIATE()
-    asked.application_context_name = UID(_APPLICATION_CONTEXT)
+    asked.application_context_name = UID(APPLICATION_CONTEXT)
     asked.calling_ae_title, asked.called_ae_title = calling, called
     asked.presentation_context_definition_list = proposed
     asked.user_information = _own_items(max_pdu_bytes)

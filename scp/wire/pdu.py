@@ -26,8 +26,8 @@ BEFORE_RELEASED = frozenset({P_DATA, RELEASE_RQ, RELEASE_RP, ABORT})
 TOLERATED_EXCESS = 1024
 """Bytes that a P-DATA-TF may have beyond the maximum length announced: some peers count the header in, or out."""
 
-LONGEST_OTHER = 1 << 20
-"""Bytes of any other PDU."""
+LONGEST_OTHER = 1 << 15
+"""Bytes of any other PDU: an A-ASSOCIATE-AC with 128 presentation contexts has a sixth of it."""
 
 # Reasons of an A-ABORT by the service provider (PS3.8 table 9-26).
 NOT_SPECIFIED, UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 0x00, 0x01, 0x02, 0x06
@@ -59,7 +59,7 @@ def abort_by_provider(reason: int) -> bytes:
 
 
 def require_sane(kind: int, length: int, largest_data: int, expected: frozenset[int]) -> None:
-    """Raise `Violation` for a PDU that nobody reads: of an unknown type, or of a length that cannot be.
+    """Raise `Violation` for a PDU that nobody reads: of an unknown type, out of place, or longer than it may be.
 
     Parameters
     ----------
@@ -70,11 +70,11 @@ def require_sane(kind: int, length: int, largest_data: int, expected: frozenset[
     """
     if kind not in TYPES:
         raise Violation(UNRECOGNIZED_PDU, f"unknown PDU type {kind:02X}")
+    if kind not in expected:
+        raise Violation(UNEXPECTED_PDU, f"a PDU of type {kind:02X}, which may not come now")
     most = largest_data + TOLERATED_EXCESS if kind == P_DATA else LONGEST_OTHER
     if length > most:
         raise Violation(INVALID_PARAMETER, f"a PDU of {length} bytes, at most {most} are read")
-    if kind not in expected:
-        raise Violation(UNEXPECTED_PDU, f"a PDU of type {kind:02X}, which may not come now")
 
 
 def data_values(content: memoryview) -> Iterator[tuple[int, int, memoryview]]:

@@ -21,7 +21,7 @@ from scp.contexts import Proposal
 from scp.errors import NothingAccepted, PeerRejected, PeerUnreachable
 from scp.inbox import InboxError
 from scp.link import Link
-from scp.negotiation import presentation_context
+from scp.negotiation import SHORTEST_PDU, presentation_context
 from scp.reception import Reception
 from scp.requestor import Peer, Timeouts, reason
 from scp.wire import negotiation, pdu
@@ -136,8 +136,10 @@ class OutboundAssociation(Carrying):
             raise PeerRejected(f"{self._peer} {why}") from error
         if not accepted:
             raise NothingAccepted(f"{self._peer} accepted none of the presentation contexts")
+        if 0 < largest < SHORTEST_PDU:
+            raise PeerRejected(f"{self._peer} takes PDUs of {largest} bytes, into which nothing fits")
         self._channel.contexts.update({int(context.context_id or 0): context for context in accepted})
-        self._channel.largest = largest or self._channel.largest
+        self._channel.limit(largest)
         self._is_established = True
 
     def abort(self) -> None:

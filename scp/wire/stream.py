@@ -19,10 +19,13 @@ from collections.abc import Sequence
 from itertools import islice
 
 from scp.wire.errors import Interrupted, PeerClosed
-from scp.wire.pdu import HEADER, ON_ASSOCIATION, TOLERATED_EXCESS, require_sane
+from scp.wire.pdu import HEADER, LONGEST_OTHER, ON_ASSOCIATION, TOLERATED_EXCESS, require_sane
 
 _LINGER_S = 1.0
 """How long a peer may take to close the connection after the last PDU, before this node does, seconds."""
+
+_AT_ONCE = 1 << 17
+"""Bytes that a peer has the whole time limit to take, as it would have for one large PDU."""
 
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _DISCARDED = 1 << 16
@@ -67,7 +70,7 @@ class Stream:
         connection.setblocking(False)
         self._connection = connection
         self._largest_data = largest_data
-        room = 2 * (largest_data + TOLERATED_EXCESS + HEADER)
+        room = 2 * (max(largest_data + TOLERATED_EXCESS, LONGEST_OTHER) + HEADER)
         # Not a bytearray: pages of a map that nobody has written to take no memory.
         self._buffer = memoryview(mmap.mmap(-1, room))
         self._begin = self._end = 0
@@ -90,6 +93,18 @@ class Stream:
     def _pending(self) -> bool:
         return isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
 
+    def sleep(self, timeout_s: float | None) -> bool:
+        """Wait until something comes, which with TLS need not be data; False when `timeout_s` seconds pass first.
+
+        Meanwhile another thread may send.
+
+        Raises
+        ------
+        Interrupted
+            The alarm has rung.
+        """
+        return self.has_begun or self._pending() or self._wait(self._poll, timeout_s)
+
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until there is something to read; False when `timeout_s` seconds pass first.
 
@@ -100,7 +115,7 @@ class Stream:
         """
         if self.has_begun or self._pending():
             return True
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         while self._wait(self._poll, None if deadline is None else deadline - time.monotonic()):
             if not self._is_secure or self._is_readable():
                 return True
@@ -144,7 +159,7 @@ class Stream:
         Interrupted
             The alarm has rung.
         """
-        deadline = None if patience_s is None else time.monotonic() + patience_s
+        deadline = _deadline(patience_s)
         self._require(HEADER, deadline)
         begin = self._begin
         kind, length = self._buffer[begin], int.from_bytes(self._buffer[begin + 2 : begin + HEADER], "big")
@@ -171,7 +186,7 @@ class Stream:
                     raise TimeoutError("the peer is too slow") from None
                 continue
             except OSError as error:
-                raise PeerClosed(f"connection lost: {error}") from error
+                raise PeerClosed(error.strerror or str(error)) from error
             if not count:
                 raise PeerClosed("it closed the connection" + (" within a PDU" if self.has_begun else ""))
             self._end += count
@@ -190,30 +205,34 @@ class Stream:
         Raises
         ------
         TimeoutError
-            The peer did not take it in `patience_s` seconds.
+            The peer did not take a large PDU's worth of it in `patience_s` seconds.
         PeerClosed
             The connection has ended before.
         Interrupted
             The alarm has rung.
         """
         left: deque[bytes | memoryview] = deque(pieces if not self._is_secure else [b"".join(pieces)])
-        deadline = None if patience_s is None else time.monotonic() + patience_s
+        deadline, taken = _deadline(patience_s), 0
         try:
             while left:
                 try:
-                    _drop(left, self._send_some(left))
+                    count = self._send_some(left)
+                    _drop(left, count)
+                    taken += count
+                    if taken >= _AT_ONCE:
+                        deadline, taken = _deadline(patience_s), 0
                 except _WOULD_BLOCK as blocked:
                     wanted = select.POLLIN if isinstance(blocked, ssl.SSLWantReadError) else select.POLLOUT
                     self._wait_to_send(wanted, deadline)
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise PeerClosed(f"connection lost: {error}") from error
+            raise PeerClosed(error.strerror or str(error)) from error
 
     def _send_some(self, pieces: Sequence[bytes | memoryview]) -> int:
         """Send what there is room for, without putting the pieces together first; return how many bytes."""
         if self._is_secure:
-            return self._connection.send(pieces[0])
+            return self._connection.send(memoryview(pieces[0])[:_AT_ONCE])  # TLS tells only when all of it has gone
         return self._connection.sendmsg(islice(pieces, _MOST_PIECES))
 
     def _wait_to_send(self, wanted: int, deadline: float | None) -> None:
@@ -238,13 +257,18 @@ class Stream:
         poll.register(self._connection, select.POLLIN)
         try:
             while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
-                with contextlib.suppress(*_WOULD_BLOCK):
-                    if not self._connection.recv(_DISCARDED):
+                with contextlib.suppress(BlockingIOError):  # as it comes: what TLS would make of it, nobody reads
+                    if not socket.socket.recv(self._connection, _DISCARDED):
                         break
         except (OSError, ValueError):
             pass
         finally:
             self.close()
+
+    def stop_reading(self) -> None:
+        """Let the thread that reads come to the end of what there is, from any thread; it can still send."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._connection, socket.SHUT_RD)
 
     def hang_up(self) -> None:
         """End the connection, from any thread: the one that reads comes to the end of what there is."""
@@ -265,3 +289,7 @@ def _drop(pieces: deque[bytes | memoryview], count: int) -> None:
         count -= len(pieces.popleft())
     if count:
         pieces[0] = memoryview(pieces[0])[count:]
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
