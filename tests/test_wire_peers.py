@@ -126,7 +126,7 @@ def test_a_command_with_elements_that_are_retired_or_unknown_is_served(node, mak
 def test_a_sender_that_dies_within_an_object_leaves_nothing(node, make_dataset, wait_until, caplog, how):
     dataset = make_dataset(1, PixelData=bytes(100_000), Rows=250, Columns=200)
     connection = associated(node, contexts=STORAGE)
-    connection.sendall(store_pdus(dataset)[:50_000])
+    connection.sendall(store_pdus(dataset)[:90_000])
     wait_until(lambda: any(each.stat().st_size for each in node.archive.incoming.iterdir()), 10)
     if how == "reset":  # as the kernel does for a process that is killed with unread answers
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
