@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 # Threads of OpenBLAS would wait for more work by computing nothing, on processors that other tests need.
 export OPENBLAS_THREAD_TIMEOUT := 4
+# All tests run on the node's own transport; these once more on the other one that the settings offer.
+ON_PYNETDICOM := --transport pynetdicom -m "not slow" $(foreach part,storage transport cancel get limits courier,tests/test_$(part).py)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -29,6 +31,7 @@ test: $(VENV)/installed-dev peers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) $(ON_PYNETDICOM)
 	.ci/try-wheel $(BIN)/python
 
 # The quick half of `make test`, for while you work.

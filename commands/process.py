@@ -1,8 +1,9 @@
 """One process of the node, started by the supervisor: ``python -m commands.process network`` (or another role).
 
-The settings come as one JSON line on standard input, which then stays open: when it closes, the supervisor is gone and
-the process stops. It tells that it is ready, or why it cannot start, by one JSON line on standard output. A process
-that follows one that died is told, as its last argument, how that one ended.
+The settings come as one JSON line on standard input, and for a network process a second one: what it shares with its
+like. Standard input then stays open: when it closes, the supervisor is gone and the process stops. It tells that it is
+ready, or why it cannot start, by one JSON line on standard output. A process that follows one that died is told, as its
+last argument, how that one ended.
 """
 
 from __future__ import annotations
@@ -81,25 +82,24 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     from index.errors import CannotDeidentify
     from index.on_demand import OnDemand
     from index.similarity import Similarity
-    from scp.listener import CannotListen
     from scp.server import Server
+    from scp.sharing import Sharing
     from scp.tls import TlsError
 
+    sharing = Sharing.of(json.loads(sys.stdin.readline()))
     _raise_file_limit()
     wanted = settings.similarity
     on_demand = OnDemand(archive, timeout_s=wanted.embed_timeout_s)
     limits = IndexLimits.from_settings(wanted)
     search = Similarity(archive, on_demand, shortlist=wanted.shortlist, limits=limits) if wanted.enabled else None
     try:
-        server = Server(archive, settings, search, name=name)
+        server = Server(archive, settings, search, name=name, sharing=sharing)
         server.start()
-    except CannotListen as error:
-        _cannot_start(supervisor, f"cannot listen on {error.filename}: {error.strerror}")
     except (OSError, TlsError, CannotDeidentify) as error:
         _cannot_start(supervisor, str(error))
     stop = threading.Event()
     _on_stop(stop.set)
-    _tell(supervisor, {"ready": True, "port": server.port, "tls_port": server.tls_port})
+    _tell(supervisor, {"ready": True})
     stop.wait()
     server.stop(settings.scp.stop_grace_s)
 
@@ -114,9 +114,9 @@ def _raise_file_limit() -> None:
 
 def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> int:
     """Do jobs; return the exit status."""
+    os.nice(settings.jobs.nice)  # loading its libraries, too, keeps nobody waiting who has been started
     from plugins.worker import Worker  # numba, highdicom: never in the network process
 
-    os.nice(settings.jobs.nice)
     data = settings.archive.data
     chosen_at = plugin_settings.mark(data)
     try:

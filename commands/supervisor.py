@@ -1,9 +1,10 @@
 """The processes of a node: started together, restarted when one dies, stopped together.
 
-One process serves the network, one or more do the work, one embeds what queries ask about, one sends on what the rules
-want sent, and one talks with an Orthanc, the last two where the settings want it. They share nothing but the data
-folder. The supervisor holds the folder's lock, so that two nodes never serve one folder; its processes inherit the lock
-and it is free only when all of them are gone.
+One or more processes serve the network, one or more do the work, one embeds what queries ask about, one sends on what
+the rules want sent, and one talks with an Orthanc, the last two where the settings want it. They share nothing but the
+data folder, and the listening sockets, which the supervisor opens: when a network process dies, nobody is turned away.
+The supervisor holds the folder's lock, so that two nodes never serve one folder; its processes inherit the lock and it
+is free only when all of them are gone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from index.archive import Archive
 from index.errors import ArchiveError, CatalogueLost
 from index.orphans import settle_orphans
 from plugins.watch import AGAIN, HUNG, note_path, read_note
+from scp.lobby import CannotListen, open_port
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +72,6 @@ class _Process:
     started: float = 0.0
     deaths: int = 0
     restart_at: float | None = None
-    port: int = 0
-    tls_port: int = 0
     error: str = ""
     how_it_ended: str = ""
     ready: threading.Event = field(default_factory=threading.Event)
@@ -87,14 +88,19 @@ class Supervisor:
     Parameters
     ----------
     settings
-        Of the node. A port of 0 is replaced by the one that the network process got, which it keeps over restarts.
+        Of the node.
+
+    Attributes
+    ----------
+    port, tls_port
+        That the node listens on without and with TLS, once it has been started; 0 for none.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._data = settings.archive.data
         self._processes = [
-            _Process("network", "network"),
+            *(_Process("network", name) for name in settings.network.acceptor_names()),
             *(_Process("worker", f"worker-{number}") for number in range(1, settings.jobs.workers + 1)),
             *([_Process("encoder", "encoder")] if settings.similarity.enabled else []),
             *([_Process("router", "router")] if settings.routes else []),
@@ -103,8 +109,8 @@ class Supervisor:
         self._stopping = threading.Event()
         self._dead: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._lock: IO[str] | None = None
-        self.port = settings.scp.port
-        self.tls_port = 0
+        self._listeners: dict[str, socket.socket] = {}
+        self.port = self.tls_port = 0
 
     def start(self) -> None:
         """Start every process and wait until all are ready.
@@ -117,24 +123,29 @@ class Supervisor:
         self._take_lock()
         try:
             self._tidy()
+            self._listen()
             threading.Thread(target=self._tidy_after_deaths, daemon=True).start()
             for process in self._processes:  # side by side: each has its libraries to load
                 self._launch(process)
             for process in self._processes:
                 self._await_ready(process)
-                if process.role == "network":
-                    self._keep_ports(process)
         except BaseException:
             self.stop()
             raise
         self._write_state()
 
-    def _keep_ports(self, network: _Process) -> None:
-        """A network process that is started again listens where the first one did."""
-        self.port, self.tls_port = network.port, network.tls_port
-        scp = self._settings.scp.model_copy(update={"port": network.port} if network.port else {})
-        tls = self._settings.tls.model_copy(update={"port": network.tls_port} if network.tls_port else {})
-        self._settings = self._settings.model_copy(update={"scp": scp, "tls": tls})
+    def _listen(self) -> None:
+        """Open the ports: the network processes accept from the same ones, and no connection goes when one dies."""
+        secure, host = self._settings.tls, self._settings.scp.host
+        try:
+            if secure.plain:
+                self._listeners["plain"] = open_port(host, self._settings.scp.port)
+            if secure.enabled:
+                self._listeners["secure"] = open_port(host, secure.port)
+        except CannotListen as error:
+            raise StartError(f"cannot listen on {error.filename}: {error.strerror}") from error
+        ports = {name: int(listener.getsockname()[1]) for name, listener in self._listeners.items()}
+        self.port, self.tls_port = ports.get("plain", 0), ports.get("secure", 0)
 
     def run(self) -> None:
         """Watch over the processes until `request_stop` is called, then stop them."""
@@ -150,6 +161,8 @@ class Supervisor:
     def stop(self) -> None:
         """Stop every process: politely, and after its grace by force."""
         self._stopping.set()
+        for listener in self._listeners.values():  # so that nobody waits to be accepted by processes that stop
+            listener.close()
         grace = max(self._settings.scp.stop_grace_s, self._settings.jobs.stop_grace_s) + 5.0
         running = [process.popen for process in self._processes if process.popen and process.popen.poll() is None]
         for popen in running:
@@ -218,31 +231,38 @@ class Supervisor:
         process.ready.clear()
         process.restart_at = None
         process.started = time.monotonic()
+        listeners = self._listeners.values() if process.role == "network" else ()
         process.popen = subprocess.Popen(  # noqa: S603 - our own module, with our own names
             [sys.executable, "-P", "-m", "commands.process", process.role, process.name, predecessor],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**_ENVIRONMENT, **os.environ},
-            pass_fds=[self._lock.fileno()] if self._lock else [],
+            pass_fds=[each.fileno() for each in (self._lock, *listeners) if each is not None],
         )
-        threading.Thread(target=self._listen, args=(process, process.popen), daemon=True).start()
+        threading.Thread(target=self._hear, args=(process, process.popen), daemon=True).start()
         if process.popen.stdin is not None:
             try:
-                process.popen.stdin.write(self._settings.model_dump_json() + "\n")
+                process.popen.stdin.write(self._settings.model_dump_json() + "\n" + self._shared(process))
                 process.popen.stdin.flush()
             except BrokenPipeError:  # it has died already, which `_look_after` and `_await_ready` will see
                 logger.warning("%s ended before it read its settings", process.name)
 
+    def _shared(self, process: _Process) -> str:
+        """Return the line that tells a network process what it shares with its like; nothing for others."""
+        if process.role != "network":
+            return ""
+        names = self._settings.network.acceptor_names()
+        descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
+        return json.dumps({**descriptors, "slot": names.index(process.name), "count": len(names)}) + "\n"
+
     @staticmethod
-    def _listen(process: _Process, popen: subprocess.Popen[str]) -> None:
+    def _hear(process: _Process, popen: subprocess.Popen[str]) -> None:
         """Read the one line in which the process tells that it is ready, or why it cannot start."""
         line = popen.stdout.readline() if popen.stdout else ""
         told = json.loads(line) if line else {}
         process.error = told.get("error", "")
         if told.get("ready"):
-            process.port = told.get("port", 0)
-            process.tls_port = told.get("tls_port", 0)
             process.ready.set()
 
     def _await_ready(self, process: _Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from functools import cache
 from importlib import metadata
 
 UID_ROOT = "2.25.25614280963192986495263802268460570104"
@@ -25,6 +26,7 @@ def version() -> str:
         return "0.0.0"
 
 
+@cache
 def implementation_version_name() -> str:
     """Return the Implementation Version Name (PS3.7 D.3.3.2), at most 16 characters."""
     return f"THARSIS_{version().replace('.', '_')}"[:16]

@@ -27,6 +27,7 @@ from config.ae_titles import (
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
 from config.corrections import CorrectionSettings
 from config.deidentification import DeidentificationSettings
+from config.network import NetworkSettings
 from config.orthanc import OrthancSettings
 from config.plugins import PluginSettings
 from config.routes import RouteSettings, RoutingSettings
@@ -271,6 +272,7 @@ class Settings(_Section):
     """Everything that the node is told."""
 
     scp: ScpSettings
+    network: NetworkSettings
     tls: TlsSettings
     archive: ArchiveSettings
     jobs: JobSettings

@@ -7,11 +7,10 @@ transaction that makes the instance findable, appends to the change feed and put
 from __future__ import annotations
 
 import os
-import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,20 @@ from typing import Any
 from sqlite_utils import Database
 
 from config.settings import ArchiveSettings
-from index import catalogue, changes, deletion, jobs
-from index.admission import Arrival, Policy, Stored, compare, is_same_row, refusal, require_expected
+from index import changes, deletion, jobs
+from index.admission import Arrival, Policy, require_expected
+from index.catalogue import find_instance
 from index.changes import ChangeKind
 from index.database import CATALOGUE_FILE, Connections
-from index.errors import ArchiveError, CatalogueLost, NotFound, OutOfSpace
-from index.files import FileStore, flush_and_digest, incoming_prefix, is_valid_uid
-from index.header import Header, read_header
-from index.instances import Ingested, Outcome, StoredInstance
+from index.durable import flush
+from index.errors import CatalogueLost, NotFound
+from index.files import FileStore, flush_and_digest, incoming_prefix
+from index.header import WANTED, header_of, read_header
+from index.instances import Ingested, Outcome, Received, StoredInstance
+from index.intake import Intake
 from index.keys import Level
-from index.structure import require_structure
-from index.tally import count, stored_bytes
+from index.structure import scan
+from index.tally import count, require_quota
 
 _PAGE = 1000
 _DEEPEST = 128
@@ -85,6 +87,7 @@ class Archive:
         self._quota_bytes = quota_bytes
         self._max_nesting = max_nesting
         self.jobs = jobs.JobQueue(self._connections)
+        self._intake = Intake(self._connections, self._files, settle_time_s, quota_bytes)
 
     @classmethod
     def from_settings(cls, settings: ArchiveSettings, *, quota_gb: float = 0.0) -> Archive:
@@ -132,7 +135,7 @@ class Archive:
     def require_space(self, size: int = 0) -> None:
         """Raise `OutOfSpace` when `size` more bytes would eat into the reserve, or the quota is used up."""
         self._files.require_space(size)
-        self._require_quota(self.database, size)
+        require_quota(self.database, self._quota_bytes, size)
 
     def scratch_file(self, size: int) -> Path:
         """Make an empty file in `incoming` for `size` bytes that do not stay; raises `OutOfSpace`."""
@@ -140,15 +143,6 @@ class Archive:
         handle, name = tempfile.mkstemp(dir=self.incoming, prefix=incoming_prefix(), suffix=".scratch")
         os.close(handle)
         return Path(name)
-
-    def _require_quota(self, database: Database, size: int) -> None:
-        if not self._quota_bytes:
-            return
-        stored = stored_bytes(database)
-        if stored >= self._quota_bytes or stored + size > self._quota_bytes:
-            raise OutOfSpace(
-                f"quota: {stored / 1e9:.3g} of {self._quota_bytes / 1e9:.3g} GB are in use: nothing stored"
-            )
 
     def clear_incoming(self, process: int | None = None) -> int:
         """Delete what an earlier run left half-received (call once, before anything is received).
@@ -166,16 +160,9 @@ class Archive:
         with self.transaction() as database:
             deletion.revoke_promises(database)
         while paths := deletion.promised(self.database, _PAGE):
-            self._remove_files(paths)
+            self._intake.remove_files(paths)
             removed += len(paths)
         return removed
-
-    def _remove_files(self, paths: Sequence[str]) -> None:
-        """Remove files that no row points to any more, and then the note that says so."""
-        for path in paths:
-            self._files.remove(path)
-        with self.transaction() as database:
-            deletion.keep_promise(database, paths)
 
     @property
     def files(self) -> FileStore:
@@ -195,6 +182,7 @@ class Archive:
         expected: tuple[str, str] | None = None,
         announce: bool = True,
         readmit: bool = False,
+        received: Received | None = None,
     ) -> Ingested:
         """Store one instance. When this returns, its bytes and its rows are on disk.
 
@@ -214,6 +202,8 @@ class Archive:
         readmit
             It was accepted once and its file is stored already: neither the quota nor what the settings say by now of
             other patients and of nesting keeps it out.
+        received
+            What is known of `source`, a path in `incoming`, already: it is not read again to find out.
 
         Raises
         ------
@@ -228,94 +218,26 @@ class Archive:
         """
         self._refuse_outer_transaction()
         incoming = self._files.receive(source)
+        is_placed = False
         try:
-            cut_off = require_structure(incoming, _DEEPEST if readmit else self._max_nesting)
-            header = read_header(incoming, named_by_meta=expected is None)
+            begin = (received.offset, received.transfer_syntax_uid) if received is not None else None
+            found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin)
+            cut_off = found.cut_off
+            header = header_of(found) or read_header(incoming, named_by_meta=expected is None)
             require_expected(header, expected)
-            sha256 = flush_and_digest(incoming)
-            arrival = Arrival(incoming, header, sha256, incoming.stat().st_size, source_aet, cut_off)
+            if received is not None:
+                flush(incoming)
+            sha256 = received.sha256 if received is not None else flush_and_digest(incoming)
+            size = received.size if received is not None else incoming.stat().st_size
+            arrival = Arrival(incoming, header, sha256, size, source_aet, cut_off)
             policy = replace(self._policy, overwrite=overwrite) if overwrite else self._policy
             if readmit:
                 policy = replace(policy, patient_mismatch="accept")
-            ingested = self._commit(arrival, policy, announce=announce, within_quota=not readmit)
-            return replace(ingested, cut_off=cut_off)
+            ingested = self._intake.store(arrival, policy, announce=announce, within_quota=not readmit)
+            is_placed = ingested.outcome is not Outcome.DUPLICATE
+            return replace(ingested, cut_off=cut_off) if cut_off else ingested
         finally:
-            self._files.release(incoming)
-
-    def _commit(self, arrival: Arrival, policy: Policy, *, announce: bool, within_quota: bool) -> Ingested:
-        header = arrival.header
-        relative = self._files.new_path(*header.uids)
-        refused: ArchiveError | None = None
-        replaced = ""
-        before = catalogue.find_instance(self.database, header.sop_instance_uid)
-        standing = compare(self._files, before, arrival)  # files are read here, where no other writer waits for it
-        try:
-            with self.transaction() as database:
-                stored = catalogue.find_instance(database, header.sop_instance_uid)
-                if not is_same_row(before, stored):
-                    standing = compare(self._files, stored, arrival)
-                if standing is Stored.SAME:
-                    return _ingested(header, Outcome.DUPLICATE)
-                refused = refusal(database, policy, arrival, stored, standing)
-                if refused is None:
-                    if stored is not None:
-                        replaced = catalogue.remove_instance(database, header.sop_instance_uid)
-                        if standing is Stored.OTHER:
-                            deletion.promise_removal(database, [replaced])
-                    if within_quota:
-                        self._require_quota(database, arrival.size)
-                    self._insert(database, arrival, relative, ChangeKind.REPLACED if replaced else ChangeKind.STORED)
-                    if announce:
-                        self._announce(database, header, stored)
-        except BaseException:
-            self._remove_unless_known(relative)
-            raise
-        if refused is not None:
-            raise refused
-        if stored is not None:
-            self._put_away(replaced, standing)
-        return _ingested(header, Outcome.REPLACED if replaced else Outcome.STORED)
-
-    def _put_away(self, replaced: str, standing: Stored) -> None:
-        """Remove the file of a replaced version; one that was damaged may still be of use to somebody."""
-        if standing is Stored.OTHER:
-            self._remove_files([replaced])
-        elif self._files.path(replaced).exists():
-            self._files.quarantine(replaced)
-
-    def _insert(self, database: Database, arrival: Arrival, relative: str, kind: ChangeKind) -> None:
-        header, uid = arrival.header, arrival.header.sop_instance_uid
-        catalogue.add_instance(
-            database,
-            header,
-            path=relative,
-            size=arrival.size,
-            sha256=arrival.sha256,
-            source_aet=arrival.source_aet,
-        )
-        changes.append(database, kind, Level.IMAGE, uid, arrival.source_aet)
-        for wrong in (each for each in header.uids if not is_valid_uid(each)):
-            changes.append(database, ChangeKind.UID_NONCONFORMING, Level.IMAGE, uid, wrong[:80])
-        if arrival.cut_off:
-            changes.append(database, ChangeKind.CUT_OFF, Level.IMAGE, uid, arrival.cut_off)
-        # Last, inside the transaction: the file has its name before the rows that promise it are committed.
-        self._files.place(arrival.incoming, relative)
-
-    def _announce(self, database: Database, header: Header, replaced: dict[str, Any] | None) -> None:
-        due = time.time() + self._settle_time_s
-        jobs.push(database, jobs.SERIES_STABLE, header.series_instance_uid, not_before=due)
-        left = replaced["series_instance_uid"] if replaced else header.series_instance_uid
-        if left != header.series_instance_uid and catalogue.has_series(database, left):
-            jobs.push(database, jobs.SERIES_STABLE, left, not_before=due)  # without its instance it has changed as well
-
-    def _remove_unless_known(self, relative: str) -> None:
-        """Clean up after a transaction that failed, unless it was committed after all."""
-        if not self._files.path(relative).exists():
-            return
-        # When even this fails, the file stays behind, unknown to the catalogue: the first error is the one to report.
-        with suppress(sqlite3.Error, OSError, OutOfSpace), self.transaction() as database:
-            if not catalogue.is_known(database, relative):
-                self._files.remove(relative)
+            self._files.release(incoming, is_placed=is_placed)
 
     def _refuse_outer_transaction(self) -> None:
         if self._connections.in_transaction:
@@ -323,7 +245,7 @@ class Archive:
 
     def open_instance(self, sop_instance_uid: str) -> StoredInstance:
         """Return the stored instance; raises `NotFound`."""
-        row = catalogue.find_instance(self.database, sop_instance_uid)
+        row = find_instance(self.database, sop_instance_uid)
         if row is None:
             raise NotFound(f"no instance {sop_instance_uid}", element="SOPInstanceUID")
         return self.stored(row)
@@ -388,12 +310,8 @@ class Archive:
                 jobs.push(database, jobs.SERIES_STABLE, series, not_before=time.time() + self._settle_time_s)
             if counted_as:
                 count(database, counted_as, 1)
-        self._remove_files(removed.paths)
+        self._intake.remove_files(removed.paths)
         return removed.instances
-
-
-def _ingested(header: Header, outcome: Outcome) -> Ingested:
-    return Ingested(header.sop_instance_uid, header.series_instance_uid, header.study_instance_uid, outcome)
 
 
 __all__ = ["Archive", "Ingested", "Outcome", "StoredInstance"]

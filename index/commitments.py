@@ -104,6 +104,7 @@ def ask(
     address: str,
     profile: str = "",
     replaced: Callable[[str], str] = str,
+    preferred: str = "",
 ) -> bool:
     """Keep a request and queue its job. When this returns, both are on disk.
 
@@ -116,6 +117,8 @@ def ask(
         Of the inbox that the references were sent to; empty: they were stored as they are.
     replaced
         Gives the SOP Instance UID under which the inbox has stored a referenced one.
+    preferred
+        Name of the process that has the association on which this is asked for.
 
     Returns
     -------
@@ -150,7 +153,14 @@ def ask(
                 profile,
             ),
         )
-        jobs.push(database, jobs.STORAGE_COMMITMENT, transaction_uid, _parameters(requestor), not_before=now)
+        jobs.push(
+            database,
+            jobs.STORAGE_COMMITMENT,
+            transaction_uid,
+            _parameters(requestor),
+            not_before=now,
+            preferred=preferred,
+        )
     return True
 
 
@@ -230,9 +240,17 @@ def record_report(archive: Archive, commitment: Commitment, *, replaced: Callabl
     _update(archive, commitment, "state = ?, reported_at = ?, instances = ?, failures = '[]'", values)
 
 
-def hasten(archive: Archive, requestor: str) -> int:
-    """Make the reports that wait for `requestor` due now; return how many there are."""
-    return archive.jobs.hasten(jobs.STORAGE_COMMITMENT, _parameters(requestor))
+def hasten(archive: Archive, requestor: str, *, preferred: str = "") -> int:
+    """Make the reports that wait for `requestor` due now, for the process `preferred`; return how many there are."""
+    return archive.jobs.hasten(jobs.STORAGE_COMMITMENT, _parameters(requestor), preferred=preferred)
+
+
+def failed_elsewhere(archive: Archive, *, process: str) -> dict[str, set[int]]:
+    """Return the jobs of reports that another process tries in vain to bring, by the AE title that waits for them."""
+    found: dict[str, set[int]] = {}
+    for job in archive.jobs.failed_elsewhere(jobs.STORAGE_COMMITMENT, process=process):
+        found.setdefault(str(job.parameters.get("requestor", "")), set()).add(job.id)
+    return found
 
 
 def forget(archive: Archive, older_than_s: float) -> int:

@@ -65,6 +65,11 @@ class Connections:
         self._local.database = None
 
     @property
+    def turns(self) -> Path:
+        """A file beside the catalogue, for those who take turns in writing."""
+        return self._path.with_suffix(".turns")
+
+    @property
     def in_transaction(self) -> bool:
         """Whether this thread is inside a `transaction`."""
         return bool(self.get().conn.in_transaction)

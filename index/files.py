@@ -75,7 +75,7 @@ class FileStore:
         OutOfSpace
             Nothing is left in the incoming folder.
         """
-        if isinstance(source, Path) and source.parent.resolve() == self.incoming:
+        if isinstance(source, Path) and self._is_incoming(source):
             try:
                 self.require_space()
             except OutOfSpace:
@@ -100,11 +100,15 @@ class FileStore:
             raise
         return path
 
-    def release(self, incoming: Path) -> None:
-        """Be done with what `receive` returned; what is still in the incoming folder goes."""
+    def _is_incoming(self, source: Path) -> bool:
+        return source.parent == self.incoming or source.parent.resolve() == self.incoming
+
+    def release(self, incoming: Path, *, is_placed: bool = False) -> None:
+        """Be done with what `receive` returned; what is still in the incoming folder, unless it `is_placed`, goes."""
         held = self._held.pop(incoming, None)
         try:
-            incoming.unlink(missing_ok=True)
+            if not is_placed:
+                incoming.unlink(missing_ok=True)
         finally:
             if held is not None:
                 with suppress(OSError):  # a full disk, of which `receive` has told already
@@ -114,8 +118,8 @@ class FileStore:
         """Return a path below the data folder for these UIDs that no file has or had."""
         return f"files/{_name(study)}/{_name(series)}/{_name(instance)}-{secrets.token_hex(8)}.dcm"
 
-    def place(self, incoming: Path, relative: str) -> None:
-        """Give the flushed file `incoming` its final name, and make that name durable."""
+    def place(self, incoming: Path, relative: str) -> Path:
+        """Give the flushed file `incoming` its final name; return the folder to flush before that name is promised."""
         final = self.root / relative
         for attempt in range(_PLACE_ATTEMPTS):
             try:
@@ -127,7 +131,7 @@ class FileStore:
                 # between two looks of mkdir.
                 if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
                     raise
-        flush(final.parent)
+        return final.parent
 
     def all_paths(self) -> Iterator[list[str]]:
         """Yield the paths below the data folder of all stored files, folder by folder.

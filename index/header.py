@@ -6,6 +6,7 @@ is indexed as it stands (older modalities write such things), never refused and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,7 @@ from index.errors import InvalidInstance
 from index.items import Item, read_items
 from index.keys import KEYS, SEQUENCES, Matching, indexed_keywords
 from index.part10 import begin_of_data_set, inflated
+from index.structure import Scan
 from index.values import comparable, stored_text
 
 _TAGS: dict[str, BaseTag] = {
@@ -31,12 +33,17 @@ _TAGS: dict[str, BaseTag] = {
     for keyword in [*indexed_keywords(), *SEQUENCES, "SpecificCharacterSet", "TimezoneOffsetFromUTC"]
     if (tag := tag_for_keyword(keyword)) is not None
 }
+_INDEXED = (*indexed_keywords(), "TimezoneOffsetFromUTC")
+_IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID")
 _NAMES = frozenset(keyword for keyword, key in KEYS.items() if key.matching is Matching.PERSON_NAME)
 _PIXEL_DATA = frozenset({Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")})
 _LONGEST_VALUE = 1 << 16
 """Bytes of the longest value that is indexed: more than any VR of a key allows, in any character set."""
 _LONGEST_HEADER = 1 << 26
 """Bytes of a deflated data set that are inflated to find the keys; a small file may inflate to any size."""
+
+
+Elements = Mapping[BaseTag, DataElement | RawDataElement]
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,28 @@ class Header:
         return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
 
 
+WANTED = frozenset(int(tag) for tag in _TAGS.values())
+"""Tags of what the catalogue needs."""
+
+
+def header_of(scan: Scan) -> Header | None:
+    """Return the header that one pass over a data set has found; None when that does not tell all, and a parser has to.
+
+    What is missing is for `read_header` to judge.
+    """
+    elements = scan.elements
+    if elements is None:
+        return None
+    if b"\0" in _raw(elements, "SpecificCharacterSet"):  # no parser takes that
+        return None
+    told = _value(elements, "SpecificCharacterSet", Charset())
+    charset = charset_from_text(told)
+    values = _values(elements, charset)
+    if not all(values[keyword] for keyword in _IDENTITY):
+        return None
+    return _header(scan.transfer_syntax_uid, told, values, ())
+
+
 def read_header(path: Path, *, named_by_meta: bool = True) -> Header:
     """Read the identity and the key values of the Part 10 file at `path`.
 
@@ -90,12 +119,16 @@ def read_header(path: Path, *, named_by_meta: bool = True) -> Header:
         Not a Part 10 file, cut off or unreadable, or without SOP Instance, Series or Study Instance UID.
     """
     transfer_syntax, charset, values, items = _read(path, named_by_meta=named_by_meta)
-    timezone = values.pop("TimezoneOffsetFromUTC")
-    for keyword in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
+    for keyword in _IDENTITY:
         if not values[keyword]:
             raise InvalidInstance(f"{keyword} is missing or empty", element=keyword)
     if not transfer_syntax:
         raise InvalidInstance("the file has no Transfer Syntax UID", element="TransferSyntaxUID")
+    return _header(transfer_syntax, charset, values, items)
+
+
+def _header(transfer_syntax: str, charset: str, values: dict[str, str], items: tuple[Item, ...]) -> Header:
+    timezone = values.pop("TimezoneOffsetFromUTC")
     compared, originals = comparable(values, _NAMES)
     return Header(
         sop_class_uid=values["SOPClassUID"],
@@ -120,9 +153,7 @@ def _read(path: Path, *, named_by_meta: bool) -> tuple[str, str, dict[str, str],
         elements = dict(dataset.items())  # as they are: elements() would read what is longer than the limit after all
         told = _value(elements, "SpecificCharacterSet", Charset())
         charset = charset_from_text(told)
-        values = {
-            keyword: _value(elements, keyword, charset) for keyword in [*indexed_keywords(), "TimezoneOffsetFromUTC"]
-        }
+        values = _values(elements, charset)
         items = read_items(dataset, charset)
         values["SOPClassUID"] = values["SOPClassUID"] or _uid(meta, "MediaStorageSOPClassUID")
         if named_by_meta:
@@ -138,6 +169,10 @@ def _read(path: Path, *, named_by_meta: bool) -> tuple[str, str, dict[str, str],
     except Exception as error:  # a parser fed with hostile bytes raises anything; the file is at fault, not the node
         raise InvalidInstance(f"unreadable data set: {type(error).__name__}: {error}"[:200]) from error
     return transfer_syntax, told, values, items
+
+
+def _values(elements: Elements, charset: Charset) -> dict[str, str]:
+    return {keyword: _value(elements, keyword, charset) for keyword in _INDEXED}
 
 
 def _uid(meta: FileMetaDataset, keyword: str) -> str:
@@ -162,7 +197,12 @@ def _read_deflated(path: Path) -> Dataset:
             )
 
 
-def _value(elements: dict[BaseTag, DataElement | RawDataElement], keyword: str, charset: Charset) -> str:
+def _raw(elements: Mapping[BaseTag, RawDataElement], keyword: str) -> bytes:
+    element = elements.get(_TAGS[keyword])
+    return element.value or b"" if element is not None else b""
+
+
+def _value(elements: Elements, keyword: str, charset: Charset) -> str:
     element = elements.get(_TAGS[keyword])
     if element is None:
         return ""

@@ -33,6 +33,26 @@ class Ingested:
 
 
 @dataclass(frozen=True)
+class Received:
+    """What whoever wrote an incoming file knows of it already.
+
+    Attributes
+    ----------
+    sha256
+        Of the file, hex.
+    size
+        Of the file, bytes.
+    offset
+        Of the first byte of the data set.
+    """
+
+    sha256: str
+    size: int
+    offset: int
+    transfer_syntax_uid: str
+
+
+@dataclass(frozen=True)
 class StoredInstance:
     """An instance of the archive and its Part 10 file.
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlite_utils import Database
 
+from index import job_rows
 from index.database import Connections
 from index.errors import NotFound, WrongState
+from index.job_rows import Job as Job
 
 SERIES_STABLE = "series_stable"
 STORAGE_COMMITMENT = "storage_commitment"
@@ -47,35 +48,6 @@ RECURRING = ("look_after_vectors", "retention", "scrub", ORTHANC_COMPARE)
 STATES = ("queued", "running", "done", "failed", "cancelled")
 _LONGEST_DELAY_S = 3600.0
 _MOST_DOUBLINGS = 20
-_COLUMNS = (
-    "id, kind, subject, parameters, state, not_before, attempts, worker, error, progress, created, started, finished"
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row of the queue; times are seconds since the epoch."""
-
-    id: int
-    kind: str
-    subject: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    state: str = "queued"
-    not_before: float = 0.0
-    attempts: int = 0
-    worker: str = ""
-    error: str = ""
-    progress: float = 0.0
-    created: float = 0.0
-    started: float | None = None
-    finished: float | None = None
-
-
-def _job(row: tuple[Any, ...]) -> Job:
-    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    return Job(**{**values, "parameters": json.loads(values["parameters"])})
-
-
 def push(
     database: Database,
     kind: str,
@@ -83,6 +55,7 @@ def push(
     parameters: Mapping[str, Any] | None = None,
     *,
     not_before: float | None = None,
+    preferred: str = "",
 ) -> int:
     """Queue a job inside the caller's transaction and return its number; one that is queued already gets the new date.
 
@@ -90,13 +63,16 @@ def push(
     ----------
     not_before
         Seconds since the epoch before which no worker takes it; now when None.
+    preferred
+        Process that others leave it to for a moment, since it has what the job needs; empty: all are alike.
     """
     now = time.time()
+    due, arguments = now if not_before is None else not_before, json.dumps(parameters or {}, sort_keys=True)
     rows = database.execute(
-        "INSERT INTO job (kind, subject, parameters, not_before, created) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (kind, subject, parameters) WHERE state = 'queued' "
-        "DO UPDATE SET not_before = excluded.not_before, attempts = 0, error = '' RETURNING id",
-        (kind, subject, json.dumps(parameters or {}, sort_keys=True), now if not_before is None else not_before, now),
+        "INSERT INTO job (kind, subject, parameters, not_before, preferred, created) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (kind, subject, parameters) WHERE state = 'queued' DO UPDATE SET attempts = 0, error = '', "
+        "not_before = excluded.not_before, preferred = excluded.preferred RETURNING id",
+        (kind, subject, arguments, due, preferred, now),
     )
     return int(rows.fetchone()[0])
 
@@ -144,6 +120,7 @@ class JobQueue:
         kinds: Collection[str] | None = None,
         excluding: Collection[str] = (),
         destination: str | None = None,
+        process: str | None = None,
     ) -> Job | None:
         """Take the job that has been due longest, or None when nothing is due.
 
@@ -155,31 +132,36 @@ class JobQueue:
             Take jobs of these kinds only (None: of any), and of none of those; other jobs are left as they are.
         destination
             Only jobs with this parameter of that name.
+        process
+            Who asks: what has been due for a moment only, and is another's by preference, is left to that one. None
+            takes everything.
         """
         now = time.time()
-        wanted, names = _kinds_are(kinds, excluding, destination)
+        wanted, names = job_rows.kinds_are(kinds, excluding, destination)
+        left, theirs = job_rows.leaves_to_others(process, now)
         with self._transaction() as database:
             self._free(database, f"claim_expires < ? AND {wanted}", (now, *names), max_attempts)
             row = database.execute(
-                f"SELECT {_COLUMNS} FROM job AS due WHERE state = 'queued' AND not_before <= ? AND {wanted} "
+                f"SELECT {job_rows.COLUMNS} FROM job AS due "
+                f"WHERE state = 'queued' AND not_before <= ? AND {wanted} AND {left} "
                 "AND NOT EXISTS (SELECT 1 FROM job WHERE subject = due.subject AND (state = 'running' "
                 # Cancelled, and its worker has not stopped yet.
                 f"OR (state = 'cancelled' AND claim_expires >= ?)) AND {_KEEPS_WAITING}) "
                 "ORDER BY not_before, id LIMIT 1",
-                (now, *names, now),
+                (now, *names, *theirs, now),
             ).fetchone()
             if row is None:
                 return None
             database.execute(
                 "UPDATE job SET state = 'running', worker = ?, claim_expires = ?, attempts = attempts + 1, "
-                "started = ?, finished = NULL, progress = 0 WHERE id = ?",
-                (worker, now + claim_s, now, row[0]),
+                "started = ?, finished = NULL, progress = 0, preferred = coalesce(?, preferred) WHERE id = ?",
+                (worker, now + claim_s, now, process, row[0]),
             )
         return self.get(row[0])
 
     def is_due(self, kinds: Collection[str], destination: str | None = None) -> bool:
         """Whether `claim` might find a job of these kinds: a look that keeps no writer waiting."""
-        wanted, names = _kinds_are(kinds, (), destination)
+        wanted, names = job_rows.kinds_are(kinds, (), destination)
         row = self._database().execute(
             f"SELECT 1 FROM job WHERE {wanted} AND "
             "((state = 'queued' AND not_before <= ?) OR (state = 'running' AND claim_expires < ?)) LIMIT 1",
@@ -187,14 +169,24 @@ class JobQueue:
         )
         return row.fetchone() is not None
 
-    def hasten(self, kind: str, parameters: Mapping[str, Any]) -> int:
-        """Make the queued jobs with these parameters due now; return how many there are."""
+    def hasten(self, kind: str, parameters: Mapping[str, Any], *, preferred: str = "") -> int:
+        """Make the queued jobs with these parameters due now, for `preferred` first; return how many there are."""
         with self._transaction() as database:
             updated = database.execute(
-                "UPDATE job SET not_before = min(not_before, ?) WHERE state = 'queued' AND kind = ? AND parameters = ?",
-                (time.time(), kind, json.dumps(dict(parameters), sort_keys=True)),
+                "UPDATE job SET not_before = min(not_before, ?), preferred = ? "
+                "WHERE state = 'queued' AND kind = ? AND parameters = ?",
+                (time.time(), preferred, kind, json.dumps(dict(parameters), sort_keys=True)),
             )
             return int(updated.rowcount)
+
+    def failed_elsewhere(self, kind: str, *, process: str) -> list[Job]:
+        """Return the queued jobs of this kind that were tried in vain, by another process."""
+        rows = self._database().execute(
+            f"SELECT {job_rows.COLUMNS} FROM job WHERE state = 'queued' AND kind = ? AND error != '' "
+            "AND preferred NOT IN ('', ?)",
+            (kind, process),
+        )
+        return [job_rows.job_of(row) for row in rows.fetchall()]
 
     def free_claims_of(self, worker: str, *, max_attempts: int, during: str = "") -> int:
         """Queue again what a worker that is known to be dead had claimed; return how many jobs.
@@ -217,27 +209,27 @@ class JobQueue:
         for number, kind, subject, arguments, attempts in rows:
             if attempts >= max_attempts:
                 why = f"its worker died {attempts} times while {during or 'running it'}"
-                _finish(database, number, "failed", why)
+                job_rows.finish(database, number, "failed", why)
             else:
                 why = f"its worker died while {during}" if during else ""
-                _requeue(database, number, kind, subject, arguments, not_before=time.time(), error=why)
+                job_rows.requeue(database, number, kind, subject, arguments, not_before=time.time(), error=why)
         return len(rows)
 
     def renew(self, job: Job, *, claim_s: float, progress: float) -> bool:
         """Keep the claim and record the progress (0 to 1); False when the job is no longer this worker's."""
         with self._transaction() as database:
             updated = database.execute(
-                f"UPDATE job SET claim_expires = ?, progress = ? WHERE {_HELD} AND state = 'running'",
-                (time.time() + claim_s, progress, *_holder(job)),
+                f"UPDATE job SET claim_expires = ?, progress = ? WHERE {job_rows.HELD} AND state = 'running'",
+                (time.time() + claim_s, progress, *job_rows.holder(job)),
             )
             return bool(updated.rowcount)
 
     def done(self, job: Job) -> None:
         """Record success; earlier failures of the same work are no longer anything to look after."""
         with self._transaction() as database:
-            if not _hand_back(database, job):
+            if not job_rows.hand_back(database, job):
                 return
-            _finish(database, job.id, "done", "")
+            job_rows.finish(database, job.id, "done", "")
             database.execute(
                 "UPDATE job SET state = 'cancelled', error = error || ' (done since by job ' || ? || ')' "
                 "WHERE state = 'failed' AND kind = ? AND subject = ? AND parameters = ?",
@@ -255,14 +247,15 @@ class JobQueue:
             Trying again cannot help (the input is at fault).
         """
         with self._transaction() as database:
-            if not _hand_back(database, job):
+            if not job_rows.hand_back(database, job):
                 return
             if permanent or job.attempts >= max_attempts:
-                _finish(database, job.id, "failed", sentence)
+                job_rows.finish(database, job.id, "failed", sentence)
                 return
             delay = min(retry_delay_s * 2 ** min(job.attempts - 1, _MOST_DOUBLINGS), _LONGEST_DELAY_S)
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
-            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=time.time() + delay, error=sentence)
+            due = time.time() + delay
+            job_rows.requeue(database, job.id, job.kind, job.subject, arguments, not_before=due, error=sentence)
 
     def release(self, job: Job, *, not_before: float | None = None, error: str = "") -> None:
         """Give an unfinished job back, as if it had not been tried; a cancelled one stays cancelled.
@@ -278,30 +271,30 @@ class JobQueue:
         """
         due = time.time() if not_before is None else not_before
         with self._transaction() as database:
-            if not _hand_back(database, job):
+            if not job_rows.hand_back(database, job):
                 return
             database.execute("UPDATE job SET attempts = attempts - 1 WHERE id = ?", (job.id,))
             arguments = json.dumps(dict(job.parameters), sort_keys=True)
-            _requeue(database, job.id, job.kind, job.subject, arguments, not_before=due, error=error)
+            job_rows.requeue(database, job.id, job.kind, job.subject, arguments, not_before=due, error=error)
 
     def get(self, number: int) -> Job:
         """Return job `number`; raises `NotFound`."""
-        row = self._database().execute(f"SELECT {_COLUMNS} FROM job WHERE id = ?", (number,)).fetchone()
+        row = self._database().execute(f"SELECT {job_rows.COLUMNS} FROM job WHERE id = ?", (number,)).fetchone()
         if row is None:
             raise NotFound(f"there is no job {number}")
-        return _job(row)
+        return job_rows.job_of(row)
 
     def recent(self, *, states: tuple[str, ...] = (), limit: int = 1000) -> list[Job]:
         """Return the newest jobs first, only those in `states` when given."""
         where = f"WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         rows = self._database().execute(
-            f"SELECT {_COLUMNS} FROM job {where} ORDER BY id DESC LIMIT ?", (*states, limit)
+            f"SELECT {job_rows.COLUMNS} FROM job {where} ORDER BY id DESC LIMIT ?", (*states, limit)
         )
-        return [_job(row) for row in rows]
+        return [job_rows.job_of(row) for row in rows]
 
     def pending(self, *, excluding: Collection[str] = ()) -> int:
         """Return how many jobs are queued or running, recurring ones and the kinds `excluding` aside."""
-        others, names = _kinds_are(None, (*RECURRING, *excluding))
+        others, names = job_rows.kinds_are(None, (*RECURRING, *excluding))
         rows = self._database().execute(
             f"SELECT count(*) FROM job WHERE state IN ('queued', 'running') AND {others}", names
         )
@@ -350,73 +343,9 @@ class JobQueue:
         if job.state not in ("queued", "running"):
             raise WrongState(f"job {number} is {job.state}: only a queued or running job can be cancelled")
         with self._transaction() as database:
-            _finish(database, number, "cancelled", "cancelled by the user", keep_claim=True)
+            job_rows.finish(database, number, "cancelled", "cancelled by the user", keep_claim=True)
 
 
 _READS_ONLY = f"kind IN ({', '.join(repr(kind) for kind in ROUTING_KINDS)})"
 _KEEPS_WAITING = f"(NOT ({_READS_ONLY} OR due.{_READS_ONLY}) OR (kind = due.kind AND parameters = due.parameters))"
 """Condition: a `job` that is running does not let the `due` one on the same subject begin."""
-
-
-def _kinds_are(
-    kinds: Collection[str] | None, excluding: Collection[str], destination: str | None = None
-) -> tuple[str, tuple[str, ...]]:
-    """Condition on the kind of a job and its destination, and the parameters of the condition."""
-    condition = "TRUE" if kinds is None else f"kind IN ({', '.join('?' * len(kinds))})"
-    if excluding:
-        condition += f" AND kind NOT IN ({', '.join('?' * len(excluding))})"
-    told: tuple[str, ...] = ()
-    if destination is not None:
-        condition, told = f"{condition} AND json_extract(parameters, '$.destination') = ?", (destination,)
-    return condition, (*(kinds or ()), *excluding, *told)
-
-
-_HELD = "id = ? AND worker = ? AND started IS ?"
-"""Condition for the claim of one attempt: a worker that claims the same job twice holds two different claims."""
-
-
-def _holder(job: Job) -> tuple[int, str, float | None]:
-    return job.id, job.worker, job.started
-
-
-def _hand_back(database: Database, job: Job) -> bool:
-    """End the claim; whether the job was still running under it, and what becomes of it is the holder's to say."""
-    database.execute(
-        f"UPDATE job SET claim_expires = NULL WHERE {_HELD} AND state IN ('running', 'cancelled')", _holder(job)
-    )
-    row = database.execute(f"SELECT 1 FROM job WHERE {_HELD} AND state = 'running'", _holder(job)).fetchone()
-    return row is not None
-
-
-def _finish(database: Database, number: int, state: str, sentence: str, *, keep_claim: bool = False) -> None:
-    claim = "claim_expires" if keep_claim else "NULL"
-    database.execute(
-        f"UPDATE job SET state = ?, error = ?, finished = ?, claim_expires = {claim}, "
-        "progress = CASE WHEN ? = 'done' THEN 1 ELSE progress END WHERE id = ? AND state IN ('queued', 'running')",
-        (state, sentence, time.time(), state, number),
-    )
-
-
-def _requeue(
-    database: Database,
-    number: int,
-    kind: str,
-    subject: str,
-    arguments: str,
-    *,
-    not_before: float,
-    error: str = "",
-) -> None:
-    """Queue a running job again; when the same job was queued anew meanwhile, that one stands for both."""
-    twin = database.execute(
-        "SELECT 1 FROM job WHERE state = 'queued' AND kind = ? AND subject = ? AND parameters = ?",
-        (kind, subject, arguments),
-    ).fetchone()
-    if twin is not None:
-        _finish(database, number, "cancelled", error or "queued again by newer input")
-        return
-    database.execute(
-        "UPDATE job SET state = 'queued', not_before = ?, worker = '', claim_expires = NULL, error = ? "
-        "WHERE id = ? AND state = 'running'",
-        (not_before, error, number),
-    )

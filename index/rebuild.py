@@ -273,7 +273,8 @@ def _swap(root: Path, new: Path) -> str:
             _set_aside(current, root / backup)
         _move_log(root, f"{backup}-wal" if backup else "")
         new.replace(current)
-        new.with_suffix(".lock").unlink(missing_ok=True)
+        for suffix in (".lock", ".turns"):
+            new.with_suffix(suffix).unlink(missing_ok=True)
         flush(root)
     return backup
 

@@ -1,7 +1,7 @@
 """The shape of an encoded data set: how deep it nests, and whether it is whole (PS3.5 7.1, 7.5).
 
-Walked element by element, without recursion and without reading values, so that a hostile data set costs no more than
-its own bytes. Parsers that recurse, or that trust a length, then meet nothing in the archive that they cannot carry.
+Walked element by element, without recursion, so that a hostile data set costs no more than its own bytes. Parsers that
+recurse, or that trust a length, then meet nothing in the archive that they cannot carry.
 
 What is wrong *inside* a sequence or an item of explicit length is skipped: readers find its end all the same, and
 writers exist that get such things wrong.
@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Container
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom._dicom_dict import DicomDictionary
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from index.errors import InvalidInstance
@@ -27,8 +31,12 @@ _LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV"
 _FRAGMENTED = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW"})
 """VRs whose undefined length means the fragments of encapsulated pixel data (PS3.5 A.4)."""
 
+_PLAIN = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+"""VRs with a length of 16 bits."""
+
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXEL_DATA = 0x7FE00010
+_FIRST_GROUP, _PIXEL_GROUP, _PIXEL_DATA = 0x0008, 0x7FE0, 0x7FE00010
+_PIXELS = frozenset({_PIXEL_DATA, 0x7FE00008, 0x7FE00009})
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_HEADER = 12
 _MOST_ELEMENTS = 1 << 22
@@ -74,12 +82,54 @@ def require_structure(path: Path, most_nesting: int) -> str:
             )
 
 
+def scan(path: Path, most_nesting: int, wanted: Container[int], begin: tuple[int, str] | None = None) -> Scan:
+    """Check the data set as `require_structure` does, and read elements of its top level on the way.
+
+    Parameters
+    ----------
+    wanted
+        Tags of what is read, up to Pixel Data.
+    begin
+        Where the data set begins and its Transfer Syntax UID, when that is known.
+
+    Raises
+    ------
+    InvalidInstance, OSError
+        As there.
+    """
+    with path.open("rb") as file:
+        offset, transfer_syntax = begin or begin_of_data_set(file)
+        if not transfer_syntax or transfer_syntax == DeflatedExplicitVRLittleEndian:
+            return Scan(require_structure(path, most_nesting), transfer_syntax, None)
+        walk = _Walk(file, offset, os.fstat(file.fileno()).st_size, transfer_syntax, is_whole=True, wanted=wanted)
+        cut_off = _walk(walk, most_nesting)
+        return Scan(cut_off, transfer_syntax, None if cut_off else walk.elements)
+
+
 def require_whole(encoded: bytes, transfer_syntax_uid: str, most_nesting: int) -> None:
     """Check a data set in memory, not deflated: raises `InvalidInstance` as above, and when it is cut off."""
     if cut_off := _walk(
         _Walk(BytesIO(encoded), 0, len(encoded), transfer_syntax_uid, is_whole=True), most_nesting
     ):
         raise InvalidInstance(cut_off)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a data set found.
+
+    Attributes
+    ----------
+    cut_off
+        Where it is cut off, a sentence; "" for nowhere.
+    elements
+        The wanted elements as they are encoded, by their tags; None where only a whole parser can tell: deflated, cut
+        off, broken somewhere, or a wanted one is a sequence.
+    """
+
+    cut_off: str
+    transfer_syntax_uid: str
+    elements: dict[BaseTag, RawDataElement] | None
 
 
 def _walk(walk: _Walk, most_nesting: int) -> str:
@@ -99,9 +149,23 @@ class _Walk:
         Where it lies in `file`.
     is_whole
         False when it goes on behind `end`, where nobody looks.
+    wanted
+        Tags of elements at the top level that are kept in `elements`.
     """
 
-    def __init__(self, file: BinaryIO, begin: int, end: int, transfer_syntax_uid: str, *, is_whole: bool) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        begin: int,
+        end: int,
+        transfer_syntax_uid: str,
+        *,
+        is_whole: bool,
+        wanted: Container[int] = (),
+    ) -> None:
+        self._wanted = wanted
+        self.elements: dict[BaseTag, RawDataElement] | None = {}
+        self._is_little_endian = transfer_syntax_uid != ExplicitVRBigEndian
         self._file = file
         self._at = begin
         self._end = end
@@ -116,6 +180,8 @@ class _Walk:
         # What is open, the innermost last: (where it ends, None for at its delimiter; whether it is a sequence).
         self._open: list[tuple[int | None, bool]] = []
         self._depth = 0
+        self._entered = 0
+        self._passed = 0
 
     def _begins_with_a_vr(self) -> bool:
         """Whether what is declared to be Implicit VR is written as Explicit VR: readers go by what is there."""
@@ -134,10 +200,17 @@ class _Walk:
     def run(self, most_nesting: int) -> None:
         """Walk to the end; raises `InvalidInstance`."""
         last = 0
-        for _ in range(_MOST_ELEMENTS):
+        if max(self._bytes(2), default=0) < _FIRST_GROUP:
+            self.elements = None  # parsers stumble over elements of a command set, or of File Meta Information
+        while True:
             self._close()
+            if not self._open and not self._is_implicit:
+                last = self._pass_plain(last)
             if self._at >= self._end:
                 break
+            self._passed += 1
+            if self._passed > _MOST_ELEMENTS:
+                raise InvalidInstance(f"a data set of more than {_MOST_ELEMENTS} elements")
             if self._open and self._open[-1][1]:
                 self._item()
                 continue
@@ -147,10 +220,30 @@ class _Walk:
             if tag == 0 and last >= _PIXEL_DATA and not self._open:  # a sector of zeros behind the data set
                 return
             last = tag
-        else:
-            raise InvalidInstance(f"a data set of more than {_MOST_ELEMENTS} elements")
         if self._open and self._is_whole:
             raise _CutOff("a sequence does not end within the data set")
+
+    def _pass_plain(self, last: int) -> int:
+        """Pass elements of Explicit VR with short values at the top level, as most are; return the tag of the last."""
+        at, base, unpack = self._at, self._window_at, self._unpack_explicit
+        window = self._window if at >= base else b""
+        stop = min(base + len(window), self._end)
+        while at + _LONGEST_HEADER <= stop:
+            group, element, vr, length = unpack(window, at - base)
+            end = at + 8 + length
+            if vr not in _PLAIN or end > stop or group >= _PIXEL_GROUP or self._passed >= _MOST_ELEMENTS:
+                break
+            last = group << 16 | element
+            if last == 0:
+                break
+            if last in self._wanted and self.elements is not None:
+                key, value = BaseTag(last), window[at + 8 - base : end - base]
+                self.elements[key] = RawDataElement(
+                    key, vr.decode(), length, value, 0, False, self._is_little_endian
+                )
+            at, self._passed = end, self._passed + 1
+        self._at = at
+        return last
 
     def _close(self) -> None:
         """Leave whatever ends here."""
@@ -188,6 +281,7 @@ class _Walk:
             self._at = max(self._at, self._end if not self._open else self._at)
             return 0
         tag, vr, length, size = self._header(header)
+        self._entered = tag
         if tag == _ITEM_END:
             self._leave_item()
             return tag
@@ -196,12 +290,27 @@ class _Walk:
             self._undefined_length(tag, vr)
         elif vr == b"SQ" or (tag in _SEQUENCES and vr in (b"", b"UN")):
             self._enter(length, is_sequence=True)
-        elif self._at + length > self._limit():
+        elif self._at + length > (self._limit() if self._open else self._end):
+            self.elements = None
             there = self._limit() - self._at
             self._skip_broken(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has {there} of {length} bytes", is_cut_off=True)
         else:
+            if not self._open:
+                if tag in self._wanted:
+                    self._keep(tag, vr, length)
+                elif tag in _PIXELS:  # who reads keys stops there
+                    self._wanted = ()
             self._at += length
         return tag
+
+    def _keep(self, tag: int, vr: bytes, length: int) -> None:
+        if length > _WINDOW_BYTES:
+            self.elements = None
+        if self.elements is not None:
+            key = BaseTag(tag)
+            self.elements[key] = RawDataElement(
+                key, vr.decode() if vr else None, length, self._bytes(length), 0, not vr, self._is_little_endian
+            )
 
     def _header(self, header: bytes) -> tuple[int, bytes, int, int]:
         """Return tag, VR (empty when there is none), length and the size of an element's header."""
@@ -214,6 +323,7 @@ class _Walk:
             if vr.isalpha() and vr.isupper():
                 return group << 16 | element, vr, length, 8
         group, element, length = self._unpack_implicit(header)  # some writers switch to it inside of sequences
+        self.elements = self.elements if self._is_implicit or self._open else None
         return group << 16 | element, b"", length, 8
 
     def _limit(self) -> int:
@@ -221,6 +331,8 @@ class _Walk:
         return next((end for end, _ in reversed(self._open) if end is not None), self._end)
 
     def _enter(self, length: int, *, is_sequence: bool) -> None:
+        if is_sequence and not self._open and length and self._entered in self._wanted:
+            self.elements = None
         end = None if length == _UNDEFINED else self._at + length
         limit = self._limit()
         if end is not None and end > limit:
@@ -275,6 +387,7 @@ class _Walk:
 
     def _skip_broken(self, sentence: str, *, is_cut_off: bool = False) -> None:
         """Go on behind the innermost thing of explicit length; raise `sentence` when nothing tells where to go on."""
+        self.elements = None  # other readers may make something else of it
         while self._open:
             end = self._open[-1][0]
             if end is not None:

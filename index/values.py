@@ -19,6 +19,8 @@ from index.charset import Charset, split, vr_of
 from index.keys import Matching
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
+_PLAIN = frozenset({"AE", "AS", "CS", "DS", "IS", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UR", "UT"})
+"""VRs whose text needs nothing but to be decoded; dates and times are put into the form of today."""
 _LARGEST_US = 0xFFFF
 
 
@@ -60,6 +62,9 @@ def _decode(raw: bytes, vr: str, charset: Charset, little_endian: bool) -> str: 
 
 def stored_text(matching: Matching, element: DataElement | RawDataElement, charset: Charset) -> str:
     """Return the text of `element` as the catalogue keeps it: without padding; dates and times in the form of today."""
+    raw = element.value
+    if element.VR in _PLAIN and isinstance(raw, bytes) and raw.isascii() and b"\\" not in raw and b"\x1b" not in raw:
+        return raw.decode("ascii").strip(" \0")
     parts = [part.strip(" \0") for part in values_of(element, charset)]
     if matching is Matching.DATE:  # ACR-NEMA wrote YYYY.MM.DD
         parts = [part.replace(".", "") if len(part) == 10 else part for part in parts]

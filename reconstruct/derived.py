@@ -19,7 +19,7 @@ from config.identity import derived_uid
 from reconstruct.dicom_items import code, decimal, item_of
 from reconstruct.geometry import VolumeGrid
 from reconstruct.multi_energy import add_multi_energy
-from reconstruct.part10 import with_file_meta
+from reconstruct.part10 import copy_of_encoded, encoded, with_file_meta
 from reconstruct.patient_position import patient_position
 from reconstruct.projections import elements
 from reconstruct.projections.functional_groups import first_attributes
@@ -84,7 +84,7 @@ def ct_series(
         values = attenuation(volume, has_scale=False)
     else:
         values = attenuation(volume) if water is None else hounsfield(water)
-    series = _series(scan, energy_bin, recipe, grid, values)
+    series = encoded(_series(scan, energy_bin, recipe, grid, values))
     slices = grid.shape_zyx[0]
     for index in range(slices):
         if not np.isfinite(volume[index]).all():
@@ -278,7 +278,7 @@ def _add_values(dataset: Dataset, values: StoredValues) -> None:
 
 
 def _slice(series: Dataset, index: int, grid: VolumeGrid, pixels: NDArray[np.int16]) -> Dataset:
-    dataset = copy.deepcopy(series)
+    dataset = copy_of_encoded(series)
     dataset.SOPInstanceUID = derived_uid(str(series.SeriesInstanceUID), f"slice {index}")
     dataset.InstanceNumber = index + 1
     x, y, z = grid.origin_mm_xyz

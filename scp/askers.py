@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import threading
 
-from pynetdicom.association import Association
+from scp.carrier import Carrier
 
 
 class Askers:
-    """Associations on which storage commitment was asked for. Safe to share between threads."""
+    """Associations on which storage commitment was asked for. Safe to share between threads.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    process
+        Name of the process that has them.
+
+    Attributes
+    ----------
+    process
+        The same.
+    """
+
+    def __init__(self, process: str = "") -> None:
+        self.process = process
         self._changed = threading.Condition()
-        self._associations: dict[tuple[str, str], Association] = {}
+        self._associations: dict[tuple[str, str], Carrier] = {}
         self._rung = 0
 
-    def note(self, requestor: str, transaction_uid: str, association: Association) -> None:
+    def note(self, requestor: str, transaction_uid: str, association: Carrier) -> None:
         """Remember on which association the AE `requestor` asks."""
         with self._changed:
             open_ones = {key: assoc for key, assoc in self._associations.items() if assoc.is_established}
             self._associations = {**open_ones, (requestor, transaction_uid): association}
 
-    def association(self, requestor: str, transaction_uid: str) -> Association | None:
+    def association(self, requestor: str, transaction_uid: str) -> Carrier | None:
         """Return the association on which that AE asked last, None when it is not known (any more)."""
         with self._changed:
             return self._associations.get((requestor, transaction_uid))

@@ -90,6 +90,7 @@ def commit(
             address=caller.address,
             profile=caller.inbox,
             replaced=partial(replaced_uid, caller.inbox) if caller.inbox and replaced_uid is not None else str,
+            preferred=askers.process,
         )
     except OutOfSpace as error:
         raise ResourceLimitation(str(error)) from error

@@ -16,10 +16,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom.association import Association
 
 from config.application_entities import ApplicationEntity
 from config.settings import Settings
@@ -31,6 +30,7 @@ from index.jobs import STORAGE_COMMITMENT as JOB_KIND
 from index.jobs import Job
 from scp import commitment as messages
 from scp.askers import Askers
+from scp.carrier import Carrier
 from scp.contexts import STORAGE_COMMITMENT, Proposal, is_storage
 from scp.errors import AssociationLost, PeerError
 from scp.link import Link
@@ -75,7 +75,7 @@ class Ways:
         Gives the UID under which an inbox, by the name of its profile, has stored what was sent to it.
     """
 
-    associations: Callable[[], list[Association]]
+    associations: Callable[[], list[Carrier]]
     entity: Callable[[str], ApplicationEntity | None]
     open_link: Callable[[ApplicationEntity, list[Proposal]], Link]
     replaced_uid: Callable[[str, str], str]
@@ -120,11 +120,12 @@ class Courier:
         self._settings = settings
         self._askers = askers
         self._ways = ways
+        self._process = name
         self._names = [f"{name}/courier-{number}" for number in range(1, _COURIERS + 1)]
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._looking = threading.Lock()
-        self._seen: WeakSet[Association] = WeakSet()
+        self._seen: WeakKeyDictionary[Carrier, set[int]] = WeakKeyDictionary()
         self._tidy_at = 0.0
         limits = settings.scp
         # Longer than one way to deliver can take: nobody else tries meanwhile.
@@ -177,18 +178,23 @@ class Courier:
             self._looking.release()
 
     def _notice_arrivals(self) -> None:
-        """Whoever opens an association for storage commitment gets the reports that wait for it now."""
+        """Whoever opens an association for storage commitment gets the reports that wait for it now.
+
+        So does who has one open when another process has tried in vain: each report is offered once to each.
+        """
+        failed = commitments.failed_elsewhere(self._archive, process=self._process)
         for assoc in self._ways.associations():
-            if assoc not in self._seen and _notifier(assoc) is not None:
-                self._seen.add(assoc)
-                commitments.hasten(self._archive, _title(assoc))
+            offered, waiting = self._seen.get(assoc), failed.get(assoc.calling, set())
+            if (offered is None or waiting - offered) and _notifier(assoc) is not None:
+                self._seen[assoc] = waiting | (offered or set())
+                commitments.hasten(self._archive, assoc.calling, preferred=self._process)
 
     def _run_one(self, name: str) -> bool:
         queue = self._archive.jobs
         if not queue.is_due((JOB_KIND,)):
             return False
         claim_s = self._settings.jobs.claim_s
-        job = queue.claim(name, claim_s=claim_s, max_attempts=_MOST_ATTEMPTS, kinds=(JOB_KIND,))
+        job = queue.claim(name, claim_s=claim_s, max_attempts=_MOST_ATTEMPTS, kinds=(JOB_KIND,), process=self._process)
         if job is None:
             return False
         try:
@@ -323,11 +329,11 @@ class Courier:
                 troubles.append(str(error))
             else:
                 try:
-                    yield Notifier(link.assoc, STORAGE_COMMITMENT)
+                    yield Notifier(link.carrier, STORAGE_COMMITMENT)
                 finally:
                     link.release()  # also when the report was delivered, and no other way is asked for
         for assoc in self._ways.associations():
-            if assoc is asked_on or (_title(assoc), assoc.requestor.address) != (
+            if assoc is asked_on or (assoc.calling, assoc.address) != (
                 commitment.requestor,
                 commitment.address,
             ):
@@ -345,7 +351,7 @@ def _require_taken(commitment: Commitment, status: Status) -> None:
     )
 
 
-def _notifier(assoc: Association) -> Notifier | None:
+def _notifier(assoc: Carrier) -> Notifier | None:
     """The association as a way to report, None when it cannot be used (any more)."""
     if not assoc.is_established:
         return None
@@ -354,8 +360,3 @@ def _notifier(assoc: Association) -> Notifier | None:
     except AssociationLost:
         return None
     return notifier if notifier.is_usable else None
-
-
-def _title(assoc: Association) -> str:
-    primitive = assoc.requestor.primitive
-    return str(primitive.calling_ae_title).strip() if primitive is not None else ""

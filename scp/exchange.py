@@ -7,7 +7,6 @@ from io import BytesIO
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pynetdicom.association import Association
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.presentation import PresentationContext
 
@@ -16,7 +15,7 @@ from index.errors import InvalidIdentifier, InvalidInstance
 from index.part10 import inflate_whole
 from index.query import QueryOptions
 from index.structure import require_whole
-from scp import transport
+from scp.carrier import Carrier
 from scp.contexts import Operation, is_private, operation_of
 from scp.errors import InvalidArgument, NotOffered, UnrecognizedOperation
 from scp.extended_negotiation import query_options
@@ -31,10 +30,9 @@ from scp.messages import (
     StoreRequest,
     SubOperations,
 )
-from scp.pacing import wait_for_reader
 from scp.private_elements import GROUP
+from scp.reception import ReceivedFile
 from scp.status import Status
-from scp.upper_layer import is_cancelled
 
 _LONGEST_IDENTIFIER = 1 << 24
 """Bytes of an Identifier, inflated; a hundred thousand UIDs need half of it."""
@@ -44,11 +42,26 @@ _DEEPEST_IDENTIFIER = 16
 
 
 class Exchange:
-    """One request on an association, and the responses to it."""
+    """One request on an association, and the responses to it.
 
-    def __init__(self, assoc: Association, request: Any, context: PresentationContext) -> None:
-        self.assoc = assoc
+    Parameters
+    ----------
+    carrier
+        The association.
+    request
+        pynetdicom's primitive of the request.
+    context
+        The presentation context that it came on.
+    received
+        The file that the data set of a C-STORE-RQ was written to, closed; None when there is none.
+    """
+
+    def __init__(
+        self, carrier: Carrier, request: Any, context: PresentationContext, received: ReceivedFile | None = None
+    ) -> None:
+        self.carrier = carrier
         self._request = request
+        self._received = received
         self._context_id = int(context.context_id or 0)
         self._syntax = context.transfer_syntax[0]
         self._context_class = str(context.abstract_syntax)
@@ -92,19 +105,20 @@ class Exchange:
 
     def link(self) -> Link:
         """The association as one to send objects on (C-GET)."""
-        return Link(self.assoc, busy_message_id=int(self._request.MessageID))
+        return Link(self.carrier, busy_message_id=int(self._request.MessageID))
 
     def store_request(self) -> StoreRequest:
         """The C-STORE-RQ with the file that its data set was written to."""
-        received = transport.received_file(self._request)
+        received = self._received
         if received is None or received.path is None or received.error is not None:
             error = received.error if received is not None else None
             raise error or InvalidInstance("the C-STORE came without a data set")
-        return StoreRequest(self.sop_class_uid, str(self._request.AffectedSOPInstanceUID), received.path)
+        uid = str(self._request.AffectedSOPInstanceUID)
+        return StoreRequest(self.sop_class_uid, uid, received.path, received.known)
 
     def find_request(self) -> FindRequest:
         """The C-FIND-RQ with its Identifier decoded."""
-        cancelled = partial(wait_for_reader, self.assoc, self._cancelled)
+        cancelled = partial(self.carrier.wait_for_reader, self._cancelled)
         return FindRequest(self.sop_class_uid, self._identifier(), cancelled, self._options, str(self._syntax))
 
     def retrieve_request(self) -> RetrieveRequest:
@@ -126,7 +140,7 @@ class Exchange:
             sop_instance_uid=str(self._request.RequestedSOPInstanceUID),
             action_type=int(self._request.ActionTypeID),
             information=self._information(self._request.ActionInformation, "Action Information"),
-            association=self.assoc,
+            association=self.carrier,
         )
 
     def event_report(self) -> EventReport:
@@ -140,10 +154,10 @@ class Exchange:
 
     @property
     def _options(self) -> QueryOptions:
-        return query_options(self.sop_class_uid, self.assoc.requestor.sop_class_extended)
+        return query_options(self.sop_class_uid, self.carrier.proposed)
 
     def _cancelled(self) -> bool:
-        return is_cancelled(self.assoc, int(self._request.MessageID))
+        return self.carrier.is_cancelled(int(self._request.MessageID))
 
     def _identifier(self) -> Dataset:
         try:
@@ -173,7 +187,7 @@ class Exchange:
         for tag in list(dataset.keys()):
             if not tag.is_private and charset.raw_element(dataset, tag).value:
                 _ = dataset[tag].value  # decoded now: a malformed value is a malformed request
-        transport.decoded(self.assoc)
+        self.carrier.decoded()
         return dataset
 
     def respond(self, answer: Answer) -> None:
@@ -193,7 +207,7 @@ class Exchange:
             _set_counts(response, answer.counts, answer.status)
         if answer.identifier is not None:
             response.Identifier = BytesIO(self._encoded(answer.identifier))
-        self.assoc.dimse.send_msg(response, self._context_id)
+        self.carrier.send(response, self._context_id)
 
     def _encoded(self, identifier: Dataset | bytes) -> bytes:
         if isinstance(identifier, bytes):

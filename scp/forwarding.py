@@ -73,7 +73,7 @@ class Forwarder:
         entity = self._entity(title)
 
         def open_link(proposals: list[Proposal]) -> Link:
-            return self._outbound.open_link(entity, proposals)
+            return self._outbound.open_sending(entity, proposals)
 
         def send(link: Link, instance: StoredInstance) -> Status:
             return transmit(

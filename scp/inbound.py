@@ -12,6 +12,7 @@ from pynetdicom.association import Association
 from pynetdicom.transport import AddressInformation
 
 from scp import tls, transport
+from scp.carried import Carried
 from scp.lobby import Arrival
 from scp.peer_socket import PeerSocket
 from scp.upper_layer import UpperLayer
@@ -41,6 +42,8 @@ class InboundAssociation(Association):
 
     Attributes
     ----------
+    carrier
+        It, as services see it.
     peer_subject
         Subject of the peer's TLS certificate; empty without one.
     """
@@ -60,6 +63,7 @@ class InboundAssociation(Association):
         self.dul = layer
         self.acse_timeout = entity.acse_timeout  # again: the timers are the layer's
         self.network_timeout = entity.network_timeout
+        self.carrier = Carried(self)
         self.peer_subject = tls.subject(arrival.connection)
         self.set_socket(PeerSocket(self, arrival.connection, received=arrival.request))
         self.acceptor.maximum_length = entity.maximum_pdu_size

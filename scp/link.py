@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pynetdicom.association import Association
 
-from scp import transport
+from scp.carrier import Carrier
 from scp.errors import AssociationLost, PeerRejected
 from scp.messages import Originator, Priority, StoreCommand
 from scp.status import Status
@@ -19,26 +19,32 @@ class Link:
 
     Parameters
     ----------
-    assoc
+    carrier
         The association; this node is its requestor, or its acceptor during a C-GET.
     busy_message_id
         Message ID of the operation in progress, which no C-STORE may bear (PS3.7 9.1.1.1.1).
     """
 
-    def __init__(self, assoc: Association, *, busy_message_id: int | None = None) -> None:
-        self.assoc = assoc
+    def __init__(self, carrier: Carrier, *, busy_message_id: int | None = None) -> None:
+        self.carrier = carrier
         self._busy = busy_message_id
         self._last_id = 0
         self._contexts: dict[str, dict[str, int]] = {}
-        for context in assoc.accepted_contexts:
+        for context in carrier.contexts:
             if context.as_scu:
                 syntaxes = self._contexts.setdefault(str(context.abstract_syntax), {})
                 syntaxes.setdefault(str(context.transfer_syntax[0]), int(context.context_id or 0))
 
     @property
+    def assoc(self) -> Association:
+        """The association as pynetdicom knows it, for those who send requests with its methods."""
+        assoc: Association = self.carrier.assoc
+        return assoc
+
+    @property
     def is_open(self) -> bool:
         """Whether the association still stands."""
-        return bool(self.assoc.is_established and self.assoc.dul.is_alive())
+        return self.carrier.is_established
 
     def accepted(self, sop_class_uid: str) -> tuple[str, ...]:
         """Transfer syntaxes that the peer takes for this SOP class, in the order of their contexts."""
@@ -85,22 +91,18 @@ class Link:
         command = StoreCommand(
             context_id, self.next_message_id(), sop_class_uid, sop_instance_uid, priority, originator
         )
-        return status_of_response(transport.send_store(self.assoc, command, data))
+        return status_of_response(self.carrier.store(command, data))
 
     def release(self) -> None:
         """End the association in order; nothing happens when it is gone already."""
-        if self.is_open:
-            transport.hold(self.assoc)
-            self.assoc.release()
+        self.carrier.release()
 
     def abort(self) -> None:
         """End the association at once; who waits for a response on it in another thread gets none.
 
         The association's own loop may take that from under his nose: repeat this until he has gone.
         """
-        if self.is_open:
-            self.assoc.abort(block=False)
-        self.assoc.dimse.msg_queue.put((None, None))
+        self.carrier.abort()
 
 
 def status_of_response(response: object) -> Status:

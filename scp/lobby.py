@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from scp.association_request import HEADER, flaw, remaining
 
@@ -30,6 +31,9 @@ _CLOSE_S = 2.0
 
 _ACCEPTED_AT_ONCE = 64
 _READ_AT_ONCE = 1 << 16
+_AFTER_YOU_S = 0.001
+"""How long a process leaves a connection to those that have fewer, before it takes it itself, seconds."""
+
 _WAITING_TO_BE_ACCEPTED = 512
 
 
@@ -59,13 +63,31 @@ Admit = Callable[[Arrival], bytes | None]
 """Takes an arrival over, or returns the PDU that refuses it."""
 
 
-def open_door(host: str, port: int, tls: ssl.SSLContext | None = None) -> Door:
-    """Listen on `host` and `port`; raises `OSError` when they cannot be had."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, *_, address = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
-    listener = socket.create_server(address[:2], family=family, backlog=_WAITING_TO_BE_ACCEPTED)
+class Neighbours(Protocol):
+    """Other processes that accept connections from the same doors."""
+
+    @property
+    def is_busier(self) -> bool:
+        """Whether another one has fewer connections than this process."""
+
+    def note_visitors(self, count: int) -> None:
+        """Be told how many connections are no associations yet."""
+
+
+class CannotListen(OSError):
+    """A port cannot be had; `filename` is its address."""
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """Listen on `host` and `port` (0: any free one); raises `CannotListen`."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
+        listener = socket.create_server(address[:2], family=family, backlog=_WAITING_TO_BE_ACCEPTED)
+    except OSError as error:
+        raise CannotListen(error.errno, error.strerror, f"{host}:{port}") from error
     listener.setblocking(False)
-    return Door(listener, tls)
+    return listener
 
 
 @dataclass
@@ -97,13 +119,24 @@ class Lobby:
         Time for TLS handshake and request together, seconds: the ARTIM timer.
     most
         Connections in here at the same time; one more closes the oldest.
+    neighbours
+        Those who accept from the same doors; None: this process alone does.
     """
 
-    def __init__(self, doors: Sequence[Door], admit: Admit, *, patience_s: float, most: int) -> None:
+    def __init__(
+        self,
+        doors: Sequence[Door],
+        admit: Admit,
+        *,
+        patience_s: float,
+        most: int,
+        neighbours: Neighbours | None = None,
+    ) -> None:
         self._doors = doors
         self._admit = admit
         self._patience_s = patience_s
         self._most = most
+        self._neighbours = neighbours
         self._visitors: dict[socket.socket, _Visitor] = {}
         self._selector = selectors.DefaultSelector()
         self._closing = threading.Event()
@@ -156,7 +189,10 @@ class Lobby:
         if time.monotonic() < self._deaf_until:
             time.sleep(0.01)
             return
-        for _ in range(_ACCEPTED_AT_ONCE):
+        if self._neighbours is not None and self._neighbours.is_busier:
+            time.sleep(_AFTER_YOU_S)
+        # One by one where others wait at the same door, so that each of them gets its share.
+        for _ in range(_ACCEPTED_AT_ONCE if self._neighbours is None else 1):
             try:
                 connection, address = door.listener.accept()
             except BlockingIOError:
@@ -189,6 +225,11 @@ class Lobby:
     def _take_in(self, visitor: _Visitor) -> None:
         self._visitors[visitor.connection] = visitor
         self._selector.register(visitor.connection, selectors.EVENT_READ, visitor)
+        self._tell_neighbours()
+
+    def _tell_neighbours(self) -> None:
+        if self._neighbours is not None:
+            self._neighbours.note_visitors(len(self._visitors))
 
     def _attend(self, visitor: _Visitor) -> None:
         """Do what can be done for a connection that has something to read, or may be written to again."""
@@ -278,6 +319,7 @@ class Lobby:
         self._visitors.pop(visitor.connection, None)
         with contextlib.suppress(KeyError, ValueError):  # it is out already
             self._selector.unregister(visitor.connection)
+        self._tell_neighbours()
 
     def _drop(self, visitor: _Visitor) -> None:
         self._forget(visitor)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
+from index.instances import Received
 from index.query import BASELINE, QueryOptions
 from scp.status import Status
 
@@ -47,11 +48,12 @@ class StoreCommand:
 
 @dataclass(frozen=True)
 class StoreRequest:
-    """A C-STORE-RQ whose data set lies in a Part 10 file, as received."""
+    """A C-STORE-RQ whose data set lies in a Part 10 file, as received; `received` is what is known of that file."""
 
     sop_class_uid: str
     sop_instance_uid: str
     file: Path
+    received: Received | None = None
 
 
 @dataclass(frozen=True)

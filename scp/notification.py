@@ -9,14 +9,12 @@ from io import BytesIO
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 
-from scp import transport
+from scp.carrier import Carrier
 from scp.errors import AssociationLost
 from scp.link import status_of_response
-from scp.message_queue import MessageQueue
 from scp.status import Status
 
 _LOOK_S = 0.1
@@ -24,9 +22,6 @@ _PAUSE_S = 0.02
 _IDLE_WITHIN_S = 10.0
 """How long to wait for a moment at which the peer has no request under way, seconds: a simple peer expects its response
 then and nothing else."""
-
-_DATA_TRANSFER = "Sta6"
-"""State in which both sides may send (PS3.8 9.2)."""
 
 
 class Silent(AssociationLost):
@@ -42,7 +37,7 @@ class Notifier:
 
     Parameters
     ----------
-    assoc
+    carrier
         The association, opened by either side.
     sop_class_uid
         Of what is reported.
@@ -53,12 +48,12 @@ class Notifier:
         It has no presentation context for the SOP class.
     """
 
-    def __init__(self, assoc: Association, sop_class_uid: str) -> None:
-        context = next((each for each in assoc.accepted_contexts if each.abstract_syntax == sop_class_uid), None)
-        messages: object = assoc.dimse.msg_queue
-        if context is None or not isinstance(messages, MessageQueue):
+    def __init__(self, carrier: Carrier, sop_class_uid: str) -> None:
+        context = next((each for each in carrier.contexts if each.abstract_syntax == sop_class_uid), None)
+        messages = carrier.messages
+        if context is None or messages is None:
             raise AssociationLost(f"no presentation context for {UID(sop_class_uid).name}")
-        self.assoc = assoc
+        self._carrier = carrier
         self._sop_class_uid = sop_class_uid
         self._context_id = int(context.context_id or 0)
         self._syntax = context.transfer_syntax[0]
@@ -67,14 +62,7 @@ class Notifier:
     @property
     def is_usable(self) -> bool:
         """Whether the association is open, and its peer answers reports as far as is known."""
-        return self._is_open and not self._messages.is_silent
-
-    @property
-    def _is_open(self) -> bool:
-        dul = self.assoc.dul
-        return bool(
-            self.assoc.is_established and dul.is_alive() and dul.state_machine.current_state == _DATA_TRANSFER
-        )
+        return self._carrier.is_open and not self._messages.is_silent
 
     def report(
         self, sop_instance_uid: str, event_type: int, information: Dataset, *, stopping: Callable[[], bool]
@@ -130,18 +118,18 @@ class Notifier:
                 raise Interrupted
             if not self.is_usable:
                 raise AssociationLost("the association has ended")
-            with transport.held(self.assoc, _LOOK_S) as is_held:
-                if is_held and self.assoc.dimse.message is None and self._messages.empty():
-                    self.assoc.dimse.send_msg(request, self._context_id)
+            with self._carrier.between_requests(_LOOK_S) as is_idle:
+                if is_idle:
+                    self._carrier.send(request, self._context_id)
                     return
             time.sleep(_PAUSE_S)
         raise AssociationLost(f"the peer had requests under way for {_IDLE_WITHIN_S:g} s")
 
     def _await_response(self, stopping: Callable[[], bool]) -> N_EVENT_REPORT:
-        timeout = self.assoc.dimse_timeout
+        timeout = self._carrier.dimse_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         while deadline is None or time.monotonic() < deadline:
-            ended = not self._is_open
+            ended = not self._carrier.is_open
             if (answer := self._messages.answer(0.0 if ended else _LOOK_S)) is not None:
                 return answer
             if ended:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ssl import SSLContext
 
 from config.application_entities import ApplicationEntity
+from config.network import Transport
 from config.settings import Settings
 from scp.client import Requestor
 from scp.contexts import Proposal
@@ -14,6 +15,7 @@ from scp.errors import PeerError
 from scp.link import Link
 from scp.requestor import Peer, Timeouts, connect
 from scp.tls import client_context
+from scp.wire.requestor import open_link
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Outbound:
     def __init__(self, settings: Settings) -> None:
         own = settings.scp
         self._max_pdu_bytes = own.max_pdu_bytes
+        self._transport = settings.network.transport
         self._tls = _client_context(settings)
         timeouts = Timeouts(acse=own.acse_timeout_s, dimse=own.dimse_timeout_s, network=own.network_timeout_s)
         self.requestor = Requestor(own.aet, timeouts)
@@ -48,6 +51,24 @@ class Outbound:
         who = self.requestor
         try:
             return connect(
+                self.peer(entity),
+                proposals,
+                calling=who.title,
+                timeouts=who.timeouts,
+                max_pdu_bytes=self._max_pdu_bytes,
+            )
+        except PeerError as error:
+            _LOG.warning("%s", error)
+            raise
+
+
+    def open_sending(self, entity: ApplicationEntity, proposals: Sequence[Proposal]) -> Link:
+        """Open an association to store many objects at `entity`; raises `PeerError`."""
+        if self._transport is not Transport.OWN:
+            return self.open_link(entity, proposals)
+        who = self.requestor
+        try:
+            return open_link(
                 self.peer(entity),
                 proposals,
                 calling=who.title,

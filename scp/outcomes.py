@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
 
 from index.archive import StoredInstance
 from scp.status import Status
@@ -16,30 +17,37 @@ Outcome = tuple[StoredInstance, Status]
 
 
 class Outcomes:
-    """What became of `count` sub-operations, as it becomes known. One thread reads, any may `put`."""
+    """What became of `count` sub-operations. One thread reads, any may `put`.
+
+    Who reads is woken when all have ended, and looks now and then before: to wake him for each would cost those who
+    send as much as many an object does.
+    """
 
     def __init__(self, count: int) -> None:
         self.left = count
-        self._done: SimpleQueue[Outcome] = SimpleQueue()
+        self._done: deque[Outcome] = deque()
+        self._changed = threading.Condition()
 
     def put(self, instance: StoredInstance, status: Status) -> None:
         """Tell that a sub-operation has ended."""
-        self._done.put((instance, status))
+        with self._changed:
+            self._done.append((instance, status))
+            if len(self._done) >= self.left:
+                self._changed.notify_all()
 
     def each(self) -> Iterator[Outcome | None]:
-        """Yield each sub-operation as it ends, and None now and then while none does, until all have ended."""
+        """Yield each sub-operation that has ended, and None now and then while none has, until all have."""
         while self.left:
-            yield self._next(LOOK_S)
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._done) >= self.left, LOOK_S)
+            if not self._done:
+                yield None
+            yield from self.known()
 
     def known(self) -> Iterator[Outcome]:
         """Yield those that have ended by now and were not yielded yet."""
-        while (outcome := self._next(0.0)) is not None:
+        for _ in range(len(self._done)):
+            with self._changed:
+                outcome = self._done.popleft()
+                self.left -= 1
             yield outcome
-
-    def _next(self, wait_s: float) -> Outcome | None:
-        try:
-            outcome = self._done.get(timeout=wait_s) if wait_s else self._done.get_nowait()
-        except Empty:
-            return None
-        self.left -= 1
-        return outcome

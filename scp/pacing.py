@@ -7,13 +7,11 @@ for a peer that reads slowly, can: the next answer is made when the last ones ha
 from __future__ import annotations
 
 import fcntl
-import socket
 import struct
 import sys
 import time
 from collections.abc import Callable
-
-from pynetdicom.association import Association
+from typing import Protocol
 
 from scp.errors import AssociationLost
 
@@ -26,7 +24,26 @@ _SIOCOUTQNSD = 0x894B
 _SHORTEST_S, _LONGEST_S = 0.0005, 0.02
 
 
-def wait_for_reader(assoc: Association, is_cancelled: Callable[[], bool]) -> bool:
+class Paced(Protocol):
+    """What is to be known of an association whose answers are paced."""
+
+    @property
+    def descriptor(self) -> int:
+        """File descriptor of the connection, negative when it is closed."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether anything can still be sent."""
+
+    @property
+    def network_timeout(self) -> float | None:
+        """How long a peer may take nothing, seconds."""
+
+    def give_up(self) -> None:
+        """Abort it without waiting."""
+
+
+def wait_for_reader(carrier: Paced, is_cancelled: Callable[[], bool]) -> bool:
     """Wait until the peer has room for another answer; return whether it cancelled the request meanwhile.
 
     Raises
@@ -36,27 +53,26 @@ def wait_for_reader(assoc: Association, is_cancelled: Callable[[], bool]) -> boo
     """
     pause, last, since = _SHORTEST_S, -1, time.monotonic()
     while not is_cancelled():
-        unsent = _unsent(assoc)
-        if unsent <= _MOST_UNSENT:
+        left = unsent(carrier.descriptor)
+        if left <= _MOST_UNSENT:
             return False
-        if not assoc.dul.is_alive():
+        if not carrier.is_alive:
             raise AssociationLost("the association ended before everything was sent")
-        if unsent != last:
-            last, since = unsent, time.monotonic()
-        elif assoc.network_timeout is not None and time.monotonic() - since > assoc.network_timeout:
-            assoc.abort(block=False)
-            raise AssociationLost(f"the peer took no answer for {assoc.network_timeout:g} s")
+        if left != last:
+            last, since = left, time.monotonic()
+        elif carrier.network_timeout is not None and time.monotonic() - since > carrier.network_timeout:
+            carrier.give_up()
+            raise AssociationLost(f"the peer took no answer for {carrier.network_timeout:g} s")
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_S)
     return True
 
 
-def _unsent(assoc: Association) -> int:
-    """Bytes that wait in this node's kernel for the peer; 0 where it does not tell (other systems than Linux)."""
-    connection = assoc.dul.socket.socket if assoc.dul.socket is not None else None
-    if not isinstance(connection, socket.socket) or sys.platform != "linux":
+def unsent(descriptor: int) -> int:
+    """Return the bytes that wait in this node's kernel for the peer; 0 where it does not tell (other than Linux)."""
+    if descriptor < 0 or sys.platform != "linux":
         return 0
     try:
-        return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), _SIOCOUTQNSD, b"\0" * 4))[0])
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, _SIOCOUTQNSD, b"\0" * 4))[0])
     except OSError:  # closed meanwhile
         return 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pydicom.uid import UID
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
-
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from index.durable import start_writing
 from index.errors import InvalidInstance
+from index.instances import Received
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,23 +35,39 @@ class Reception:
     source_aet: str
 
 
+_BUFFER = 1 << 16
+_WRITTEN_AT_ONCE = 1 << 18
+"""Bytes after which the system is asked to write them to the disk: the flush at the end has less to wait for."""
+
+_ELEMENT = struct.Struct("<HH2sH")
+_VERSION = bytes.fromhex("02000100") + b"OB" + bytes.fromhex("0000 02000000 0001")
+"""File Meta Information Version (0002,0001)."""
+
+
 def encoded_meta(identity: tuple[str, str], transfer_syntax_uid: str, source_aet: str) -> bytes:
-    """Return the File Meta Information of a received data set.
+    """Return the File Meta Information of a received data set (PS3.10 7.1).
 
     Parameters
     ----------
     identity
         (SOP Class UID, SOP Instance UID) of the C-STORE-RQ.
     """
-    meta = create_file_meta(
-        sop_class_uid=UID(identity[0]),
-        sop_instance_uid=UID(identity[1]),
-        transfer_syntax=UID(transfer_syntax_uid),
-        implementation_uid=UID(IMPLEMENTATION_CLASS_UID),
-        implementation_version=implementation_version_name(),
+    values = (
+        (0x0002, b"UI", identity[0]),
+        (0x0003, b"UI", identity[1]),
+        (0x0010, b"UI", transfer_syntax_uid),
+        (0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+        (0x0013, b"SH", implementation_version_name()),
+        (0x0016, b"AE", source_aet),
     )
-    meta.SourceApplicationEntityTitle = source_aet
-    return encode_file_meta(meta)
+    body = _VERSION + b"".join(_element(*value) for value in values)
+    return _ELEMENT.pack(0x0002, 0x0000, b"UL", 4) + len(body).to_bytes(4, "little") + body
+
+
+def _element(number: int, vr: bytes, text: str) -> bytes:
+    value = text.encode("iso8859-1", errors="replace")
+    value += (b"\0" if vr == b"UI" else b" ") if len(value) & 1 else b""
+    return _ELEMENT.pack(0x0002, number, vr, len(value)) + value
 
 
 def _uids(identity: tuple[object, object]) -> tuple[str, str]:
@@ -76,11 +94,15 @@ class ReceivedFile:
         self.error: Exception | None = None
         self.path: Path | None = None
         self._stream: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self._size = self._offset = self._begun = 0
+        self._transfer_syntax_uid = str(transfer_syntax_uid)
         try:
             meta = encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
             self.path = reception.new_file()
-            self._stream = self.path.open("wb")
-            self._stream.write(bytes(128) + b"DICM" + meta)
+            self._stream = self.path.open("wb", buffering=_BUFFER)
+            self.write(bytes(128) + b"DICM" + meta)
+            self._offset = self._size
         except Exception as error:  # noqa: BLE001  (it answers this C-STORE; the upper layer's thread goes on)
             self.fail(error)
 
@@ -89,7 +111,7 @@ class ReceivedFile:
         """Itself: pynetdicom flushes the file of the file after every fragment."""
         return self
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append a fragment of the data set."""
         if self._stream is None:
             return
@@ -97,6 +119,17 @@ class ReceivedFile:
             self._stream.write(data)
         except OSError as error:
             self.fail(error)
+        else:
+            self._digest.update(data)
+            self._size += len(data)
+            if self._size - self._begun >= _WRITTEN_AT_ONCE:
+                start_writing(self._stream.fileno(), self._begun)
+                self._begun = self._size - _BUFFER  # so much may not have left this process yet
+
+    @property
+    def known(self) -> Received:
+        """What is known of the file, once it is closed: nobody has to read it to find out."""
+        return Received(self._digest.hexdigest(), self._size, self._offset, self._transfer_syntax_uid)
 
     def flush(self) -> None:
         """Do nothing: the archive flushes whole files."""
@@ -107,8 +140,12 @@ class ReceivedFile:
             return
         stream, self._stream = self._stream, None
         try:
+            stream.flush()
+            start_writing(stream.fileno(), self._begun)  # while its header is read
             stream.close()
         except OSError as error:
+            with contextlib.suppress(OSError):
+                stream.close()
             self.fail(error)
 
     def fail(self, error: Exception) -> None:

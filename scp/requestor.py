@@ -15,6 +15,7 @@ from pynetdicom.transport import AddressInformation
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp import transport
+from scp.carried import Carried
 from scp.contexts import Proposal
 from scp.errors import NothingAccepted, PeerRejected, PeerUnreachable
 from scp.link import Link
@@ -122,7 +123,7 @@ def connect(
             ],
             ae_title=peer.title,
             max_pdu=max_pdu_bytes,
-            ext_neg=[*_roles(proposals), *_extended(proposals)],
+            ext_neg=[*roles(proposals), *extended(proposals)],
             evt_handlers=handlers,
             tls_args=(peer.tls, peer.host) if peer.tls is not None else None,
         )
@@ -130,12 +131,12 @@ def connect(
         raise PeerUnreachable(f"cannot reach {peer}: {error.strerror or error}") from error
     if not assoc.is_established:
         raise _refusal(assoc, peer, opened=bool(opened))
-    return Link(assoc)
+    return Link(Carried(assoc))
 
 
 def _refusal(assoc: Association, peer: Peer, *, opened: bool) -> PeerUnreachable | PeerRejected:
     failure = getattr(assoc.dul.socket, "failure", None)
-    why = _reason(failure) if isinstance(failure, OSError) else ""
+    why = reason(failure) if isinstance(failure, OSError) else ""
     if not opened:
         return PeerUnreachable(f"cannot reach {peer}: {why or 'no TCP connection'}")
     answer = assoc.acceptor.primitive
@@ -148,7 +149,8 @@ def _refusal(assoc: Association, peer: Peer, *, opened: bool) -> PeerUnreachable
     return PeerRejected(f"{peer} aborted, or did not answer, the association request")
 
 
-def _reason(failure: OSError) -> str:
+def reason(failure: OSError) -> str:
+    """Say in a clause why there is no connection."""
     if isinstance(failure, SSLCertVerificationError):
         return f"its TLS certificate is not accepted: {failure.verify_message.rstrip('.')}"
     if isinstance(failure, SSLError):
@@ -167,7 +169,8 @@ def _entity(calling: str, timeouts: Timeouts) -> RequestingEntity:
     return entity
 
 
-def _roles(proposals: Sequence[Proposal]) -> list[Any]:
+def roles(proposals: Sequence[Proposal]) -> list[Any]:
+    """Return the items that propose to be the SCU and to let the peer be the SCP (PS3.7 D.3.3.4)."""
     items = []
     for uid in dict.fromkeys(proposal.sop_class_uid for proposal in proposals if proposal.peer_sends):
         item = SCP_SCU_RoleSelectionNegotiation()
@@ -178,7 +181,8 @@ def _roles(proposals: Sequence[Proposal]) -> list[Any]:
     return items
 
 
-def _extended(proposals: Sequence[Proposal]) -> list[Any]:
+def extended(proposals: Sequence[Proposal]) -> list[Any]:
+    """Return the items that propose relational queries (PS3.7 D.3.3.5, PS3.4 C.5.1.1)."""
     items = []
     for uid in dict.fromkeys(proposal.sop_class_uid for proposal in proposals if proposal.relational):
         item = SOPClassExtendedNegotiation()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from config.network import Transport
 from config.settings import Settings
 from index.archive import Archive
 from index.similarity import Similarity
@@ -11,6 +12,8 @@ from scp.acceptor import Acceptor
 from scp.askers import Askers
 from scp.courier import Courier, Ways
 from scp.services import NodeServices
+from scp.sharing import Sharing
+from scp.wire.acceptor import WireAcceptor
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,17 +31,27 @@ class Server:
         Finds similar cases; None leaves both similarity doors closed.
     name
         Unique among the processes that serve this archive.
+    sharing
+        The ports that other such processes listen on as well, and how many they are; None: there is none.
     """
 
     def __init__(
-        self, archive: Archive, settings: Settings, similarity: Similarity | None = None, *, name: str = "network"
+        self,
+        archive: Archive,
+        settings: Settings,
+        similarity: Similarity | None = None,
+        *,
+        name: str = "network",
+        sharing: Sharing | None = None,
     ) -> None:
         self._settings = settings
-        askers = Askers()
+        askers = Askers(name)
         services = NodeServices(archive, settings, similarity, askers)
-        self._acceptor = Acceptor(services, settings.scp, settings.tls)
+        make = WireAcceptor if settings.network.transport is Transport.OWN else Acceptor
+        self._places = sharing.places(archive.data) if sharing is not None else None
+        self._acceptor: WireAcceptor | Acceptor = make(services, settings.scp, settings.tls, sharing, self._places)
         ways = Ways(
-            lambda: list(self._acceptor.associations),
+            lambda: [each.carrier for each in self._acceptor.associations],
             settings.entity_table().get,
             services.open_link,
             services.replaced_uid,
@@ -77,3 +90,5 @@ class Server:
         """Accept no more; open associations have `grace_s` seconds (None: the settings') until they are aborted."""
         self._courier.stop()
         self._acceptor.stop(self._settings.scp.stop_grace_s if grace_s is None else grace_s)
+        if self._places is not None:
+            self._places.close()

@@ -176,7 +176,7 @@ class NodeServices:
             originator = Originator(caller.title, request.message_id)
         return Destination(
             instances,
-            partial(self.open_link, entity),
+            partial(self._outbound.open_sending, entity),
             partial(self._sender(request, seen, instances), originator=originator),
             associations=self._settings.scp.retrieve_associations,
         )

@@ -13,7 +13,7 @@ from index.header import read_header
 from index.structure import require_structure
 from scp.caller import Caller
 from scp.deidentifying import deidentified_file
-from scp.errors import ScpError
+from scp.errors import NotAuthorized, ScpError
 from scp.messages import Answer, StoreRequest
 from scp.status import STORED_WITH_A_WARNING, SUCCESS, Status
 
@@ -35,13 +35,15 @@ def store(archive: Archive, caller: Caller, request: StoreRequest) -> Answer:
     """
     try:
         caller.require(Right.STORE)
-        ingested = archive.ingest(
-            request.file,
-            source_aet=caller.title,
-            expected=(request.sop_class_uid, request.sop_instance_uid),
-        )
-    finally:
+    except NotAuthorized:
         request.file.unlink(missing_ok=True)
+        raise
+    ingested = archive.ingest(  # which leaves nothing behind where it came in
+        request.file,
+        source_aet=caller.title,
+        expected=(request.sop_class_uid, request.sop_instance_uid),
+        received=request.received,
+    )
     return Answer(Status(STORED_WITH_A_WARNING, ingested.cut_off) if ingested.cut_off else SUCCESS)
 
 

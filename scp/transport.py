@@ -5,11 +5,12 @@ Stock pynetdicom carries associations and DIMSE messages; these seams make it a 
 - `uid_to_service_class`, looked up in ``pynetdicom.association``: requests to a `NodeEntity` go to its own dispatcher;
 - `DIMSEServiceProvider`, replaced on each of our associations: a received data set goes straight to a file;
 - the queue between DIMSE and the upper layer: bounded, so that memory grows with neither objects nor answers;
-- the upper layer and the socket of an association (`scp.upper_layer`, `scp.peer_socket`): they sleep until there is
-  something to do, and give every PDU a time by which it has to be there;
+- the upper layer and the socket of an association (`scp.upper_layer`, `scp.peer_socket`, put in by `scp.inbound`): they
+  sleep until there is something to do, and give every PDU a time by which it has to be there;
 - ``_dataset_path`` of a C-STORE primitive: a file's data set is sent as it stands, at any offset.
 
-`tests/test_transport.py` fails when an upgrade of pynetdicom moves one of them.
+`tests/test_transport.py` names every one, and fails when an upgrade of pynetdicom moves it. The node's own transport
+(`scp.wire`) uses none of them but the tolerance of odd UIDs that is set here.
 """
 
 # ruff: noqa: SLF001  (pynetdicom's private parts are this module's subject)

@@ -29,6 +29,18 @@ from index.archive import Archive
 pytest_plugins = ["cases", "peers", "routed", "wire"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--transport", choices=["own", "pynetdicom"], default="own", help="what carries the associations of the nodes"
+    )
+
+
+@pytest.fixture(scope="session")
+def transport_name(request: pytest.FixtureRequest) -> str:
+    """What carries the associations that peers open with the nodes of the tests."""
+    return str(request.config.getoption("--transport"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real test data: ``THARSIS_TEST_DATA``, else ``../shared/data`` beside the checkout."""
@@ -53,7 +65,7 @@ class Node:
 
 
 @pytest.fixture
-def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+def start_node(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., Node]]:
     """Start nodes on 127.0.0.1 and free ports; keyword ``scp`` overrides settings, ``entities`` names peers."""
     from scp.server import Server
 
@@ -62,11 +74,13 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     def start(
         *, entities: list[dict[str, Any]] | None = None, similarity: Any = None, overwrite: str = "never",
         patient_mismatch: str = "accept", data: Path | None = None, tls: dict[str, Any] | None = None,
-        titles: list[dict[str, Any]] | None = None, profiles: list[dict[str, Any]] | None = None, **scp: Any,
+        titles: list[dict[str, Any]] | None = None, profiles: list[dict[str, Any]] | None = None,
+        carried_by: str = "", **scp: Any,
     ) -> Node:
         folder = data or tmp_path / f"node{len(nodes)}"
         overrides: dict[str, Any] = {
             "scp": {"host": "127.0.0.1", "port": 0, **scp},
+            "network": {"transport": carried_by or transport_name},
             "tls": tls or {},
             "archive": {
                 "data": str(folder), "overwrite": overwrite, "reserve_mb": 0, "patient_mismatch": patient_mismatch,
@@ -300,18 +314,19 @@ class ServedNode:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., ServedNode]]:
+def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedNode]]:
     """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test.
 
-    To save time they draw no picture of the quality of scans, unless `more` says so.
+    To save time they draw no picture of the quality of scans, unless `more` says so, and one process accepts.
     """
     nodes: list[ServedNode] = []
 
     def start(
-        *, settle_time_s: float = 0.5, accept_unknown: bool = True, more: str = ""
+        *, settle_time_s: float = 0.5, accept_unknown: bool = True, acceptors: int = 1, scp: str = "", more: str = ""
     ) -> ServedNode:
         settings = (
-            f'[scp]\nhost = "127.0.0.1"\nport = 0\naccept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n'
+            f'[network]\ntransport = "{transport_name}"\nacceptors = {acceptors}\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
+            f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n{scp}'
             f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
             + ("" if "[scan_quality]" in more else "\n[scan_quality]\nenabled = false\n")
         )

@@ -16,6 +16,8 @@ from pydicom import dcmread
 
 from index import archive as archive_module
 from index import catalogue, changes
+from index import group_commit as group_commit_module
+from index import intake as intake_module
 from index.archive import Archive, Outcome
 from index.changes import ChangeKind
 from index.errors import InstanceConflict, InvalidInstance, NotFound, OutOfSpace, PatientMismatch
@@ -407,12 +409,13 @@ def fail_after(monkeypatch, owner, name):
 
 
 FAULTS = {
-    "after receiving": (fail_before, archive_module, "read_header"),
+    "after receiving": (fail_before, archive_module, "scan"),
     "before flushing": (fail_before, archive_module, "flush_and_digest"),
     "before the rows": (fail_before, catalogue, "add_instance"),
     "after the rows": (fail_after, catalogue, "add_instance"),
     "before placing": (fail_before, FileStore, "place"),
     "after placing": (fail_after, FileStore, "place"),
+    "before flushing the name": (fail_before, group_commit_module, "flush"),
     "before announcing": (fail_before, archive_module.jobs, "push"),
     "after announcing": (fail_after, archive_module.jobs, "push"),
 }
@@ -451,8 +454,8 @@ def test_content_is_compared_while_nobody_has_to_wait(archive, make_instance, mo
         during.append(archive.database.conn.in_transaction)
         return original(*arguments)
 
-    original = archive_module.compare
-    monkeypatch.setattr(archive_module, "compare", compare)
+    original = intake_module.compare
+    monkeypatch.setattr(intake_module, "compare", compare)
     assert archive.ingest(make_instance(1)).outcome is Outcome.DUPLICATE
     assert during == [False]
 
@@ -463,12 +466,12 @@ def test_what_is_replaced_after_the_comparison_is_compared_again(archive, make_i
 
     def compare(*arguments):
         standing = original(*arguments)
-        monkeypatch.setattr(archive_module, "compare", original)
+        monkeypatch.setattr(intake_module, "compare", original)
         other.ingest(make_instance(1, PatientName="New^Name"), overwrite="always")
         return standing
 
-    original = archive_module.compare
-    monkeypatch.setattr(archive_module, "compare", compare)
+    original = intake_module.compare
+    monkeypatch.setattr(intake_module, "compare", compare)
     with pytest.raises(InstanceConflict):
         archive.ingest(make_instance(1))
     assert archive.open_instance(uid(1)).path.read_bytes() == make_instance(1, PatientName="New^Name")
@@ -546,7 +549,7 @@ archive.ingest(Path(sys.argv[2]), overwrite="always")
 @pytest.mark.parametrize(
     ("owner", "name", "when", "committed"),
     [
-        ("archive", "read_header", "before", False),
+        ("archive", "scan", "before", False),
         ("archive", "flush_and_digest", "after", False),
         ("catalogue", "add_instance", "after", False),
         ("files", "place", "before", False),

@@ -15,7 +15,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.dimse_messages import C_CANCEL_RQ, C_FIND_RQ
 from pynetdicom.dimse_primitives import C_CANCEL, C_FIND
 from pynetdicom.dsutils import decode, encode
-from pynetdicom.pdu import P_DATA_TF
+from raw_peer import message_pdus
 
 from scp.contexts import STUDY_ROOT_FIND
 
@@ -75,13 +75,7 @@ class RawPeer:
 
     @staticmethod
     def _encoded(message, primitive):
-        message.primitive_to_message(primitive)
-        encoded = b""
-        for p_data in message.encode_msg(1, 16382):
-            pdu = P_DATA_TF()
-            pdu.from_primitive(p_data)
-            encoded += pdu.encode()
-        return encoded
+        return message_pdus(message, primitive)
 
     def statuses(self):
         """Yield the Status of each response as it is read."""
@@ -184,6 +178,18 @@ def test_a_peer_that_reads_slowly_gets_no_more_than_its_own_kernel_already_has(n
     assert after[-1] == 0xFE00
     assert len(after) * ROW_BYTES < buffer_bytes + 16_384
     assert len(after) < ROWS // 2
+
+
+def test_a_c_cancel_that_comes_after_the_last_row_cancels_nothing_else(start_node, make_instance):
+    """Of a peer that gives all its requests the same Message ID, which it may once they are answered (PS3.7 9.1)."""
+    node = start_node(carried_by="own")
+    node.archive.ingest(make_instance(1))
+    peer = RawPeer(node)
+    for _ in range(2):
+        peer.find(_all_images(), message_id=1)
+        assert list(peer.statuses())[-1] == 0
+        peer.cancel(message_id=1)
+    peer.close()
 
 
 def test_a_peer_that_stops_reading_is_dropped(start_node, make_instance, wait_until):

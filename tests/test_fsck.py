@@ -16,6 +16,7 @@ from index.changes import ChangeKind
 from index.errors import ArchiveError, CatalogueLost, OutOfSpace
 from index.files import FileStore
 from index.fsck import Options, Problem
+from index.intake import Intake
 from index.keys import Level
 
 PREFIX = "1.2.826.0.1.3680043.9.7133"
@@ -293,7 +294,7 @@ def test_what_somebody_is_just_bringing_is_no_stray(filled):
 
 def test_what_a_deletion_left_is_removed_and_does_not_come_back(filled, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Archive, "_remove_files", lambda *_arguments: None)  # the process died before
+        patch.setattr(Intake, "remove_files", lambda *_arguments: None)  # the process died before
         filled.delete(Level.IMAGE, uid(1))
     left = filled.data / filled.database.execute("SELECT path FROM removal").fetchone()[0]
     assert left.exists()

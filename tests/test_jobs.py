@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from index import jobs
+from index import job_rows, jobs
 from index.archive import Archive
 from index.errors import NotFound, WrongState
 
@@ -34,7 +34,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(jobs, "time", SimpleNamespace(time=clock.time))
+    for module in (jobs, job_rows):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=clock.time))
     return clock
 
 
@@ -383,3 +384,24 @@ def test_processes_claim_each_job_once(archive):
         lines += output.splitlines()
     assert sorted(lines) == sorted(f"{number} 1" for number in range(1, 41))
     assert {job.state for job in archive.jobs.recent()} == {"done"}
+
+
+def test_a_job_is_left_to_the_process_that_should_take_it_for_a_moment(queue, clock):
+    claim = {**CLAIM, "kinds": ("report",)}
+    with queue._transaction() as database:
+        jobs.push(database, "report", "1.2", {"requestor": "CT"}, preferred="network-2")
+    assert queue.claim("network/courier-1", **claim, process="network") is None
+    clock.now += 3.0
+    assert queue.claim("network/courier-1", **claim, process="network") is not None, "nobody took it"
+
+
+def test_what_was_tried_in_vain_by_another_process_is_known(queue):
+    claim = {**CLAIM, "kinds": ("report",)}
+    queue.push("report", "1.2", {"requestor": "CT"})
+    job = queue.claim("network/courier-1", **claim, process="network")
+    queue.fail(job, "no association is open", **FAIL)
+    assert [each.id for each in queue.failed_elsewhere("report", process="network-2")] == [job.id]
+    assert queue.failed_elsewhere("report", process="network") == []
+    assert queue.hasten("report", {"requestor": "CT"}, preferred="network-2") == 1
+    assert queue.claim("network/courier-1", **claim, process="network") is None
+    assert queue.claim("network-2/courier-1", **claim, process="network-2").id == job.id

@@ -15,79 +15,16 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    MaximumLengthNotification,
-)
 from pynetdicom.presentation import build_context
+from raw_peer import ABORT, ACCEPT, answer, associated, dial, echo_pdu, request_pdu
 
 from scp import client, inbox, query, transport
 from scp.association_request import LONGEST, flaw, remaining
 from scp.client import Requestor
-from scp.contexts import STUDY_ROOT_FIND, VERIFICATION, Proposal
+from scp.contexts import STUDY_ROOT_FIND, Proposal
 from scp.requestor import Peer
 
-ABORT, ACCEPT, REJECT = 0x07, 0x02, 0x03
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(194)
-
-
-def request_pdu(contexts=None, *, max_pdu=16384, calling="RAW", called="THARSIS"):
-    """An A-ASSOCIATE-RQ as bytes, Verification alone unless told otherwise."""
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = "1.2.840.10008.3.1.1.1"
-    primitive.calling_ae_title, primitive.called_ae_title = calling, called
-    contexts = contexts or [build_context(VERIFICATION)]
-    for number, context in enumerate(contexts):
-        context.context_id = 2 * number + 1
-    primitive.presentation_context_definition_list = contexts
-    length = MaximumLengthNotification()
-    length.maximum_length_received = max_pdu
-    implementation = ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = "1.2.3"
-    primitive.user_information = [length, implementation]
-    return A_ASSOCIATE_RQ(primitive).encode()
-
-
-def echo_pdu(message_id=1):
-    """A P-DATA-TF with a whole C-ECHO-RQ."""
-    elements = (
-        struct.pack("<HHI", 0, 2, 18) + b"1.2.840.10008.1.1\0"
-        + struct.pack("<HHIH", 0, 0x0100, 2, 0x0030)
-        + struct.pack("<HHIH", 0, 0x0110, 2, message_id)
-        + struct.pack("<HHIH", 0, 0x0800, 2, 0x0101)
-    )  # fmt: skip
-    command = struct.pack("<HHII", 0, 0, 4, len(elements)) + elements
-    pdv = struct.pack(">IBB", len(command) + 2, 1, 3) + command
-    return struct.pack(">BBI", 4, 0, len(pdv)) + pdv
-
-
-def dial(node, data=b""):
-    connection = socket.create_connection(("127.0.0.1", node.port), timeout=20)
-    if data:
-        connection.sendall(data)
-    return connection
-
-
-def answer(connection):
-    """The next PDU; empty when the connection was closed instead."""
-    head = _exactly(connection, 6)
-    return head + _exactly(connection, int.from_bytes(head[2:6], "big")) if len(head) == 6 else b""
-
-
-def _exactly(connection, size):
-    data = b""
-    with contextlib.suppress(ConnectionError):
-        while len(data) < size and (piece := connection.recv(size - len(data))):
-            data += piece
-    return data
-
-
-def associated(node, **told):
-    connection = dial(node, request_pdu(**told))
-    assert answer(connection)[0] == ACCEPT
-    return connection
 
 
 def echo_seconds(node):
@@ -179,8 +116,14 @@ def test_the_oldest_connection_goes_when_there_are_too_many(acceptor, wait_until
         connection.close()
 
 
-@pytest.mark.parametrize("seam", ["scp.lobby.flaw", "scp.lobby._Visitor", "scp.listener.InboundAssociation"])
-def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wait_until, seam):
+@pytest.fixture
+def association_class(transport_name):
+    """Where the listener gets its associations from."""
+    return {"own": "scp.wire.acceptor.WireAssociation", "pynetdicom": "scp.acceptor.InboundAssociation"}[transport_name]
+
+
+@pytest.mark.parametrize("seam", ["scp.lobby.flaw", "scp.lobby._Visitor", ""])
+def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wait_until, seam, association_class):
     """Whatever is raised over one connection: it is dropped, and the door stays open."""
     node, held = acceptor()
 
@@ -188,7 +131,7 @@ def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wa
         raise KeyError("a mistake")
 
     with monkeypatch.context() as patch:
-        patch.setattr(seam, defective)
+        patch.setattr(seam or association_class, defective)
         connection = dial(node, request_pdu())
         assert answer(connection) == b""
         connection.close()
@@ -196,7 +139,7 @@ def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wa
     wait_until(lambda: not held.associations, 5)
 
 
-def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, monkeypatch):
+def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, monkeypatch, association_class):
     """Two that cannot be started do not count as two that are open; they are told to come again (PS3.8 9.3.4)."""
     node, held = acceptor(max_associations=1)
 
@@ -204,7 +147,7 @@ def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, 
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("scp.listener.InboundAssociation.start", no_thread)
+        patch.setattr(f"{association_class}.start", no_thread)
         for _ in range(2):
             connection = dial(node, request_pdu())
             assert answer(connection) == bytes.fromhex("03000000000400020301")
@@ -431,7 +374,7 @@ def test_large_requests_that_do_not_come_to_their_end_keep_nobody_waiting(accept
     assert _large_find(node) == [0]
     assert time.monotonic() - started < 15
     for connection in slow:
-        assert connection.recv(1) == b""
+        assert answer(connection) in (b"", struct.pack(">BBIBBBB", ABORT, 0, 4, 0, 0, 0, 0))
         connection.close()
 
 

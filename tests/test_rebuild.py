@@ -32,6 +32,7 @@ from index.deliveries import Delivery, State, Way
 from index.derivations import Output
 from index.errors import CatalogueLost
 from index.fsck import Options
+from index.intake import Intake
 from index.keys import Level
 from index.old_catalogue import Missing, RebuildError
 from index.rebuild import count_files, rebuild
@@ -269,7 +270,7 @@ def test_what_was_deleted_does_not_come_back(filled, monkeypatch):
     path = filled.open_instance(uid(4)).path
     relative = path.relative_to(filled.data).as_posix()
     with monkeypatch.context() as patch:
-        patch.setattr(Archive, "_remove_files", lambda *_arguments: None)  # the process dies before it removes any
+        patch.setattr(Intake, "remove_files", lambda *_arguments: None)  # the process dies before it removes any
         filled.delete(Level.IMAGE, uid(4))
     assert path.exists()
     made = make_again(filled.data)

@@ -8,9 +8,9 @@ import shutil
 import socket
 import ssl
 import subprocess
-from pathlib import Path
 
 import pytest
+from authorities import Authority, openssl
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
@@ -24,35 +24,6 @@ from scp.tls import TlsError, client_context, server_context
 
 ME = Requestor("ME", Timeouts(connect=10, acse=10, dimse=30, network=30))
 STUDY = "1.2.826.0.1.3680043.9.7133.1"
-
-
-def _openssl(folder, *arguments):
-    subprocess.run(["openssl", *map(str, arguments)], cwd=folder, check=True, capture_output=True)
-
-
-class Authority:
-    """A certificate authority in a folder."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._new("ca", name, "-x509", "-days", "2", "-out", "ca.pem")
-
-    def _new(self, file, name, *more):
-        curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-        _openssl(self.folder, "req", *curve, "-keyout", f"{file}.key", "-subj", f"/CN={name}/O=Test", *more)
-
-    def issue(self, name, *, days=2, hosts="DNS:localhost,IP:127.0.0.1"):
-        """Make ``<name>.pem`` and ``<name>.key``; return their paths."""
-        self._new(name, name, "-out", f"{name}.csr")
-        (self.folder / "names").write_text(f"subjectAltName={hosts}\n")
-        issuer = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-        _openssl(self.folder, "x509", "-req", "-in", f"{name}.csr", *issuer, "-days", days, "-out", f"{name}.pem")
-        return self.folder / f"{name}.pem", self.folder / f"{name}.key"
-
-    @property
-    def ca(self):
-        return self.folder / "ca.pem"
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +151,7 @@ def test_client_certificates(secure_node, authority, stranger, wanted, presented
 
 def test_the_subject_of_a_client_certificate_is_logged(secure_node, authority, caplog):
     node = secure_node(client_certificates="required")
-    with caplog.at_level("INFO", "scp.acceptor"):
+    with caplog.at_level("INFO", "scp"):
         client.echo(_peer(node, authority, certificate=authority), ME)
     assert "ME@127.0.0.1 opened an association with THARSIS, certificate CN=modality, O=Test" in caplog.text
 
@@ -397,7 +368,7 @@ def test_what_cannot_be_used_is_one_sentence_at_the_start(authority, change, wor
 
 def test_a_key_with_a_password_is_refused_and_not_asked_for(authority):
     locked = authority.folder / "locked.key"
-    _openssl(authority.folder, "ec", "-in", "node.key", "-aes128", "-passout", "pass:secret", "-out", locked)
+    openssl(authority.folder, "ec", "-in", "node.key", "-aes128", "-passout", "pass:secret", "-out", locked)
     with pytest.raises(TlsError, match="has a password"):
         server_context(_settings(authority, key=str(locked)))
 

@@ -22,6 +22,7 @@ from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.transport import AssociationSocket
 
 import scp
 from scp import client, transport
@@ -60,18 +61,49 @@ def test_pynetdicom_still_has_the_seams_of_the_upper_layer():
     assert {"_idle_timer", "_recv_pdu", "_kill_thread", "_run_loop_delay", "artim_timer", "event_queue"} <= set(layer)
     assert "if not socket._is_connected:" in inspect.getsource(ACSE._negotiate_as_requestor)
     assert "self._create_socket(assoc, local_address, tls_args)" in inspect.getsource(AE.associate)
+    for name in ("_process_recv_primitive", "_is_transport_event", "_decode_pdu", "_read_pdu_data", "_send"):
+        assert hasattr(DULServiceProvider, name)
+    assert {"_ready", "_is_connected"} <= set(vars(AssociationSocket(Association(AE(), "acceptor"), socket.socket())))
+    assert hasattr(AssociationSocket, "_shutdown_socket")
 
 
-def test_private_parts_of_pynetdicom_are_used_in_one_module_only():
-    private = {
-        "_accepted_cx", "_reactor_checkpoint", "_is_paused", "_dataset_path", "_dataset_file", "_data_set_file",
-        "_serve_request", "_servers", "_context_id_of",
+def test_private_parts_of_pynetdicom_are_used_by_the_transport_of_that_name_only():
+    """The node's own transport, `scp.wire`, does with what pynetdicom documents."""
+    named = {
+        "transport.py": {"_config", "_COMMAND_SET_KEYWORDS", "_accepted_cx", "_data_set_file", "_dataset_file",
+                         "_dataset_path", "_idle_timer", "_is_paused", "_kill", "_reactor_checkpoint"},
+        "inbound.py": {"_globals", "_shutdown_socket"},
+        "upper_layer.py": {"_process_recv_primitive", "_send", "_decode_pdu", "_idle_timer", "_kill_thread",
+                           "_recv_pdu", "_put"},  # the last is of queue.Queue
+        "peer_socket.py": {"_ready"},
     }  # fmt: skip
-    for path in Path(scp.__path__[0]).glob("*.py"):
-        if path.name == "transport.py":
-            continue
-        used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-        assert not used & private, path.name
+    used: dict[str, set[str]] = {}
+    for path in Path(scp.__path__[0]).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        if found := _of_others(tree, is_heir=path.name in ("upper_layer.py", "peer_socket.py")):
+            used[str(path.relative_to(scp.__path__[0]))] = found
+    assert used == named
+
+
+def _of_others(tree, *, is_heir):
+    """Private names that a module imports of pynetdicom, or uses of objects that are none of its own; of `self`, too,
+    where its classes are heirs of pynetdicom's."""
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name) and node.value.id == "self"}  # fmt: skip
+    found = set()
+    imports_it = False
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pynetdicom":
+            imports_it = True
+            found |= {*node.module.split("."), *(name.name for name in node.names)}
+        elif isinstance(node, ast.Attribute):
+            is_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            is_super = isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "super"
+            if is_super or (node.attr not in own and (is_heir or not is_self)):
+                found.add(node.attr)
+    return {name for name in found if imports_it and name.startswith("_") and not name.startswith("__")}
 
 
 def test_another_entity_of_the_process_keeps_its_own_services(make_file):

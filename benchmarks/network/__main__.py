@@ -89,7 +89,8 @@ def _compared(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(f"{name} is left out: {error}", file=sys.stderr)
     wanted = arguments.only.split(",")
     rows: list[Row] = []
-    with running(names, folder) as (nodes, _):
+    with running(names, folder) as (nodes, seconds):
+        rows += [measure.started(node, seconds[name]) | {"node": name} for name, node in nodes.items()]
         for service, run in _runs(arguments, wanted, folder):
             for name, node in nodes.items():
                 if service in node.services:  # type: ignore[attr-defined]

@@ -22,8 +22,9 @@ from index.header import read_header
 from scp.part10 import data_set_offset
 
 _LARGEST_PDU = 131072
-_STATUS = struct.pack("<HHL", 0, 0x0900, 2)
+_STATUS = (0x0000, 0x0900)
 _MOST_BUFFERS = 512
+VERIFICATION = "1.2.840.10008.1.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
 
@@ -100,6 +101,11 @@ def _in_process(pipe: Any, barrier: Any, task: Callable[..., Timed], arguments: 
     except BaseException as error:  # noqa: BLE001  (the parent tells it)
         barrier.abort()
         pipe.send(f"{type(error).__name__}: {error}")
+
+
+def associate(port: int, called: str, calling: str = "BENCHMARK") -> None:
+    """Open an association for Verification, and release it; raises when it is not accepted."""
+    Association(port, called, calling, [Context(VERIFICATION, (IMPLICIT,))], timeout=120).release()
 
 
 def send(
@@ -198,6 +204,16 @@ def ask(
     return timed
 
 
+def _status(buffer: bytearray, begin: int, end: int) -> int | None:
+    """Return the Status in a command set; None for one that has none."""
+    while begin < end:
+        group, element, length = struct.unpack_from("<HHL", buffer, begin)
+        if (group, element) == _STATUS:
+            return int(struct.unpack_from("<H", buffer, begin + 8)[0])
+        begin += 8 + length
+    return None
+
+
 class Reader:
     """Reads P-DATA and tells the Status of each response; data sets are read and forgotten."""
 
@@ -215,9 +231,9 @@ class Reader:
             while start < end:
                 length, _, control = struct.unpack_from(">LBB", self._buffer, start)
                 if control & 1:  # a command in one piece: none is longer
-                    place = self._buffer.find(_STATUS, start, start + 4 + length)
-                    if place >= 0:
-                        yield struct.unpack_from("<H", self._buffer, place + 8)[0]
+                    status = _status(self._buffer, start + 6, start + 4 + length)
+                    if status is not None:
+                        yield status
                 start += 4 + length
 
     def _pdu(self) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from benchmarks.conformance.node import Node
 from benchmarks.network import client
 from benchmarks.network.corpus import Corpus, patient_id
-from benchmarks.network.watch import watched
+from benchmarks.network.watch import resident, watched
 
 KEYS = (
     "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "StudyDescription", "PatientName", "PatientID",
@@ -33,6 +33,15 @@ def identifier(**values: str) -> Dataset:
     for keyword in KEYS:
         setattr(asked, keyword, values.get(keyword))
     return asked
+
+
+def started(node: Node, seconds: float) -> Row:
+    """Return how long a node took to accept its first association, and what its processes hold when nobody asks."""
+    sizes = resident(node.pids())
+    return {
+        "what": "started", "client": "idle", "count": len(sizes), "ready_s": seconds,
+        "peak_mb": sum(sizes), "largest_process_mb": max(sizes),
+    }  # fmt: skip
 
 
 def store(node: Node, corpus: Corpus, *, tool: str, associations: int) -> Row:

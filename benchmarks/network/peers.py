@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 from benchmarks.conformance.node import CannotStart, Node, Peer, Setup, free_port
 from benchmarks.conformance.nodes import Dcmqrscp, Orthanc, Tharsis
+from benchmarks.network import client
 
 MOVERS = 4
 
@@ -77,8 +79,11 @@ PEERS: dict[str, type[Node]] = {
 
 
 @contextmanager
-def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node], Sink]]:
-    """Start the nodes, each in a folder of its own, and a sink that all of them know."""
+def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node], dict[str, float]]]:
+    """Start the nodes, each in a folder of its own, and a sink that all of them know; tell how long each took, seconds.
+
+    They are started one after the other; a node has started when it has accepted an association.
+    """
     known = (Peer("SINK", free_port()), Peer("BENCHMARK", free_port()))
     with ExitStack() as stack:
 
@@ -91,5 +96,11 @@ def running(names: Sequence[str], folder: Path) -> Iterator[tuple[dict[str, Node
             node.start()
             return node
 
-        sink = start(Sink, known[0].port)
-        yield {name: start(PEERS[name]) for name in names}, sink
+        start(Sink, known[0].port)
+        nodes, seconds = {}, {}
+        for name in names:
+            began = time.perf_counter()
+            nodes[name] = node = start(PEERS[name])
+            client.associate(node.port, node.title)
+            seconds[name] = time.perf_counter() - began
+        yield nodes, seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _COLUMNS = (
+    ("ready_s", "ready s", "{:.2f}"),
     ("per_s", "per s", "{:,.1f}"),
     ("mb_per_s", "MB/s", "{:,.1f}"),
     ("cpu_ms_each", "CPU ms each", "{:.2f}"),
@@ -32,7 +33,7 @@ def text(facts: dict[str, Any]) -> str:
         columns = [column for column in _COLUMNS if any(row.get(column[0]) is not None for row in rows)]
         lines += ["", f"{what}, {client} ({rows[0]['count']:,})"]
         lines.append(f"  {'':10}" + "".join(f"{title:>13}" for _, title, _ in columns) + f"{'×':>8}")
-        own = next((row["per_s"] for row in rows if row["node"] == "tharsis"), None)
+        own = next((row.get("per_s") for row in rows if row["node"] == "tharsis"), None)
         for row in rows:
             cells = [shown.format(row[key]) if row.get(key) is not None else "–" for key, _, shown in columns]
             ratio = f"{own / row['per_s']:.2f}" if own and row["node"] != "tharsis" else ""

@@ -7,19 +7,16 @@ their vectors. A graph walks over the very vectors that the base keeps: its file
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
 from index.bases.limits import Kind
 from index.bases.selection import Ids
 from index.unit_vectors import Vectors
-
-_faiss: Any = faiss
-# Its type stubs describe the C++ signatures, not those of its Python wrappers.
 
 _LINKS, _CONSTRUCTION_EFFORT = 32, 80
 """Of a graph: links of a vector at each layer (twice as many at the lowest), and candidates weighed for them."""
@@ -40,6 +37,17 @@ _TRAINING_A_LIST, _MOST_TRAINING = 64, 1 << 20
 
 _FACTORS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 _LISTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+
+
+@cache
+def _faiss() -> Any:
+    """The library: loaded when somebody searches, since processes that only might do so have no use for its memory.
+
+    Without a type: its stubs describe the C++ signatures, not those of its Python wrappers.
+    """
+    import faiss
+
+    return faiss
 
 
 class IndexBroken(Exception):
@@ -73,11 +81,11 @@ class Approximate:
             Candidates that the walk through a graph keeps; lists visited of the other kinds.
         """
         if self._kind is Kind.HNSW:
-            parameters = _faiss.SearchParametersHNSW(efSearch=max(effort, wanted))
+            parameters = _faiss().SearchParametersHNSW(efSearch=max(effort, wanted))
             return np.asarray(self._index.search(queries, wanted, params=parameters)[1])
         by_neighbour, by_list = _CANDIDATES[self._kind]
         depth = int(by_neighbour * wanted) + by_list * effort
-        parameters = _faiss.SearchParametersIVF(nprobe=min(effort, self._index.nlist))
+        parameters = _faiss().SearchParametersIVF(nprobe=min(effort, self._index.nlist))
         return np.asarray(self._index.search(queries, min(depth, self._index.ntotal), params=parameters)[1])
 
     def share_visited(self, effort: int) -> float:
@@ -95,7 +103,7 @@ class Approximate:
 
 def largest_products(vectors: Vectors, queries: Vectors, most: int) -> tuple[Vectors, Ids]:
     """Return the largest inner products of each query with `vectors`, axes (n, d), and where: axes (m, most)."""
-    products, positions = _faiss.knn(queries, vectors, min(most, len(vectors)), _faiss.METRIC_INNER_PRODUCT)
+    products, positions = _faiss().knn(queries, vectors, min(most, len(vectors)), _faiss().METRIC_INNER_PRODUCT)
     return np.asarray(products), np.asarray(positions)
 
 
@@ -108,16 +116,17 @@ def open_file(path: Path, kind: Kind, vectors: Vectors) -> Approximate:
         The file is not an index of this kind over so many vectors.
     """
     try:
-        index = _faiss.read_index(str(path), _faiss.IO_FLAG_MMAP_IFC)
+        index = _faiss().read_index(str(path), _faiss().IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise IndexBroken(f"{path.name}: {error}"[:200]) from error
     if (index.ntotal, index.d) != vectors.shape:
         raise IndexBroken(f"{path.name}: expected {vectors.shape} vectors and values, got {(index.ntotal, index.d)}")
     if kind is not Kind.HNSW:
         return Approximate(index, kind)
-    storage = _faiss.IndexFlatIP(index.d)
+    storage = _faiss().IndexFlatIP(index.d)
     owner = index.hnsw.neighbors.owner  # the type has no other maker in Python; whom the view belongs to is our matter
-    storage.codes = _faiss.MaybeOwnedVectorUInt8.create_view(_faiss.swig_ptr(_bytes(vectors)), vectors.nbytes, owner)
+    library = _faiss()
+    storage.codes = library.MaybeOwnedVectorUInt8.create_view(library.swig_ptr(_bytes(vectors)), vectors.nbytes, owner)
     storage.ntotal = len(vectors)
     index.storage, index.own_fields = storage, False
     return Approximate(index, kind, (storage, vectors))
@@ -142,15 +151,15 @@ class Growing:
 
     def __init__(self, kind: Kind, dimension: int, count: int) -> None:
         self._kind = kind
-        inner = _faiss.METRIC_INNER_PRODUCT
+        inner = _faiss().METRIC_INNER_PRODUCT
         if kind is Kind.HNSW:
-            self._index = _faiss.IndexHNSWFlat(dimension, _LINKS, inner)
+            self._index = _faiss().IndexHNSWFlat(dimension, _LINKS, inner)
             self._index.hnsw.efConstruction = _CONSTRUCTION_EFFORT
             return
         lists = max(1, min(int(_LISTS_BY_ROOT[kind] * np.sqrt(count)), count // 40))
         codes = _codes(dimension)
         encoded = {Kind.IVF4: f"PQ{codes}x4fs", Kind.IVF: "SQ8", Kind.IVFPQ: f"PQ{codes}np"}[kind]
-        self._index = _faiss.index_factory(dimension, f"IVF{lists},{encoded}", inner)
+        self._index = _faiss().index_factory(dimension, f"IVF{lists},{encoded}", inner)
 
     @property
     def ranks_exactly(self) -> bool:
@@ -181,7 +190,7 @@ class Growing:
 
     def write(self, path: Path) -> None:
         """Write the index; of a graph without its vectors."""
-        _faiss.write_index(self._index, str(path), _faiss.IO_FLAG_SKIP_STORAGE if self._kind is Kind.HNSW else 0)
+        _faiss().write_index(self._index, str(path), _faiss().IO_FLAG_SKIP_STORAGE if self._kind is Kind.HNSW else 0)
 
 
 def _codes(dimension: int) -> int:

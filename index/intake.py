@@ -1,0 +1,187 @@
+"""The last step of ingest: rows and the file's name, committed together with those of others who come then."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from index import catalogue, changes, deletion, jobs
+from index.admission import Arrival, Policy, Stored, compare, is_same_row, refusal
+from index.changes import ChangeKind
+from index.database import Connections
+from index.errors import ArchiveError, OutOfSpace
+from index.files import FileStore, is_valid_uid
+from index.group_commit import GroupCommit
+from index.header import Header
+from index.instances import Ingested, Outcome
+from index.keys import Level
+from index.tally import require_quota
+
+
+class Intake:
+    """Brings arrivals into the catalogue.
+
+    Parameters
+    ----------
+    settle_time_s
+        A series is stable when nothing came for it in this time, seconds.
+    quota_bytes
+        Most that the stored files may take together; 0: no limit.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        files: FileStore,
+        settle_time_s: float,
+        quota_bytes: int,
+    ) -> None:
+        self._connections = connections
+        self._files = files
+        self._settle_time_s = settle_time_s
+        self._quota_bytes = quota_bytes
+        self._commits = GroupCommit(connections.transaction, connections.turns)
+
+    def store(self, arrival: Arrival, policy: Policy, *, announce: bool, within_quota: bool) -> Ingested:
+        """Store an arrival whose bytes are flushed; see `index.archive.Archive.ingest`.
+
+        Raises
+        ------
+        InstanceConflict, PatientMismatch, OutOfSpace
+            As there.
+        """
+        header = arrival.header
+        relative = self._files.new_path(*header.uids)
+        before = catalogue.find_instance(self._connections.get(), header.sop_instance_uid)
+        # Files are read here, where no other writer waits for it.
+        entry = _Entry(before, compare(self._files, before, arrival))
+
+        def work(database: Database) -> Path | None:
+            return self._enter(
+                database, arrival, policy, relative, entry, announce=announce, within_quota=within_quota
+            )
+
+        try:
+            self._commits.run(work)
+        except BaseException:
+            self._remove_unless_known(relative)
+            raise
+        if entry.standing is Stored.SAME:
+            return _ingested(header, Outcome.DUPLICATE)
+        if entry.refused is not None:
+            raise entry.refused
+        if entry.stored is not None:
+            self._put_away(entry.replaced, entry.standing)
+        return _ingested(header, Outcome.REPLACED if entry.replaced else Outcome.STORED)
+
+    def _enter(
+        self,
+        database: Database,
+        arrival: Arrival,
+        policy: Policy,
+        relative: str,
+        entry: _Entry,
+        *,
+        announce: bool,
+        within_quota: bool,
+    ) -> Path | None:
+        """Write what becomes of an arrival, inside the transaction; return the folder that has its file's name."""
+        header = arrival.header
+        entry.look_again(self._files, catalogue.find_instance(database, header.sop_instance_uid), arrival)
+        if entry.standing is Stored.SAME:
+            return None
+        entry.refused = refusal(database, policy, arrival, entry.stored, entry.standing)
+        if entry.refused is not None:
+            return None
+        if entry.stored is not None:
+            entry.replaced = catalogue.remove_instance(database, header.sop_instance_uid)
+            if entry.standing is Stored.OTHER:
+                deletion.promise_removal(database, [entry.replaced])
+        if within_quota:
+            require_quota(database, self._quota_bytes, arrival.size)
+        kind = ChangeKind.REPLACED if entry.replaced else ChangeKind.STORED
+        self._insert(database, arrival, relative, kind)
+        if announce:
+            self._announce(database, header, entry.stored)
+        # Last, inside the transaction: the file has its name before the rows that promise it are committed.
+        return self._files.place(arrival.incoming, relative)
+
+    def remove_files(self, paths: Sequence[str]) -> None:
+        """Remove files that no row points to any more, and then the note that says so."""
+        for path in paths:
+            self._files.remove(path)
+        with self._connections.transaction() as database:
+            deletion.keep_promise(database, paths)
+
+    def _put_away(self, replaced: str, standing: Stored) -> None:
+        """Remove the file of a replaced version; one that was damaged may still be of use to somebody."""
+        if standing is Stored.OTHER:
+            self.remove_files([replaced])
+        elif self._files.path(replaced).exists():
+            self._files.quarantine(replaced)
+
+    def _insert(self, database: Database, arrival: Arrival, relative: str, kind: ChangeKind) -> None:
+        header, uid = arrival.header, arrival.header.sop_instance_uid
+        catalogue.add_instance(
+            database,
+            header,
+            path=relative,
+            size=arrival.size,
+            sha256=arrival.sha256,
+            source_aet=arrival.source_aet,
+        )
+        changes.append(database, kind, Level.IMAGE, uid, arrival.source_aet)
+        for wrong in (each for each in header.uids if not is_valid_uid(each)):
+            changes.append(database, ChangeKind.UID_NONCONFORMING, Level.IMAGE, uid, wrong[:80])
+        if arrival.cut_off:
+            changes.append(database, ChangeKind.CUT_OFF, Level.IMAGE, uid, arrival.cut_off)
+
+    def _announce(self, database: Database, header: Header, replaced: dict[str, Any] | None) -> None:
+        due = time.time() + self._settle_time_s
+        jobs.push(database, jobs.SERIES_STABLE, header.series_instance_uid, not_before=due)
+        left = replaced["series_instance_uid"] if replaced else header.series_instance_uid
+        if left != header.series_instance_uid and catalogue.has_series(database, left):
+            jobs.push(database, jobs.SERIES_STABLE, left, not_before=due)  # without its instance it has changed as well
+
+    def _remove_unless_known(self, relative: str) -> None:
+        """Clean up after a transaction that failed, unless it was committed after all."""
+        if not self._files.path(relative).exists():
+            return
+        # When even this fails, the file stays behind, unknown to the catalogue: the first error is the one to report.
+        with suppress(sqlite3.Error, OSError, OutOfSpace), self._connections.transaction() as database:
+            if not catalogue.is_known(database, relative):
+                self._files.remove(relative)
+
+
+class _Entry:
+    """What is known of an arrival on its way.
+
+    Parameters
+    ----------
+    stored
+        The row of the instance of the same UID, None when there is none.
+    standing
+        What `compare` says of it.
+    """
+
+    def __init__(self, stored: dict[str, Any] | None, standing: Stored) -> None:
+        self.stored = stored
+        self.standing = standing
+        self.refused: ArchiveError | None = None
+        self.replaced = ""
+
+    def look_again(self, files: FileStore, stored: dict[str, Any] | None, arrival: Arrival) -> None:
+        """Compare once more when the row has become another one meanwhile."""
+        if not is_same_row(self.stored, stored):
+            self.standing = compare(files, stored, arrival)
+        self.stored = stored
+
+
+def _ingested(header: Header, outcome: Outcome) -> Ingested:
+    return Ingested(header.sop_instance_uid, header.series_instance_uid, header.study_instance_uid, outcome)
