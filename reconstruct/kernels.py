@@ -110,9 +110,9 @@ def add_transposed(slab_yxz: NDArray[np.float32], out_zyx: NDArray[np.float32]) 
     """Add a slab (y, x, z) to a volume (z, y, x)."""
     slices, lines, columns = out_zyx.shape
     for y in prange(lines):
-        for first in range(0, columns, TILE):
-            for z in range(slices):
-                for x in range(first, min(first + TILE, columns)):
+        for first in range(0, slices, TILE):  # what is read of a line stays in the level-1 cache
+            for z in range(first, min(first + TILE, slices)):
+                for x in range(columns):
                     out_zyx[z, y, x] += slab_yxz[y, x, z]
 
 

@@ -97,6 +97,13 @@ def _picked(builder: Any, vector: Any, index: Any) -> Any:
     return _call(builder, name, _floats, [vector, index])
 
 
+def _picked_by_sign(builder: Any, signs: Any, negative: Any, positive: Any) -> Any:
+    """Elements of `negative` where `signs` has a minus, else of `positive`."""
+    if LANES == 8:
+        return _call(builder, "llvm.x86.avx.blendv.ps.256", _floats, [positive, negative, signs])
+    return builder.select(builder.fcmp_ordered("<", signs, ir.Constant(_floats, [0.0] * LANES)), negative, positive)
+
+
 vector_add = _operation(FLOATS, 2, lambda b, x, y: b.fadd(x, y))
 vector_subtract = _operation(FLOATS, 2, lambda b, x, y: b.fsub(x, y))
 vector_multiply = _operation(FLOATS, 2, lambda b, x, y: b.fmul(x, y))
@@ -113,6 +120,8 @@ zero_unless_above = _operation(
 vector_next = _operation(INTS, 1, lambda b, x: b.add(x, ir.Constant(_ints, [1] * LANES)))
 permute = _operation(FLOATS, 3, _permuted)
 pick = _operation(FLOATS, 2, _picked)
+pick_by_sign = _operation(FLOATS, 3, _picked_by_sign)
+magnitude = _operation(FLOATS, 1, lambda b, x: _call(b, f"llvm.fabs.v{LANES}f32", _floats, [x]))
 vector_divide = _operation(FLOATS, 2, lambda b, x, y: b.fdiv(x, y))
 
 
@@ -179,6 +188,41 @@ def vector_load(_typing: Any, array: Any, index: Any) -> Any:
         return vector
 
     return FLOATS(array, index), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def spread_at(_typing: Any, array: Any, index: Any) -> Any:
+    """The float at an index of a contiguous float32 array, in every lane; nothing is checked."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scalar = builder.load(_address(context, builder, signature, arguments, _float))
+        return _splat(builder, scalar, _floats)
+
+    return FLOATS(array, index), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def int_at(_typing: Any, array: Any, index: Any) -> Any:
+    """The int at an index of a contiguous int32 array, as one of 64 bits; nothing is checked."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scalar = builder.load(_address(context, builder, signature, arguments, _int))
+        return builder.sext(scalar, ir.IntType(64))
+
+    return types.int64(array, index), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch(_typing: Any, array: Any, index: Any) -> Any:
+    """Have the cache line of an index of a contiguous array brought into the level-2 cache; nothing waits for it."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature, arguments, ir.IntType(8))
+        to_read, near, data = (ir.Constant(_int, number) for number in (0, 2, 1))
+        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [address, to_read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(array, index), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]

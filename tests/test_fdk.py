@@ -235,7 +235,8 @@ def added(projector, filtered, grid, views, pieces=1):
     return volume
 
 
-# Whole field in view, field larger than the detector, source inside the volume, few rows, odd sizes.
+# Whole field in view, field larger than the detector, source inside the volume, few rows, more slices than are worked
+# on together, odd sizes.
 SMALL = {
     "all seen": (circle(ANGLES[::10]), VolumeGrid((17, 33, 35), (3.0, 3.0, 3.0))),
     "much unseen": (
@@ -247,6 +248,7 @@ SMALL = {
     "coarse rows": (circle(ANGLES[::10], rows=300, row_pitch_mm=0.5), VolumeGrid((21, 18, 18), (6.0, 4.0, 4.0))),
     "steep rows": (circle(ANGLES[::10], row_pitch_mm=0.9), VolumeGrid((40, 18, 18), (1.1, 4.0, 4.0))),
     "oblique rows": (circle(ANGLES[::9], row_pitch_mm=1.3), VolumeGrid((70, 18, 35), (1.1, 4.0, 4.0))),
+    "many slices": (circle(ANGLES[::10], row_pitch_mm=0.6), VolumeGrid((530, 9, 11), (0.36, 9.0, 9.0))),
     "mirrored": (
         circle(ANGLES[::10], row_pitch_mm=-2.8, column_pitch_mm=-2.8),
         VolumeGrid((17, 20, 20), (4.0, 4.0, 4.0)),
