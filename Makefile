@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 # Threads of OpenBLAS would wait for more work by computing nothing, on processors that other tests need.
 export OPENBLAS_THREAD_TIMEOUT := 4
-# All tests run on the node's own transport; these once more on the other one that the settings offer.
-ON_PYNETDICOM := --transport pynetdicom -m "not slow" $(foreach part,storage transport cancel get limits courier,tests/test_$(part).py)
+# All tests run on the node's own transport; those of DIMSE once more on the other one that the settings offer.
+DIMSE := storage transport cancel get limits courier find move negotiated_find sub_associations commitment access_control tls
+ON_PYNETDICOM := --transport pynetdicom -m "not slow" $(foreach part,$(DIMSE),tests/test_$(part).py)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help

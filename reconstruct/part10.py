@@ -1,4 +1,4 @@
-"""What many objects of this node have in common: file meta information (PS3.10 7.1), and values encoded once for all."""
+"""What many objects of this node share: file meta information (PS3.10 7.1), and values encoded once for all of them."""
 
 from __future__ import annotations
 

@@ -26,6 +26,11 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from config.settings import Settings, load_settings
 from index.archive import Archive
 
+# Processes that tests start run this checkout, too, whichever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 pytest_plugins = ["cases", "peers", "routed", "wire"]
 
 

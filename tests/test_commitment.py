@@ -35,6 +35,10 @@ UNSTORED = "1.2.826.0.1.3680043.9.7133.9.404"
 PRIVATE_CLASS = "1.3.6.1.4.1.9999.1"
 
 
+REPORT_ANSWER = bytes.fromhex("0000 0001 0200 0000 0081")
+"""Command Field of an N-EVENT-REPORT-RSP."""
+
+
 class Scu:
     """A peer that asks for storage commitment and takes the reports on the same association."""
 
@@ -43,11 +47,13 @@ class Scu:
     ):
         self.reports = []
         self.came = threading.Event()
+        self.answered = threading.Semaphore(0)
         entity = AE(title)
         entity.add_requested_context(STORAGE_COMMITMENT, list(syntaxes))
         self.commands = []
         handlers = [
             (evt.EVT_N_EVENT_REPORT, self._take),
+            (evt.EVT_DATA_SENT, self._sent),
             (evt.EVT_DIMSE_RECV, lambda event: self.commands.append(event.message.command_set)),
         ]
         self.assoc = steady(
@@ -58,6 +64,10 @@ class Scu:
         self.reports.append((event.event_type, event.event_information))
         self.came.set()
         return 0, None
+
+    def _sent(self, event):
+        if REPORT_ANSWER in event.data:
+            self.answered.release()
 
     def ask(self, information, *, action=1, instance=SOP_INSTANCE_UID):
         status, _ = self.assoc.send_n_action(information, action, STORAGE_COMMITMENT, instance)
@@ -77,6 +87,8 @@ class Scu:
         return self
 
     def __exit__(self, *_):
+        for _report in self.reports:  # pynetdicom answers in another thread, and stumbles when the release is faster
+            self.answered.acquire(timeout=5)
         if self.assoc.is_established:
             self.assoc.release()
 

@@ -351,3 +351,26 @@ def test_a_peer_without_tls_where_tls_is_wanted(peer):
             [Proposal(CTImageStorage, (ExplicitVRLittleEndian,))],
             calling="THARSIS", timeouts=TIMEOUTS, max_pdu_bytes=65536,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("farewell", [ABORT_PDU, RELEASE_RQ, b""], ids=["aborts", "asks for release", "closes"])
+def test_an_association_that_its_peer_has_left_is_not_used_any_more(open_link, peer, wait_until, farewell):
+    """Between two objects: whoever sends opens another one, and no object fails for it."""
+    left = threading.Event()
+
+    def leave(peer):
+        peer.accept()
+        peer.read_message()
+        peer.send(stored() + farewell)
+        if not farewell:
+            peer.connection.shutdown(socket.SHUT_WR)
+        left.set()
+        if farewell == RELEASE_RQ:
+            assert peer.read() == RELEASE_RP
+        peer.rest()
+
+    link = open_link(peer(leave))
+    assert store(link).code == 0
+    assert left.wait(20)
+    wait_until(lambda: not link.is_open, 10)
+    link.release()

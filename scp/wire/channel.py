@@ -183,6 +183,11 @@ class Channel:
             raise Violation(pdu.INVALID_PARAMETER, "N-EVENT-REPORT is for the requestor of an association to receive")
         self.waiting.append(message)
 
+    def notice(self) -> None:
+        """Read what has come: most of all whether the peer has ended the association, or asks for that."""
+        while self.end is None and not self.is_releasing and self._has_input(0.0):
+            self._take()
+
     def is_cancelled(self, message_id: int) -> bool:
         """Whether the peer sent a C-CANCEL for the request `message_id`: what has come is read now."""
         while self.end is None and message_id not in self._cancelled and self._has_input(0.0):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -99,6 +100,7 @@ class OutboundAssociation(Carrying):
         self.calling, self.called = calling, peer.title
         self.address = str(connection.getsockname()[0])
         self.proposed: Mapping[UID, bytes] = {}
+        self._owner = threading.get_ident()
         self._alarm = Alarm()
         stream = Stream(connection, max_pdu_bytes, self._alarm)
         channel = Channel(stream, _nothing_is_received, timeouts.network, stream.hang_up)
@@ -141,6 +143,13 @@ class OutboundAssociation(Carrying):
         self._channel.contexts.update({int(context.context_id or 0): context for context in accepted})
         self._channel.limit(largest)
         self._is_established = True
+
+    @property
+    def is_established(self) -> bool:
+        """Whether it stands, and its peer wants it to. The thread that uses it looks; others hear what it last saw."""
+        if self._is_established and threading.get_ident() == self._owner:
+            self._channel.notice()
+        return super().is_established and not self._channel.is_releasing
 
     def abort(self) -> None:
         """End it at once, from any thread: who waits for a response on it gets none, and then sends the A-ABORT."""
