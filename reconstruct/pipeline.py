@@ -138,11 +138,13 @@ def reconstruct_scan(
         grid = scan.grid(parameters.voxel_mm)
         recipe = parameters.recipe()
         finished = {one.index for one in files.finished_bins()}
+        shared: _Shared | None = None
         for number, energy_bin in enumerate(scan.bins):
             if energy_bin.index in finished:
                 continue
             report = _part(progress, number, len(scan.bins))
-            volume = _volume(scan, energy_bin, grid, parameters, report, files)
+            shared = shared or _shared(scan, energy_bin, grid, parameters)
+            volume = _volume(scan, energy_bin, shared, parameters, report, files)
             instances = ct_series(
                 volume,
                 grid,
@@ -161,26 +163,43 @@ def _passing_checkpoint(folder: Path | None) -> Iterator[Checkpoint]:
         yield Checkpoint(Path(passing), {})
 
 
-def _volume(
-    scan: Scan,
-    energy_bin: EnergyBin,
-    grid: VolumeGrid,
-    parameters: Parameters,
-    report: Progress,
-    files: Checkpoint,
-) -> NDArray[np.float32]:
-    """Return the attenuation in an energy bin, 1/mm, (z, y, x)."""
+@dataclass(frozen=True)
+class _Shared:
+    """What all bins of a scan have in common: found out once.
+
+    Attributes
+    ----------
+    plan, measured
+        How the voxels are made, and what the measurements count for.
+    memory
+        What is in memory, and what in files.
+    at_once
+        Sinograms that are corrected together.
+    """
+
+    plan: Plan
+    measured: Redundancy
+    memory: WorkingMemory
+    at_once: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Size of the line integrals of a bin, (view, row, column)."""
+        geometry = self.plan.geometry
+        return geometry.views, geometry.rows, geometry.columns
+
+
+def _shared(scan: Scan, first: EnergyBin, grid: VolumeGrid, parameters: Parameters) -> _Shared:
+    """Refuse what cannot be reconstructed, before anything is read for the bin that is the first to be made."""
     corrections = parameters.corrections
     geometry = scan.geometry.extended(*corrections.margins(scan))
     shape = (geometry.views, geometry.rows, geometry.columns)
-    number = energy_bin.index
     at_once = sinograms_at_once(scan, corrections, parameters.memory_mb * MIB // 4)
     preparing, writing = preparing_bytes(scan, corrections, at_once), slice_bytes(grid)
-    bound = f"energy bin {number}, reconstructed with memory_mb = {parameters.memory_mb}"
     try:
         memory = WorkingMemory.of(shape, grid.shape_zyx, parameters.memory_mb, preparing=preparing, writing=writing)
     except ValueError as error:
-        raise ScanError(f"{bound}: {error}") from error
+        raise ScanError(f"{_bound(first, parameters)}: {error}") from error
     if parameters.scheduler:
         memory = replace(memory, integrals_in_file=True, volume_in_file=True, fdk_mb=parameters.memory_mb)
     plan = plan_of(
@@ -191,9 +210,26 @@ def _volume(
         limited_arc=parameters.limited_arc,
         extrapolated=corrections.margins(scan),
     )
-    measured = plan.measured()  # refuses what cannot be reconstructed before anything is read
+    return _Shared(plan, plan.measured(), memory, at_once)
+
+
+def _bound(energy_bin: EnergyBin, parameters: Parameters) -> str:
+    return f"energy bin {energy_bin.index}, reconstructed with memory_mb = {parameters.memory_mb}"
+
+
+def _volume(
+    scan: Scan,
+    energy_bin: EnergyBin,
+    shared: _Shared,
+    parameters: Parameters,
+    report: Progress,
+    files: Checkpoint,
+) -> NDArray[np.float32]:
+    """Return the attenuation in an energy bin, 1/mm, (z, y, x)."""
+    number, plan, measured, memory = energy_bin.index, shared.plan, shared.measured, shared.memory
+    grid = plan.grid
     tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
-    integrals = _integrals(scan, number, shape, corrections, at_once, tell, kept)
+    integrals = _integrals(scan, number, shared.shape, parameters.corrections, shared.at_once, tell, kept)
     tell = _scaled(report, _PREPARED, _RECONSTRUCTED)
     try:
         if memory.volume_in_file:
@@ -222,7 +258,7 @@ def _volume(
     except GeometryError:
         raise
     except ValueError as error:
-        raise ScanError(f"{bound}: {error}") from error
+        raise ScanError(f"{_bound(energy_bin, parameters)}: {error}") from error
 
 
 def _integrals(
