@@ -31,6 +31,16 @@ class Tharsis(Node):
     def on_small_disk(self) -> bool:  # noqa: D102
         return False
 
+    def _listens(self) -> bool:
+        """Whether all its processes run: connections are taken in before, and wait."""
+        if self._popen is None:
+            return super()._listens()
+        try:
+            state = json.loads((self.data / "node.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        return bool(state["pid"] == self._popen.pid)
+
     def sections(self) -> dict[str, dict[str, Any]]:
         """The settings that differ from the defaults."""
         variant = self.setup.variant
