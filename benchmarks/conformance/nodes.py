@@ -33,13 +33,13 @@ class Tharsis(Node):
 
     def _listens(self) -> bool:
         """Whether all its processes run: connections are taken in before, and wait."""
-        if self._popen is None:
+        if not self.alive():  # another one may have the port
             return super()._listens()
         try:
             state = json.loads((self.data / "node.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return False
-        return bool(state["pid"] == self._popen.pid)
+        return self._popen is not None and bool(state["pid"] == self._popen.pid)
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """The settings that differ from the defaults."""
