@@ -40,6 +40,8 @@ SOURCE_TO_DETECTOR_MM = 1500.0
 HEAD_HALF_WIDTH_MM = 125.0
 SHORT_SCAN_DEGREES = 200.0
 LONG_S = 60.0
+_LOOK_S = 0.05
+"""Between two looks at the memory: more of them would take processor time from what is measured."""
 
 Row = dict[str, Any]
 
@@ -55,7 +57,7 @@ class PeakMemory:
         return self
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.005):
+        while not self._stop.wait(_LOOK_S):
             self.peak = max(self.peak, _resident())
 
     def __exit__(self, *exception: object) -> None:
