@@ -86,7 +86,7 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
     from scp.sharing import Sharing
     from scp.tls import TlsError
 
-    sharing = Sharing.of(json.loads(sys.stdin.readline()))
+    sharing = Sharing(**json.loads(sys.stdin.readline()))
     _raise_file_limit()
     wanted = settings.similarity
     on_demand = OnDemand(archive, timeout_s=wanted.embed_timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ssl import SSLContext
 
 from config.application_entities import ApplicationEntity
@@ -48,27 +48,16 @@ class Outbound:
 
     def open_link(self, entity: ApplicationEntity, proposals: Sequence[Proposal]) -> Link:
         """Open an association with `entity`; raises `PeerError`."""
-        who = self.requestor
-        try:
-            return connect(
-                self.peer(entity),
-                proposals,
-                calling=who.title,
-                timeouts=who.timeouts,
-                max_pdu_bytes=self._max_pdu_bytes,
-            )
-        except PeerError as error:
-            _LOG.warning("%s", error)
-            raise
-
+        return self._open(connect, entity, proposals)
 
     def open_sending(self, entity: ApplicationEntity, proposals: Sequence[Proposal]) -> Link:
         """Open an association to store many objects at `entity`; raises `PeerError`."""
-        if self._transport is not Transport.OWN:
-            return self.open_link(entity, proposals)
+        return self._open(open_link if self._transport is Transport.OWN else connect, entity, proposals)
+
+    def _open(self, how: Callable[..., Link], entity: ApplicationEntity, proposals: Sequence[Proposal]) -> Link:
         who = self.requestor
         try:
-            return open_link(
+            return how(
                 self.peer(entity),
                 proposals,
                 calling=who.title,

@@ -90,5 +90,5 @@ class Server:
         """Accept no more; open associations have `grace_s` seconds (None: the settings') until they are aborted."""
         self._courier.stop()
         self._acceptor.stop(self._settings.scp.stop_grace_s if grace_s is None else grace_s)
-        if self._places is not None:
+        if self._places is not None and not self._acceptor.associations:
             self._places.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scp.places import PLACES_FILE, Places
 
@@ -26,11 +25,6 @@ class Sharing:
     secure: int = -1
     slot: int = 0
     count: int = 1
-
-    @classmethod
-    def of(cls, told: dict[str, Any]) -> Sharing:
-        """Return what the supervisor has told."""
-        return cls(**told)
 
     def listener(self, *, secure: bool) -> socket.socket | None:
         """Return the socket to accept from, None where this process has to open its own."""
