@@ -11,6 +11,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from index import catalogue, changes
+from index.arrivals import Arrived
 from index.changes import ChangeKind
 from index.errors import ArchiveError, InstanceConflict, InvalidInstance, PatientMismatch
 from index.files import FileStore
@@ -21,12 +22,16 @@ from index.part10 import is_same_data_set
 
 @dataclass(frozen=True)
 class Arrival:
-    """A received file that has been read and flushed, but not yet stored.
+    """A received file that has been read, but not yet stored.
 
     Attributes
     ----------
     cut_off
         Where its data set is cut off, a sentence; "" when it is whole.
+    is_journaled
+        Whether it becomes safe by the journal of arrivals, and its file and name need not be flushed.
+    content
+        The file, where it is small and in memory; empty where it and its name in the incoming folder are on disk.
     """
 
     incoming: Path
@@ -35,6 +40,13 @@ class Arrival:
     size: int
     source_aet: str
     cut_off: str
+    is_journaled: bool = False
+    content: bytes = b""
+
+    def arrived(self, path: str) -> Arrived:
+        """Return what the journal keeps of it, as it is stored at `path`."""
+        incoming = "" if self.content else self.incoming.name
+        return Arrived(path, incoming, self.size, self.sha256, self.source_aet, self.content)
 
 
 @dataclass(frozen=True)

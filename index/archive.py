@@ -1,7 +1,8 @@
 """The archive: the one door in and out of what is stored.
 
 C-STORE, imports, derived objects and every later door go through `Archive.ingest`: one atomic file write, then one
-transaction that makes the instance findable, appends to the change feed and puts the work due into the job queue.
+transaction that makes the instance findable, appends to the change feed and puts the work due into the job queue. What
+a C-STORE brings is safe by the journal of arrivals before its file has reached the disk.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import Any
 from sqlite_utils import Database
 
 from config.settings import ArchiveSettings
-from index import changes, deletion, jobs
+from index import changes, deletion, jobs, recovery
 from index.admission import Arrival, Policy, require_expected
+from index.arrivals import ArrivalJournal
 from index.catalogue import find_instance
 from index.changes import ChangeKind
-from index.database import CATALOGUE_FILE, Connections
+from index.database import CATALOGUE_FILE, Connections, first_in_line
 from index.durable import flush
 from index.errors import CatalogueLost, NotFound
 from index.files import FileStore, flush_and_digest, incoming_prefix
-from index.header import WANTED, header_of, read_header
+from index.header import WANTED, Header, header_of, read_header
 from index.instances import Ingested, Outcome, Received, StoredInstance
 from index.intake import Intake
 from index.keys import Level
@@ -87,7 +89,10 @@ class Archive:
         self._quota_bytes = quota_bytes
         self._max_nesting = max_nesting
         self.jobs = jobs.JobQueue(self._connections)
-        self._intake = Intake(self._connections, self._files, settle_time_s, quota_bytes)
+        self._journal = ArrivalJournal(self.data, self._connections)
+        self._intake = Intake(self._connections, self._files, settle_time_s, quota_bytes, self._journal)
+        if self._journal.is_in_doubt(self.database):
+            self._recover()
 
     @classmethod
     def from_settings(cls, settings: ArchiveSettings, *, quota_gb: float = 0.0) -> Archive:
@@ -136,6 +141,18 @@ class Archive:
         """Raise `OutOfSpace` when `size` more bytes would eat into the reserve, or the quota is used up."""
         self._files.require_space(size)
         require_quota(self.database, self._quota_bytes, size)
+
+    def new_file(self, size: int) -> Path:
+        """Make an empty file in `incoming` for an object to be received; raises `OutOfSpace`.
+
+        Parameters
+        ----------
+        size
+            Of an object that is there already and ingested with its content (`Received.content`), bytes; 0 for one that
+            is still to come: the name of its file is on disk, so that its bytes alone have to be flushed.
+        """
+        self.require_space(size)
+        return self._files.new_file() if size else self._files.named_file()
 
     def scratch_file(self, size: int) -> Path:
         """Make an empty file in `incoming` for `size` bytes that do not stay; raises `OutOfSpace`."""
@@ -225,11 +242,7 @@ class Archive:
             cut_off = found.cut_off
             header = header_of(found) or read_header(incoming, named_by_meta=expected is None)
             require_expected(header, expected)
-            if received is not None:
-                flush(incoming)
-            sha256 = received.sha256 if received is not None else flush_and_digest(incoming)
-            size = received.size if received is not None else incoming.stat().st_size
-            arrival = Arrival(incoming, header, sha256, size, source_aet, cut_off)
+            arrival = _arrival(incoming, header, source_aet, cut_off, received)
             policy = replace(self._policy, overwrite=overwrite) if overwrite else self._policy
             if readmit:
                 policy = replace(policy, patient_mismatch="accept")
@@ -238,6 +251,12 @@ class Archive:
             return replace(ingested, cut_off=cut_off) if cut_off else ingested
         finally:
             self._files.release(incoming, is_placed=is_placed)
+
+    def _recover(self) -> None:
+        """Bring back what the journal of arrivals has and the disk has lost; one process does."""
+        with first_in_line(self.data / "arrivals"):
+            if self._journal.is_in_doubt(self.database):
+                recovery.recover(self, self._journal)
 
     def _refuse_outer_transaction(self) -> None:
         if self._connections.in_transaction:
@@ -303,6 +322,7 @@ class Archive:
         with self.transaction() as database:
             if only_if is not None and not only_if(database):
                 return 0
+            self._journal.empty(database)
             removed = deletion.remove_rows(database, level, uid)
             detail = f"{removed.instances} instances" + (f": {reason}" if reason else "")
             changes.append(database, ChangeKind.DELETED, level, uid, detail)
@@ -312,6 +332,18 @@ class Archive:
                 count(database, counted_as, 1)
         self._intake.remove_files(removed.paths)
         return removed.instances
+
+
+def _arrival(incoming: Path, header: Header, source_aet: str, cut_off: str, received: Received | None) -> Arrival:
+    """Return the arrival, after flushing what has to be on disk before its rows are written."""
+    if received is None:
+        return Arrival(incoming, header, flush_and_digest(incoming), incoming.stat().st_size, source_aet, cut_off)
+    is_journaled = bool(received.content) or received.is_named
+    if not received.content:
+        flush(incoming)
+    return Arrival(
+        incoming, header, received.sha256, received.size, source_aet, cut_off, is_journaled, received.content
+    )
 
 
 __all__ = ["Archive", "Ingested", "Outcome", "StoredInstance"]

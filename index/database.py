@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
+from index.durable import flush
 from index.errors import CatalogueBusy, CatalogueLost, OutOfSpace
 from index.keys import KEYS, Matching, item_keywords, snake_case
 from index.matching import FUNCTIONS
@@ -114,6 +115,24 @@ class Connections:
                 database.conn.close()
         connection, identity = _connect_to_file(self._path)
         return Database(connection), identity
+
+    @contextmanager
+    def unflushed(self) -> Iterator[Database]:
+        """Run the block as a `transaction` that is committed without a flush.
+
+        A power cut may undo it, and then every such one that came later, up to the next that was flushed.
+        """
+        connection = self.get().conn
+        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with self.transaction() as database:
+                yield database
+        finally:
+            connection.execute("PRAGMA synchronous = FULL")
+
+    def flush(self) -> None:
+        """Bring to disk what was committed without a flush."""
+        flush(self._path.with_name(f"{self._path.name}-wal"))
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:

@@ -11,17 +11,18 @@ from typing import Any
 _SYNC_FILE_RANGE_WRITE = 2
 
 
-def _found() -> Any:
-    """The system's call of that name (sync_file_range(2)), which Python does not offer; None where there is none."""
+def _found(name: str, arguments: list[Any]) -> Any:
+    """A call of the system that Python does not offer; None where there is none."""
     if sys.platform != "linux":
         return None
-    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    call = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if call is not None:
-        call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+        call.argtypes = arguments
     return call
 
 
-_sync_file_range = _found()
+_sync_file_range = _found("sync_file_range", [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint])
+_syncfs = _found("syncfs", [ctypes.c_int])
 
 
 def flush(path: Path) -> None:
@@ -29,6 +30,26 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_file_system(folder: Path) -> None:
+    """Write everything that the system still holds of the file system of `folder` to the disk (syncfs(2)).
+
+    Raises
+    ------
+    OSError
+        Something could not be written.
+    """
+    if _syncfs is None:
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if _syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(descriptor)
 

@@ -14,9 +14,12 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +30,7 @@ _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
 _MIB = 1 << 20
 _PLACE_ATTEMPTS = 100
 _SERIES_DEPTH = 3
+_NAMES_AT_ONCE = 16
 
 
 def is_valid_uid(uid: str) -> bool:
@@ -54,6 +58,9 @@ class FileStore:
         self.incoming = root / "incoming"
         self._reserve_bytes = reserve_mb * _MIB
         self._held: dict[Path, IO[bytes]] = {}
+        self._named: deque[Path] = deque()
+        self._naming = threading.Lock()
+        self._numbers = count()
         for folder in (self.incoming, root / "files"):
             _make_durable_folder(folder)
 
@@ -64,6 +71,32 @@ class FileStore:
             raise OutOfSpace(
                 f"{free // _MIB} MiB free, {self._reserve_bytes // _MIB} MiB are kept in reserve: nothing stored"
             )
+
+    def new_file(self) -> Path:
+        """Make an empty file in the incoming folder."""
+        path = self.incoming / f"{incoming_prefix()}{next(self._numbers)}-{secrets.token_hex(4)}.part"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        return path
+
+    def named_file(self) -> Path:
+        """Return an empty file in the incoming folder whose name is on disk: its bytes alone have to be flushed."""
+        while True:
+            with suppress(IndexError):
+                path = self._named.popleft()
+                if path.exists():  # nobody has tidied up what seemed to be left behind
+                    return path
+                continue
+            with self._naming:
+                if not self._named:
+                    made = [self.new_file() for _ in range(_NAMES_AT_ONCE)]
+                    flush(self.incoming)
+                    self._named.extend(made)
+
+    def forget_names(self) -> None:
+        """Remove the files that `named_file` has ready."""
+        while self._named:
+            with suppress(IndexError):
+                self._named.popleft().unlink(missing_ok=True)
 
     def receive(self, source: Path | bytes) -> Path:
         """Bring `source` into the incoming folder and return its path there; a file already there stays.
@@ -118,20 +151,29 @@ class FileStore:
         """Return a path below the data folder for these UIDs that no file has or had."""
         return f"files/{_name(study)}/{_name(series)}/{_name(instance)}-{secrets.token_hex(8)}.dcm"
 
-    def place(self, incoming: Path, relative: str) -> Path:
-        """Give the flushed file `incoming` its final name; return the folder to flush before that name is promised."""
+    def place(self, incoming: Path, relative: str, *, flushed: bool = True) -> tuple[Path, ...]:
+        """Give the file `incoming` its final name; return the folders to flush before that name is promised.
+
+        Parameters
+        ----------
+        flushed
+            Whether folders that are made for it are on disk when this returns.
+        """
         final = self.root / relative
         for attempt in range(_PLACE_ATTEMPTS):
             try:
-                _make_durable_folder(final.parent)
-                incoming.replace(final)
+                if flushed:
+                    _make_durable_folder(final.parent)
+                    incoming.replace(final)
+                else:
+                    _replace_into(incoming, final)
                 break
             except (FileNotFoundError, FileExistsError):
                 # Somebody who removed the last file of the folder took it away as well: before the file came, or
                 # between two looks of mkdir.
                 if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
                     raise
-        return final.parent
+        return tuple(final.parents[:3])  # those above it may have been made by one who left them to the system
 
     def all_paths(self) -> Iterator[list[str]]:
         """Yield the paths below the data folder of all stored files, folder by folder.
@@ -200,7 +242,7 @@ class FileStore:
         Parameters
         ----------
         idle_s
-            A file in the incoming folder is one when it has not been written to for so long, seconds.
+            A file in the incoming folder is one when it is not empty, and has not been written to for so long, seconds.
         """
         for folder, folders, names in os.walk(self.root / "files"):
             depth = len(Path(folder).relative_to(self.root).parts)  # 1: files, 2: a study, 3: a series
@@ -214,7 +256,8 @@ class FileStore:
         latest = time.time() - idle_s
         for path in self.incoming.iterdir():
             with suppress(FileNotFoundError):  # received meanwhile
-                if path.is_file() and path.stat().st_mtime <= latest and not _is_held(path):
+                status = path.stat()
+                if path.is_file() and status.st_size and status.st_mtime <= latest and not _is_held(path):
                     yield path.relative_to(self.root).as_posix()
 
     def clear_incoming(self, process: int | None = None) -> int:
@@ -277,6 +320,16 @@ def flush_and_digest(path: Path) -> str:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace_into(incoming: Path, final: Path) -> None:
+    """Move a file, into a folder that is most often there."""
+    try:
+        incoming.replace(final)
+    except FileNotFoundError:
+        for folder in reversed(final.parents[:2]):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        incoming.replace(final)
 
 
 def _make_durable_folder(folder: Path) -> None:

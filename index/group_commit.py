@@ -4,6 +4,9 @@ Who comes while another one commits waits; the first of those who wait then does
 thread and on its own connection, and commits once. Each piece of work is whole or undone by itself: what one of them
 raises is that one's. Nobody waits for others to come, so a single sender has no delay.
 
+What comes with the bytes of an instance for the journal of arrivals, or flushed beside it, is safe with a block of that
+journal; a commit of such only needs no flush of its own (`index.arrivals`).
+
 Several processes commit in turn: they wait for each other at a lock on a file, one after the other, where SQLite would
 have them look again and again.
 """
@@ -13,22 +16,47 @@ from __future__ import annotations
 import fcntl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from sqlite_utils import Database
 
+from index.arrivals import ArrivalJournal, Arrived
+from index.database import Connections
 from index.durable import flush
 
-Work = Callable[[Database], Path | None]
-"""Writes rows, and returns the folder whose names have to be on disk before they are committed."""
+
+@dataclass(frozen=True)
+class Written:
+    """What has to be on disk before rows are committed.
+
+    Attributes
+    ----------
+    folders
+        Those whose names have to be.
+    arrived
+        What goes to the journal of arrivals instead.
+    is_new
+        Whether that is all there is to it: no row of another instance was changed.
+    """
+
+    folders: tuple[Path, ...] = ()
+    arrived: Arrived | None = None
+    is_new: bool = False
+
+
+NOTHING = Written()
+
+Work = Callable[[Database], Written]
+"""Writes rows, and says what has to be on disk before they are committed."""
 
 
 @dataclass(eq=False)
 class _Entry:
     work: Work
+    is_journaled: bool
     error: BaseException | None = None
     is_done: bool = False
 
@@ -38,29 +66,34 @@ class GroupCommit:
 
     Parameters
     ----------
-    transaction
-        Begins a write transaction or, within one, a part of it that can be undone.
-    turns
-        A file, made when it is not there, that whoever commits holds a lock on.
+    connections
+        Of the catalogue.
+    journal
+        Of arrivals.
     """
 
-    def __init__(self, transaction: Callable[[], AbstractContextManager[Database]], turns: Path) -> None:
-        self._transaction = transaction
-        self._turns = turns
+    def __init__(self, connections: Connections, journal: ArrivalJournal) -> None:
+        self._connections = connections
+        self._journal = journal
         self._open_turns: IO[str] | None = None
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._waiting: list[_Entry] = []
 
-    def run(self, work: Work) -> None:
+    def run(self, work: Work, *, is_journaled: bool = False) -> None:
         """Run `work` and return when what it wrote is on disk.
+
+        Parameters
+        ----------
+        is_journaled
+            What it writes is most often for the journal of arrivals.
 
         Raises
         ------
         Exception
             What `work` or the commit raised; nothing of `work` is stored then.
         """
-        entry = _Entry(work)
+        entry = _Entry(work, is_journaled)
         with self._lock:
             self._waiting.append(entry)
         with self._turn:
@@ -74,10 +107,8 @@ class GroupCommit:
         with self._lock:
             entries, self._waiting = self._waiting, []
         try:
-            with self._first(), self._transaction() as database:
-                folders = {folder for entry in entries if (folder := self._do(entry, database)) is not None}
-                for folder in sorted(folders):
-                    flush(folder)
+            with self.turn():
+                self._commit(entries)
         except BaseException as error:  # noqa: BLE001  (each of them raises it in its own thread)
             for entry in entries:
                 entry.error = entry.error or error
@@ -85,23 +116,34 @@ class GroupCommit:
             for entry in entries:
                 entry.is_done = True
 
+    def _commit(self, entries: list[_Entry]) -> None:
+        is_unflushed = all(entry.is_journaled for entry in entries)
+        with (self._connections.unflushed if is_unflushed else self._connections.transaction)() as database:
+            written = [self._do(entry, database) for entry in entries]
+            for folder in sorted({folder for each in written for folder in each.folders}):
+                flush(folder)
+            if arrived := [each.arrived for each in written if each.arrived is not None]:
+                self._journal.append(database, arrived)
+        if is_unflushed and not all(each.is_new for each in written):
+            self._connections.flush()
+
     @contextmanager
-    def _first(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
         """Be the one process that commits; the lock ends with the process, too."""
         if self._open_turns is None:
-            self._open_turns = self._turns.open("a")
+            self._open_turns = self._connections.turns.open("a")
         fcntl.flock(self._open_turns, fcntl.LOCK_EX)
         try:
             yield
         finally:
             fcntl.flock(self._open_turns, fcntl.LOCK_UN)
 
-    def _do(self, entry: _Entry, database: Database) -> Path | None:
+    def _do(self, entry: _Entry, database: Database) -> Written:
         try:
-            with self._transaction():
+            with self._connections.transaction():
                 return entry.work(database)
         except BaseException as error:
             entry.error = error
             if not database.conn.in_transaction:  # a full disk may have made SQLite undo all of it
                 raise
-            return None
+            return NOTHING

@@ -44,12 +44,18 @@ class Received:
         Of the file, bytes.
     offset
         Of the first byte of the data set.
+    content
+        The file, where it is small; else empty.
+    is_named
+        Whether its name in the incoming folder is on disk (`index.files.FileStore.named_file`).
     """
 
     sha256: str
     size: int
     offset: int
     transfer_syntax_uid: str
+    content: bytes = b""
+    is_named: bool = False
 
 
 @dataclass(frozen=True)

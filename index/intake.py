@@ -6,18 +6,18 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
 from index import catalogue, changes, deletion, jobs
 from index.admission import Arrival, Policy, Stored, compare, is_same_row, refusal
+from index.arrivals import ArrivalJournal
 from index.changes import ChangeKind
 from index.database import Connections
 from index.errors import ArchiveError, OutOfSpace
 from index.files import FileStore, is_valid_uid
-from index.group_commit import GroupCommit
+from index.group_commit import NOTHING, GroupCommit, Written
 from index.header import Header
 from index.instances import Ingested, Outcome
 from index.keys import Level
@@ -33,6 +33,8 @@ class Intake:
         A series is stable when nothing came for it in this time, seconds.
     quota_bytes
         Most that the stored files may take together; 0: no limit.
+    journal
+        Of arrivals.
     """
 
     def __init__(
@@ -41,15 +43,16 @@ class Intake:
         files: FileStore,
         settle_time_s: float,
         quota_bytes: int,
+        journal: ArrivalJournal,
     ) -> None:
         self._connections = connections
         self._files = files
         self._settle_time_s = settle_time_s
         self._quota_bytes = quota_bytes
-        self._commits = GroupCommit(connections.transaction, connections.turns)
+        self._commits = GroupCommit(connections, journal)
 
     def store(self, arrival: Arrival, policy: Policy, *, announce: bool, within_quota: bool) -> Ingested:
-        """Store an arrival whose bytes are flushed; see `index.archive.Archive.ingest`.
+        """Store an arrival whose bytes are flushed, or go to the journal; see `index.archive.Archive.ingest`.
 
         Raises
         ------
@@ -62,13 +65,13 @@ class Intake:
         # Files are read here, where no other writer waits for it.
         entry = _Entry(before, compare(self._files, before, arrival))
 
-        def work(database: Database) -> Path | None:
+        def work(database: Database) -> Written:
             return self._enter(
                 database, arrival, policy, relative, entry, announce=announce, within_quota=within_quota
             )
 
         try:
-            self._commits.run(work)
+            self._commits.run(work, is_journaled=arrival.is_journaled)
         except BaseException:
             self._remove_unless_known(relative)
             raise
@@ -90,15 +93,15 @@ class Intake:
         *,
         announce: bool,
         within_quota: bool,
-    ) -> Path | None:
-        """Write what becomes of an arrival, inside the transaction; return the folder that has its file's name."""
+    ) -> Written:
+        """Write what becomes of an arrival, inside the transaction; return what has to be on disk before its end."""
         header = arrival.header
         entry.look_again(self._files, catalogue.find_instance(database, header.sop_instance_uid), arrival)
         if entry.standing is Stored.SAME:
-            return None
+            return NOTHING
         entry.refused = refusal(database, policy, arrival, entry.stored, entry.standing)
         if entry.refused is not None:
-            return None
+            return NOTHING
         if entry.stored is not None:
             entry.replaced = catalogue.remove_instance(database, header.sop_instance_uid)
             if entry.standing is Stored.OTHER:
@@ -110,7 +113,10 @@ class Intake:
         if announce:
             self._announce(database, header, entry.stored)
         # Last, inside the transaction: the file has its name before the rows that promise it are committed.
-        return self._files.place(arrival.incoming, relative)
+        folders = self._files.place(arrival.incoming, relative, flushed=not arrival.is_journaled)
+        if not arrival.is_journaled:
+            return Written(folders)
+        return Written(arrived=arrival.arrived(relative), is_new=entry.stored is None)
 
     def remove_files(self, paths: Sequence[str]) -> None:
         """Remove files that no row points to any more, and then the note that says so."""

@@ -171,3 +171,9 @@ def finding(database: Database) -> None:
 def network_processes(database: Database) -> None:
     """Which process should take a job, where it has the association that a report is to go out on."""
     database.execute("ALTER TABLE job ADD COLUMN preferred TEXT NOT NULL DEFAULT ''")
+
+
+@migrations()
+def arrivals(database: Database) -> None:
+    """How far the journal of arrivals is in the catalogue: one row."""
+    _run(database, schema.ARRIVALS)

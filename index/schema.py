@@ -345,3 +345,15 @@ CREATE TABLE orthanc_instance (
 CREATE INDEX orthanc_instance_id ON orthanc_instance(orthanc_id);
 CREATE INDEX orthanc_instance_series ON orthanc_instance(orthanc_series);
 """
+
+ARRIVALS = """
+CREATE TABLE arrivals (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    number INTEGER NOT NULL,   -- the last block of the journal whose rows are in the catalogue
+    segment INTEGER NOT NULL,  -- where the next one begins: segment and byte
+    at INTEGER NOT NULL,
+    other INTEGER NOT NULL,    -- the last block of the other segment
+    settled INTEGER NOT NULL,  -- the last block of which everything has reached the disk
+    boot TEXT NOT NULL         -- which start of the system wrote last
+);
+"""

@@ -185,7 +185,7 @@ def get(
 
     with tempfile.TemporaryDirectory(prefix=".", dir=folder, ignore_cleanup_errors=True) as incoming:
 
-        def new_file() -> Path:
+        def new_file(_size: int) -> Path:
             return Path(incoming) / uuid4().hex
 
         def reception() -> Reception:

@@ -36,8 +36,8 @@ class Services(Protocol):
     def is_called(self, called: str) -> bool:
         """Whether this node answers to that AE title."""
 
-    def new_file(self) -> Path:
-        """Make the empty file for a data set to be received."""
+    def new_file(self, size: int) -> Path:
+        """Make the empty file for a data set to be received: of `size` bytes, 0 when that is not known yet."""
 
     def store(self, caller: Caller, request: StoreRequest) -> Answer:
         """Answer a C-STORE."""

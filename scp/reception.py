@@ -26,14 +26,18 @@ class Reception:
     Attributes
     ----------
     new_file
-        Makes the empty file for one data set; what it raises is the answer to that C-STORE.
+        Makes the empty file for one data set, told how many bytes it gets, 0 when that is not known yet; what it raises
+        is the answer to that C-STORE.
     source_aet
         AE title of the sender, for the File Meta Information.
     """
 
-    new_file: Callable[[], Path]
+    new_file: Callable[[int], Path]
     source_aet: str
 
+
+_SMALL = 160 << 10
+"""Bytes up to which a file is kept in memory until it is whole: a slice of 256 × 256 is."""
 
 _BUFFER = 1 << 16
 _WRITTEN_AT_ONCE = 1 << 18
@@ -79,7 +83,7 @@ def _uids(identity: tuple[object, object]) -> tuple[str, str]:
 
 
 class ReceivedFile:
-    """The Part 10 file that one C-STORE-RQ is written to while it is received.
+    """The Part 10 file that one C-STORE-RQ is written to: a small one when it is whole, a larger one as it comes.
 
     A failure (a full disk) is kept until the request is answered; the rest of the data set is read and dropped, since
     the association can only go on after it.
@@ -93,16 +97,16 @@ class ReceivedFile:
     def __init__(self, reception: Reception, identity: tuple[object, object], transfer_syntax_uid: str) -> None:
         self.error: Exception | None = None
         self.path: Path | None = None
+        self._new_file = reception.new_file
+        self._begin: bytearray | None = bytearray(128)
+        self._content = b""
         self._stream: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._size = self._offset = self._begun = 0
         self._transfer_syntax_uid = str(transfer_syntax_uid)
         try:
-            meta = encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
-            self.path = reception.new_file()
-            self._stream = self.path.open("wb", buffering=_BUFFER)
-            self.write(bytes(128) + b"DICM" + meta)
-            self._offset = self._size
+            self._begin += b"DICM" + encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
+            self._offset = len(self._begin)
         except Exception as error:  # noqa: BLE001  (it answers this C-STORE; the upper layer's thread goes on)
             self.fail(error)
 
@@ -113,29 +117,52 @@ class ReceivedFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append a fragment of the data set."""
-        if self._stream is None:
-            return
+        if self._begin is not None:
+            if len(self._begin) + len(data) <= _SMALL:
+                self._begin += data
+                return
+            self._open()
+        if self._stream is not None:
+            self._write(self._stream, data)
+
+    def _open(self) -> None:
+        """Begin the file of an object that is not small."""
+        begin, self._begin = bytes(self._begin or b""), None
         try:
-            self._stream.write(data)
+            self.path = self._new_file(0)
+            self._stream = self.path.open("wb", buffering=_BUFFER)
+        except Exception as error:  # noqa: BLE001  (as above)
+            self.fail(error)
+        else:
+            self._write(self._stream, begin)
+
+    def _write(self, stream: BinaryIO, data: bytes | memoryview) -> None:
+        try:
+            stream.write(data)
         except OSError as error:
             self.fail(error)
         else:
             self._digest.update(data)
             self._size += len(data)
             if self._size - self._begun >= _WRITTEN_AT_ONCE:
-                start_writing(self._stream.fileno(), self._begun)
+                start_writing(stream.fileno(), self._begun)
                 self._begun = self._size - _BUFFER  # so much may not have left this process yet
 
     @property
     def known(self) -> Received:
         """What is known of the file, once it is closed: nobody has to read it to find out."""
-        return Received(self._digest.hexdigest(), self._size, self._offset, self._transfer_syntax_uid)
+        return Received(
+            self._digest.hexdigest(), self._size, self._offset, self._transfer_syntax_uid, self._content,
+            is_named=not self._content,
+        )
 
     def flush(self) -> None:
         """Do nothing: the archive flushes whole files."""
 
     def close(self) -> None:
         """End the file; what cannot be written any more is an error of this reception."""
+        if self._begin is not None:
+            self._write_small()
         if self._stream is None:
             return
         stream, self._stream = self._stream, None
@@ -148,6 +175,18 @@ class ReceivedFile:
                 stream.close()
             self.fail(error)
 
+    def _write_small(self) -> None:
+        content, self._begin = bytes(self._begin or b""), None
+        try:
+            self.path = self._new_file(len(content))
+            with self.path.open("wb", buffering=0) as file:
+                file.write(content)
+        except Exception as error:  # noqa: BLE001  (as above)
+            self.fail(error)
+        else:
+            self._digest.update(content)
+            self._size, self._content = len(content), content
+
     def fail(self, error: Exception) -> None:
         """Drop what was received, because of `error`."""
         self.error = self.error or error
@@ -155,6 +194,7 @@ class ReceivedFile:
 
     def discard(self) -> None:
         """Close and delete the file."""
+        self._begin = None
         stream, self._stream = self._stream, None
         if stream is not None:
             try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
@@ -18,7 +16,6 @@ from index import elsewhere
 from index.archive import Archive, StoredInstance
 from index.deidentification.deidentifier import Deidentifier
 from index.elsewhere import Held
-from index.files import incoming_prefix
 from index.on_demand import OnDemand
 from index.questions import Questions
 from index.similarity import Similarity
@@ -105,12 +102,9 @@ class NodeServices:
         """Return why that AE title may not associate from that IP address; None when it may."""
         return self._entities.refusal(calling, address)
 
-    def new_file(self) -> Path:
+    def new_file(self, size: int) -> Path:
         """Make the empty file for a data set to be received; raises `OutOfSpace` before anything is written."""
-        self._archive.require_space()
-        handle, name = tempfile.mkstemp(dir=self._archive.incoming, prefix=incoming_prefix(), suffix=".part")
-        os.close(handle)
-        return Path(name)
+        return self._archive.new_file(size)
 
     def store(self, caller: Caller, request: StoreRequest) -> Answer:
         """Answer a C-STORE: an image to keep, to de-identify and keep or, at a similarity AE, one to ask about."""

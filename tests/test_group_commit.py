@@ -10,7 +10,7 @@ import pytest
 from index import group_commit
 from index.archive import Archive, Outcome
 from index.errors import InstanceConflict, OutOfSpace
-from index.group_commit import GroupCommit
+from index.group_commit import NOTHING, GroupCommit, Written
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def commits(archive, tmp_path):
     class Counted:
         def __init__(self):
             self.begun = 0
+            self.turns = tmp_path / "turns"
 
         def transaction(self):
             self.begun += not archive._connections.in_transaction
@@ -27,13 +28,13 @@ def commits(archive, tmp_path):
 
     archive.database.execute("CREATE TABLE name (name TEXT UNIQUE)")
     counted = Counted()
-    return GroupCommit(counted.transaction, tmp_path / "turns"), counted
+    return GroupCommit(counted, archive._journal), counted
 
 
-def add(name, folder=None):
+def add(name, *folders):
     def work(database):
         database.execute("INSERT INTO name VALUES (?)", (name,))
-        return folder
+        return Written(folders)
 
     return work
 
@@ -49,6 +50,7 @@ def together(commits, counted, works):
     def first(_database):
         held.set()
         go_on.wait(30)
+        return NOTHING
 
     def run(work):
         try:
@@ -122,7 +124,7 @@ def test_a_folder_is_flushed_once_for_all(commits, monkeypatch, tmp_path):
     flushed = []
     monkeypatch.setattr(group_commit, "flush", flushed.append)
     one, other = tmp_path / "one", tmp_path / "other"
-    together(shared, counted, [add("a", one), add("b", one), add("c", other), add("d", None)])
+    together(shared, counted, [add("a", one), add("b", one), add("c", other), add("d")])
     assert flushed == [one, other]
 
 
@@ -153,6 +155,7 @@ def test_the_same_instance_four_times_in_one_commit(archive, make_instance):
     def hold(_database):
         held.set()
         go_on.wait(30)
+        return NOTHING
 
     def send(content):
         try:
@@ -183,7 +186,7 @@ def test_a_full_catalogue_is_told_to_each(archive, make_instance, monkeypatch):
     def full():
         raise OutOfSpace("the disk is full: the catalogue cannot grow, nothing stored")
 
-    monkeypatch.setattr(archive._intake._commits, "_transaction", full)
+    monkeypatch.setattr(archive._connections, "transaction", full)
     with pytest.raises(OutOfSpace):
         archive.ingest(make_instance(1))
     assert list(archive.incoming.iterdir()) == []

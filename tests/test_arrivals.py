@@ -1,0 +1,245 @@
+"""What a sender was told is stored, is: also when the power fails before the disk has its file, name or rows."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from index import arrivals
+from index.archive import Archive, Outcome
+from index.errors import InstanceConflict, NotFound
+from index.fsck import Options, check
+from index.keys import Level
+from index.rebuild import rebuild
+from scp.reception import ReceivedFile, Reception
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+UID = "1.2.826.0.1.3680043.9.7133.9.{}"
+SMALL, LARGE = 0, 200_000
+"""Bytes of pixels: of an object that goes to the journal with its bytes, of one that is flushed beside it."""
+
+
+@pytest.fixture
+def send(make_instance):
+    """Store an instance as a C-STORE does, in fragments, and return what became of it and the bytes of its file."""
+
+    def send(archive, number, size=SMALL, **values):
+        content = make_instance(number, **({"PixelData": bytes(size)} if size else {}), **values)
+        data_set = content[132 + 12 + int.from_bytes(content[140:144], "little") :]
+        file = ReceivedFile(Reception(archive.new_file, "SENDER"), (CT, UID.format(number)), EXPLICIT)
+        for begin in range(0, len(data_set), 50_000):
+            file.write(data_set[begin : begin + 50_000])
+        file.close()
+        written = file.path.read_bytes()
+        known = file.known
+        assert bool(known.content) == (len(written) < 160 << 10)
+        return archive.ingest(file.path, source_aet="SENDER", received=known).outcome, written
+
+    return send
+
+
+def catalogue_of(archive):
+    """Return the catalogue as it is now, as one file."""
+    copy = archive.data.parent / f"catalogue-{len(list(archive.data.parent.iterdir()))}"
+    with closing(sqlite3.connect(archive.data / "catalogue.sqlite")) as now, closing(sqlite3.connect(copy)) as then:
+        now.backup(then)
+    return copy
+
+
+def cut_power(archive, monkeypatch, catalogue=None):
+    """Leave what a power cut may leave: the catalogue, or an older state of it; the system starts anew."""
+    archive.close()
+    if catalogue is not None:
+        for suffix in ("", "-wal", "-shm"):
+            (archive.data / f"catalogue.sqlite{suffix}").unlink(missing_ok=True)
+        shutil.copy(catalogue, archive.data / "catalogue.sqlite")
+    monkeypatch.setattr(arrivals, "boot", lambda: "another one")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def empty(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def lose(path):
+    path.unlink()
+
+
+def lose_folder(path):
+    shutil.rmtree(path.parent.parent)
+
+
+def require_whole(archive, sent):
+    for number, content in sent.items():
+        assert archive.open_instance(UID.format(number)).path.read_bytes() == content
+    assert list(check(archive, Options(idle_s=1e9), lambda *_step: None)) == []
+
+
+@pytest.mark.parametrize("harm", [None, truncate, empty, lose, lose_folder])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_what_was_answered_is_there_after_a_power_cut(tmp_path, send, monkeypatch, harm, size, has_rows):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(archive)
+    incoming = {}
+    place = archive.files.place
+
+    def noting(source, relative, **how):
+        incoming[relative] = source
+        return place(source, relative, **how)
+
+    monkeypatch.setattr(archive.files, "place", noting)
+    sent = {number: send(archive, number, size)[1] for number in (1, 2, 3)}
+    stored = archive.open_instance(UID.format(2))
+    if size == LARGE and harm is not None:  # its bytes are flushed under its first name: only the second can be lost
+        shutil.copy(stored.path, incoming[str(stored.path.relative_to(archive.data))])
+    if harm is not None:
+        for number in (1, 3) if harm is lose_folder and size == LARGE else ():
+            other = archive.open_instance(UID.format(number)).path
+            shutil.copy(other, incoming[str(other.relative_to(archive.data))])
+        harm(stored.path)
+    cut_power(archive, monkeypatch, None if has_rows else before)
+
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    require_whole(again, sent)
+    assert [row[0] for row in again.database.execute("SELECT source_aet FROM instance")] == ["SENDER"] * 3
+    series = again.database.execute("SELECT number_of_series_related_instances FROM series").fetchall()
+    assert series == [(3,)]
+    again.clear_incoming()
+    outcome, content = send(again, 4, size)
+    assert outcome is Outcome.STORED
+    require_whole(again, {**sent, 4: content})
+
+
+def test_the_catalogue_may_have_lost_any_number_of_the_last(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    states, sent = [], {}
+    for number in range(1, 7):
+        states.append(catalogue_of(archive))
+        sent[number] = send(archive, number, LARGE if number % 2 else SMALL)[1]
+    archive.close()
+    for lost, state in enumerate(states):
+        folder = tmp_path / f"copy-{lost}"
+        shutil.copytree(tmp_path / "data", folder)
+        copy = Archive(folder, settle_time_s=0.0)
+        with monkeypatch.context() as patch:
+            cut_power(copy, patch, state)
+            require_whole(Archive(folder, settle_time_s=0.0), sent)
+
+
+def test_a_process_that_dies_makes_nobody_look(tmp_path, send, monkeypatch):
+    """What the system holds is there for the next process: the journal is read after the system went down, only."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1)
+    archive.close()
+
+    def fails(*_arguments):
+        raise AssertionError("the journal is read")
+
+    monkeypatch.setattr(arrivals.ArrivalJournal, "doubtful", fails)
+    Archive(tmp_path / "data", settle_time_s=0.0)
+
+
+def test_what_was_deleted_stays_deleted_and_leaves_the_journal(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(archive)
+    send(archive, 1, PatientName="Secret^Name")
+    assert b"Secret^Name" in b"".join(path.read_bytes() for path in (archive.data / "arrivals").iterdir())
+    archive.delete(Level.IMAGE, UID.format(1))
+    assert b"Secret" not in b"".join(path.read_bytes() for path in (archive.data / "arrivals").iterdir())
+    kept = send(archive, 2)[1]
+    cut_power(archive, monkeypatch, before)  # more than a power cut can take: the deletion was flushed
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    require_whole(again, {2: kept})
+    with pytest.raises(NotFound):
+        again.open_instance(UID.format(1))
+
+
+def test_a_version_that_was_replaced_does_not_come_back(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0, overwrite="always")
+    send(archive, 1, PatientName="Old^Name")
+    outcome, new = send(archive, 1, PatientName="New^Name")
+    assert outcome is Outcome.REPLACED
+    cut_power(archive, monkeypatch)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), {1: new})
+
+
+def test_what_is_refused_is_on_disk_before_it_is_told(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1)
+    flushed = []
+    monkeypatch.setattr(archive._connections, "flush", lambda: flushed.append(True))
+    with pytest.raises(InstanceConflict):
+        send(archive, 1, PatientName="Other^Name")
+    assert flushed
+    assert list(archive.incoming.iterdir()) == []
+
+
+def test_segments_are_used_in_turn(tmp_path, send, monkeypatch):
+    """Blocks whose files have reached the disk make room for others; what is not settled is never overwritten."""
+    monkeypatch.setattr(arrivals, "_SEGMENT_BYTES", 3 * 4096)
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(archive)
+    sent, settled = {}, []
+    for number in range(1, 20):
+        sent[number] = send(archive, number)[1]
+        settled.append(arrivals.standing(archive.database).settled)
+    if archive._journal._settling is not None:
+        archive._journal._settling.join()
+    now = arrivals.standing(archive.database)
+    assert now.number == 19
+    assert now.settled >= now.number - 6
+    assert settled == sorted(settled)
+    unsettled = [path for block in archive._journal.doubtful(archive.database) for path in block.instances]
+    assert len(unsettled) == now.number - now.settled
+    for instance in unsettled:
+        archive.files.path(instance.path).unlink()
+    cut_power(archive, monkeypatch)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+    assert before.exists()
+
+
+def test_a_block_that_was_cut_short_is_none(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {1: send(archive, 1)[1]}
+    before = catalogue_of(archive)
+    at = arrivals.standing(archive.database).at
+    send(archive, 2)
+    lost = archive.open_instance(UID.format(2)).path
+    cut_power(archive, monkeypatch, before)
+    with (archive.data / "arrivals" / "0").open("r+b") as segment:
+        segment.seek(at + 20)
+        segment.write(b"\xff" * 100)
+    lost.unlink()
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_a_name_is_on_disk_before_the_bytes_of_a_large_object(tmp_path, send):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1)
+    assert list(archive.incoming.iterdir()) == []
+    send(archive, 2, LARGE)
+    ready = list(archive.incoming.iterdir())
+    assert ready
+    assert all(path.stat().st_size == 0 for path in ready)
+    assert list(archive.files.strays(0.0)) == []
+    archive.clear_incoming()
+    assert send(archive, 3, LARGE)[0] is Outcome.STORED  # also when somebody has tidied them up
+
+
+def test_a_rebuild_after_a_power_cut_finds_what_only_the_journal_has(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {number: send(archive, number)[1] for number in (1, 2)}
+    archive.open_instance(UID.format(2)).path.unlink()
+    cut_power(archive, monkeypatch)
+    for path in archive.data.glob("catalogue.sqlite*"):
+        path.unlink()
+    rebuild(archive.data, settle_time_s=0.0, on_file=lambda: None)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
