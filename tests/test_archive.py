@@ -479,10 +479,11 @@ def test_what_is_replaced_after_the_comparison_is_compared_again(archive, make_i
 
 
 def test_a_commit_that_fails_leaves_nothing_and_the_next_one_is_its_own(archive, make_instance, monkeypatch):
-    def dangle(files, incoming, relative):
-        place(files, incoming, relative)
+    def dangle(files, incoming, relative, **how):
+        folders = place(files, incoming, relative, **how)
         archive.database.execute("PRAGMA defer_foreign_keys = ON")
         archive.database.execute("INSERT INTO series (study) VALUES (999)")
+        return folders
 
     place = FileStore.place
     with pytest.MonkeyPatch.context() as patch:

@@ -61,7 +61,8 @@ def cut_power(archive, monkeypatch, catalogue=None):
 
 
 def truncate(path):
-    path.write_bytes(path.read_bytes()[:1000])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
 
 
 def empty(path):

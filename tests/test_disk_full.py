@@ -48,6 +48,12 @@ def no_room_for_the_file(patch, archive):
         def __getattr__(self, name):
             return getattr(self._stream, name)
 
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_raised):
+            self._stream.close()
+
         def write(self, _data):
             raise FULL
 
@@ -60,6 +66,7 @@ def no_room_for_the_file(patch, archive):
 
 def no_room_at_the_flush(patch, _archive):
     patch.setattr(files_module.os, "fsync", refuse)
+    patch.setattr(files_module.os, "pwrite", refuse)
 
 
 def no_room_for_the_name(patch, _archive):

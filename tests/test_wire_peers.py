@@ -124,15 +124,19 @@ def test_a_command_with_elements_that_are_retired_or_unknown_is_served(node, mak
 
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_a_sender_that_dies_within_an_object_leaves_nothing(node, make_dataset, wait_until, caplog, how):
-    dataset = make_dataset(1, PixelData=bytes(100_000), Rows=250, Columns=200)
+    dataset = make_dataset(1, PixelData=bytes(400_000), Rows=500, Columns=400)
     connection = associated(node, contexts=STORAGE)
-    connection.sendall(store_pdus(dataset)[:90_000])
-    wait_until(lambda: any(each.stat().st_size for each in node.archive.incoming.iterdir()), 10)
+    connection.sendall(store_pdus(dataset)[:390_000])
+
+    def begun():
+        return [path for path in node.archive.incoming.iterdir() if path.stat().st_size]
+
+    wait_until(begun, 10)
     if how == "reset":  # as the kernel does for a process that is killed with unread answers
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     wait_until(lambda: not node.server._acceptor.associations, 10)
-    assert list(node.archive.incoming.iterdir()) == []
+    assert begun() == []
     with pytest.raises(NotFound):
         node.archive.open_instance(UID)
     [told] = [record for record in caplog.records if "association lost" in record.message]
