@@ -143,16 +143,17 @@ class Archive:
         require_quota(self.database, self._quota_bytes, size)
 
     def new_file(self, size: int) -> Path:
-        """Make an empty file in `incoming` for an object to be received; raises `OutOfSpace`.
+        """Return the path of a file in `incoming` for an object to be received; raises `OutOfSpace`.
 
         Parameters
         ----------
         size
-            Of an object that is there already and ingested with its content (`Received.content`), bytes; 0 for one that
-            is still to come: the name of its file is on disk, so that its bytes alone have to be flushed.
+            Of an object that is there already and ingested with its content (`Received.content`), bytes: it is for the
+            caller to write. 0 for one that is still to come: its file is there, empty, and that name is on disk, so
+            that its bytes alone have to be flushed.
         """
         self.require_space(size)
-        return self._files.new_file() if size else self._files.named_file()
+        return self._files.new_name() if size else self._files.named_file()
 
     def scratch_file(self, size: int) -> Path:
         """Make an empty file in `incoming` for `size` bytes that do not stay; raises `OutOfSpace`."""
@@ -234,11 +235,12 @@ class Archive:
             The reserve or the quota would be exceeded, or the disk is full.
         """
         self._refuse_outer_transaction()
-        incoming = self._files.receive(source)
+        content = received.content if received is not None else b""
+        incoming = source if content and isinstance(source, Path) else self._files.receive(source)
         is_placed = False
         try:
             begin = (received.offset, received.transfer_syntax_uid) if received is not None else None
-            found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin)
+            found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin, content)
             cut_off = found.cut_off
             header = header_of(found) or read_header(incoming, named_by_meta=expected is None)
             require_expected(header, expected)

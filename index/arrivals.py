@@ -138,6 +138,7 @@ class ArrivalJournal:
         self._connections = connections
         self._boot = boot()
         self._segments: dict[int, _Segment] = {}
+        self._memory = mmap.mmap(-1, _PAGE)
         self._settling: threading.Thread | None = None
 
     def append(self, database: Database, instances: Sequence[Arrived]) -> None:
@@ -150,7 +151,7 @@ class ArrivalJournal:
         """
         now = standing(database)
         number = now.number + 1
-        block = _encoded(number, instances)
+        block = self._encoded(number, instances)
         segment, other, settled = now.segment, now.other, now.settled
         at = now.at if self._segment(segment).size >= now.at else 0  # emptied by one who could not commit that
         is_next = bool(at) and at + len(block) > _SEGMENT_BYTES
@@ -163,6 +164,24 @@ class ArrivalJournal:
         _set(database, Standing(number, segment, at + len(block), other, settled, self._boot))
         if is_next:
             self._settle_soon(other)
+
+    def _encoded(self, number: int, instances: Sequence[Arrived]) -> memoryview:
+        """Return a block as it is written, in memory that begins at a page and that the next one uses again."""
+        facts = [each.facts for each in instances]
+        heads = [_ENTRY.pack(len(fact), len(each.content)) + fact for fact, each in zip(facts, instances, strict=True)]
+        length = sum(len(head) + len(each.content) for head, each in zip(heads, instances, strict=True))
+        whole = -(-(_HEAD.size + length) // _PAGE) * _PAGE
+        if len(self._memory) < whole:
+            self._memory = mmap.mmap(-1, whole)
+        block = self._memory
+        block.seek(0)
+        checksum = zlib.crc32(b"".join(heads), number & 0xFFFFFFFF)
+        block.write(_HEAD.pack(_MAGIC, number, length, len(instances), checksum))
+        for head, each in zip(heads, instances, strict=True):
+            block.write(head)
+            block.write(each.content)
+        block.write(bytes(whole - block.tell()))
+        return memoryview(block)[:whole]
 
     def _segment(self, number: int) -> _Segment:
         if number not in self._segments:
@@ -248,16 +267,12 @@ class _Segment:
         """Bytes that it has."""
         return os.fstat(self._plain).st_size
 
-    def write(self, block: mmap.mmap, at: int) -> None:
+    def write(self, block: memoryview, at: int) -> None:
         """Write `block` at the byte `at`."""
         self._grow(at + len(block))
-        view = memoryview(block)
         done = 0
-        try:
-            while done < len(block):
-                done += os.pwrite(self._direct, view[done:], at + done)
-        finally:
-            view.release()
+        while done < len(block):
+            done += os.pwrite(self._direct, block[done:], at + done)
 
     def _grow(self, size: int) -> None:
         """Have bytes on the disk up to `size` at least: what overwrites them waits for nothing else."""
@@ -276,20 +291,6 @@ def _open_directly(path: Path) -> int:
         return os.open(path, flags | getattr(os, "O_DIRECT", 0))
     except OSError:
         return os.open(path, flags)
-
-
-def _encoded(number: int, instances: Sequence[Arrived]) -> mmap.mmap:
-    """Return a block as it is written, in memory that begins at a page."""
-    facts = [each.facts for each in instances]
-    heads = [_ENTRY.pack(len(fact), len(each.content)) + fact for fact, each in zip(facts, instances, strict=True)]
-    length = sum(len(head) + len(each.content) for head, each in zip(heads, instances, strict=True))
-    whole = -(-(_HEAD.size + length) // _PAGE) * _PAGE
-    block = mmap.mmap(-1, whole)
-    block.write(_HEAD.pack(_MAGIC, number, length, len(instances), zlib.crc32(b"".join(heads), number & 0xFFFFFFFF)))
-    for head, each in zip(heads, instances, strict=True):
-        block.write(head)
-        block.write(each.content)
-    return block
 
 
 def _blocks(path: Path) -> Iterator[Block]:

@@ -60,7 +60,7 @@ def add_instance(
     received_at
         ISO 8601 in UTC; the present moment when empty.
     """
-    study_id, patient_id = _study(database, header)
+    study_id, patient_id, modalities, classes = _study(database, header)
     series_id, new_series = _series(database, header, study_id)
     _insert(
         database,
@@ -79,8 +79,8 @@ def add_instance(
     )
     _count(database, patient_id, study_id, series_id, instances=1, series=int(new_series), studies=0)
     if new_series:  # the modality that counts is the series' one
-        _add_to_list(database, study_id, "modalities_in_study", header.values["Modality"])
-    _add_to_list(database, study_id, "sop_classes_in_study", header.sop_class_uid)
+        _add_to_list(database, study_id, "modalities_in_study", modalities, header.values["Modality"])
+    _add_to_list(database, study_id, "sop_classes_in_study", classes, header.sop_class_uid)
 
 
 @dataclass(frozen=True)
@@ -193,19 +193,22 @@ def _patient(database: Database, header: Header) -> int:
     return int(row[0]) if row else _insert(database, Level.PATIENT, header, {"identity": identity})
 
 
-def _study(database: Database, header: Header) -> tuple[int, int]:
+def _study(database: Database, header: Header) -> tuple[int, int, str, str]:
+    """Return the study's number and its patient's, and its lists of modalities and SOP classes."""
     row = database.execute(
-        "SELECT id, patient FROM study WHERE study_instance_uid = ?", (header.study_instance_uid,)
+        "SELECT id, patient, modalities_in_study, sop_classes_in_study FROM study WHERE study_instance_uid = ?",
+        (header.study_instance_uid,),
     ).fetchone()
     if row is not None:
-        return int(row[0]), int(row[1])
+        study, patient, modalities, classes = row
+        return study, patient, modalities or "", classes or ""
     patient = _patient(database, header)
     study = _insert(database, Level.STUDY, header, {"patient": patient})
     database.execute(
         "UPDATE patient SET number_of_patient_related_studies = number_of_patient_related_studies + 1 WHERE id = ?",
         (patient,),
     )
-    return study, patient
+    return study, patient, "", ""
 
 
 def _series(database: Database, header: Header, study: int) -> tuple[int, bool]:
@@ -257,10 +260,9 @@ def _count(
     )
 
 
-def _add_to_list(database: Database, study: int, column: str, value: str) -> None:
+def _add_to_list(database: Database, study: int, column: str, listed: str, value: str) -> None:
     if not value:
         return
-    (listed,) = database.execute(f"SELECT {column} FROM study WHERE id = ?", (study,)).fetchone()
     values = listed.split("\\") if listed else []
     if value not in values:
         joined = "\\".join(sorted([*values, value]))

@@ -72,11 +72,9 @@ class FileStore:
                 f"{free // _MIB} MiB free, {self._reserve_bytes // _MIB} MiB are kept in reserve: nothing stored"
             )
 
-    def new_file(self) -> Path:
-        """Make an empty file in the incoming folder."""
-        path = self.incoming / f"{incoming_prefix()}{next(self._numbers)}-{secrets.token_hex(4)}.part"
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        return path
+    def new_name(self) -> Path:
+        """Return a path in the incoming folder that no file has or had."""
+        return self.incoming / f"{incoming_prefix()}{next(self._numbers)}-{secrets.token_hex(4)}.part"
 
     def named_file(self) -> Path:
         """Return an empty file in the incoming folder whose name is on disk: its bytes alone have to be flushed."""
@@ -88,15 +86,11 @@ class FileStore:
                 continue
             with self._naming:
                 if not self._named:
-                    made = [self.new_file() for _ in range(_NAMES_AT_ONCE)]
+                    made = [self.new_name() for _ in range(_NAMES_AT_ONCE)]
+                    for path in made:
+                        path.touch(mode=0o600, exist_ok=False)
                     flush(self.incoming)
                     self._named.extend(made)
-
-    def forget_names(self) -> None:
-        """Remove the files that `named_file` has ready."""
-        while self._named:
-            with suppress(IndexError):
-                self._named.popleft().unlink(missing_ok=True)
 
     def receive(self, source: Path | bytes) -> Path:
         """Bring `source` into the incoming folder and return its path there; a file already there stays.

@@ -34,6 +34,9 @@ _TAGS: dict[str, BaseTag] = {
     if (tag := tag_for_keyword(keyword)) is not None
 }
 _INDEXED = (*indexed_keywords(), "TimezoneOffsetFromUTC")
+_BY_TAG = {
+    _TAGS[keyword]: (keyword, KEYS[keyword].matching if keyword in KEYS else Matching.TEXT) for keyword in _INDEXED
+}
 _IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID")
 _NAMES = frozenset(keyword for keyword, key in KEYS.items() if key.matching is Matching.PERSON_NAME)
 _PIXEL_DATA = frozenset({Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")})
@@ -98,7 +101,11 @@ def header_of(scan: Scan) -> Header | None:
         return None
     told = _value(elements, "SpecificCharacterSet", Charset())
     charset = charset_from_text(told)
-    values = _values(elements, charset)
+    values = dict.fromkeys(_INDEXED, "")
+    for tag, element in elements.items():
+        if (known := _BY_TAG.get(tag)) is not None:
+            keyword, matching = known
+            values[keyword] = stored_text(matching, element, charset)
     if not all(values[keyword] for keyword in _IDENTITY):
         return None
     return _header(scan.transfer_syntax_uid, told, values, ())

@@ -67,7 +67,7 @@ def push(
         Process that others leave it to for a moment, since it has what the job needs; empty: all are alike.
     """
     now = time.time()
-    due, arguments = now if not_before is None else not_before, json.dumps(parameters or {}, sort_keys=True)
+    due, arguments = now if not_before is None else not_before, _encoded(parameters)
     rows = database.execute(
         "INSERT INTO job (kind, subject, parameters, not_before, preferred, created) VALUES (?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (kind, subject, parameters) WHERE state = 'queued' DO UPDATE SET attempts = 0, error = '', "
@@ -75,6 +75,10 @@ def push(
         (kind, subject, arguments, due, preferred, now),
     )
     return int(rows.fetchone()[0])
+
+
+def _encoded(parameters: Mapping[str, Any] | None) -> str:
+    return json.dumps(parameters, sort_keys=True) if parameters else "{}"
 
 
 def is_running(database: Database, kind: str, subject: str, parameters: Mapping[str, Any]) -> bool:

@@ -82,7 +82,9 @@ def require_structure(path: Path, most_nesting: int) -> str:
             )
 
 
-def scan(path: Path, most_nesting: int, wanted: Container[int], begin: tuple[int, str] | None = None) -> Scan:
+def scan(
+    path: Path, most_nesting: int, wanted: Container[int], begin: tuple[int, str] | None = None, content: bytes = b""
+) -> Scan:
     """Check the data set as `require_structure` does, and read elements of its top level on the way.
 
     Parameters
@@ -91,17 +93,20 @@ def scan(path: Path, most_nesting: int, wanted: Container[int], begin: tuple[int
         Tags of what is read, up to Pixel Data.
     begin
         Where the data set begins and its Transfer Syntax UID, when that is known.
+    content
+        The file, where it is in memory; else empty.
 
     Raises
     ------
     InvalidInstance, OSError
         As there.
     """
-    with path.open("rb") as file:
+    with BytesIO(content) if content else path.open("rb") as file:
         offset, transfer_syntax = begin or begin_of_data_set(file)
         if not transfer_syntax or transfer_syntax == DeflatedExplicitVRLittleEndian:
             return Scan(require_structure(path, most_nesting), transfer_syntax, None)
-        walk = _Walk(file, offset, os.fstat(file.fileno()).st_size, transfer_syntax, is_whole=True, wanted=wanted)
+        size = len(content) or path.stat().st_size
+        walk = _Walk(file, offset, size, transfer_syntax, is_whole=True, wanted=wanted)
         cut_off = _walk(walk, most_nesting)
         return Scan(cut_off, transfer_syntax, None if cut_off else walk.elements)
 

@@ -37,7 +37,7 @@ class Services(Protocol):
         """Whether this node answers to that AE title."""
 
     def new_file(self, size: int) -> Path:
-        """Make the empty file for a data set to be received: of `size` bytes, 0 when that is not known yet."""
+        """Return the path of the file for a data set of `size` bytes; 0: not known yet, and the file is there."""
 
     def store(self, caller: Caller, request: StoreRequest) -> Answer:
         """Answer a C-STORE."""

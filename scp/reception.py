@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ class Reception:
     Attributes
     ----------
     new_file
-        Makes the empty file for one data set, told how many bytes it gets, 0 when that is not known yet; what it raises
-        is the answer to that C-STORE.
+        Returns the path of the file for one data set, told how many bytes it gets, or 0 when that is not known yet:
+        then the file is there, empty. What it raises is the answer to that C-STORE.
     source_aet
         AE title of the sender, for the File Meta Information.
     """
@@ -179,7 +180,7 @@ class ReceivedFile:
         content, self._begin = bytes(self._begin or b""), None
         try:
             self.path = self._new_file(len(content))
-            with self.path.open("wb", buffering=0) as file:
+            with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(content)
         except Exception as error:  # noqa: BLE001  (as above)
             self.fail(error)

@@ -103,7 +103,7 @@ class NodeServices:
         return self._entities.refusal(calling, address)
 
     def new_file(self, size: int) -> Path:
-        """Make the empty file for a data set to be received; raises `OutOfSpace` before anything is written."""
+        """Return the path of the file for a received data set; raises `OutOfSpace` before anything is written."""
         return self._archive.new_file(size)
 
     def store(self, caller: Caller, request: StoreRequest) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections import namedtuple
@@ -16,7 +17,7 @@ from index.archive import Archive
 from index.errors import OutOfSpace
 from index.files import FileStore
 from index.fsck import Options
-from scp import client
+from scp import client, reception
 from scp.client import Requestor
 from scp.requestor import Peer
 
@@ -61,7 +62,12 @@ def no_room_for_the_file(patch, archive):
         stream = opened(path, mode, *arguments, **keywords)
         return Stream(stream) if path.parent == incoming and "w" in mode else stream
 
+    def fdopen_full(*arguments, **keywords):
+        return Stream(fdopen(*arguments, **keywords))
+
+    fdopen = os.fdopen
     patch.setattr(Path, "open", open_full)
+    patch.setattr(reception.os, "fdopen", fdopen_full)
 
 
 def no_room_at_the_flush(patch, _archive):
