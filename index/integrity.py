@@ -95,6 +95,7 @@ def examine(
 def _digest(stream: BinaryIO, on_block: Callable[[int], None] | None) -> str:
     """Return the SHA-256 of what is on the disk: not of what the system still holds of it in memory."""
     forget = getattr(os, "posix_fadvise", None)  # Linux and the BSDs
+    os.fsync(stream.fileno())  # what came a moment ago may be safe by the journal of arrivals only
     if forget is not None:
         forget(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     digest = hashlib.sha256()
