@@ -201,6 +201,12 @@ class ArrivalJournal:
         self._settling = threading.Thread(target=settle, name="settle-arrivals", daemon=True)
         self._settling.start()
 
+    def settle(self, database: Database) -> None:
+        """Bring to disk what the journal stands for, so that `empty` has little left to wait for."""
+        now = standing(database)
+        if now.at or now.other:
+            flush_file_system(self._root)
+
     def empty(self, database: Database) -> None:
         """Leave nothing in the journal, inside a write transaction: all that it stands for is on disk before."""
         now = standing(database)
@@ -228,12 +234,21 @@ class ArrivalJournal:
         blocks = {block.number: block for path in self._paths() for block in _blocks(path)}
         return [blocks[number] for number in sorted(blocks) if number > settled]
 
-    def resolved(self, database: Database, number: int) -> None:
-        """Take note, inside a write transaction, that everything is as the blocks up to `number` say."""
+    def resolved(self, database: Database, since: Standing, number: int) -> bool:
+        """Take note, inside a write transaction, that everything is as the blocks up to `number` say.
+
+        Returns
+        -------
+        bool
+            False when somebody has appended `since`: nothing is noted.
+        """
+        if standing(database) != since:
+            return False
         flush_file_system(self._root)
         self._clear()
-        last = max(number, standing(database).number)
+        last = max(number, since.number)
         _set(database, Standing(last, settled=last, boot=self._boot))
+        return True
 
 
 def standing(database: Database) -> Standing:

@@ -29,18 +29,20 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
     OutOfSpace
         There is no room for a file.
     """
-    blocks = journal.doubtful(archive.database)
-    known = standing(archive.database).number
     restored = ingested = 0
-    for block in blocks:
-        for instance in block.instances:
-            if is_known(archive.database, instance.path):
-                restored += _restore(archive.files, instance)
-            elif block.number > known:
-                ingested += _ingest(archive, instance)
-    last = max((block.number for block in blocks), default=0)
-    with archive.transaction() as database:
-        journal.resolved(database, last)
+    is_resolved = False
+    while not is_resolved:
+        since = standing(archive.database)
+        blocks = journal.doubtful(archive.database)
+        for block in blocks:
+            for instance in block.instances:
+                if is_known(archive.database, instance.path):
+                    restored += _restore(archive.files, instance)
+                elif block.number > since.number:
+                    ingested += _ingest(archive, instance)
+        last = max((block.number for block in blocks), default=0)
+        with archive.transaction() as database:
+            is_resolved = journal.resolved(database, since, last)
     if restored or ingested:
         _LOG.warning(
             "the system went down before all was on disk: %d files and %d instances were brought back from the journal",
