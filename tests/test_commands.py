@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tharsis import app
+from tharsis import PANELS, app
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 NOBODY = "NOBODY@127.0.0.1:1"  # port 1: nobody listens there
@@ -67,6 +69,20 @@ def test_every_command_teaches():
         shown = runner.invoke(app, [command, "--help"])
         assert shown.exit_code == DONE
         assert len(shown.stdout.splitlines()) > 6, command
+
+
+def test_a_command_is_listed_with_the_first_paragraph_of_its_own_help():
+    listed = [each for commands in PANELS.values() for each in commands]
+    own = [each.load().help.split("\n\n")[0].replace("\n", " ") for each in listed]
+    assert [each.help for each in listed] == own
+
+
+def test_nothing_large_is_loaded_for_the_list_of_commands():
+    large = {"numpy", "pydantic", "pydicom", "pynetdicom", "sqlite_utils", "commands.console"}
+    code = "import sys, tharsis; tharsis.app(['--help'], standalone_mode=False); print(*sys.modules, sep='\\n')"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "tharsis demo" in told
+    assert large & set(told.splitlines()) == set()
 
 
 def test_check_finds_everything_in_place_and_prints_the_manual(tharsis, tmp_path):
