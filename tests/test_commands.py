@@ -121,8 +121,13 @@ def test_import_takes_folders_and_says_what_it_could_not_take(tharsis, make_file
     assert json.loads(tharsis("status", "--data", tmp_path / "data", "--json").stdout)["instances"] == 2
 
 
-def test_a_warning_is_no_success(tharsis, serve, make_file):
-    peer = f"THARSIS@127.0.0.1:{serve().port}"
+@pytest.fixture(scope="module")
+def peer(serve_all):
+    """A node that several tests send objects of one patient to."""
+    return f"THARSIS@127.0.0.1:{serve_all().port}"
+
+
+def test_a_warning_is_no_success(tharsis, peer, make_file):
     assert tharsis("send", make_file(1), "--peer", peer).returncode == DONE
     other = tharsis("send", make_file(1, PatientComments="changed"), "--peer", peer)
     assert other.returncode == FAILED
@@ -162,16 +167,13 @@ def test_a_broken_catalogue_is_told_in_one_sentence(tharsis, tmp_path):
         assert one_sentence(told.stderr), told.stderr
 
 
-def test_patients_can_be_listed(tharsis, serve, make_file):
-    peer = f"THARSIS@127.0.0.1:{serve().port}"
+def test_patients_can_be_listed(tharsis, peer, make_file):
     tharsis("send", make_file(1), "--peer", peer)
     (patient,) = json.loads(tharsis("find", "--level", "patient", "--peer", peer, "--json").stdout)
     assert (patient["PatientID"], patient["NumberOfPatientRelatedStudies"]) == ("P1", "1")
 
 
-def test_send_and_find_over_the_network(tharsis, serve, make_file):
-    node = serve()
-    peer = f"THARSIS@127.0.0.1:{node.port}"
+def test_send_and_find_over_the_network(tharsis, peer, make_file):
     sent = tharsis("send", make_file(1), make_file(2), make_file(3, StudyInstanceUID=None), "--peer", peer, "--json")
     assert sent.returncode == FAILED
     assert json.loads(sent.stdout)["sent"] == 2

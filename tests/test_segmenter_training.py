@@ -100,7 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Result
     """A data folder of six annotated patients, the segmenter that was trained there, and what the command said."""
     data = tmp_path_factory.mktemp("segmenter") / "data"
     fill(data, 6)
-    result = run(data, "--epochs", "12", "--seed", "1", "--held-out", "0.4")
+    result = run(data, "--epochs", "5", "--seed", "1", "--held-out", "0.4")
     assert result.exit_code == 0, result.output
     (model,) = models.trained(data)
     return data, model, result
