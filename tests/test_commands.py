@@ -202,7 +202,7 @@ def test_similar_needs_the_right_and_then_ranks(tharsis, serve, wait_until, make
     assert {answer["SeriesInstanceUID"] for answer in answers} == {"1.2.3.2", "1.2.3.3"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_a_scan_is_reconstructed_offline_from_a_folder_and_from_an_archive(tharsis, tmp_path):
     scan, out, data = tmp_path / "scan", tmp_path / "ct", tmp_path / "data"
     size = ["--views", 24, "--rows", 20, "--columns", 24]
@@ -225,7 +225,7 @@ def test_a_scan_is_reconstructed_offline_from_a_folder_and_from_an_archive(thars
     assert "7 of 8" in missing.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(130)
 def test_the_demo_runs_whole_and_draws(tharsis, tmp_path):
     done = tharsis("demo", "--folder", tmp_path / "demo", "--views", 36, "--columns", 40, timeout=600)
     assert done.returncode == DONE, done.stderr

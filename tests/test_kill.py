@@ -202,7 +202,7 @@ def kill_in_any_order(node, dice):
     node.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 def test_what_was_answered_with_success_survives_kills_at_random_moments(serve, tharsis, make_dataset, dice):
     node = serve(settle_time_s=0.1, more='overwrite = "always"\n')
     truth = Truth()
@@ -217,7 +217,7 @@ def test_what_was_answered_with_success_survives_kills_at_random_moments(serve, 
     assert told.returncode == 0, told.stdout + told.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.parametrize("name", ["network", "worker-1"])
 def test_a_process_that_is_killed_under_load_loses_nothing_and_comes_back(
     serve, tharsis, make_dataset, wait_until, dice, name
@@ -251,7 +251,7 @@ def is_serving(node):
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.parametrize("killed_in", ["reconstruct", "segment"])
 def test_a_scan_that_was_being_processed_is_finished_after_the_kill(serve, tharsis, wait_until, tmp_path, killed_in):
     node = serve(settle_time_s=0.2)

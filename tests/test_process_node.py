@@ -175,7 +175,7 @@ def test_a_worker_that_prints_a_lot_goes_on(serve, wait_until, tmp_path, monkeyp
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: chatty\nVersion: 1\n")
     (facts / "entry_points.txt").write_text("[tharsis.plugins]\nchatty = chatty\n")
-    monkeypatch.setenv("PYTHONPATH", str(chatty))
+    monkeypatch.setenv("PYTHONPATH", str(chatty), prepend=os.pathsep)
     node = serve()
     wait_until(lambda: node.jobs() == {"done": 1})
 
