@@ -1,7 +1,7 @@
 """Tharsis: a DICOM node that reconstructs, segments and finds similar cases in what it stores.
 
-The composition root: it puts the command line together. Each command imports what it needs when it runs, so that
-`tharsis --help` is quick and a network process never loads a kernel.
+The composition root: it puts the command line together. A command is imported when it runs, and imports in turn what it
+needs when it needs it, so that `tharsis --help` is quick and a network process never loads a kernel.
 """
 
 from __future__ import annotations
@@ -13,32 +13,80 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from commands.archive import import_files, jobs_app, status
-from commands.check import check
-from commands.conformance import conformance
-from commands.console import FAILED
-from commands.deidentify import deidentify
-from commands.demo import demo
-from commands.describe import describe
-from commands.evaluation import evaluate
-from commands.import_scan import import_scan
-from commands.maintenance import check_archive, delete, rebuild, show_retention
-from commands.models import models_app
-from commands.network import commit, find, send
-from commands.orthanc import orthanc_app
-from commands.plugins import plugins_app
-from commands.report import report
-from commands.routes import routes_app
-from commands.scan_report import scan_report
-from commands.scans import reconstruct, simulate
-from commands.segmenter_training import train_segmenter
-from commands.serve import serve
-from commands.similar import similar
-from commands.training import train_encoder
+from commands.on_demand import Listed, app_of
 from config.identity import version
 from index.errors import ArchiveError
 
-app = typer.Typer(
+PANELS = {
+    "The node": [
+        Listed("demo", "commands.demo:demo",
+               "Show the whole loop on this machine: scan, store, reconstruct, segment, embed, ask, retrieve, look."),
+        Listed("serve", "commands.serve:serve", "Run the node until Ctrl-C or SIGTERM."),
+        Listed("status", "commands.archive:status", "Show what the node holds and what it is doing."),
+        Listed("check", "commands.check:check",
+               "Check settings, port, data folder, names and versions; exit code 1 when something would "
+               "keep a node from running."),
+        Listed("conformance", "commands.conformance:conformance",
+               "Print the DICOM Conformance Statement (PS3.2) of a node with these settings, as Markdown."),
+        Listed("jobs", "commands.archive:jobs_app", "The job queue: what is being worked on, what failed and why."),
+        Listed("routes", "commands.routes:routes_app",
+               "Rules for sending on what is stored: which there are, what they sent, which of them fit."),
+        Listed("plugins", "commands.plugins:plugins_app",
+               "List the plug-ins of the node, switch them on and off, say who is asked first."),
+        Listed("orthanc", "commands.orthanc:orthanc_app", "Work for an Orthanc (docs/orthanc.md)."),
+    ],
+    "Keeping the archive": [
+        Listed("fsck", "commands.maintenance:check_archive",
+               "Compare files and catalogue both ways; exit code 1 when something is wrong and not put right."),
+        Listed("rebuild", "commands.maintenance:rebuild",
+               "Make the catalogue again from the stored files, when catalogue.sqlite is lost or broken."),
+        Listed("delete", "commands.maintenance:delete",
+               "Delete a patient, study, series or instance for good, with its vectors and the jobs on "
+               "it; a node may be running."),
+        Listed("retention", "commands.maintenance:show_retention",
+               "Show how much is stored and which studies the settings ([retention]) let go now; deletes "
+               "nothing itself."),
+    ],
+    "Similar cases": [
+        Listed("train", "commands.training:train_encoder",
+               "Train the learned encoder on the images of the archive, and judge it on patients that were held out."),
+        Listed("evaluate", "commands.evaluation:evaluate",
+               "Judge encoders: each image (or series) asks for those with its label, among those of other patients."),
+        Listed("models", "commands.models:models_app",
+               "List the encoders that make images searchable, activate one, go back, delete one."),
+    ],
+    "Scans and images": [
+        Listed("train-segmenter", "commands.segmenter_training:train_segmenter",
+               "Train the segmenter `learned` on the annotated CT of the archive, and judge it on what was held out."),
+        Listed("simulate-scan", "commands.scans:simulate",
+               "Simulate a spectral cone-beam scan, as a MARS-like photon-counting micro-CT makes it, in DICOM."),
+        Listed("reconstruct", "commands.scans:reconstruct",
+               "Reconstruct a scan into one CT series for each energy bin."),
+        Listed("scan-report", "commands.scan_report:scan_report",
+               "Show what is wrong with a scan, and what the corrections do about it, on one page."),
+        Listed("report", "commands.report:report", "Measure the segments of a stored segmentation, and draw them."),
+        Listed("import", "commands.archive:import_files",
+               "Bring DICOM files into the archive, without the network; the node may be running meanwhile."),
+        Listed("deidentify", "commands.deidentify:deidentify",
+               "De-identify files, folders or stored studies; what is refused is named, and the others go on."),
+        Listed("import-scan", "commands.import_scan:import_scan",
+               "Bring in a scan that is no DICOM: it is stored as projections (P1) and reconstructed like any other."),
+        Listed("describe", "commands.describe:describe",
+               "Show which elements vary over the files of a scan, for writing a site mapping."),
+    ],
+    "Asking a node, this one or any other": [
+        Listed("send", "commands.network:send", "Send DICOM files with C-STORE, as they are."),
+        Listed("commit", "commands.network:commit",
+               "Ask a node whether it keeps files safe that it was sent (storage commitment)."),
+        Listed("find", "commands.network:find",
+               "Ask a node what it holds (C-FIND, Study Root; Patient Root for patients)."),
+        Listed("similar", "commands.similar:similar",
+               "Ask a Tharsis node for similar cases: like a study, series, image, region, vector or file."),
+    ],
+}
+
+app = app_of(
+    PANELS,
     name="tharsis",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -73,37 +121,6 @@ def root(
     """
 
 
-app.command("demo", rich_help_panel="The node")(demo)
-app.command("serve", rich_help_panel="The node")(serve)
-app.command("status", rich_help_panel="The node")(status)
-app.add_typer(jobs_app, name="jobs", rich_help_panel="The node")
-app.add_typer(routes_app, name="routes", rich_help_panel="The node")
-app.add_typer(plugins_app, name="plugins", rich_help_panel="The node")
-app.command("check", rich_help_panel="The node")(check)
-app.add_typer(orthanc_app, name="orthanc", rich_help_panel="The node")
-app.command("conformance", rich_help_panel="The node")(conformance)
-app.command("fsck", rich_help_panel="Keeping the archive")(check_archive)
-app.command("rebuild", rich_help_panel="Keeping the archive")(rebuild)
-app.command("delete", rich_help_panel="Keeping the archive")(delete)
-app.command("retention", rich_help_panel="Keeping the archive")(show_retention)
-app.command("train", rich_help_panel="Similar cases")(train_encoder)
-app.add_typer(models_app, name="models", rich_help_panel="Similar cases")
-app.command("evaluate", rich_help_panel="Similar cases")(evaluate)
-app.command("train-segmenter", rich_help_panel="Scans and images")(train_segmenter)
-app.command("simulate-scan", rich_help_panel="Scans and images")(simulate)
-app.command("reconstruct", rich_help_panel="Scans and images")(reconstruct)
-app.command("scan-report", rich_help_panel="Scans and images")(scan_report)
-app.command("report", rich_help_panel="Scans and images")(report)
-app.command("import", rich_help_panel="Scans and images")(import_files)
-app.command("deidentify", rich_help_panel="Scans and images")(deidentify)
-app.command("import-scan", rich_help_panel="Scans and images")(import_scan)
-app.command("describe", rich_help_panel="Scans and images")(describe)
-app.command("send", rich_help_panel="Asking a node, this one or any other")(send)
-app.command("commit", rich_help_panel="Asking a node, this one or any other")(commit)
-app.command("find", rich_help_panel="Asking a node, this one or any other")(find)
-app.command("similar", rich_help_panel="Asking a node, this one or any other")(similar)
-
-
 def main() -> None:
     """Run the command line; what the system refuses (a file, a disk, a broken catalogue) is told in one sentence."""
     warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
@@ -118,6 +135,8 @@ def main() -> None:
 
 
 def _end(sentence: str) -> NoReturn:
+    from commands.console import FAILED
+
     sys.stderr.write(f"tharsis: {sentence}\n")
     sys.exit(FAILED)
 

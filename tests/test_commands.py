@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tharsis import app
+from tharsis import PANELS, app
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 NOBODY = "NOBODY@127.0.0.1:1"  # port 1: nobody listens there
@@ -69,6 +71,20 @@ def test_every_command_teaches():
         assert len(shown.stdout.splitlines()) > 6, command
 
 
+def test_a_command_is_listed_with_the_first_paragraph_of_its_own_help():
+    listed = [each for commands in PANELS.values() for each in commands]
+    own = [each.load().help.split("\n\n")[0].replace("\n", " ") for each in listed]
+    assert [each.help for each in listed] == own
+
+
+def test_nothing_large_is_loaded_for_the_list_of_commands():
+    large = {"numpy", "pydantic", "pydicom", "pynetdicom", "sqlite_utils", "commands.console"}
+    code = "import sys, tharsis; tharsis.app(['--help'], standalone_mode=False); print(*sys.modules, sep='\\n')"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "tharsis demo" in told
+    assert large & set(told.splitlines()) == set()
+
+
 def test_check_finds_everything_in_place_and_prints_the_manual(tharsis, tmp_path):
     findings = json.loads(tharsis("check", "--data", tmp_path / "data", "--json").stdout)
     assert {"package index", "package scp", "package commands"} <= {finding["what"] for finding in findings}
@@ -105,8 +121,13 @@ def test_import_takes_folders_and_says_what_it_could_not_take(tharsis, make_file
     assert json.loads(tharsis("status", "--data", tmp_path / "data", "--json").stdout)["instances"] == 2
 
 
-def test_a_warning_is_no_success(tharsis, serve, make_file):
-    peer = f"THARSIS@127.0.0.1:{serve().port}"
+@pytest.fixture(scope="module")
+def peer(serve_all):
+    """A node that several tests send objects of one patient to."""
+    return f"THARSIS@127.0.0.1:{serve_all().port}"
+
+
+def test_a_warning_is_no_success(tharsis, peer, make_file):
     assert tharsis("send", make_file(1), "--peer", peer).returncode == DONE
     other = tharsis("send", make_file(1, PatientComments="changed"), "--peer", peer)
     assert other.returncode == FAILED
@@ -146,16 +167,13 @@ def test_a_broken_catalogue_is_told_in_one_sentence(tharsis, tmp_path):
         assert one_sentence(told.stderr), told.stderr
 
 
-def test_patients_can_be_listed(tharsis, serve, make_file):
-    peer = f"THARSIS@127.0.0.1:{serve().port}"
+def test_patients_can_be_listed(tharsis, peer, make_file):
     tharsis("send", make_file(1), "--peer", peer)
     (patient,) = json.loads(tharsis("find", "--level", "patient", "--peer", peer, "--json").stdout)
     assert (patient["PatientID"], patient["NumberOfPatientRelatedStudies"]) == ("P1", "1")
 
 
-def test_send_and_find_over_the_network(tharsis, serve, make_file):
-    node = serve()
-    peer = f"THARSIS@127.0.0.1:{node.port}"
+def test_send_and_find_over_the_network(tharsis, peer, make_file):
     sent = tharsis("send", make_file(1), make_file(2), make_file(3, StudyInstanceUID=None), "--peer", peer, "--json")
     assert sent.returncode == FAILED
     assert json.loads(sent.stdout)["sent"] == 2
@@ -184,7 +202,7 @@ def test_similar_needs_the_right_and_then_ranks(tharsis, serve, wait_until, make
     assert {answer["SeriesInstanceUID"] for answer in answers} == {"1.2.3.2", "1.2.3.3"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_a_scan_is_reconstructed_offline_from_a_folder_and_from_an_archive(tharsis, tmp_path):
     scan, out, data = tmp_path / "scan", tmp_path / "ct", tmp_path / "data"
     size = ["--views", 24, "--rows", 20, "--columns", 24]
@@ -207,7 +225,7 @@ def test_a_scan_is_reconstructed_offline_from_a_folder_and_from_an_archive(thars
     assert "7 of 8" in missing.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(130)
 def test_the_demo_runs_whole_and_draws(tharsis, tmp_path):
     done = tharsis("demo", "--folder", tmp_path / "demo", "--views", 36, "--columns", 40, timeout=600)
     assert done.returncode == DONE, done.stderr

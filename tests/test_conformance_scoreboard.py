@@ -15,7 +15,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(200)
 def test_this_node_does_what_every_row_says(tmp_path):
     told = tmp_path / "scoreboard.json"
     command = [sys.executable, "-m", "benchmarks.conformance", "--nodes", "tharsis", "--json", str(told)]

@@ -97,7 +97,7 @@ def _digest(path: Path, offset: int = 0) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_two_gigabytes_in_and_out_in_little_memory(serve, start_node, large_file, make_file, tmp_path, wait_until):
     """Every process of the node stays below 200 MB above idle; the bytes are the same at the end."""
     destination = start_node()
@@ -126,7 +126,7 @@ def test_two_gigabytes_in_and_out_in_little_memory(serve, start_node, large_file
     assert max(memory.above_idle().values()) < MOST_ABOVE_IDLE, memory.above_idle()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_frames_of_undefined_length_are_decoded_one_by_one(serve, image, make_file, tmp_path, wait_until):
     """600 MB of encapsulated frames, for a requestor that takes Implicit VR only: neither they nor the result fit."""
     node = serve(settle_time_s=0.2)

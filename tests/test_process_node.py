@@ -17,8 +17,16 @@ from config.settings import load_settings
 from index.archive import Archive
 
 
-def test_it_answers_stores_and_finds(serve, dcmtk, make_file):
-    node = serve()
+@pytest.fixture(scope="module")
+def standing(serve_all):
+    """A node that the tests leave standing, however many of its processes they kill."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+        return serve_all()
+
+
+def test_it_answers_stores_and_finds(standing, dcmtk, make_file):
+    node = standing
     dcmtk("echoscu", "-aec", "THARSIS", "127.0.0.1", node.port)
     dcmtk("storescu", "-aec", "THARSIS", "127.0.0.1", node.port, make_file(1), make_file(2))
     found = dcmtk(
@@ -76,8 +84,8 @@ def test_a_job_that_is_running_at_sigterm_goes_back_to_the_queue(serve, tharsis,
 
 
 @pytest.mark.parametrize("name", ["network", "worker-1", "encoder"])
-def test_a_process_that_dies_is_restarted_and_said_so(serve, wait_until, dcmtk, name):
-    node = serve()
+def test_a_process_that_dies_is_restarted_and_said_so(standing, wait_until, dcmtk, name):
+    node = standing
     dead = node.processes()[name]
     os.kill(dead, signal.SIGKILL)
     wait_until(lambda: node.processes()[name] != dead)
@@ -87,8 +95,8 @@ def test_a_process_that_dies_is_restarted_and_said_so(serve, wait_until, dcmtk, 
         wait_until(lambda: dcmtk("echoscu", "-aec", "THARSIS", "127.0.0.1", node.port, check=False).returncode == 0)
 
 
-def test_a_deletion_that_a_dead_process_left_half_done_is_finished(serve, wait_until):
-    node = serve()
+def test_a_deletion_that_a_dead_process_left_half_done_is_finished(standing, wait_until):
+    node = standing
     archive = Archive(node.data)
     left = node.data / "files" / "1" / "2" / "3-0.dcm"
     left.parent.mkdir(parents=True)
@@ -167,38 +175,34 @@ def test_a_worker_that_prints_a_lot_goes_on(serve, wait_until, tmp_path, monkeyp
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: chatty\nVersion: 1\n")
     (facts / "entry_points.txt").write_text("[tharsis.plugins]\nchatty = chatty\n")
-    monkeypatch.setenv("PYTHONPATH", str(chatty))
+    monkeypatch.setenv("PYTHONPATH", str(chatty), prepend=os.pathsep)
     node = serve()
     wait_until(lambda: node.jobs() == {"done": 1})
 
 
-def test_a_second_node_on_the_same_data_is_refused_in_one_sentence(serve, tharsis):
-    node = serve()
-    second = tharsis("serve", "--config", node.config, "--port", "0")
+def test_a_second_node_on_the_same_data_is_refused_in_one_sentence(standing, tharsis):
+    second = tharsis("serve", "--config", standing.config, "--port", "0")
     assert second.returncode == 1
     assert "another node is using the data folder" in second.stderr
 
 
-def test_a_port_in_use_is_said_and_nothing_stays_behind(serve, tharsis, tmp_path):
-    node = serve()
-    second = tharsis("serve", "--data", tmp_path / "other", "--port", str(node.port))
+def test_a_port_in_use_is_said_and_nothing_stays_behind(standing, tharsis, tmp_path):
+    second = tharsis("serve", "--data", tmp_path / "other", "--port", str(standing.port))
     assert second.returncode == 1
-    assert str(node.port) in second.stderr
+    assert str(standing.port) in second.stderr
     assert "Traceback" not in second.stderr
     assert not (tmp_path / "other" / "node.json").exists()
 
 
-def test_the_network_process_loads_no_kernel_no_plug_in_and_no_index(serve):
-    node = serve()
-    mapped = Path(f"/proc/{node.processes()['network']}/maps").read_text(encoding="utf-8")
+def test_the_network_process_loads_no_kernel_no_plug_in_and_no_index(standing):
+    mapped = Path(f"/proc/{standing.processes()['network']}/maps").read_text(encoding="utf-8")
     assert "/numpy/" in mapped, "the maps tell which libraries are loaded"
     for library in ("llvmlite", "numba", "torch", "skimage", "faiss"):  # faiss: not before somebody searches
         assert f"/{library}/" not in mapped, library
 
 
-def test_no_process_waits_by_computing(serve, monkeypatch):
-    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
-    processes = serve().processes()
+def test_no_process_waits_by_computing(standing):
+    processes = standing.processes()
     for name in ("network", "worker-1", "encoder"):
         told = Path(f"/proc/{processes[name]}/environ").read_bytes().split(b"\0")
         assert b"OPENBLAS_THREAD_TIMEOUT=4" in told, name

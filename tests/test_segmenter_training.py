@@ -100,13 +100,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Result
     """A data folder of six annotated patients, the segmenter that was trained there, and what the command said."""
     data = tmp_path_factory.mktemp("segmenter") / "data"
     fill(data, 6)
-    result = run(data, "--epochs", "12", "--seed", "1", "--held-out", "0.4")
+    result = run(data, "--epochs", "8", "--seed", "1", "--held-out", "0.4")
     assert result.exit_code == 0, result.output
     (model,) = models.trained(data)
     return data, model, result
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_what_is_drawn_is_learned(trained: tuple[Path, str, Result]) -> None:
     """Held-out patients, left told from right, far above the best that thresholds can be."""
     data, model, result = trained
@@ -203,7 +203,7 @@ def test_weights_that_were_altered_are_refused(trained: tuple[Path, str, Result]
         )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_an_interrupted_training_comes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "data", 2)
     options = ("--hold-out", "slices", "--epochs", "2")
