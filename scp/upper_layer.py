@@ -26,8 +26,8 @@ _WAITING_PDUS = 4
 _TOLERATED_EXCESS = 1024
 """Bytes that a PDU may have beyond the maximum length announced: some peers count the header in, or out."""
 
-_LONGEST_OTHER = 1 << 20
-"""Bytes of a PDU that is no P-DATA."""
+_LONGEST_OTHER = 1 << 15
+"""Bytes of a PDU that is no P-DATA: an A-ASSOCIATE-AC with 128 presentation contexts has a sixth of it."""
 
 _DATA_TRANSFER = ("Sta6", "Sta8")
 """States in which P-DATA may be sent (PS3.8 9.2)."""

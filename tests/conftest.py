@@ -40,6 +40,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip on pynetdicom's transport what only the own one has; the marker's sentence says why."""
+    if config.getoption("--transport") == "own":
+        return
+    for item in items:
+        if (marker := item.get_closest_marker("own_transport")) is not None:
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
 @pytest.fixture(scope="session")
 def transport_name(request: pytest.FixtureRequest) -> str:
     """What carries the associations that peers open with the nodes of the tests."""

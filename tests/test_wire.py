@@ -196,7 +196,7 @@ def test_a_stream_ends_in_words(streams):
 @pytest.mark.parametrize("step", [2, 7, 1000, 130_000])
 def test_an_object_in_fragments_of_any_size_is_stored_as_it_was_sent(start_node, make_dataset, step):
     """Command and data set cut anywhere, several values in one PDU, a cancel and an echo pipelined behind."""
-    node = start_node(carried_by="own")
+    node = start_node()
     data = encode(make_dataset(1), False, True)
     command = store_command()
     connection = associated(node, contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian)])
@@ -218,8 +218,9 @@ def test_an_object_in_fragments_of_any_size_is_stored_as_it_was_sent(start_node,
     assert stored.size == len(content)
 
 
+@pytest.mark.own_transport("pynetdicom reads on while it serves: more than 16 requests that wait end the association")
 def test_pipelined_requests_are_answered_in_order(start_node):
-    node = start_node(carried_by="own")
+    node = start_node()
     connection = associated(node)
     connection.sendall(b"".join(echo_pdu(number) for number in range(1, 101)))
     for number in range(1, 101):
@@ -228,7 +229,7 @@ def test_pipelined_requests_are_answered_in_order(start_node):
 
 
 def test_a_transfer_that_ends_early_leaves_nothing(start_node, wait_until):
-    node = start_node(carried_by="own")
+    node = start_node()
     connection = associated(node, contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian)])
     command = store_command()
     body = struct.pack(">IBB", len(command) + 2, 1, 3) + command + struct.pack(">IBB", 1002, 1, 0) + bytes(1000)
