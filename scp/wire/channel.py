@@ -210,9 +210,9 @@ class Channel:
         """Message IDs of the requests that are not answered."""
         return {self._served, *(each.primitive.MessageID for each in self.waiting)}
 
-    def send(self, command: bytes, context_id: int, content: bytes = b"") -> None:
+    def send(self, command: bytes, context_id: int, content: bytes | memoryview = b"") -> None:
         """Send a message: its command set and, if there is one, its data set. Raises `AssociationLost`."""
-        pieces = list(pdu.fragments(context_id, pdu.COMMAND, command, self._largest))
+        pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self._largest)]
         if content:
             pieces.extend(pdu.fragments(context_id, 0, content, self._largest))
         self._send(pieces)
