@@ -319,6 +319,12 @@ def discard_all(assoc: Association) -> None:
             _LOG.error("%s: what it had begun to send cannot be removed: %s", peer, error)
 
 
+def interrupt(assoc: Association) -> None:
+    """Let a request that waits for room in memory wait no more: its association is aborted."""
+    if isinstance(assoc.dimse, _FileReceivingProvider):
+        assoc.dimse._inbox.clear()
+
+
 def decoded(assoc: Association) -> None:
     """Let others send large requests: the one that is served is decoded, however long it is served."""
     if isinstance(assoc.dimse, _FileReceivingProvider):

@@ -102,6 +102,11 @@ class WireAssociation(Carrying):
         """Wait until it has ended."""
         self._thread.join(timeout_s)
 
+    def interrupt(self) -> None:
+        """Have it end though its next request waits for room in memory, from any thread: the node stops."""
+        self._channel.end = self._channel.end or Interrupted("the node stops")
+        self._channel.inbox.clear()
+
     @property
     def carrier(self) -> WireAssociation:
         """It, as services see it."""
