@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.conformance.node import CannotStart, Node
-from benchmarks.network import corpus, grow, limits, measure
+from benchmarks.network import beside, corpus, grow, limits, measure
 from benchmarks.network.peers import PEERS, running
 from benchmarks.network.report import text
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--grow", default="", metavar="N,N,…", help="measure this node at so many studies instead")
     parser.add_argument("--images", type=Path, help="where --grow puts its pictures")
     parser.add_argument("--limits", action="store_true", help="of this machine, and the parts of a C-STORE, instead")
+    parser.add_argument("--beside", action="store_true", help="C-STORE without and with a reconstruction, instead")
     parser.add_argument("--folder", type=Path, help="where objects and nodes are put (default: a temporary folder)")
     parser.add_argument(
         "--nagle", action="store_true", help="leave DCMTK's tools, and the nodes made with it, as they are installed"
@@ -62,11 +63,13 @@ def main() -> None:
             found = limits.measured(folder)
             print(json.dumps(found, indent=1) if arguments.json else limits.text(found))
             return
-        if arguments.grow:
+        if arguments.beside:
+            facts: dict[str, Any] = {"rows": beside.measured(folder, arguments.instances)}
+        elif arguments.grow:
             rows = grow.measured([int(size) for size in arguments.grow.split(",")], folder, arguments.queries)
             if arguments.images:
                 grow.draw(rows, arguments.images)
-            facts: dict[str, Any] = {"rows": rows}
+            facts = {"rows": rows}
         else:
             facts = _compared(arguments, folder)
     finally:
