@@ -35,6 +35,7 @@ from index.errors import ArchiveError, CatalogueLost
 from index.orphans import settle_orphans
 from plugins.watch import AGAIN, HUNG, note_path, read_note
 from scp.lobby import CannotListen, open_port
+from scp.places import PLACES_FILE, vacate
 
 logger = logging.getLogger(__name__)
 
@@ -293,6 +294,7 @@ class Supervisor:
             return
         if process.popen is None or process.popen.poll() is None:
             return
+        self._vacate(process)
         if now - process.started > _SETTLED_S:
             process.deaths = 0
         process.how_it_ended = how = _how_it_ended(process.popen.returncode)
@@ -306,6 +308,15 @@ class Supervisor:
         process.restart_at = now + delay
         logger.error("%s (process %d) %s; restarting in %.0f s", process.name, process.popen.pid, how, delay)
         self._dead.put(process.popen.pid)
+
+    def _vacate(self, process: _Process) -> None:
+        """Give the places of associations back that ended with their network process."""
+        if process.role == "network":
+            names = self._settings.network.acceptor_names()
+            try:
+                vacate(self._data / PLACES_FILE, names.index(process.name), len(names))
+            except OSError:
+                logger.exception("%s: its places stay taken until it runs again", process.name)
 
     def _tidy_after_deaths(self) -> None:
         """Tidy up after those who die, once for all who died meanwhile: reading all of files/ may take minutes."""

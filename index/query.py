@@ -26,6 +26,12 @@ from index.keys import KEYS, Level, Matching
 from index.values import element_of
 
 _ABOUT = ("specific_character_set", "originals", "id")
+_STORED = ", ".join(
+    f"instance.{name}"
+    for name in ("sop_instance_uid", "sop_class_uid", "transfer_syntax_uid", "path", "size", "sha256", "damage")
+)
+"""What an instance is sent by, and no more: a retrieve reads a row for each."""
+
 _SHARED_UIDS = ("sop_class_uid", "transfer_syntax_uid", "series_instance_uid", "study_instance_uid")
 
 _JOINS = (
@@ -154,7 +160,7 @@ def instances(archive: Archive, query: Query) -> list[StoredInstance]:
     """
     where, parameters = query.where()
     cursor = archive.database.execute(
-        "SELECT instance.*, series.series_instance_uid, study.study_instance_uid "
+        f"SELECT {_STORED}, series.series_instance_uid, study.study_instance_uid "
         f"FROM {_tables(Level.IMAGE)} WHERE {where} "
         "ORDER BY study.id, CAST(series.series_number AS INTEGER), series.id, "
         "CAST(instance.instance_number AS INTEGER), instance.id",

@@ -128,6 +128,7 @@ class Acceptor:
         for assoc in left:
             _LOG.warning("aborting the association of %s: still open after %g s", _peer(assoc), grace_s)
             assoc.abort(block=False)
+            transport.interrupt(assoc)
         self._listener.join(left, self._settings.acse_timeout_s)
 
     # Association negotiation

@@ -1,4 +1,7 @@
-"""While one object is being sent and answered, the next is decoded (C-GET, whose objects go over one association).
+"""While one object is on its way, the next is made ready (C-GET, whose objects go over one association).
+
+What is decoded first has a thread for that. The bytes of a file are read by the one who sends, once an object has left
+and its response has not come: the peer then never waits for this node's disk.
 
 A C-MOVE has as many associations as the settings allow, each with a thread of its own: one decodes while others send.
 """
@@ -6,7 +9,7 @@ A C-MOVE has as many associations as the settings allow, each with a thread of i
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol
@@ -22,29 +25,58 @@ Readies = Callable[[StoredInstance], AbstractContextManager[Ready]]
 class Sends(Protocol):
     """Sends an instance: as `early` has made it ready, or as it makes it ready itself."""
 
-    def __call__(self, instance: StoredInstance, *, early: AbstractContextManager[Ready] | None = None) -> Status:
-        """Return the Status that became of it; raises `PeerError`."""
+    def __call__(
+        self,
+        instance: StoredInstance,
+        *,
+        early: AbstractContextManager[Ready] | None = None,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> Status:
+        """Return the Status that became of it; raises `PeerError`. Calls `meanwhile` before it waits."""
 
 
 class _Early(AbstractContextManager[Ready]):
-    """A context manager that another thread has begun to enter."""
+    """A context manager that is entered before it is needed: when `begin` is called, and at last when it is."""
 
-    def __init__(self, pool: ThreadPoolExecutor, ready: AbstractContextManager[Ready]) -> None:
+    def __init__(self, ready: AbstractContextManager[Ready]) -> None:
         self._ready = ready
-        self._entered = pool.submit(ready.__enter__)
+        self._found: Ready | None = None
+        self._error: Exception | None = None
+        self._elsewhere: Future[None] | None = None
+        self._is_left = False
+
+    def begin(self) -> None:
+        """Enter it; what it raises is raised where it is needed."""
+        try:
+            self._found = self._ready.__enter__()
+        except Exception as error:  # noqa: BLE001  (see above)
+            self._error = error
+
+    def begin_in(self, pool: ThreadPoolExecutor) -> None:
+        """Have another thread enter it."""
+        self._elsewhere = pool.submit(self.begin)
+
+    def _settled(self) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.result()
 
     def __enter__(self) -> Ready:
-        return self._entered.result()
+        self._settled()
+        if self._error is not None:
+            raise self._error
+        return self._ready.__enter__() if self._found is None else self._found
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        self._is_left = True
         return self._ready.__exit__(kind, error, trace)
 
     def drop(self) -> None:
-        """Leave it, if it could be entered: nobody sends it any more."""
-        if self._entered.exception() is None:
-            self._ready.__exit__(None, None, None)
+        """Leave it, if it was entered and nobody has left it: nobody sends it any more."""
+        self._settled()
+        if self._found is not None and not self._is_left:
+            self.__exit__(None, None, None)
 
 
 def in_order(
@@ -57,22 +89,32 @@ def in_order(
     ready
         Makes one ready to be sent.
     takes_time
-        Whether that is worth beginning early: it is decoded, or de-identified, and will be sent.
+        Whether that is worth another thread: it is decoded, or de-identified, and will be sent.
 
     Raises
     ------
     PeerError
         The association ended.
     """
+    following = iter(instances)
+    early: _Early | None = None
     begun: _Early | None = None
+    next(following, None)
     with ThreadPoolExecutor(1, thread_name_prefix="decode-ahead") as pool:
         try:
-            for place, instance in enumerate(instances):
-                early, begun = begun, None
-                following = instances[place + 1] if place + 1 < len(instances) else None
-                if following is not None and takes_time(following):
-                    begun = _Early(pool, ready(following))
-                yield instance, send(instance, early=early)
+            for instance in instances:
+                early, begun, meanwhile = begun, None, None
+                if (after := next(following, None)) is not None:
+                    begun = _Early(ready(after))
+                    if takes_time(after):
+                        begun.begin_in(pool)
+                    else:
+                        meanwhile = begun.begin
+                status = send(instance, early=early, meanwhile=meanwhile)
+                if early is not None:
+                    early.drop()  # of one that could not be sent
+                yield instance, status
         finally:
-            if begun is not None:
-                begun.drop()
+            for each in (early, begun):
+                if each is not None:
+                    each.drop()

@@ -85,9 +85,14 @@ class Carried:
         """Send a message."""
         self.assoc.dimse.send_msg(message, context_id)  # type: ignore[arg-type]
 
-    def store(self, command: StoreCommand, data: bytes | tuple[Path, int]) -> C_STORE:
+    def store(
+        self,
+        command: StoreCommand,
+        data: bytes | memoryview | tuple[Path, int],
+        meanwhile: Callable[[], object] | None = None,
+    ) -> C_STORE:
         """Send a C-STORE-RQ and return its response."""
-        return transport.send_store(self.assoc, command, data)
+        return transport.send_store(self.assoc, command, data, meanwhile)
 
     def is_cancelled(self, message_id: int) -> bool:
         """Whether the peer sent a C-CANCEL for the request `message_id`."""

@@ -69,13 +69,20 @@ class Carrier(Protocol):
     def send(self, message: DIMSEPrimitive, context_id: int) -> None:
         """Send a message; raises `AssociationLost`."""
 
-    def store(self, command: StoreCommand, data: bytes | tuple[Path, int]) -> StoreAnswer:
+    def store(
+        self,
+        command: StoreCommand,
+        data: bytes | memoryview | tuple[Path, int],
+        meanwhile: Callable[[], object] | None = None,
+    ) -> StoreAnswer:
         """Send a C-STORE-RQ and return its response.
 
         Parameters
         ----------
         data
             The encoded data set, or the file that holds it and its offset there: its bytes are sent as they stand.
+        meanwhile
+            Called when it has been sent, and before its response is waited for; raises nothing.
 
         Raises
         ------

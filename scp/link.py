@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pynetdicom.association import Association
@@ -61,10 +62,11 @@ class Link:
         self,
         identity: tuple[str, str],
         transfer_syntax_uid: str,
-        data: bytes | tuple[Path, int],
+        data: bytes | memoryview | tuple[Path, int],
         *,
         priority: Priority = Priority.MEDIUM,
         originator: Originator | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Status:
         """Send one object and return the peer's Status.
 
@@ -74,6 +76,8 @@ class Link:
             (SOP Class UID, SOP Instance UID).
         data
             The data set in `transfer_syntax_uid`, or the file that holds it and its offset there.
+        meanwhile
+            Called when it has been sent, and before its response is waited for; raises nothing.
 
         Raises
         ------
@@ -91,7 +95,7 @@ class Link:
         command = StoreCommand(
             context_id, self.next_message_id(), sop_class_uid, sop_instance_uid, priority, originator
         )
-        return status_of_response(self.carrier.store(command, data))
+        return status_of_response(self.carrier.store(command, data, meanwhile))
 
     def release(self) -> None:
         """End the association in order; nothing happens when it is gone already."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from pydicom.uid import UID
 from pynetdicom.presentation import PresentationContext
 
 from scp.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, Operation, acceptable, is_private, operation_of
+
+_REMEMBERED = 1024
+"""Presentation contexts that are kept for associations to come: pynetdicom takes 0.1 ms to make one."""
 
 SHORTEST_PDU = 8
 """Bytes of a P-DATA-TF that hold two bytes of a message (PS3.8 9.3.5)."""
@@ -106,13 +110,20 @@ def supported_contexts(requested: Requested, *, private: bool = False) -> list[P
         is_storage = operation_of(uid) is Operation.STORE or (private and is_private(uid))
         if not is_storage and is_private(uid):
             continue
-        accepted = acceptable(uid, syntaxes, to_send=is_storage and uid in requested.scp_roles)
         if is_storage or operation_of(uid) is not None:
-            # Known, but in none of these transfer syntaxes: the answer is result 4, and not 3 (PS3.8 table 9-18).
+            to_send = is_storage and uid in requested.scp_roles
             # Who reports on storage commitment opens an association as its SCP (PS3.4 J.3.3.2).
             both = is_storage or uid == STORAGE_COMMITMENT
-            supported.append(presentation_context(uid, accepted or UNCOMPRESSED, both_roles=both))
+            supported.append(_supported(uid, tuple(syntaxes), to_send, both))
     return supported
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _supported(uid: str, syntaxes: Sequence[str], to_send: bool, both_roles: bool) -> PresentationContext:  # noqa: FBT001
+    """Return a context that this node accepts; several associations have the same one, and none changes it."""
+    # Known, but in none of these transfer syntaxes: the answer is result 4, and not 3 (PS3.8 table 9-18).
+    accepted = acceptable(uid, syntaxes, to_send=to_send) or UNCOMPRESSED
+    return presentation_context(uid, accepted, both_roles=both_roles)
 
 
 def _syntaxes_by_class(contexts: Iterable[PresentationContext]) -> dict[str, list[str]]:

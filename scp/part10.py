@@ -6,8 +6,10 @@ data set can be sent as it stands.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 _PREAMBLE = 128
 _LONG_VR = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN", b"SV", b"UV"}
 _IDENTITY = ["SOPClassUID", "SOPInstanceUID"]
+_READ_WHOLE = 1 << 20
+"""Bytes of a file that is read whole before it is sent: nobody has to hold more for an association."""
 
 
 class NotDicomError(ValueError):
@@ -45,6 +49,35 @@ def data_set_offset(path: Path) -> int:
     """Return where the data set begins in the file at `path`: behind the preamble and the group 0002, if there."""
     with path.open("rb") as file:
         return _skip_meta(file)
+
+
+def encoded_data_set(path: Path, size: int) -> memoryview | tuple[Path, int]:
+    """Return the data set of the file at `path` as it stands: read, or where it lies if that is too much to hold.
+
+    Parameters
+    ----------
+    size
+        Of the file, bytes, as far as is known: where it is another, it is not read here.
+
+    Returns
+    -------
+    memoryview or (Path, int)
+        The bytes of the data set, or the file and the offset of the first of them.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    if size <= _READ_WHOLE:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            content = os.read(descriptor, size + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) == size:
+            return memoryview(content)[_skip_meta(BytesIO(content)) :]
+    return path, data_set_offset(path)
 
 
 def _skip_meta(file: BinaryIO) -> int:

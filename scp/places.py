@@ -1,8 +1,8 @@
 """How many associations are open, in one number for all processes that accept them.
 
 ``max_associations`` is a limit of the node. Each process has a slot in a small file that all of them map; a lock on
-that file makes "is there a place?" and "it is mine" one step. A process that dies leaves its slot as it was: whoever
-follows it begins with zero.
+that file makes "is there a place?" and "it is mine" one step. A process that dies leaves its slot as it was: who sees
+it end calls `vacate`, and whoever follows it begins with zero.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ PLACES_FILE = "associations.places"
 
 _SLOT = struct.Struct("<qq")
 """Associations that have a place, and connections of any kind."""
+
+_OUT_OF_REACH = 1 << 32
+"""Connections of a process that does not run: so many that nobody leaves the next one to it."""
 
 
 class Counted(Protocol):
@@ -127,10 +130,15 @@ class Places:
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def close(self) -> None:
-        """Give everything back; nothing else is called afterwards."""
+    def close(self, load: int = 0) -> None:
+        """Give everything back; nothing else is called afterwards. The others see `load` connections from now on."""
         with self._locked():
-            self._taken = self._load = 0
+            self._taken, self._load = 0, load
             self._write()
         self._map.close()
         os.close(self._file)
+
+
+def vacate(path: Path, slot: int, count: int) -> None:
+    """Give back what a process had that has ended, before another follows it; parameters as those of `Places`."""
+    Places(path, slot, count).close(_OUT_OF_REACH)

@@ -20,7 +20,7 @@ from scp.errors import PeerError, ScpError
 from scp.link import Link
 from scp.messages import Answer, Originator, Priority, SubOperations
 from scp.outcomes import Outcome
-from scp.part10 import data_set_offset
+from scp.part10 import encoded_data_set
 from scp.status import (
     CANCELLED,
     PENDING,
@@ -58,7 +58,7 @@ class Ready:
 
     identity: tuple[str, str]
     transfer_syntax_uid: str
-    data: bytes | tuple[Path, int]
+    data: bytes | memoryview | tuple[Path, int]
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def ready(
     with prepare(instance) as sent:
         target = target_syntax(sent.transfer_syntax_uid, link.accepted(sent.sop_class_uid))
         with (
-            nullcontext((sent.path, data_set_offset(sent.path)))
+            nullcontext(encoded_data_set(sent.path, sent.size))
             if target == sent.transfer_syntax_uid
             else converted(sent, target, new_file)
         ) as data:
@@ -101,6 +101,7 @@ def send(
     originator: Originator | None = None,
     prepare: Prepare = nullcontext,
     early: AbstractContextManager[Ready] | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Status:
     """Send one stored instance: its own bytes when the peer takes their transfer syntax, else converted.
 
@@ -112,6 +113,8 @@ def send(
         What is sent in its place: itself, unless it has to be de-identified.
     early
         What `ready` gives for it, begun before.
+    meanwhile
+        Called when it is on its way, and before its response is waited for.
 
     Returns
     -------
@@ -129,7 +132,7 @@ def send(
         return Status(PROCESSING_FAILURE, f"the stored file is {instance.damage}: it is not sent")
     try:
         with early or ready(link, instance, new_file=new_file, prepare=prepare) as found:
-            return _store(link, found, priority, originator)
+            return _store(link, found, priority, originator, meanwhile)
     except PeerError:
         raise
     except FileNotFoundError as error:
@@ -139,8 +142,21 @@ def send(
         return status_of(error)
 
 
-def _store(link: Link, found: Ready, priority: Priority, originator: Originator | None) -> Status:
-    return link.store(found.identity, found.transfer_syntax_uid, found.data, priority=priority, originator=originator)
+def _store(
+    link: Link,
+    found: Ready,
+    priority: Priority,
+    originator: Originator | None,
+    meanwhile: Callable[[], object] | None = None,
+) -> Status:
+    return link.store(
+        found.identity,
+        found.transfer_syntax_uid,
+        found.data,
+        priority=priority,
+        originator=originator,
+        meanwhile=meanwhile,
+    )
 
 
 def transmit(

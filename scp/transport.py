@@ -38,11 +38,11 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from scp.cancels import Cancelled, Requests, is_last_response
 from scp.checkpoint import Checkpoint
 from scp.contexts import STORAGE_COMMITMENT
 from scp.errors import AssociationLost
 from scp.inbox import Inbox, InboxError, ends_event_report, require_message
-from scp.message_queue import MessageQueue
 from scp.messages import StoreCommand
 from scp.peer_socket import PeerSocket
 from scp.reception import ReceivedFile, Reception
@@ -52,7 +52,7 @@ from scp.upper_layer import INVALID_PARAMETER, BoundedQueue, UpperLayer
 _LOG = logging.getLogger(__name__)
 
 _LARGEST_PDV = 1 << 17
-"""Bytes of a PDV for a peer that sets no limit to its PDUs."""
+"""Bytes of a PDV for a peer that sets no limit to its PDUs, or a higher one: nobody has to hold more at a time."""
 
 # pynetdicom's own event handlers format every PDU and Identifier for its log; the services log requests themselves.
 _config.LOG_HANDLER_LEVEL = "none"
@@ -133,19 +133,20 @@ class _FileReceivingProvider(DIMSEServiceProvider):
     def __init__(
         self, assoc: Association, reception: Callable[[], Reception] | None, refuse: Refusal | None
     ) -> None:
-        self._cancelled: dict[int, C_CANCEL] = {}
+        requests = Requests()
+        self._cancelled = Cancelled(requests)
         super().__init__(assoc)
         self._reception = reception
         self._refuse = refuse
         self._receiving: ReceivedFile | None = None
         self._is_reported_to = False
         self._inbox = Inbox(self._hang_up if refuse is not None else None)
-        self.msg_queue = MessageQueue()
+        self.msg_queue: Requests = requests
 
     @property
     def maximum_pdu_size(self) -> int:
-        """Largest PDU to send: the peer's limit, or our own when it sets none (its 0)."""
-        return super().maximum_pdu_size or _LARGEST_PDV
+        """Largest PDU to send: the peer's limit, or our own when it sets none (its 0) or a higher one."""
+        return min(super().maximum_pdu_size or _LARGEST_PDV, _LARGEST_PDV)
 
     @property
     def cancel_req(self) -> dict[int, C_CANCEL]:
@@ -156,13 +157,11 @@ class _FileReceivingProvider(DIMSEServiceProvider):
     def cancel_req(self, _empty: dict[int, C_CANCEL]) -> None:
         """Keep them where pynetdicom forgets them: a C-CANCEL may come before its request is begun (PS3.7 9.3.2.3)."""
 
-    def forget_cancelled(self) -> None:
-        """Forget every C-CANCEL but those of requests that still wait."""
-        with self.msg_queue.mutex:
-            waiting = {getattr(message, "MessageID", None) for _, message in self.msg_queue.queue}
-            for number in list(self._cancelled):
-                if number not in waiting:
-                    del self._cancelled[number]
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Send a message. With the last response to a request, nobody waits for that to be cancelled any more."""
+        if is_last_response(primitive):
+            self._cancelled.forget(primitive.MessageIDBeingRespondedTo)
+        super().send_msg(primitive, context_id)
 
     def get_msg(self, block: bool = False) -> Any:  # noqa: FBT001
         """Return the next message; a request without a mandatory parameter is refused, which pynetdicom ignores."""
@@ -312,8 +311,18 @@ def connection_closed(event: evt.Event) -> None:
 def discard_all(assoc: Association) -> None:
     """Delete data sets that were cut off, or whose requests nobody will answer any more."""
     if isinstance(assoc.dimse, _FileReceivingProvider):
-        assoc.dimse.discard()
-        assoc.dimse.discard_waiting()
+        try:
+            assoc.dimse.discard()
+            assoc.dimse.discard_waiting()
+        except OSError as error:
+            peer = assoc.requestor.address
+            _LOG.error("%s: what it had begun to send cannot be removed: %s", peer, error)
+
+
+def interrupt(assoc: Association) -> None:
+    """Let a request that waits for room in memory wait no more: its association is aborted."""
+    if isinstance(assoc.dimse, _FileReceivingProvider):
+        assoc.dimse._inbox.clear()
 
 
 def decoded(assoc: Association) -> None:
@@ -323,11 +332,9 @@ def decoded(assoc: Association) -> None:
 
 
 def served(assoc: Association, request: DIMSEPrimitive) -> None:
-    """Clean up behind a request that has been answered: nobody waits for it to be cancelled any more."""
-    if isinstance(assoc.dimse, _FileReceivingProvider):
-        assoc.dimse.forget_cancelled()
-        if isinstance(request, N_EVENT_REPORT):
-            assoc.dimse.report_served()
+    """Clean up behind a request that has been answered."""
+    if isinstance(assoc.dimse, _FileReceivingProvider) and isinstance(request, N_EVENT_REPORT):
+        assoc.dimse.report_served()
 
 
 def _tag_of(keyword: str) -> tuple[int, ...]:
@@ -351,13 +358,20 @@ def discard_received(request: DIMSEPrimitive) -> bool:
     return received is not None
 
 
-def send_store(assoc: Association, command: StoreCommand, data: bytes | tuple[Path, int]) -> C_STORE:
+def send_store(
+    assoc: Association,
+    command: StoreCommand,
+    data: bytes | memoryview | tuple[Path, int],
+    meanwhile: Callable[[], object] | None = None,
+) -> C_STORE:
     """Send a C-STORE-RQ and wait for its response.
 
     Parameters
     ----------
     data
         The encoded data set, or the file that holds it and its offset there: its bytes are sent as they stand.
+    meanwhile
+        Called before its response is waited for.
 
     Raises
     ------
@@ -372,13 +386,15 @@ def send_store(assoc: Association, command: StoreCommand, data: bytes | tuple[Pa
     if command.originator is not None:
         request.MoveOriginatorApplicationEntityTitle = command.originator.title
         request.MoveOriginatorMessageID = command.originator.message_id
-    if isinstance(data, bytes):
-        request.DataSet = BytesIO(data)
-    else:
+    if isinstance(data, tuple):
         request._dataset_path = data
+    else:
+        request.DataSet = BytesIO(data)
     hold(assoc)
     try:
         assoc.dimse.send_msg(request, command.context_id)
+        if meanwhile is not None:
+            meanwhile()
         _, response = assoc.dimse.get_msg(block=True)
     finally:
         assoc._reactor_checkpoint.set()

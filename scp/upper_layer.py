@@ -14,6 +14,7 @@ from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import P_DATA
 
+from scp.association_request import LONGEST
 from scp.bell import Bell
 from scp.errors import AssociationLost
 from scp.peer_socket import PeerSocket
@@ -26,13 +27,13 @@ _WAITING_PDUS = 4
 _TOLERATED_EXCESS = 1024
 """Bytes that a PDU may have beyond the maximum length announced: some peers count the header in, or out."""
 
-_LONGEST_OTHER = 1 << 20
-"""Bytes of a PDU that is no P-DATA."""
+_LONGEST_OTHER = 1 << 15
+"""Bytes of a PDU that is no P-DATA: an A-ASSOCIATE-AC with 128 presentation contexts has a sixth of it."""
 
 _DATA_TRANSFER = ("Sta6", "Sta8")
 """States in which P-DATA may be sent (PS3.8 9.2)."""
 
-_P_DATA = 0x04
+_ASSOCIATE_RQ, _P_DATA = 0x01, 0x04
 _PDU_TYPES = range(0x01, 0x08)
 
 _REST_S = 5.0
@@ -220,7 +221,7 @@ class UpperLayer(DULServiceProvider):
         if kind not in _PDU_TYPES:
             self.abort_reason = UNRECOGNIZED_PDU
             return f"unknown PDU type {kind:02X}"
-        most = self.largest_pdu + _TOLERATED_EXCESS if kind == _P_DATA else _LONGEST_OTHER
+        most = {_P_DATA: self.largest_pdu + _TOLERATED_EXCESS, _ASSOCIATE_RQ: LONGEST}.get(kind, _LONGEST_OTHER)
         if length > most:
             self.abort_reason = INVALID_PARAMETER
             return f"a PDU of {length} bytes, at most {most} are read"

@@ -41,13 +41,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take long first, each as it is: at the end of a parallel run nobody waits for one of them."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take long first, and skip on pynetdicom's transport what only the own one has.
+
+    A file stays as it is: at the end of a parallel run nobody waits for a long one. The marker's sentence says why a
+    test is skipped.
+    """
     seconds: Counter[Path] = Counter()
     for item in items:
         slow = item.get_closest_marker("slow")
         seconds[item.path] += (slow.args[0] if slow.args else 8.0) if slow else 0.3
     items.sort(key=lambda item: -seconds[item.path])
+    if config.getoption("--transport") == "own":
+        return
+    for item in items:
+        if (marker := item.get_closest_marker("own_transport")) is not None:
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
+import sys
 
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 
+from commands.supervisor import Supervisor
 from config.settings import load_settings
 from index.archive import Archive
 from scp.commitment import SOP_INSTANCE_UID
@@ -183,3 +186,22 @@ def test_places_are_counted_over_all_slots_and_a_new_owner_begins_with_none(tmp_
     assert follower.take(3)
     follower.close()
     second.close()
+
+
+def test_who_dies_gives_its_places_back_before_another_follows(tmp_path):
+    settings = load_settings(
+        environment={}, overrides={"archive": {"data": str(tmp_path)}, "network": {"acceptors": 2}}
+    )
+    supervisor = Supervisor(settings)
+    dead, living = (Places(tmp_path / PLACES_FILE, slot, 2) for slot in range(2))
+    assert [dead.take(2), dead.take(2), living.take(2)] == [True, True, False]
+    process = supervisor._processes[0]
+    process.popen = subprocess.Popen([sys.executable, "-c", ""])
+    process.popen.wait()
+
+    supervisor._look_after(process)
+
+    assert [living.take(2), living.take(2), living.take(2)] == [True, True, False]
+    living.note_load(5)
+    assert not living.is_busier  # and nobody waits for one that does not run to take a connection
+    living.close()

@@ -36,12 +36,14 @@ class Desk:
         finally:
             self.held.discard(instance)
 
-    def send(self, instance, *, early=None):
+    def send(self, instance, *, early=None, meanwhile=None):
         if early is not None:
             self.early.append(instance)
         try:
             with early or self.ready(instance) as found:
                 assert found.name == instance
+                if meanwhile is not None:
+                    meanwhile()
                 self.during(instance)
                 return SUCCESS
         except ConversionError as error:
@@ -64,35 +66,54 @@ def test_the_next_object_is_made_ready_while_one_is_sent():
     assert desk.held == set()
 
 
-def test_what_is_sent_as_it_stands_needs_no_other_thread():
+def test_what_is_sent_as_it_stands_is_read_while_the_response_is_waited_for_and_needs_no_other_thread():
     desk = Desk()
     before = threading.active_count()
-    desk.during = lambda name: threading.active_count() == before or pytest.fail("a thread was started")
+
+    def look(name):
+        assert threading.active_count() == before, "a thread was started"
+        assert desk.held == set(name + after.get(name, ""))
+
+    after = {"A": "B", "B": "C"}
+    desk.during = look
 
     assert [status for _, status in in_order("ABC", desk.send, desk.ready, lambda _: False)] == [SUCCESS] * 3
-    assert desk.early == []
+    assert desk.early == ["B", "C"]
+    assert desk.held == set()
 
 
-def test_one_that_cannot_be_decoded_fails_alone():
+@pytest.mark.parametrize("takes_time", [True, False])
+def test_one_that_cannot_be_made_ready_fails_alone(takes_time):
     desk = Desk(refused="B")
 
-    outcomes = dict(in_order("ABC", desk.send, desk.ready, lambda _: True))
+    outcomes = dict(in_order("ABC", desk.send, desk.ready, lambda _: takes_time))
 
     assert outcomes["A"] == outcomes["C"] == SUCCESS
     assert isinstance(outcomes["B"], Status)
     assert outcomes["B"].comment == "it cannot be decoded"
 
 
-def test_what_was_begun_is_put_away_when_the_peer_is_lost_or_the_request_cancelled():
+@pytest.mark.parametrize("takes_time", [True, False])
+def test_what_was_begun_is_put_away_when_the_peer_is_lost_or_the_request_cancelled(takes_time):
     for refused in ("", "B"):
         lost = Desk(refused)
         lost.during = lambda name: (_ for _ in ()).throw(AssociationLost("gone"))
         with pytest.raises(AssociationLost):
-            list(in_order("AB", lost.send, lost.ready, lambda _: True))
+            list(in_order("AB", lost.send, lost.ready, lambda _: takes_time))
         assert lost.held == set()
 
         cancelled = Desk(refused)
-        outcomes = in_order("ABC", cancelled.send, cancelled.ready, lambda _: True)
+        outcomes = in_order("ABC", cancelled.send, cancelled.ready, lambda _: takes_time)
         next(outcomes)
         outcomes.close()
         assert cancelled.held == set()
+
+
+def test_what_was_begun_and_cannot_be_sent_is_put_away():
+    """Of a SOP class that the peer does not take, for one."""
+    desk = Desk()
+    send = desk.send
+    desk.send = lambda name, **told: send(name, **told) if name != "B" else Status(0x0122, "not taken")
+
+    assert [status.code for _, status in in_order("ABC", desk.send, desk.ready, lambda _: False)] == [0, 0x0122, 0]
+    assert desk.held == set()

@@ -182,7 +182,7 @@ def test_a_peer_that_reads_slowly_gets_no_more_than_its_own_kernel_already_has(n
 
 def test_a_c_cancel_that_comes_after_the_last_row_cancels_nothing_else(start_node, make_instance):
     """Of a peer that gives all its requests the same Message ID, which it may once they are answered (PS3.7 9.1)."""
-    node = start_node(carried_by="own")
+    node = start_node()
     node.archive.ingest(make_instance(1))
     peer = RawPeer(node)
     for _ in range(2):

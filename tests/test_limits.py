@@ -403,6 +403,27 @@ def test_large_requests_that_are_served_keep_nobody_waiting(start_node, monkeypa
     assert results == [0] * 9
 
 
+def test_a_large_request_that_waits_for_room_hears_that_the_node_stops(acceptor, monkeypatch, wait_until):
+    asked = threading.Event()
+
+    class Full:
+        def acquire(self, timeout):
+            asked.set()
+            threading.Event().wait(timeout)
+
+    monkeypatch.setattr(inbox, "_room", Full())
+    node, server = acceptor(network_timeout_s=60.0, acse_timeout_s=10.0)
+    connection = associated(node, contexts=[build_context(STUDY_ROOT_FIND, ImplicitVRLittleEndian)])
+    connection.sendall(find_pdus(200_000))
+    wait_until(asked.is_set, 30)
+
+    server.stop(0.1)
+
+    assert server.associations == []
+    assert answer(connection)[:1] in (b"", bytes([ABORT]))
+    connection.close()
+
+
 def _large_find(node):
     """The statuses of a C-FIND whose Identifier has more than 64 KiB."""
     identifier = _study_query()

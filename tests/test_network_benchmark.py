@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from routed import Pacs
 
 from index.archive import Archive
 from index.counts import wrong_counts
@@ -92,3 +95,34 @@ def test_a_renewed_corpus_is_of_new_instances_with_the_same_pixels(tmp_path):
     assert after[2].PatientID == corpus.patient_id(7, 1)
     assert all(each.file_meta.MediaStorageSOPInstanceUID == each.SOPInstanceUID for each in after)
     assert {each.PixelData for each in before} == {each.PixelData for each in after}
+
+
+@pytest.mark.parametrize("tool", ["client", "dcmsend"])
+def test_what_a_peer_does_not_manage_is_told_in_its_row_and_its_objects_are_there_all_the_same(
+    tmp_path, tool, monkeypatch
+):
+    from benchmarks.network import corpus, measure, report
+
+    monkeypatch.setenv("TCP_NODELAY", "1")
+
+    kind = corpus.make(tmp_path, "tiny", 6, side=8, instances_a_study=3)
+    pacs = Pacs()
+    answers = iter([0, 0xC000])
+    pacs.answer = lambda _event: next(answers, 0)
+    pacs.open()
+    node = SimpleNamespace(key="busy", name="busy", title="PACS", port=pacs.port, pids=lambda: [os.getpid()])
+    try:
+        refused = measure.store(node, kind, tool=tool, associations=2)
+        again = measure.store(node, kind, tool=tool, associations=2)
+    finally:
+        pacs.close()
+
+    assert "per_s" not in refused
+    assert len(pacs.received) == len(kind.files)
+    assert measure.figures(again)["per_s"] > 0
+    with pytest.raises(measure.NotMeasured, match="C-STORE tiny"):
+        measure.figures(refused)
+    rows = [{"node": "busy", **row} for row in (refused, again)]
+    table = report.text({"processors": 1, "load_average": 0.0, "seconds": 1.0, "rows": rows})
+    assert f"not measured: {refused['not_measured']}" in table
+    assert "c000" in refused["not_measured"].lower()

@@ -174,9 +174,10 @@ def test_what_comes_while_a_request_is_served(node, slow_find, event, is_answere
     connection.close()
 
 
+@pytest.mark.own_transport("pynetdicom reads in a second thread: whether this state is seen is a race")
 def test_sta3_awaiting_the_answer_of_this_node(start_node):
-    """AA-8 and AA-3. With pynetdicom a second thread reads, and whether this state is seen is a race."""
-    node = start_node(carried_by="own")
+    """AA-8 and AA-3."""
+    node = start_node()
     connection = dial(node, request_pdu() + echo_pdu())
     assert answer(connection) == abort(2, 2)
     connection.close()

@@ -23,11 +23,11 @@ from pynetdicom.dimse_messages import (
 from pynetdicom.dimse_primitives import C_ECHO, C_FIND, C_GET, C_MOVE, C_STORE, N_ACTION, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.presentation import build_context
-from raw_peer import answer, associated, echo_pdu
+from raw_peer import answer, associated, echo_pdu, request_pdu
 
 from index.errors import NotFound
 from scp import transport  # noqa: F401  (its additions to the command sets are part of the oracle)
-from scp.wire import commands, pdu
+from scp.wire import commands, negotiation, pdu
 from scp.wire.errors import Interrupted, PeerClosed, Violation
 from scp.wire.stream import Alarm, Stream
 
@@ -114,6 +114,34 @@ def test_what_is_unusual_is_left_to_pynetdicom(command):
     assert commands.store_request(command) is None
 
 
+def test_an_ordinary_response_to_a_c_store_that_has_a_pdu_for_itself_is_read_at_once():
+    command = commands.encoded(
+        primitive(C_STORE, **RESPONDING, AffectedSOPClassUID=CTImageStorage, AffectedSOPInstanceUID=UID, Status=0xB007),
+        has_data_set=False,
+    )
+
+    def value(content, header=pdu.COMMAND | pdu.LAST):
+        return struct.pack(">IBB", len(content) + 2, 1, header) + content
+
+    read = commands.lone_store_response(memoryview(value(command)))
+    assert (read.MessageIDBeingRespondedTo, read.Status) == (7, 0xB007)
+    cut = value(command[:20], pdu.COMMAND) + value(command[20:])
+    for other in (b"", b"\0\0\0\2\1\3", cut, value(command, pdu.COMMAND), value(command, 0), value(command)[:-1]):
+        assert commands.lone_store_response(memoryview(other)) is None
+
+
+def test_a_request_that_came_before_is_answered_in_the_same_way_and_for_each_caller_in_his():
+    private = "1.2.40.0.13.9.9"
+    asked = request_pdu(contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(private)])
+    first, second = (negotiation.answered(asked, private=False, max_pdu_bytes=16384) for _ in range(2))
+    assert first == second
+    assert [context.abstract_syntax for context in first[1]] == [CTImageStorage]
+    trusted = negotiation.answered(asked, private=True, max_pdu_bytes=16384)
+    assert [context.abstract_syntax for context in trusted[1]] == [CTImageStorage, private]
+    addresses = [negotiation.read_request(asked, address).requested.address for address in ("192.0.2.1", "192.0.2.2")]
+    assert addresses == ["192.0.2.1", "192.0.2.2"]
+
+
 @pytest.mark.parametrize("largest", [8, 9, 64, 16384])
 def test_fragments_keep_to_the_maximum_length(largest):
     content = random.Random(largest).randbytes(1001)
@@ -196,7 +224,7 @@ def test_a_stream_ends_in_words(streams):
 @pytest.mark.parametrize("step", [2, 7, 1000, 130_000])
 def test_an_object_in_fragments_of_any_size_is_stored_as_it_was_sent(start_node, make_dataset, step):
     """Command and data set cut anywhere, several values in one PDU, a cancel and an echo pipelined behind."""
-    node = start_node(carried_by="own")
+    node = start_node()
     data = encode(make_dataset(1), False, True)
     command = store_command()
     connection = associated(node, contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian)])
@@ -218,8 +246,9 @@ def test_an_object_in_fragments_of_any_size_is_stored_as_it_was_sent(start_node,
     assert stored.size == len(content)
 
 
+@pytest.mark.own_transport("pynetdicom reads on while it serves: more than 16 requests that wait end the association")
 def test_pipelined_requests_are_answered_in_order(start_node):
-    node = start_node(carried_by="own")
+    node = start_node()
     connection = associated(node)
     connection.sendall(b"".join(echo_pdu(number) for number in range(1, 101)))
     for number in range(1, 101):
@@ -228,7 +257,7 @@ def test_pipelined_requests_are_answered_in_order(start_node):
 
 
 def test_a_transfer_that_ends_early_leaves_nothing(start_node, wait_until):
-    node = start_node(carried_by="own")
+    node = start_node()
     connection = associated(node, contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian)])
     command = store_command()
     body = struct.pack(">IBB", len(command) + 2, 1, 3) + command + struct.pack(">IBB", 1002, 1, 0) + bytes(1000)

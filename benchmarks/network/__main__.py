@@ -6,7 +6,7 @@
 Each measurement is made of one node after the other before the next one begins, so that what else the machine does
 meets all of them. Every client sends each node instances that it does not have. DCMTK, as Debian builds it, writes a
 PDU in two pieces and leaves Nagle's algorithm on: two waits of 40 ms for each instance. So its tools, and Orthanc, run
-with TCP_NODELAY=1 here; ``--nagle`` leaves them as they are.
+with TCP_NODELAY=1 here; ``--nagle`` leaves them as they are. What a peer does not manage is told in its row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.conformance.node import CannotStart, Node
-from benchmarks.network import corpus, grow, limits, measure
+from benchmarks.network import beside, corpus, grow, limits, measure
 from benchmarks.network.peers import PEERS, running
 from benchmarks.network.report import text
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--grow", default="", metavar="N,N,…", help="measure this node at so many studies instead")
     parser.add_argument("--images", type=Path, help="where --grow puts its pictures")
     parser.add_argument("--limits", action="store_true", help="of this machine, and the parts of a C-STORE, instead")
+    parser.add_argument("--beside", action="store_true", help="C-STORE without and with a reconstruction, instead")
     parser.add_argument("--folder", type=Path, help="where objects and nodes are put (default: a temporary folder)")
     parser.add_argument(
         "--nagle", action="store_true", help="leave DCMTK's tools, and the nodes made with it, as they are installed"
@@ -62,11 +63,13 @@ def main() -> None:
             found = limits.measured(folder)
             print(json.dumps(found, indent=1) if arguments.json else limits.text(found))
             return
-        if arguments.grow:
+        if arguments.beside:
+            facts: dict[str, Any] = {"rows": beside.measured(folder, arguments.instances)}
+        elif arguments.grow:
             rows = grow.measured([int(size) for size in arguments.grow.split(",")], folder, arguments.queries)
             if arguments.images:
                 grow.draw(rows, arguments.images)
-            facts: dict[str, Any] = {"rows": rows}
+            facts = {"rows": rows}
         else:
             facts = _compared(arguments, folder)
     finally:
@@ -75,6 +78,8 @@ def main() -> None:
         "processors": os.cpu_count(), "load_average": os.getloadavg()[1], "seconds": time.perf_counter() - started,
     }  # fmt: skip
     print(json.dumps(facts, indent=1) if arguments.json else text(facts))
+    if any("not_measured" in row and row["node"] == "tharsis" for row in facts["rows"]):
+        raise SystemExit("this node failed in a measurement, see above")
 
 
 def _compared(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -150,7 +155,8 @@ def _finds(arguments: argparse.Namespace, folder: Path, run: int) -> Runs:
 
 
 def _progress(row: Row) -> str:
-    return f"{row['what']}, {row['client']}, {row['node']}: {row['per_s']:,.1f}/s"
+    result = row.get("not_measured") or f"{row['per_s']:,.1f}/s"
+    return f"{row['what']}, {row['client']}, {row['node']}: {result}"
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ It checks what it has to, the Status of each response, and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,10 @@ _MOST_BUFFERS = 512
 VERIFICATION = "1.2.840.10008.1.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
+
+
+class NotMeasured(Exception):
+    """Something was not done that is to be measured; the message says what went wrong."""
 
 
 @dataclass
@@ -52,7 +58,7 @@ class Timed:
 
 
 def store(port: int, called: str, files: Sequence[Path], associations: int, calling: str = "BENCHMARK") -> Timed:
-    """Send files over so many associations; raises `SystemExit` when one is not answered 0000."""
+    """Send files over so many associations; raises `NotMeasured` when one is not answered 0000."""
     size = -(-len(files) // associations)
     parts = [files[first : first + size] for first in range(0, len(files), size)]
     return _side_by_side([(send, (port, called, calling, part)) for part in parts])
@@ -77,9 +83,11 @@ def _side_by_side(tasks: Sequence[tuple[Callable[..., Timed], tuple[Any, ...]]])
         process.start()
         theirs.close()
         lanes.append((process, ours))
-    barrier.wait(300)
+    with contextlib.suppress(threading.BrokenBarrierError):  # one cannot begin, and tells why
+        barrier.wait(300)
     started = time.perf_counter()
     whole = Timed(0.0)
+    failed: list[str] = []
     for process, pipe in lanes:
         try:
             found = pipe.recv()
@@ -87,11 +95,14 @@ def _side_by_side(tasks: Sequence[tuple[Callable[..., Timed], tuple[Any, ...]]])
             found = "a client died"
         process.join()
         if isinstance(found, str):
-            raise SystemExit(found)
+            failed.append(found)
+            continue
         whole.latencies += found.latencies
         whole.first += found.first
         whole.answers += found.answers
     whole.seconds = time.perf_counter() - started
+    if failed:
+        raise NotMeasured(next((why for why in failed if "BrokenBarrier" not in why), failed[0]))
     return whole
 
 
@@ -100,7 +111,7 @@ def _in_process(pipe: Any, barrier: Any, task: Callable[..., Timed], arguments: 
         pipe.send(task(*arguments, ready=barrier.wait))
     except BaseException as error:  # noqa: BLE001  (the parent tells it)
         barrier.abort()
-        pipe.send(f"{type(error).__name__}: {error}")
+        pipe.send(str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}")
 
 
 def associate(port: int, called: str, calling: str = "BENCHMARK") -> None:

@@ -36,7 +36,7 @@ def measured(sizes: Sequence[int], folder: Path, queries: int) -> list[Row]:
                 kind.renew(next(runs))
                 measure.store(node, kind, tool="client", associations=1)  # the first ones warm everything up
                 kind.renew(next(runs))
-                found.append(measure.store(node, kind, tool="client", associations=1))
+                found.append(measure.figures(measure.store(node, kind, tool="client", associations=1)))
             found += [
                 _find(node, "one patient", [
                     {"PatientID": catalogue.patient_id(i * 7919 % size)} for i in range(queries)

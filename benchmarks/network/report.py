@@ -35,6 +35,9 @@ def text(facts: dict[str, Any]) -> str:
         lines.append(f"  {'':10}" + "".join(f"{title:>13}" for _, title, _ in columns) + f"{'×':>8}")
         own = next((row.get("per_s") for row in rows if row["node"] == "tharsis"), None)
         for row in rows:
+            if "not_measured" in row:
+                lines.append(f"  {row['node']:10}   not measured: {row['not_measured']}")
+                continue
             cells = [shown.format(row[key]) if row.get(key) is not None else "–" for key, _, shown in columns]
             ratio = f"{own / row['per_s']:.2f}" if own and row["node"] != "tharsis" else ""
             lines.append(f"  {row['node']:10}" + "".join(f"{cell:>13}" for cell in cells) + f"{ratio:>8}")

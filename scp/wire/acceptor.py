@@ -84,6 +84,8 @@ class WireAcceptor:
         for assoc in left:
             _LOG.warning("aborting the association of %s: still open after %g s", peer_of(assoc), grace_s)
         self._alarm.ring()
+        for assoc in left:
+            assoc.interrupt()
         self._listener.join(left, self._settings.acse_timeout_s)
         if not self.associations:
             self._alarm.close()

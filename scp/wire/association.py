@@ -23,7 +23,7 @@ from scp.dispatch import Services, answer, caller_of, peer_of, refuse
 from scp.errors import AssociationLost
 from scp.exchange import Exchange
 from scp.lobby import Arrival
-from scp.negotiation import BY_ACSE, NO_REASON, Rejected, require_admitted, supported_contexts
+from scp.negotiation import BY_ACSE, NO_REASON, Rejected, require_admitted
 from scp.pacing import unsent, wait_for_reader
 from scp.reception import Reception
 from scp.status import MISTYPED_ARGUMENT, Status
@@ -101,6 +101,11 @@ class WireAssociation(Carrying):
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until it has ended."""
         self._thread.join(timeout_s)
+
+    def interrupt(self) -> None:
+        """Have it end though its next request waits for room in memory, from any thread: the node stops."""
+        self._channel.end = self._channel.end or Interrupted("the node stops")
+        self._channel.inbox.clear()
 
     @property
     def carrier(self) -> WireAssociation:
@@ -183,8 +188,11 @@ class WireAssociation(Carrying):
         try:
             require_admitted(self._services, request.requested)
             self._caller = caller_of(self._services, self)
-            supported = supported_contexts(request.requested, private=self._caller.private_sop_classes)
-            accepted, contexts = negotiation.accept(request, supported, self._settings.max_pdu_bytes)
+            accepted, contexts = negotiation.answered(
+                self._arrival.request,
+                private=self._caller.private_sop_classes,
+                max_pdu_bytes=self._settings.max_pdu_bytes,
+            )
         except Rejected:
             raise
         except Exception as error:

@@ -88,15 +88,22 @@ class Carrying:
         content = next((data.getvalue() for data in told if data is not None), b"")
         self._channel.send(commands.encoded(message, has_data_set=bool(content)), context_id, content)
 
-    def store(self, command: StoreCommand, data: bytes | tuple[Path, int]) -> C_STORE | StoreResponse:
+    def store(
+        self,
+        command: StoreCommand,
+        data: bytes | memoryview | tuple[Path, int],
+        meanwhile: Callable[[], object] | None = None,
+    ) -> C_STORE | StoreResponse:
         """Send a C-STORE-RQ and return its response; raises `AssociationLost`."""
         channel = self._channel
         encoded = commands.store(command)
         channel.expect_response()
-        if isinstance(data, bytes):
-            channel.send(encoded, command.context_id, data)
-        else:
+        if isinstance(data, tuple):
             channel.send_file(encoded, command.context_id, *data)
+        else:
+            channel.send(encoded, command.context_id, data)
+        if meanwhile is not None:
+            meanwhile()
         return channel.response(self.dimse_timeout)
 
     def is_cancelled(self, message_id: int) -> bool:

@@ -20,7 +20,7 @@ from scp.errors import AssociationLost
 from scp.inbox import Inbox, InboxError
 from scp.message_queue import MessageQueue
 from scp.reception import Reception
-from scp.wire import pdu
+from scp.wire import commands, pdu
 from scp.wire.assembly import Assembly, Message
 from scp.wire.commands import StoreResponse
 from scp.wire.errors import Ended, Idle, PeerAborted, PeerClosed, Refused, Violation
@@ -74,6 +74,7 @@ class Channel:
         self._cancelled: set[int] = set()
         self._served: int | None = None
         self._response: C_STORE | StoreResponse | None = None
+        self._awaits_response = False
         self.end: Ended | None = None
         self.is_releasing = False
 
@@ -153,6 +154,11 @@ class Channel:
         if kind == pdu.RELEASE_RQ:
             self.is_releasing = True
             return
+        if self._awaits_response and not self._assembly.is_under_way:
+            response = commands.lone_store_response(content)
+            if response is not None:  # as nearly always: no message has to be put together
+                self._response = response
+                return
         for context_id, header, fragment in pdu.data_values(content):
             try:
                 message = self._assembly.add(context_id, header, fragment, len(self.waiting))
@@ -210,9 +216,9 @@ class Channel:
         """Message IDs of the requests that are not answered."""
         return {self._served, *(each.primitive.MessageID for each in self.waiting)}
 
-    def send(self, command: bytes, context_id: int, content: bytes = b"") -> None:
+    def send(self, command: bytes, context_id: int, content: bytes | memoryview = b"") -> None:
         """Send a message: its command set and, if there is one, its data set. Raises `AssociationLost`."""
-        pieces = list(pdu.fragments(context_id, pdu.COMMAND, command, self._largest))
+        pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self._largest)]
         if content:
             pieces.extend(pdu.fragments(context_id, 0, content, self._largest))
         self._send(pieces)
@@ -267,7 +273,7 @@ class Channel:
 
     def expect_response(self) -> None:
         """Forget the response to an earlier C-STORE."""
-        self._response = None
+        self._response, self._awaits_response = None, True
 
     def response(self, timeout_s: float) -> C_STORE | StoreResponse:
         """Return the response to the C-STORE that was sent last; raises `AssociationLost`."""
@@ -279,6 +285,7 @@ class Channel:
                 self.end = self.end or Refused(f"no response to C-STORE within {timeout_s:g} s")
                 raise AssociationLost("no response to C-STORE: aborted, or silent beyond the DIMSE timeout")
             self._take()
+        self._awaits_response = False
         return self._response
 
     def discard(self) -> None:

@@ -26,12 +26,15 @@ from pynetdicom.dimse_primitives import (
 )
 
 from scp.messages import StoreCommand
+from scp.wire.pdu import COMMAND, LAST
 
 _ELEMENT = struct.Struct("<HHL")
 _US = struct.Struct("<HHLH")
 _GROUP_LENGTH = struct.Struct("<HHLL")
 _SHORT = struct.Struct("<H")
 _TAG = struct.Struct("<HH")
+_VALUE = struct.Struct(">IBB")
+"""Length, context ID and message control header of a presentation data value (PS3.8 9.3.5.1, E.2)."""
 
 _FIELDS: dict[type[DIMSEPrimitive], int] = {
     C_STORE: 0x0001,
@@ -226,6 +229,22 @@ def store_response(command: bytes | bytearray) -> StoreResponse | None:
         return None
     message_id, status = _number(found, 0x0120), _number(found, 0x0900)
     return StoreResponse(message_id, status) if message_id is not None and status is not None else None
+
+
+def lone_store_response(content: memoryview) -> StoreResponse | None:
+    """Return the C-STORE-RSP that a P-DATA-TF is all of; None for any other content.
+
+    Parameters
+    ----------
+    content
+        Of the PDU: its presentation data values.
+    """
+    if len(content) < _VALUE.size:
+        return None
+    length, _, header = _VALUE.unpack_from(content)
+    if header != COMMAND | LAST or length + 4 != len(content):
+        return None
+    return store_response(bytes(content[_VALUE.size :]))
 
 
 def _text(number: int, value: str, padding: bytes) -> bytes:

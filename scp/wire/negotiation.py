@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from pydicom.uid import UID
@@ -20,12 +21,15 @@ from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor, 
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from scp import extended_negotiation
-from scp.negotiation import APPLICATION_CONTEXT, PERMANENT, Rejected, Requested
+from scp.negotiation import APPLICATION_CONTEXT, PERMANENT, Rejected, Requested, supported_contexts
 
 _PROTOCOL_VERSION = 0x0001
 """A bit for each version that the peer knows; no other bit is looked at (PS3.8 9.3.2)."""
 _BY_ACSE, _UNSUPPORTED_VERSION = 0x02, 0x02
 _ACCEPTED, _BY_USER = 0x00, 0x01
+_REMEMBERED = 8
+"""Requests whose answers are kept. Most peers always ask in the same words, a C-GET of DCMTK's in 17 kB of them, which
+takes 60 ms to decode, judge and answer."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ def read_request(pdu: bytes, address: str) -> Request:
     Exception
         Whatever a malformed one makes pynetdicom stumble over.
     """
+    request = _decoded(pdu)
+    return replace(request, requested=replace(request.requested, address=address))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _decoded(pdu: bytes) -> Request:
     decoded = A_ASSOCIATE_RQ()
     decoded.decode(pdu)
     primitive: A_ASSOCIATE = decoded.to_primitive()
@@ -73,7 +83,7 @@ def read_request(pdu: bytes, address: str) -> Request:
     requested = Requested(
         calling=str(primitive.calling_ae_title).strip(),
         called=str(primitive.called_ae_title).strip(),
-        address=address,
+        address="",
         maximum_length=int(lengths[0] or 0) if lengths else 0,
         contexts=primitive.presentation_context_definition_list,
         scp_roles=frozenset(str(uid) for uid, (_, as_scp) in roles.items() if as_scp),
@@ -82,6 +92,21 @@ def read_request(pdu: bytes, address: str) -> Request:
     if not decoded.protocol_version & _PROTOCOL_VERSION:
         raise Rejected(_BY_ACSE, _UNSUPPORTED_VERSION, f"protocol version {decoded.protocol_version:04X}")
     return Request(requested, proposed, roles, primitive)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def answered(pdu: bytes, *, private: bool, max_pdu_bytes: int) -> tuple[bytes, Sequence[PresentationContext]]:
+    """Return the A-ASSOCIATE-AC for an A-ASSOCIATE-RQ that is admitted, and the contexts that it accepts.
+
+    Parameters
+    ----------
+    private
+        Whether SOP classes that no dictionary knows are taken for Storage.
+    max_pdu_bytes
+        Of the P-DATA-TFs that this node takes.
+    """
+    request = _decoded(pdu)
+    return accept(request, supported_contexts(request.requested, private=private), max_pdu_bytes)
 
 
 def accept(

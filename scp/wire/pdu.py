@@ -101,7 +101,9 @@ def fragment_bytes(largest: int) -> int:
     return largest - 6 & ~1
 
 
-def fragments(context_id: int, kind: int, content: bytes, largest: int) -> Iterator[bytes]:
+def fragments(
+    context_id: int, kind: int, content: bytes | memoryview, largest: int
+) -> Iterator[bytes | memoryview]:
     """Yield a whole command set or data set as pieces of P-DATA-TFs: heads and contents by turns.
 
     Parameters
