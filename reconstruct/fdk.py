@@ -17,8 +17,8 @@ from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
 from reconstruct.working_memory import is_mapped, release
 
-_UPDATES_A_PASS = 1 << 30
-"""Voxel updates between two calls of `progress`: a fraction of a second."""
+_UPDATES_A_PASS = 1 << 31
+"""Voxel updates between two calls of `progress`: half a second with vectors. Every pass reads and writes all voxels."""
 
 _FILTER_COST = 20
 """Filtering a pixel takes about as long as this many voxel updates; only `progress` depends on it."""
