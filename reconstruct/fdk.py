@@ -17,8 +17,11 @@ from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
 from reconstruct.working_memory import is_mapped, release
 
-_UPDATES_A_PASS = 1 << 30
-"""Voxel updates between two calls of `progress`: a fraction of a second."""
+_UPDATES_A_PASS = 1 << 31
+"""Voxel updates between two calls of `progress`: half a second with vectors, where these are enough views."""
+
+_VIEWS_A_PASS = 32
+"""Views added at least in between: every pass reads and writes all voxels."""
 
 _FILTER_COST = 20
 """Filtering a pixel takes about as long as this many voxel updates; only `progress` depends on it."""
@@ -112,15 +115,14 @@ def fdk(
     blocks = blocks_of(geometry, symmetric, grid, projector, memory_mb, mapped)
     report = _Progress(progress, symmetric, grid)
     voxels = _Voxels(projector, volume, grid, blocks, report, is_new=out is None)
+    together = min(blocks.views, _views_a_pass(volume)) if blocks.holds(grid) else blocks.views
     with kernel_threads(threads) as workers:
-        for start in range(0, geometry.views, blocks.views):
-            views = slice(start, min(start + blocks.views, geometry.views))
-            buffer = projector.allocate(views.stop - views.start)
+        buffer = projector.allocate(min(together, geometry.views))
+        for views in _pieces(slice(0, geometry.views), together):
             for batch in _pieces(views, blocks.batch):
                 filtering.store(projections[batch], batch, projector, _within(buffer, views, batch), workers)
                 report.filtered(batch)
             voxels.add(buffer, views, is_last=views.stop == geometry.views)
-            del buffer
     return volume if out is None else out
 
 
@@ -155,7 +157,7 @@ class _Voxels:
         for slices, lines in self._tiles:
             tile = self._volume[slices, lines]
             work = self._projector.begin(tile) if self._kept is None else self._kept
-            for part in _pieces(views, max(1, _UPDATES_A_PASS // tile.size)):
+            for part in _pieces(views, _views_a_pass(tile)):
                 self._projector.add(_within(buffer, views, part), part, work, slices.start, lines.start)
                 self._report.added(part, tile.size)
             if self._keeps and not is_last:
@@ -194,6 +196,10 @@ def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.flo
             f"expected out of shape {grid.shape_zyx}, float32 and contiguous, got {out.shape}, {out.dtype} and {order}"
         )
     return np.asarray(out)
+
+
+def _views_a_pass(voxels: NDArray[np.float32]) -> int:
+    return max(_VIEWS_A_PASS, _UPDATES_A_PASS // voxels.size)
 
 
 def _pieces(whole: slice, length: int) -> Iterator[slice]:
