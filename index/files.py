@@ -167,7 +167,7 @@ class FileStore:
                 # between two looks of mkdir.
                 if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
                     raise
-        return tuple(final.parents[:3])  # those above it may have been made by one who left them to the system
+        return tuple(final.parents[:3]) if flushed else ()  # those above: made by one who left them to the system
 
     def all_paths(self) -> Iterator[list[str]]:
         """Yield the paths below the data folder of all stored files, folder by folder.

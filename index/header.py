@@ -35,7 +35,7 @@ _TAGS: dict[str, BaseTag] = {
 }
 _INDEXED = (*indexed_keywords(), "TimezoneOffsetFromUTC")
 _BY_TAG = {
-    _TAGS[keyword]: (keyword, KEYS[keyword].matching if keyword in KEYS else Matching.TEXT) for keyword in _INDEXED
+    int(_TAGS[keyword]): (keyword, KEYS[keyword].matching if keyword in KEYS else Matching.TEXT) for keyword in _INDEXED
 }
 _IDENTITY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID")
 _NAMES = frozenset(keyword for keyword, key in KEYS.items() if key.matching is Matching.PERSON_NAME)
@@ -103,7 +103,7 @@ def header_of(scan: Scan) -> Header | None:
     charset = charset_from_text(told)
     values = dict.fromkeys(_INDEXED, "")
     for tag, element in elements.items():
-        if (known := _BY_TAG.get(tag)) is not None:
+        if (known := _BY_TAG.get(int(tag))) is not None:
             keyword, matching = known
             values[keyword] = stored_text(matching, element, charset)
     if not all(values[keyword] for keyword in _IDENTITY):
