@@ -31,6 +31,9 @@ TILE = 16
 _SLICES = 4
 """Slices of a tile of the kernel for any geometry: its voxels and the pixels they read stay in the cache."""
 
+_TRANSPOSED = 1 << 16
+"""Voxels that are transposed together: they stay in the level-2 cache."""
+
 _GROUP = 8
 """Views that one pass over a tile adds."""
 
@@ -109,11 +112,20 @@ def store_transposed(
 def add_transposed(slab_yxz: NDArray[np.float32], out_zyx: NDArray[np.float32]) -> None:
     """Add a slab (y, x, z) to a volume (z, y, x)."""
     slices, lines, columns = out_zyx.shape
+    together = max(TILE, _TRANSPOSED // columns)
+    width = columns + 1  # else what lies below each other would share a few sets of the cache
     for y in prange(lines):
-        for first in range(0, slices, TILE):  # what is read of a line stays in the level-1 cache
-            for z in range(first, min(first + TILE, slices)):
+        block = np.empty(together * width, np.float32)
+        for first in range(0, slices, together):  # from memory in the order in which it lies there, and back likewise
+            count = min(together, slices - first)
+            for x in range(columns):
+                line = slab_yxz[y, x, first : first + count]
+                for z in range(count):
+                    block[np.uint64(z * width + x)] = line[np.uint64(z)]
+            for z in range(count):
+                row = out_zyx[first + z, y]
                 for x in range(columns):
-                    out_zyx[z, y, x] += slab_yxz[y, x, z]
+                    row[np.uint64(x)] += block[np.uint64(z * width + x)]
 
 
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
