@@ -255,7 +255,7 @@ class FileStore:
                     yield path.relative_to(self.root).as_posix()
 
     def clear_incoming(self, process: int | None = None) -> int:
-        """Delete what an earlier run, or the process with that ID, left half-received; return how many files.
+        """Delete what an earlier run, or the process with that ID, left half-received; return how many files had begun.
 
         What a process that lives is bringing, an import for instance, stays.
         """
@@ -264,8 +264,9 @@ class FileStore:
         for path in self.incoming.iterdir():
             # A draft of such a file has a dot before its name.
             if path.is_file() and path.name.lstrip(".").startswith(begin) and not _is_held(path):
+                with suppress(FileNotFoundError):
+                    left += bool(path.stat().st_size)  # an empty one is a name that was ready for somebody
                 path.unlink(missing_ok=True)
-                left += 1
         return left
 
 
