@@ -6,9 +6,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests mostly wait for peers and processes, so four at a time do well on two processors. A file stays with one process,
+# Tests often wait for peers and processes, so three at a time do well on two processors. A file stays with one process,
 # which shares what its tests share; tests/conftest.py has the long ones begin first.
-PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # Threads of OpenBLAS would wait for more work by computing nothing, on processors that other tests need.
 export OPENBLAS_THREAD_TIMEOUT := 4
 # Hundreds of processes are started: each would compile everything that it imports, where this is set.
