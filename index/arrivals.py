@@ -26,7 +26,7 @@ from index.durable import flush, flush_file_system
 FOLDER = "arrivals"
 _SEGMENT_BYTES = 32 << 20
 _STEP_BYTES = 1 << 20
-"""By how much a segment grows: writing behind its end would have to wait for the file system's own journal."""
+"""How much a segment has at first. It doubles: to write behind its end would wait for the file system's own journal."""
 
 _PAGE = 4096
 """Blocks begin and end at multiples of it: what O_DIRECT asks for (open(2))."""
@@ -294,7 +294,8 @@ class _Segment:
         present = self.size
         if present >= size:
             return
-        while present < size:
+        wanted = max(size, 2 * present)
+        while present < wanted:
             present += os.pwrite(self._plain, bytes(_STEP_BYTES), present)
         os.fsync(self._plain)
 
