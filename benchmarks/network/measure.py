@@ -52,7 +52,7 @@ def _attempted(named: Row, take: Callable[[], Row]) -> Row:
     """Return `named` with the figures that `take` returns, or with why there are none."""
     try:
         return named | take()
-    except NotMeasured as error:
+    except (NotMeasured, OSError) as error:  # a client that cannot be started, with 100,000 files for instance
         return named | {"not_measured": str(error)}
 
 
