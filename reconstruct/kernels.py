@@ -31,7 +31,7 @@ TILE = 16
 _SLICES = 4
 """Slices of a tile of the kernel for any geometry: its voxels and the pixels they read stay in the cache."""
 
-_TRANSPOSED = 1 << 16
+_TRANSPOSED = 1 << 14
 """Voxels that are transposed together: they stay in the level-2 cache."""
 
 _GROUP = 8
@@ -112,7 +112,7 @@ def store_transposed(
 def add_transposed(slab_yxz: NDArray[np.float32], out_zyx: NDArray[np.float32]) -> None:
     """Add a slab (y, x, z) to a volume (z, y, x)."""
     slices, lines, columns = out_zyx.shape
-    together = max(TILE, _TRANSPOSED // columns)
+    together = min(slices, max(TILE, _TRANSPOSED // columns))
     width = columns + 1  # else what lies below each other would share a few sets of the cache
     for y in prange(lines):
         block = np.empty(together * width, np.float32)
