@@ -31,7 +31,7 @@ TILE = 16
 _SLICES = 4
 """Slices of a tile of the kernel for any geometry: its voxels and the pixels they read stay in the cache."""
 
-_TRANSPOSED = 1 << 14
+_TRANSPOSED = 1 << 16
 """Voxels that are transposed together: they stay in the level-2 cache."""
 
 _GROUP = 8
