@@ -31,7 +31,7 @@ from typing import IO
 from config.settings import Settings
 from index import deliveries
 from index.archive import Archive
-from index.errors import ArchiveError, CatalogueLost
+from index.errors import ArchiveError
 from index.orphans import settle_orphans
 from plugins.watch import AGAIN, HUNG, note_path, read_note
 from scp.lobby import CannotListen, open_port
@@ -212,7 +212,7 @@ class Supervisor:
             raise StartError(
                 f"the catalogue in {self._data} cannot be used: {error}; `tharsis rebuild` makes it again"
             ) from error
-        except CatalogueLost as error:
+        except ArchiveError as error:
             raise StartError(str(error)) from error
         try:
             if not self._settings.routes and deliveries.queued_for(archive):

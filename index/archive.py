@@ -21,12 +21,12 @@ from sqlite_utils import Database
 from config.settings import ArchiveSettings
 from index import changes, deletion, jobs, recovery
 from index.admission import Arrival, Policy, require_expected
-from index.arrivals import ArrivalJournal
+from index.arrivals import FOLDER, ArrivalJournal
 from index.catalogue import find_instance
 from index.changes import ChangeKind
 from index.database import CATALOGUE_FILE, Connections, first_in_line
 from index.durable import flush
-from index.errors import CatalogueLost, NotFound
+from index.errors import CatalogueLost, NotFound, NotRecovered, OutOfSpace
 from index.files import FileStore, flush_and_digest, incoming_prefix
 from index.header import WANTED, Header, header_of, read_header
 from index.instances import Ingested, Outcome, Received, StoredInstance
@@ -64,6 +64,8 @@ class Archive:
     ------
     CatalogueLost
         The folder has stored files and no catalogue: starting with an empty one would hide all of them.
+    NotRecovered
+        After a power cut, what the journal of arrivals has cannot be brought back now.
     """
 
     def __init__(
@@ -202,7 +204,7 @@ class Archive:
         readmit: bool = False,
         received: Received | None = None,
     ) -> Ingested:
-        """Store one instance. When this returns, its bytes and its rows are on disk.
+        """Store one instance. When this returns, neither a crash nor a power cut takes it away.
 
         Parameters
         ----------
@@ -257,8 +259,15 @@ class Archive:
     def _recover(self) -> None:
         """Bring back what the journal of arrivals has and the disk has lost; one process does."""
         with first_in_line(self.data / "arrivals"):
-            if self._journal.is_in_doubt(self.database):
+            if not self._journal.is_in_doubt(self.database):
+                return
+            try:
                 recovery.recover(self, self._journal)
+            except (OSError, OutOfSpace) as error:
+                raise NotRecovered(
+                    f"{self.data}: the system went down before all was on disk, and what the journal in {FOLDER}/ has "
+                    f"cannot be brought back now ({error}); the journal is kept, so put that right and start again"
+                ) from error
 
     def _refuse_outer_transaction(self) -> None:
         if self._connections.in_transaction:

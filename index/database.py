@@ -1,6 +1,7 @@
-"""Connections to the catalogue: SQLite in WAL mode, durable at every commit, one connection per thread.
+"""Connections to the catalogue: SQLite in WAL mode, one connection per thread.
 
-Any number of processes may read while one writes. `synchronous = FULL` makes a commit survive a power cut.
+Any number of processes may read while one writes. `synchronous = FULL` makes a commit survive a power cut; those of
+arrivals that a journal has are left to the next such commit (`Connections.unflushed`, `index.arrivals`).
 """
 
 from __future__ import annotations

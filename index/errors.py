@@ -9,6 +9,7 @@
     ├── CatalogueBusy          somebody has held the catalogue for longer than a writer waits
     ├── OutOfSpace             reserve, quota or disk: there is no room; nothing was written
     ├── CatalogueLost          files without a catalogue: `tharsis rebuild` makes it again
+    ├── NotRecovered           after a power cut, the journal cannot be brought back now; it is kept
     ├── InvalidIdentifier      a query that the information model does not allow
     ├── NotFound               no such patient, study, series, instance, job
     ├── CannotDeidentify       what would leave could still identify somebody; nothing left
@@ -54,6 +55,10 @@ class CatalogueBusy(ArchiveError, sqlite3.OperationalError):
 
 class OutOfSpace(ArchiveError):
     """Less than the reserve would stay free, the quota is used up, or the disk is full; nothing was written."""
+
+
+class NotRecovered(ArchiveError):
+    """What the journal of arrivals has cannot be brought back now; the archive stays closed, the journal is kept."""
 
 
 class CatalogueLost(ArchiveError):

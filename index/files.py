@@ -1,6 +1,7 @@
 """Part 10 files below the data folder: ``files/<study>/<series>/<instance>-<token>.dcm``.
 
-A file appears under its final name only when it is whole and flushed, and no name is ever used twice: whoever removes
+A file appears under its final name only when it is whole, and when its rows are committed it is flushed or in the
+journal of arrivals; no name is ever used twice: whoever removes
 an old version, or still reads it, has nothing to do with the new one. A UID becomes part of a path only when it is a
 valid one; any other is replaced by a digest of it, so that nothing a sender writes can name a file.
 """

@@ -23,8 +23,9 @@ _AUDIT = logging.getLogger("tharsis.audit")
 def store(archive: Archive, caller: Caller, request: StoreRequest) -> Answer:
     """Bring the received file into the archive.
 
-    Success means that its bytes and its catalogue rows are on disk. The same object again is a Success too. An object
-    that its sender had lost the end of is stored as it came, since nobody may have a better one; its sender is warned.
+    Success means that its bytes are on disk, and its catalogue rows or what they are made from again. The same object
+    again is a Success too. An object that its sender had lost the end of is stored as it came, since nobody may have a
+    better one; its sender is warned.
 
     Raises
     ------

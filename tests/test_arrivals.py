@@ -10,7 +10,7 @@ import pytest
 
 from index import arrivals
 from index.archive import Archive, Outcome
-from index.errors import InstanceConflict, NotFound
+from index.errors import InstanceConflict, NotFound, NotRecovered
 from index.fsck import Options, check
 from index.keys import Level
 from index.rebuild import rebuild
@@ -243,4 +243,14 @@ def test_a_rebuild_after_a_power_cut_finds_what_only_the_journal_has(tmp_path, s
     for path in archive.data.glob("catalogue.sqlite*"):
         path.unlink()
     rebuild(archive.data, settle_time_s=0.0, on_file=lambda: None)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_without_room_to_bring_back_the_archive_stays_closed_and_keeps_the_journal(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {1: send(archive, 1)[1]}
+    archive.open_instance(UID.format(1)).path.unlink()
+    cut_power(archive, monkeypatch)
+    with pytest.raises(NotRecovered, match=r"kept in reserve.*the journal is kept"):
+        Archive(tmp_path / "data", settle_time_s=0.0, reserve_mb=1 << 40)
     require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
