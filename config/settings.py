@@ -103,6 +103,7 @@ class ArchiveSettings(_Section):
     patient_mismatch: Literal["accept", "reject"]
     reserve_mb: Annotated[int, Field(ge=0)]
     max_nesting: Annotated[int, Field(ge=8, le=128)]
+    direct_io: bool
 
 
 class JobSettings(_Section):

@@ -242,7 +242,8 @@ class Archive:
         is_placed = False
         try:
             begin = (received.offset, received.transfer_syntax_uid) if received is not None else None
-            found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin, content)
+            memory = received.memory if received is not None else None
+            found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin, memory)
             cut_off = found.cut_off
             header = header_of(found) or read_header(incoming, named_by_meta=expected is None)
             require_expected(header, expected)
@@ -351,7 +352,7 @@ def _arrival(incoming: Path, header: Header, source_aet: str, cut_off: str, rece
     if received is None:
         return Arrival(incoming, header, flush_and_digest(incoming), incoming.stat().st_size, source_aet, cut_off)
     is_journaled = bool(received.content) or received.is_named
-    if not received.content:
+    if not received.content and not received.is_flushed:
         flush(incoming)
     return Arrival(
         incoming, header, received.sha256, received.size, source_aet, cut_off, is_journaled, received.content

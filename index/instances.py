@@ -46,8 +46,12 @@ class Received:
         Of the first byte of the data set.
     content
         The file, where it is small; else empty.
+    memory
+        The file, where it is still in memory; None: it has to be read.
     is_named
         Whether its name in the incoming folder is on disk (`index.files.FileStore.named_file`).
+    is_flushed
+        Whether its bytes are.
     """
 
     sha256: str
@@ -55,7 +59,9 @@ class Received:
     offset: int
     transfer_syntax_uid: str
     content: bytes = b""
+    memory: memoryview | None = None
     is_named: bool = False
+    is_flushed: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,11 @@ def require_structure(path: Path, most_nesting: int) -> str:
 
 
 def scan(
-    path: Path, most_nesting: int, wanted: Container[int], begin: tuple[int, str] | None = None, content: bytes = b""
+    path: Path,
+    most_nesting: int,
+    wanted: Container[int],
+    begin: tuple[int, str] | None = None,
+    memory: memoryview | None = None,
 ) -> Scan:
     """Check the data set as `require_structure` does, and read elements of its top level on the way.
 
@@ -93,22 +97,41 @@ def scan(
         Tags of what is read, up to Pixel Data.
     begin
         Where the data set begins and its Transfer Syntax UID, when that is known.
-    content
-        The file, where it is in memory; else empty.
+    memory
+        The file, where it is in memory.
 
     Raises
     ------
     InvalidInstance, OSError
         As there.
     """
-    with BytesIO(content) if content else path.open("rb") as file:
+    with path.open("rb") if memory is None else _Bytes(memory) as file:
         offset, transfer_syntax = begin or begin_of_data_set(file)
         if not transfer_syntax or transfer_syntax == DeflatedExplicitVRLittleEndian:
             return Scan(require_structure(path, most_nesting), transfer_syntax, None)
-        size = len(content) or path.stat().st_size
+        size = os.fstat(file.fileno()).st_size if memory is None else len(memory)
         walk = _Walk(file, offset, size, transfer_syntax, is_whole=True, wanted=wanted)
         cut_off = _walk(walk, most_nesting)
         return Scan(cut_off, transfer_syntax, None if cut_off else walk.elements)
+
+
+class _Bytes(BytesIO):
+    """Bytes in memory to be read like a file, of which no more is copied than is read."""
+
+    def __init__(self, memory: memoryview) -> None:
+        super().__init__()
+        self._memory = memory
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._memory)}[whence]
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = len(self._memory) if size is None or size < 0 else self._at + size
+        piece = self._memory[self._at : end].tobytes()
+        self._at += len(piece)
+        return piece
 
 
 def require_whole(encoded: bytes, transfer_syntax_uid: str, most_nesting: int) -> None:

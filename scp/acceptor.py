@@ -137,7 +137,8 @@ class Acceptor:
         assoc = event.assoc
 
         def reception() -> Reception:
-            return Reception(self._services.new_file, _carrier(assoc).calling)
+            calling = _carrier(assoc).calling
+            return Reception(self._services.new_file, calling, past_cache=self._services.past_cache)
 
         transport.prepare(assoc, reception, self._refuse_incomplete)
 

@@ -36,6 +36,10 @@ class Services(Protocol):
     def is_called(self, called: str) -> bool:
         """Whether this node answers to that AE title."""
 
+    @property
+    def past_cache(self) -> bool:
+        """Whether large objects are written past the system's cache."""
+
     def new_file(self, size: int) -> Path:
         """Return the path of the file for a data set of `size` bytes; 0: not known yet, and the file is there."""
 

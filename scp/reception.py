@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from index.direct_io import BLOCK_BYTES, Memory, NewFile
 from index.durable import start_writing
 from index.errors import InvalidInstance
 from index.instances import Received
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,24 @@ class Reception:
         then the file is there, empty. What it raises is the answer to that C-STORE.
     source_aet
         AE title of the sender, for the File Meta Information.
+    past_cache
+        Write what is not small past the system's cache.
     """
 
     new_file: Callable[[int], Path]
     source_aet: str
+    past_cache: bool = False
 
 
 _SMALL = 160 << 10
 """Bytes up to which a file is kept in memory until it is whole: a slice of 256 × 256 is."""
 
-_BUFFER = 1 << 16
-_WRITTEN_AT_ONCE = 1 << 18
-"""Bytes after which the system is asked to write them to the disk: the flush at the end has less to wait for."""
+_READ_AT_ENDS = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
+"""Transfer syntaxes whose structure is told by both ends of a file; with others, what lies between is read as well."""
 
+_MEMORY = Memory()
+
+_PREAMBLE = bytes(128) + b"DICM"
 _ELEMENT = struct.Struct("<HH2sH")
 _VERSION = bytes.fromhex("02000100") + b"OB" + bytes.fromhex("0000 02000000 0001")
 """File Meta Information Version (0002,0001)."""
@@ -84,7 +87,7 @@ def _uids(identity: tuple[object, object]) -> tuple[str, str]:
 
 
 class ReceivedFile:
-    """The Part 10 file that one C-STORE-RQ is written to: a small one when it is whole, a larger one as it comes.
+    """The Part 10 file that one C-STORE-RQ is written to: when it is whole, or block by block where it is large.
 
     A failure (a full disk) is kept until the request is answered; the rest of the data set is read and dropped, since
     the association can only go on after it.
@@ -98,16 +101,18 @@ class ReceivedFile:
     def __init__(self, reception: Reception, identity: tuple[object, object], transfer_syntax_uid: str) -> None:
         self.error: Exception | None = None
         self.path: Path | None = None
-        self._new_file = reception.new_file
-        self._begin: bytearray | None = bytearray(128)
-        self._content = b""
-        self._stream: BinaryIO | None = None
+        self._reception = reception
+        self._memory: memoryview | None = _MEMORY.take()
+        self._file: NewFile | None = None
         self._digest = hashlib.sha256()
-        self._size = self._offset = self._begun = 0
+        self._size = self._held = self._hashed = self._offset = 0
+        self._content = b""
+        self._is_flushed = False
         self._transfer_syntax_uid = str(transfer_syntax_uid)
         try:
-            self._begin += b"DICM" + encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
-            self._offset = len(self._begin)
+            meta = encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
+            self.write(_PREAMBLE + meta)
+            self._offset = self._size
         except Exception as error:  # noqa: BLE001  (it answers this C-STORE; the upper layer's thread goes on)
             self.fail(error)
 
@@ -118,89 +123,113 @@ class ReceivedFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append a fragment of the data set."""
-        if self._begin is not None:
-            if len(self._begin) + len(data) <= _SMALL:
-                self._begin += data
-                return
-            self._open()
-        if self._stream is not None:
-            self._write(self._stream, data)
+        while self._memory is not None and data:
+            if self._held == BLOCK_BYTES:
+                self._write_block(self._memory)
+                continue
+            piece = data[: BLOCK_BYTES - self._held]
+            held = self._held + len(piece)
+            self._memory[self._held : held] = piece
+            self._size += len(piece)
+            self._held = held
+            if self._size > _SMALL:
+                self._hash(self._memory)
+            data = data[len(piece) :]
 
-    def _open(self) -> None:
-        """Begin the file of an object that is not small."""
-        begin, self._begin = bytes(self._begin or b""), None
+    def _hash(self, memory: memoryview) -> None:
+        """Take what has come into the digest, while the rest is on its way."""
+        self._digest.update(memory[self._held - (self._size - self._hashed) : self._held])
+        self._hashed = self._size
+
+    def _write_block(self, memory: memoryview) -> None:
+        """Write to the file what is in memory; less than a block where nothing more comes."""
         try:
-            self.path = self._new_file(0)
-            self._stream = self.path.open("wb", buffering=_BUFFER)
+            if self._file is None:
+                self._file = self._new_file()
+            self._file.write(memory, self._held)
+            if not self._file.is_direct:
+                start_writing(self._file.descriptor, self._size - self._held)  # a flush has less to wait for
         except Exception as error:  # noqa: BLE001  (as above)
             self.fail(error)
         else:
-            self._write(self._stream, begin)
+            self._held = 0
 
-    def _write(self, stream: BinaryIO, data: bytes | memoryview) -> None:
-        try:
-            stream.write(data)
-        except OSError as error:
-            self.fail(error)
-        else:
-            self._digest.update(data)
-            self._size += len(data)
-            if self._size - self._begun >= _WRITTEN_AT_ONCE:
-                start_writing(stream.fileno(), self._begun)
-                self._begun = self._size - _BUFFER  # so much may not have left this process yet
+    def _new_file(self) -> NewFile:
+        self.path = self._reception.new_file(0)
+        is_read_again = self._held == BLOCK_BYTES and self._transfer_syntax_uid not in _READ_AT_ENDS
+        return NewFile(self.path, past_cache=self._reception.past_cache and not is_read_again)
 
     @property
     def known(self) -> Received:
         """What is known of the file, once it is closed: nobody has to read it to find out."""
+        memory = self._memory if self._size <= BLOCK_BYTES else None
         return Received(
-            self._digest.hexdigest(), self._size, self._offset, self._transfer_syntax_uid, self._content,
+            self._digest.hexdigest(),
+            self._size,
+            self._offset,
+            self._transfer_syntax_uid,
+            self._content,
+            memory[: self._size] if memory is not None else None,
             is_named=not self._content,
+            is_flushed=self._is_flushed,
         )
 
     def flush(self) -> None:
-        """Do nothing: the archive flushes whole files."""
+        """Do nothing: files are flushed when they are whole."""
 
     def close(self) -> None:
         """End the file; what cannot be written any more is an error of this reception."""
-        if self._begin is not None:
-            self._write_small()
-        if self._stream is None:
+        if self._memory is None:
             return
-        stream, self._stream = self._stream, None
-        try:
-            stream.flush()
-            start_writing(stream.fileno(), self._begun)  # while its header is read
-            stream.close()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                stream.close()
-            self.fail(error)
+        if self._size <= _SMALL:
+            self._write_small(self._memory)
+            return
+        self._write_block(self._memory)
+        if self._file is not None and self._file.is_direct:
+            try:
+                self._file.flush()
+            except OSError as error:
+                self.fail(error)
+            else:
+                self._is_flushed = True
+        elif self._file is not None:  # the archive has its header to read before it flushes it
+            self._file.close()
 
-    def _write_small(self) -> None:
-        content, self._begin = bytes(self._begin or b""), None
+    def _write_small(self, memory: memoryview) -> None:
+        content = bytes(memory[: self._size])
         try:
-            self.path = self._new_file(len(content))
+            self.path = self._reception.new_file(len(content))
             with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(content)
         except Exception as error:  # noqa: BLE001  (as above)
             self.fail(error)
         else:
             self._digest.update(content)
-            self._size, self._content = len(content), content
+            self._content = content
 
     def fail(self, error: Exception) -> None:
         """Drop what was received, because of `error`."""
         self.error = self.error or error
         self.discard()
 
+    def leave(self) -> None:
+        """Be done with it when its request is answered, and let the next one have its memory.
+
+        An image is often asked for as soon as it is there. So one of a usual size is read into the system's cache:
+        behind the answer, and without waiting for that.
+        """
+        memory = self._memory
+        if self._file is not None and self._size <= BLOCK_BYTES:
+            self._file.bring_to_cache()
+        self.discard()
+        if memory is not None:
+            _MEMORY.give_back(memory)
+
     def discard(self) -> None:
-        """Close and delete the file."""
-        self._begin = None
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            try:
-                stream.close()
-            except OSError:
-                _LOG.debug("closing a discarded file failed", exc_info=True)
+        """Close and delete the file, unless it has another name by now."""
+        self._memory = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
         if self.path is not None:
             self.path.unlink(missing_ok=True)

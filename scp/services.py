@@ -102,6 +102,11 @@ class NodeServices:
         """Return why that AE title may not associate from that IP address; None when it may."""
         return self._entities.refusal(calling, address)
 
+    @property
+    def past_cache(self) -> bool:
+        """Whether large objects are written past the system's cache."""
+        return self._settings.archive.direct_io
+
     def new_file(self, size: int) -> Path:
         """Return the path of the file for a received data set; raises `OutOfSpace` before anything is written."""
         return self._archive.new_file(size)

@@ -262,7 +262,7 @@ def test_a_transfer_that_ends_early_leaves_nothing(start_node, wait_until):
     command = store_command()
     body = struct.pack(">IBB", len(command) + 2, 1, 3) + command + struct.pack(">IBB", 1002, 1, 0) + bytes(1000)
     connection.sendall(struct.pack(">BBI", 4, 0, len(body)) + body)
-    for _ in range(4):  # more than is kept in memory
+    for _ in range(20):  # more than is kept in memory
         connection.sendall(struct.pack(">BBIIBB", 4, 0, 60_006, 60_002, 1, 0) + bytes(60_000))
 
     def begun():

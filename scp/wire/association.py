@@ -228,7 +228,7 @@ class WireAssociation(Carrying):
         finally:
             channel.inbox.taken(is_message=False)
             if message.received is not None:
-                message.received.discard()
+                message.received.leave()
             channel.served()
 
     def _takes_answers(self) -> bool:
@@ -281,7 +281,7 @@ class WireAssociation(Carrying):
         return b""
 
     def _reception(self) -> Reception:
-        return Reception(self._services.new_file, self.calling)
+        return Reception(self._services.new_file, self.calling, past_cache=self._services.past_cache)
 
     def _hurry(self) -> None:
         self._channel.end = self._channel.end or Refused("a large request takes too long")

@@ -1,0 +1,121 @@
+"""Files that are written past the system's cache (O_DIRECT, open(2)), from memory that is used again and again.
+
+What an archive receives is much, and to copy it into the cache, into pages that the system has to find first, may take
+longer than the disk takes: see `docs/decisions/0017-past-the-cache.md`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections import deque
+from pathlib import Path
+
+PAGE = 4096
+"""Where O_DIRECT begins and ends, in memory and in the file."""
+
+BLOCK_BYTES = 1 << 20
+"""Size of the memory in which what is written is collected."""
+
+_KEPT = 8
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+class Memory:
+    """Blocks of `BLOCK_BYTES` that begin at a page. Those that come back are given out again: the system knows them."""
+
+    def __init__(self) -> None:
+        self._free: deque[memoryview] = deque()
+
+    def take(self) -> memoryview:
+        """Return a block; what is in it is of no meaning."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return memoryview(mmap.mmap(-1, BLOCK_BYTES))  # which takes no memory before it is written to
+
+    def give_back(self, block: memoryview) -> None:
+        """Let others have a block that nobody reads any more."""
+        if len(self._free) < _KEPT:
+            self._free.append(block)
+
+
+class NewFile:
+    """A file that is written once, from its begin to its end.
+
+    Parameters
+    ----------
+    path
+        It may be there, empty.
+    past_cache
+        Write past the system's cache, where the file system lets us.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, past_cache: bool) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._at = 0
+        self._is_direct = past_cache and bool(_O_DIRECT)
+        try:
+            self.descriptor = os.open(path, flags | (_O_DIRECT if self._is_direct else 0), 0o600)
+        except OSError as error:
+            if not self._is_direct or error.errno != errno.EINVAL:  # EINVAL: not on this file system
+                raise
+            self._is_direct = False
+            self.descriptor = os.open(path, flags, 0o600)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is written past the cache."""
+        return self._is_direct
+
+    def write(self, block: memoryview, size: int) -> None:
+        """Append the first `size` bytes of a block; only the last time these may be no whole pages.
+
+        Raises
+        ------
+        OSError
+            They cannot be written: the disk is full, above all.
+        """
+        begin, whole = self._at, -(-size // PAGE) * PAGE if self._is_direct else size
+        block[size:whole] = bytes(whole - size)
+        try:
+            self._write_to(begin + whole, block, begin)
+        except OSError as error:
+            if not self._is_direct or error.errno != errno.EINVAL:
+                raise
+            self._go_through_cache()
+            self._write_to(begin + size, block, begin)
+        if whole > size and self._at > begin + size:
+            os.ftruncate(self.descriptor, begin + size)
+
+    def _write_to(self, end: int, block: memoryview, begin: int) -> None:
+        while self._at < end:
+            self._at += os.write(self.descriptor, block[self._at - begin : end - begin])
+
+    def _go_through_cache(self) -> None:
+        """Do without: the file system took the flag, but not what was written."""
+        self._is_direct = False
+        flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~_O_DIRECT)
+
+    def flush(self) -> None:
+        """Have all of it on disk."""
+        os.fsync(self.descriptor)
+
+    def bring_to_cache(self) -> None:
+        """Have the system read it into its cache, without waiting for that."""
+        if self._is_direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Be done with it; once more does no harm."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
