@@ -11,7 +11,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from index import catalogue, changes
-from index.arrivals import Arrived
+from index.arrival_blocks import Arrived
 from index.changes import ChangeKind
 from index.errors import ArchiveError, InstanceConflict, InvalidInstance, PatientMismatch
 from index.files import FileStore

@@ -331,7 +331,7 @@ class Archive:
             There is none, or `uid` is empty.
         """
         self._refuse_outer_transaction()
-        self._journal.settle(self.database)  # while others go on
+        self._journal.settle()  # while others go on
         with self.transaction() as database:
             if only_if is not None and not only_if(database):
                 return 0

@@ -1,110 +1,74 @@
 """The journal of arrivals: what makes an instance safe before its file and its rows have reached the disk.
 
-Two segments are written in turn, in blocks: what one group commit brings. The row of the table ``arrivals`` says, in
-the same transaction as the rows of the instances, which block was the last; so what a power cut leaves of the catalogue
-says which blocks it still knows. How it is used, and why: `docs/decisions/0016-arrivals-journal.md`.
+Each process that stores has a *lane* of its own: two segments that it writes in turn, in blocks, each of what one group
+commit is about to bring. A block is on the disk before the transaction with the rows begins; the lane's row of the
+table ``arrivals`` says in that same transaction which block it was. So what a power cut leaves of the catalogue says
+which blocks it still knows. How it is used, and why: `docs/decisions/0016-arrivals-journal.md`.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
+import fcntl
 import os
-import struct
+import re
+import secrets
 import threading
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Protocol
 
 from sqlite_utils import Database
 
-from index.durable import flush, flush_file_system
+from index.arrival_blocks import Arrived, Block, Encoder, blocks
+from index.durable import flush, flush_file_system, write_whole
 
 FOLDER = "arrivals"
+_KEY = "key"
+_KEY_BYTES = 32
+_SEGMENT = re.compile(r"(\d+)-[01]")
 _SEGMENT_BYTES = 32 << 20
 _STEP_BYTES = 1 << 20
 """How much a segment has at first. It doubles: to write behind its end would wait for the file system's own journal."""
 
-_PAGE = 4096
-"""Blocks begin and end at multiples of it: what O_DIRECT asks for (open(2))."""
-
-_MAGIC = b"THARSIS1"
-_HEAD = struct.Struct("<8sQQII")  # magic, number, bytes behind it, instances, CRC-32 of the facts
-_ENTRY = struct.Struct("<II")  # bytes of the facts, bytes of the instance
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """What the journal keeps of one instance.
-
-    Attributes
-    ----------
-    path
-        Of its file, below the data folder.
-    incoming
-        Name in the incoming folder under which its bytes are flushed; "" for one whose bytes are in the journal.
-    size, sha256
-        Of the file, bytes and hex.
-    source_aet
-        AE title that sent it.
-    content
-        The file; empty for one that is flushed as `incoming`.
-    """
-
-    path: str
-    incoming: str
-    size: int
-    sha256: str
-    source_aet: str
-    content: bytes = b""
-
-    @property
-    def facts(self) -> bytes:
-        """All but the content, as JSON."""
-        return json.dumps([self.path, self.incoming, self.size, self.sha256, self.source_aet]).encode()
-
-
-@dataclass(frozen=True)
-class Block:
-    """What one group commit brought.
-
-    Attributes
-    ----------
-    number
-        Blocks are numbered from 1 on, without gaps.
-    """
-
-    number: int
-    instances: tuple[Arrived, ...]
-
 
 @dataclass(frozen=True)
 class Standing:
-    """The row of ``arrivals``.
+    """The row of a lane in ``arrivals``.
 
     Attributes
     ----------
     number
         The last block whose rows are in the catalogue; 0 for none.
-    segment, at
-        Where the next one begins.
-    other
-        The last block of the other segment.
     settled
         The last block of which everything has reached the disk.
+    emptied
+        How often the journal has been emptied.
     boot
         Which start of the system wrote last; "" for none.
     """
 
     number: int = 0
-    segment: int = 0
-    at: int = 0
-    other: int = 0
     settled: int = 0
+    emptied: int = 0
     boot: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A block that is on the disk, and whose rows are still to be committed.
+
+    Attributes
+    ----------
+    emptied
+        `Standing.emptied` when it was written: emptied since, the journal does not have it any more.
+    """
+
+    number: int
+    emptied: int
+    instances: tuple[Arrived, ...]
 
 
 class _Transactions(Protocol):
@@ -122,7 +86,9 @@ def boot() -> str:
 
 
 class ArrivalJournal:
-    """The segments of one archive. Whoever appends holds the write transaction, so there is one at a time.
+    """The journal of one archive, and the lane of this process in it.
+
+    Blocks are written, and then noted in a transaction, in the same order: whoever calls `write` sees to that.
 
     Parameters
     ----------
@@ -137,83 +103,112 @@ class ArrivalJournal:
         self._folder = root / FOLDER
         self._connections = connections
         self._boot = boot()
-        self._segments: dict[int, _Segment] = {}
-        self._memory = mmap.mmap(-1, _PAGE)
+        self._lane: _Lane | None = None
+        self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
 
-    def append(self, database: Database, instances: Sequence[Arrived]) -> None:
-        """Write a block, inside the transaction with the rows of `instances`; it is on disk when this returns.
+    def write(self, instances: Sequence[Arrived]) -> Written:
+        """Write a block, outside of any transaction; it is on disk when this returns.
 
         Raises
         ------
         OSError
             It cannot be written: the disk is full, above all.
         """
-        now = standing(database)
-        number = now.number + 1
-        block = self._encoded(number, instances)
-        segment, other, settled = now.segment, now.other, now.settled
-        at = now.at if self._segment(segment).size >= now.at else 0  # emptied by one who could not commit that
-        is_next = bool(at) and at + len(block) > _SEGMENT_BYTES
-        if is_next:
-            segment, at, other = 1 - segment, 0, now.number
-            if now.other > settled:  # the thread that sees to it is late, or died with its process
+        with self._lock:
+            lane = self._lane = self._lane or self._taken_lane()
+            lane.number += 1
+            self._put(lane, lane.number, instances)
+            return Written(lane.number, lane.emptied, tuple(instances))
+
+    def note(self, database: Database, written: Written) -> None:
+        """Take note of a block inside the transaction with the rows of its instances; raises `OSError`."""
+        lane = self._lane
+        if lane is None:
+            raise RuntimeError("no block was written")
+        now = standing(database, lane.id)
+        if now.emptied != written.emptied:
+            with self._lock:
+                if lane.emptied != now.emptied:
+                    lane.begin_anew(now)
+                self._put(lane, written.number, written.instances)
+        lane.ended = written.number - 1
+        _set(database, lane.id, Standing(written.number, lane.settled, now.emptied, self._boot))
+        if 0 < lane.is_left <= lane.ended:
+            self._settle_soon(lane, lane.is_left)
+            lane.is_left = 0
+
+    def _put(self, lane: _Lane, number: int, instances: Sequence[Arrived]) -> None:
+        """Write a block where the next one of the lane goes."""
+        block = lane.encoder.encoded(lane.key, number, instances)
+        if lane.at and lane.at + len(block) > _SEGMENT_BYTES and lane.other <= lane.ended:
+            if lane.other > lane.settled:  # the thread that sees to it is late
                 flush_file_system(self._root)
-                settled = now.number
-        self._segment(segment).write(block, at)
-        _set(database, Standing(number, segment, at + len(block), other, settled, self._boot))
-        if is_next:
-            self._settle_soon(other)
+                lane.settled = lane.other
+            lane.other = lane.is_left = lane.last
+            lane.segment, lane.at, lane.last = 1 - lane.segment, 0, 0
+        lane.segments[lane.segment].write(block, lane.at)
+        lane.at += len(block)
+        lane.last = max(lane.last, number)
 
-    def _encoded(self, number: int, instances: Sequence[Arrived]) -> memoryview:
-        """Return a block as it is written, in memory that begins at a page and that the next one uses again."""
-        facts = [each.facts for each in instances]
-        heads = [_ENTRY.pack(len(fact), len(each.content)) + fact for fact, each in zip(facts, instances, strict=True)]
-        length = sum(len(head) + len(each.content) for head, each in zip(heads, instances, strict=True))
-        whole = -(-(_HEAD.size + length) // _PAGE) * _PAGE
-        if len(self._memory) < whole:
-            self._memory = mmap.mmap(-1, whole)
-        block = self._memory
-        block.seek(0)
-        checksum = zlib.crc32(b"".join(heads), number & 0xFFFFFFFF)
-        block.write(_HEAD.pack(_MAGIC, number, length, len(instances), checksum))
-        for head, each in zip(heads, instances, strict=True):
-            block.write(head)
-            block.write(each.content)
-        block.write(bytes(whole - block.tell()))
-        return memoryview(block)[:whole]
-
-    def _segment(self, number: int) -> _Segment:
-        if number not in self._segments:
-            self._segments[number] = _Segment(self._folder / str(number))
-        return self._segments[number]
-
-    def _settle_soon(self, number: int) -> None:
+    def _settle_soon(self, lane: _Lane, number: int) -> None:
         """Bring to disk what the blocks up to `number` stand for, while others go on."""
 
         def settle() -> None:
-            with self._connections.transaction():
-                pass  # the transaction in which the last of them was written has ended
             flush_file_system(self._root)
-            with self._connections.transaction() as database:
-                database.execute("UPDATE arrivals SET settled = max(settled, ?)", (number,))
+            with self._lock:
+                lane.settled = max(lane.settled, number)
 
         self._settling = threading.Thread(target=settle, name="settle-arrivals", daemon=True)
         self._settling.start()
 
-    def settle(self, database: Database) -> None:
+    def _taken_lane(self) -> _Lane:
+        """Take a lane that no living process has, and leave nothing open of what a dead one did there."""
+        if not self._folder.exists():
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            flush(self._root)
+        for number in count(1):
+            held = (self._folder / f"{number}.lock").open("a")
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.close()
+                continue
+            break
+        flush_file_system(self._root)
+        with self._connections.transaction() as database:
+            key = self._key()
+            if not key:
+                key = secrets.token_bytes(_KEY_BYTES)
+                write_whole(self._folder / _KEY, key)
+            before = standing(database, number)
+            now = replace(before, settled=before.number, boot=self._boot)
+            _set(database, number, now)
+        segments = tuple(_Segment(path) for path in self._paths_of(number))
+        return _Lane(number, held, key, (segments[0], segments[1]), now)
+
+    def _key(self) -> bytes:
+        with suppress(FileNotFoundError):
+            return (self._folder / _KEY).read_bytes()
+        return b""
+
+    def settle(self) -> None:
         """Bring to disk what the journal stands for, so that `empty` has little left to wait for."""
-        now = standing(database)
-        if now.at or now.other:
+        if self._has_any():
             flush_file_system(self._root)
 
     def empty(self, database: Database) -> None:
-        """Leave nothing in the journal, inside a write transaction: all that it stands for is on disk before."""
-        now = standing(database)
-        if now.at or now.other:
+        """Leave nothing in the journal, inside a write transaction: all that it stands for is on disk before.
+
+        A block that another thread or process has written, but not noted, is written once more when it is.
+        """
+        if self._has_any():
             flush_file_system(self._root)
             self._clear()
-            _set(database, Standing(now.number, settled=now.number, boot=self._boot))
+            database.execute("UPDATE arrivals SET settled = number, emptied = emptied + 1")
+
+    def _has_any(self) -> bool:
+        return any(path.stat().st_size for path in self._paths())
 
     def _clear(self) -> None:
         for path in self._paths():
@@ -221,46 +216,106 @@ class ArrivalJournal:
                 file.truncate(0)
                 os.fsync(file.fileno())
 
+    def _paths_of(self, lane: int) -> list[Path]:
+        return [self._folder / f"{lane}-{segment}" for segment in (0, 1)]
+
     def _paths(self) -> list[Path]:
-        return [path for path in (self._folder / "0", self._folder / "1") if path.exists()]
+        """Return all segments."""
+        with suppress(FileNotFoundError):
+            return [path for path in sorted(self._folder.iterdir()) if _SEGMENT.fullmatch(path.name)]
+        return []
 
     def is_in_doubt(self, database: Database) -> bool:
         """Whether the system was started anew since the last block was written: the disk may lack what came then."""
-        return bool(self._paths()) and (not self._boot or standing(database).boot != self._boot)
+        if not self._paths():
+            return False
+        lanes = standings(database)
+        return not self._boot or not lanes or any(each.boot != self._boot for each in lanes.values())
 
     def doubtful(self, database: Database) -> list[Block]:
-        """Return the blocks behind the settled one, in their order."""
-        settled = standing(database).settled
-        blocks = {block.number: block for path in self._paths() for block in _blocks(path)}
-        return [blocks[number] for number in sorted(blocks) if number > settled]
+        """Return the blocks behind the settled ones, those of each lane in their order."""
+        lanes, key = standings(database), self._key()
+        found: dict[tuple[int, int], Block] = {}
+        for path in self._paths():
+            lane = int(path.name.partition("-")[0])
+            settled = lanes.get(lane, Standing()).settled
+            found |= {(lane, block.number): block for block in blocks(path, lane, key) if block.number > settled}
+        return [found[each] for each in sorted(found)]
 
-    def resolved(self, database: Database, since: Standing, number: int) -> bool:
-        """Take note, inside a write transaction, that everything is as the blocks up to `number` say.
+    def resolved(self, database: Database, since: dict[int, Standing], last: dict[int, int]) -> bool:
+        """Take note, inside a write transaction, that everything is as the blocks say, those up to `last` of each lane.
 
         Returns
         -------
         bool
-            False when somebody has appended `since`: nothing is noted.
+            False when somebody has noted a block `since`: nothing is done.
         """
-        if standing(database) != since:
+        lanes = standings(database)
+        if lanes != since:
             return False
         flush_file_system(self._root)
         self._clear()
-        last = max(number, since.number)
-        _set(database, Standing(last, settled=last, boot=self._boot))
+        for lane in {*lanes, *last}:
+            before = lanes.get(lane, Standing())
+            number = max(before.number, last.get(lane, 0))
+            _set(database, lane, Standing(number, number, before.emptied + 1, self._boot))
         return True
 
 
-def standing(database: Database) -> Standing:
-    """Return the row of ``arrivals``."""
-    row = database.execute("SELECT number, segment, at, other, settled, boot FROM arrivals").fetchone()
+@dataclass
+class _Lane:
+    """The lane of this process; whoever changes it holds the journal's lock.
+
+    Attributes
+    ----------
+    held
+        Locked, and so nobody else's, as long as it is open.
+    number
+        Of the last block that was written.
+    ended
+        The last block whose transaction has ended.
+    segment, at
+        Where the next one goes.
+    last, other
+        The last blocks of that segment, and of the other one.
+    is_left
+        The last block of the segment that was left last, until that is being settled; else 0.
+    """
+
+    id: int
+    held: IO[str]
+    key: bytes
+    segments: tuple[_Segment, _Segment]
+    before: Standing
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder()
+        self.number = self.ended = self.before.number
+        self.begin_anew(self.before)
+
+    def begin_anew(self, now: Standing) -> None:
+        """Begin with empty segments."""
+        self.settled, self.emptied = now.settled, now.emptied
+        self.segment = self.at = self.last = self.other = self.is_left = 0
+
+
+def standings(database: Database) -> dict[int, Standing]:
+    """Return the rows of ``arrivals`` by their lanes."""
+    rows = database.execute("SELECT lane, number, settled, emptied, boot FROM arrivals").fetchall()
+    return {lane: Standing(*row) for lane, *row in rows}
+
+
+def standing(database: Database, lane: int) -> Standing:
+    """Return the row of a lane."""
+    asked = "SELECT number, settled, emptied, boot FROM arrivals WHERE lane = ?"
+    row = database.execute(asked, (lane,)).fetchone()
     return Standing() if row is None else Standing(*row)
 
 
-def _set(database: Database, now: Standing) -> None:
+def _set(database: Database, lane: int, now: Standing) -> None:
     database.execute(
-        "INSERT OR REPLACE INTO arrivals (id, number, segment, at, other, settled, boot) VALUES (1, ?, ?, ?, ?, ?, ?)",
-        (now.number, now.segment, now.at, now.other, now.settled, now.boot),
+        "INSERT OR REPLACE INTO arrivals (lane, number, settled, emptied, boot) VALUES (?, ?, ?, ?, ?)",
+        (lane, now.number, now.settled, now.emptied, now.boot),
     )
 
 
@@ -268,36 +323,29 @@ class _Segment:
     """One file of the journal, open for writing that has reached the disk when it returns."""
 
     def __init__(self, path: Path) -> None:
-        if not path.parent.exists():
-            path.parent.mkdir(mode=0o700)
-            flush(path.parent.parent)
         is_new = not path.exists()
-        self._plain = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._plain = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         if is_new:
             flush(path.parent)
-        self._direct = _open_directly(path)
-
-    @property
-    def size(self) -> int:
-        """Bytes that it has."""
-        return os.fstat(self._plain).st_size
+        self._direct = os.fdopen(_open_directly(path), "wb", buffering=0)
 
     def write(self, block: memoryview, at: int) -> None:
         """Write `block` at the byte `at`."""
         self._grow(at + len(block))
-        done = 0
+        descriptor, done = self._direct.fileno(), 0
         while done < len(block):
-            done += os.pwrite(self._direct, block[done:], at + done)
+            done += os.pwrite(descriptor, block[done:], at + done)
 
     def _grow(self, size: int) -> None:
         """Have bytes on the disk up to `size` at least: what overwrites them waits for nothing else."""
-        present = self.size
+        descriptor = self._plain.fileno()
+        present = os.fstat(descriptor).st_size
         if present >= size:
             return
         wanted = max(size, 2 * present)
         while present < wanted:
-            present += os.pwrite(self._plain, bytes(_STEP_BYTES), present)
-        os.fsync(self._plain)
+            present += os.pwrite(descriptor, bytes(_STEP_BYTES), present)
+        os.fsync(descriptor)
 
 
 def _open_directly(path: Path) -> int:
@@ -307,47 +355,3 @@ def _open_directly(path: Path) -> int:
         return os.open(path, flags | getattr(os, "O_DIRECT", 0))
     except OSError:
         return os.open(path, flags)
-
-
-def _blocks(path: Path) -> Iterator[Block]:
-    """Yield the blocks of a segment from its begin on, as far as each follows the one before."""
-    last = 0
-    with path.open("rb") as file:
-        while (block := _read(file)) is not None:
-            if last and block.number != last + 1:
-                return
-            last = block.number
-            yield block
-            file.seek(-file.tell() % _PAGE, os.SEEK_CUR)
-
-
-def _read(file: Any) -> Block | None:
-    """Read one block; None when there is none, or it is not whole."""
-    head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    magic, number, length, count, checksum = _HEAD.unpack(head)
-    if magic != _MAGIC or length > os.fstat(file.fileno()).st_size:
-        return None
-    body = memoryview(file.read(length))
-    if len(body) < length:
-        return None
-    instances, heads, at = [], b"", 0
-    for _ in range(count):
-        if at + _ENTRY.size > length:
-            return None
-        facts, content = _ENTRY.unpack_from(body, at)
-        begin = at + _ENTRY.size + facts
-        heads += body[at:begin]
-        at = begin + content
-        if at > length:
-            return None
-        instances.append((bytes(body[begin - facts : begin]), bytes(body[begin:at])))
-    if zlib.crc32(heads, number & 0xFFFFFFFF) != checksum:
-        return None
-    return Block(number, tuple(_arrived(facts, content) for facts, content in instances))
-
-
-def _arrived(facts: bytes, content: bytes) -> Arrived:
-    path, incoming, size, sha256, source_aet = json.loads(facts)
-    return Arrived(path, incoming, size, sha256, source_aet, content)

@@ -7,6 +7,8 @@ raises is that one's. Nobody waits for others to come, so a single sender has no
 What comes with the bytes of an instance for the journal of arrivals, or flushed beside it, is safe with a block of that
 journal; a commit of such only needs no flush of its own (`index.arrivals`).
 
+A block is written while the group before is committed, its transaction begins when that has ended.
+
 Several processes commit in turn: they wait for each other at a lock on a file, one after the other, where SQLite would
 have them look again and again.
 """
@@ -23,7 +25,9 @@ from typing import IO
 
 from sqlite_utils import Database
 
-from index.arrivals import ArrivalJournal, Arrived
+from index.arrival_blocks import Arrived
+from index.arrivals import ArrivalJournal
+from index.arrivals import Written as Block
 from index.database import Connections
 from index.durable import flush
 
@@ -36,14 +40,11 @@ class Written:
     ----------
     folders
         Those whose names have to be.
-    arrived
-        What goes to the journal of arrivals instead.
     is_new
-        Whether that is all there is to it: no row of another instance was changed.
+        Whether the block of the journal is all there is to it: no row of another instance was changed.
     """
 
     folders: tuple[Path, ...] = ()
-    arrived: Arrived | None = None
     is_new: bool = False
 
 
@@ -56,9 +57,28 @@ Work = Callable[[Database], Written]
 @dataclass(eq=False)
 class _Entry:
     work: Work
-    is_journaled: bool
+    arrived: Arrived | None
     error: BaseException | None = None
-    is_done: bool = False
+    group: _Group | None = None
+
+
+class _Group:
+    """Those who share a transaction; the lock is held until it is over."""
+
+    def __init__(self, entries: list[_Entry]) -> None:
+        self.entries = entries
+        self.block: Block | None = None
+        self.has_failed = False
+        self.is_under_way = threading.Lock()
+        self.is_under_way.acquire()
+        for entry in entries:
+            entry.group = self
+
+    def fail(self, error: BaseException) -> None:
+        """Have each of them raise `error` in its own thread."""
+        self.has_failed = True
+        for entry in self.entries:
+            entry.error = entry.error or error
 
 
 class GroupCommit:
@@ -77,53 +97,74 @@ class GroupCommit:
         self._journal = journal
         self._open_turns: IO[str] | None = None
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._writing = threading.Lock()
+        self._committing = threading.Lock()
         self._waiting: list[_Entry] = []
 
-    def run(self, work: Work, *, is_journaled: bool = False) -> None:
+    def run(self, work: Work, arrived: Arrived | None = None) -> None:
         """Run `work` and return when what it wrote is on disk.
 
         Parameters
         ----------
-        is_journaled
-            What it writes is most often for the journal of arrivals.
+        arrived
+            What the journal of arrivals is to keep of it.
 
         Raises
         ------
         Exception
-            What `work` or the commit raised; nothing of `work` is stored then.
+            What `work`, the journal or the commit raised; nothing of `work` is stored then.
         """
-        entry = _Entry(work, is_journaled)
+        entry = _Entry(work, arrived)
         with self._lock:
             self._waiting.append(entry)
-        with self._turn:
-            if not entry.is_done:
-                self._lead()
+        with self._writing:
+            group = self._led_by(entry)
+        if group is not None:
+            self._finish(group)
+        elif entry.group is not None:
+            with entry.group.is_under_way:
+                pass
         if entry.error is not None:
             raise entry.error
 
-    def _lead(self) -> None:
-        """Do and commit what everybody waits for, this thread included."""
+    def _led_by(self, entry: _Entry) -> _Group | None:
+        """Return those who wait, their block written, when it is their turn; None where another one leads."""
+        if entry.group is not None:
+            return None
+        if entry.arrived is None:  # there is no block to be written meanwhile: more may come
+            self._committing.acquire()
         with self._lock:
-            entries, self._waiting = self._waiting, []
+            group, self._waiting = _Group(self._waiting), []
         try:
-            with self.turn():
-                self._commit(entries)
+            if arrived := [each.arrived for each in group.entries if each.arrived is not None]:
+                group.block = self._journal.write(arrived)
         except BaseException as error:  # noqa: BLE001  (each of them raises it in its own thread)
-            for entry in entries:
-                entry.error = entry.error or error
-        finally:
-            for entry in entries:
-                entry.is_done = True
+            group.fail(error)
+        if entry.arrived is not None:
+            self._committing.acquire()  # transactions follow each other as their blocks do
+        return group
 
-    def _commit(self, entries: list[_Entry]) -> None:
-        is_unflushed = all(entry.is_journaled for entry in entries)
+    def _finish(self, group: _Group) -> None:
+        """Do and commit what all of the group want."""
+        try:
+            if not group.has_failed:
+                with self.turn():
+                    self._commit(group)
+        except BaseException as error:  # noqa: BLE001  (each of them raises it in its own thread)
+            group.fail(error)
+        finally:
+            self._committing.release()
+            group.is_under_way.release()
+
+    def _commit(self, group: _Group) -> None:
+        entries = group.entries
+        is_unflushed = all(entry.arrived is not None for entry in entries)
         with (self._connections.unflushed if is_unflushed else self._connections.transaction)() as database:
             written = self._do_all(entries, database)
             for folder in sorted({folder for each in written for folder in each.folders}):
                 flush(folder)
-            if arrived := [each.arrived for each in written if each.arrived is not None]:
-                self._journal.append(database, arrived)
+            if group.block is not None:
+                self._journal.note(database, group.block)
         if is_unflushed and not all(each.is_new for each in written):
             self._connections.flush()
 

@@ -71,7 +71,7 @@ class Intake:
             )
 
         try:
-            self._commits.run(work, is_journaled=arrival.is_journaled)
+            self._commits.run(work, arrival.arrived(relative) if arrival.is_journaled else None)
         except BaseException:
             self._remove_unless_known(relative)
             raise
@@ -116,7 +116,7 @@ class Intake:
         folders = self._files.place(arrival.incoming, relative, flushed=not arrival.is_journaled)
         if not arrival.is_journaled:
             return Written(folders)
-        return Written(arrived=arrival.arrived(relative), is_new=entry.stored is None)
+        return Written(is_new=entry.stored is None)
 
     def remove_files(self, paths: Sequence[str]) -> None:
         """Remove files that no row points to any more, and then the note that says so."""

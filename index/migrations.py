@@ -175,5 +175,5 @@ def network_processes(database: Database) -> None:
 
 @migrations()
 def arrivals(database: Database) -> None:
-    """How far the journal of arrivals is in the catalogue: one row."""
+    """How far the journal of arrivals is in the catalogue: a row for each lane."""
     _run(database, schema.ARRIVALS)

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from index.arrivals import ArrivalJournal, Arrived, standing
+from index.arrival_blocks import Arrived
+from index.arrivals import ArrivalJournal, Standing, standings
 from index.catalogue import find_instance, is_known
 from index.errors import ArchiveError
 from index.files import FileStore
@@ -32,15 +33,15 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
     restored = ingested = 0
     is_resolved = False
     while not is_resolved:
-        since = standing(archive.database)
+        since = standings(archive.database)
         blocks = journal.doubtful(archive.database)
         for block in blocks:
             for instance in block.instances:
                 if is_known(archive.database, instance.path):
                     restored += _restore(archive.files, instance)
-                elif block.number > since.number:
+                elif block.number > since.get(block.lane, Standing()).number:
                     ingested += _ingest(archive, instance)
-        last = max((block.number for block in blocks), default=0)
+        last = {block.lane: block.number for block in blocks}  # in their order
         with archive.transaction() as database:
             is_resolved = journal.resolved(database, since, last)
     if restored or ingested:

@@ -348,12 +348,10 @@ CREATE INDEX orthanc_instance_series ON orthanc_instance(orthanc_series);
 
 ARRIVALS = """
 CREATE TABLE arrivals (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    number INTEGER NOT NULL,   -- the last block of the journal whose rows are in the catalogue
-    segment INTEGER NOT NULL,  -- where the next one begins: segment and byte
-    at INTEGER NOT NULL,
-    other INTEGER NOT NULL,    -- the last block of the other segment
-    settled INTEGER NOT NULL,  -- the last block of which everything has reached the disk
+    lane INTEGER PRIMARY KEY,  -- of the journal, that of one process
+    number INTEGER NOT NULL,   -- its last block whose rows are in the catalogue
+    settled INTEGER NOT NULL,  -- its last block of which everything has reached the disk
+    emptied INTEGER NOT NULL,  -- how often the journal has been emptied
     boot TEXT NOT NULL         -- which start of the system wrote last
 );
 """

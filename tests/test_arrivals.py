@@ -10,6 +10,8 @@ import pytest
 
 from index import arrivals
 from index.archive import Archive, Outcome
+from index.arrival_blocks import PAGE, Arrived, Encoder, blocks
+from index.arrivals import ArrivalJournal
 from index.errors import InstanceConflict, NotFound, NotRecovered
 from index.fsck import Options, check
 from index.keys import Level
@@ -191,10 +193,10 @@ def test_segments_are_used_in_turn(tmp_path, send, monkeypatch):
     sent, settled = {}, []
     for number in range(1, 20):
         sent[number] = send(archive, number)[1]
-        settled.append(arrivals.standing(archive.database).settled)
+        settled.append(arrivals.standing(archive.database, 1).settled)
     if archive._journal._settling is not None:
         archive._journal._settling.join()
-    now = arrivals.standing(archive.database)
+    now = arrivals.standing(archive.database, 1)
     assert now.number == 19
     assert now.settled >= now.number - 6
     assert settled == sorted(settled)
@@ -211,11 +213,11 @@ def test_a_block_that_was_cut_short_is_none(tmp_path, send, monkeypatch):
     archive = Archive(tmp_path / "data", settle_time_s=0.0)
     sent = {1: send(archive, 1)[1]}
     before = catalogue_of(archive)
-    at = arrivals.standing(archive.database).at
+    at = archive._journal._lane.at
     send(archive, 2)
     lost = archive.open_instance(UID.format(2)).path
     cut_power(archive, monkeypatch, before)
-    with (archive.data / "arrivals" / "0").open("r+b") as segment:
+    with (archive.data / "arrivals" / "1-0").open("r+b") as segment:
         segment.seek(at + 20)
         segment.write(b"\xff" * 100)
     lost.unlink()
@@ -254,3 +256,107 @@ def test_without_room_to_bring_back_the_archive_stays_closed_and_keeps_the_journ
     with pytest.raises(NotRecovered, match=r"kept in reserve.*the journal is kept"):
         Archive(tmp_path / "data", settle_time_s=0.0, reserve_mb=1 << 40)
     require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_what_a_sender_chose_is_never_taken_for_a_block(tmp_path, send, monkeypatch):
+    """Bytes of instances lie in the journal: what looks like the next block, where one was overwritten, is none."""
+    monkeypatch.setattr(arrivals, "_SEGMENT_BYTES", 5 * PAGE)
+    forged = Encoder().encoded(b"a guess", 99, [Arrived("../../outside.dcm", "", 4, "0" * 64, "EVIL", b"evil")])
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(archive)
+    everywhere = bytes(forged)[:1024] * 15  # wherever a page begins
+    sent = {number: send(archive, number, SMALL)[1] for number in (1, 2, 3)}
+    with_it = send(archive, 4, SMALL, PixelData=everywhere)[1]
+    cut_power(archive, monkeypatch, before)
+    for segment in (0, 1):
+        path = archive.data / "arrivals" / f"1-{segment}"
+        if path.exists():
+            with path.open("ab") as file:
+                file.write(bytes(forged))
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), {**sent, 4: with_it})
+    key = (tmp_path / "data" / "arrivals" / "key").read_bytes()
+    assert len(key) == 32
+    assert list(blocks(_written(tmp_path / "one", bytes(forged)), 1, key)) == []
+    assert [block.number for block in blocks(tmp_path / "one", 1, b"a guess")] == [99]
+
+
+def _written(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_a_deletion_between_a_block_and_its_rows_loses_nothing(tmp_path, send, monkeypatch):
+    """The block that was written is gone with the others: it is written once more, in the order of the commits."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1, PatientName="Secret^Name")
+    other = Archive(tmp_path / "data", settle_time_s=0.0)  # as of another process
+    write, deleted = ArrivalJournal.write, []
+
+    def delete_behind(journal, instances):
+        written = write(journal, instances)
+        if not deleted:
+            deleted.append(other.delete(Level.IMAGE, UID.format(1)))
+        return written
+
+    before = catalogue_of(archive)
+    monkeypatch.setattr(ArrivalJournal, "write", delete_behind)
+    sent = {number: send(archive, number, LARGE if number == 3 else SMALL)[1] for number in (2, 3, 4)}
+    assert deleted == [1]
+    assert b"Secret" not in b"".join(path.read_bytes() for path in (archive.data / "arrivals").iterdir())
+    with closing(sqlite3.connect(before)) as then:  # what the deletion flushed is in every later state
+        then.executescript(
+            "DELETE FROM instance; DELETE FROM series; DELETE FROM study; DELETE FROM patient;"
+            "UPDATE arrivals SET settled = number, emptied = emptied + 1"
+        )
+        then.commit()
+    for number in (2, 4):
+        archive.open_instance(UID.format(number)).path.unlink()
+    cut_power(archive, monkeypatch, before)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_each_process_has_a_lane_of_its_own_and_takes_over_that_of_a_dead_one(tmp_path, send, monkeypatch):
+    first = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(first)
+    second = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {1: send(first, 1)[1], 2: send(second, 2)[1], 3: send(first, 3)[1]}
+    assert {lane: each.number for lane, each in arrivals.standings(first.database).items()} == {1: 2, 2: 1}
+    for number in sent:
+        first.open_instance(UID.format(number)).path.unlink()
+    copied = tmp_path / "copy"
+    shutil.copytree(tmp_path / "data", copied)
+    with monkeypatch.context() as patch:
+        copy = Archive(copied, settle_time_s=0.0)
+        cut_power(copy, patch, before)
+        require_whole(Archive(copied, settle_time_s=0.0), sent)
+
+    for number in sent:  # they were on disk after all
+        path = first.open_instance(UID.format(number)).path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sent[number])
+    first.close()
+    first._journal._lane.held.close()  # as the system does when a process dies
+    third = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent[4] = send(third, 4)[1]
+    lanes = arrivals.standings(third.database)
+    assert (lanes[1].settled, lanes[1].number, lanes[2].number) == (2, 3, 1)
+    third.open_instance(UID.format(4)).path.unlink()
+    cut_power(third, monkeypatch)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_a_block_whose_rows_were_undone_brings_nothing(tmp_path, send, monkeypatch):
+    """Its sender was told that it failed; whatever was committed later says so, too."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    first = {1: send(archive, 1)[1]}
+    with monkeypatch.context() as patch:
+        patch.setattr(archive._intake, "_insert", lambda *_arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            send(archive, 2)
+    sent = {**first, 3: send(archive, 3)[1]}
+    cut_power(archive, monkeypatch)
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    require_whole(again, sent)
+    with pytest.raises(NotFound):
+        again.open_instance(UID.format(2))
+    assert list(again.incoming.iterdir()) == []
