@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlite_utils import Database
@@ -221,23 +222,38 @@ def _series(database: Database, header: Header, study: int) -> tuple[int, bool]:
 
 
 def _insert(database: Database, level: Level, header: Header, more: dict[str, Any]) -> int:
-    values: dict[str, Any] = {
-        **more, "specific_character_set": header.charset, "timezone_offset_from_utc": header.timezone
-    }  # fmt: skip
     originals = {keyword: text for keyword, text in header.originals.items() if KEYS[keyword].level is level}
-    values["originals"] = json.dumps(originals) if originals else ""
-    for key in keys_of(level):
-        if key.counted:
-            continue
-        column = snake_case(key.keyword)
-        values[column] = header.values[key.keyword]
-        if key.matching is Matching.PERSON_NAME:
-            values[f"{column}_folded"] = fold_name(header.values[key.keyword])
-    columns, marks = ", ".join(values), ", ".join("?" * len(values))
-    cursor = database.execute(f"INSERT INTO {level.table} ({columns}) VALUES ({marks})", tuple(values.values()))
+    keywords, names, statement = _insertion(level, tuple(more))
+    cursor = database.execute(
+        statement,
+        (
+            *more.values(),
+            header.charset,
+            header.timezone,
+            json.dumps(originals) if originals else "",
+            *map(header.values.__getitem__, keywords),
+            *(fold_name(header.values[name]) for name in names),
+        ),
+    )
     row = int(cursor.lastrowid or 0)
-    insert_items(database, level.table, row, [item for item in header.items if SEQUENCES[item.sequence].level is level])
+    if header.items:
+        of_level = [item for item in header.items if SEQUENCES[item.sequence].level is level]
+        insert_items(database, level.table, row, of_level)
     return row
+
+
+@cache
+def _insertion(level: Level, more: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Return the keywords of the values of a row, those of names that are folded beside them, and the statement."""
+    keys = [key for key in keys_of(level) if not key.counted]
+    keywords = tuple(key.keyword for key in keys)
+    names = tuple(key.keyword for key in keys if key.matching is Matching.PERSON_NAME)
+    columns = [
+        *more, "specific_character_set", "timezone_offset_from_utc", "originals",
+        *map(snake_case, keywords), *(f"{snake_case(name)}_folded" for name in names),
+    ]  # fmt: skip
+    marks = ", ".join("?" * len(columns))
+    return keywords, names, f"INSERT INTO {level.table} ({', '.join(columns)}) VALUES ({marks})"
 
 
 def _count(

@@ -5,10 +5,12 @@ A row is written in the transaction that makes it true, so a reader that remembe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 
 from sqlite_utils import Database
 
@@ -50,7 +52,13 @@ class Change:
 
 def now() -> str:
     """The present moment, ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1_000_000:03d}+00:00"
+
+
+@lru_cache(1)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def append(database: Database, kind: ChangeKind, level: Level, uid: str, detail: str = "") -> None:

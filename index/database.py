@@ -29,6 +29,10 @@ BUSY_TIMEOUT_S = 60.0
 """How long a writer waits for another process to finish its transaction."""
 
 
+_CHECKPOINT_PAGES = 4000
+"""Pages of the write-ahead log, of 4096 bytes, after which they go to the catalogue: what is written again and again
+meanwhile goes there once. SQLite itself would do it after 1000, in one of seventy commits."""
+
 _MOST_READERS = 4
 """Connections that are kept for the next query."""
 
@@ -58,6 +62,7 @@ class Connections:
         database: Database | None = getattr(self._local, "database", None)
         if database is None:
             connection, self._local.identity = _connect_to_file(self._path)
+            self._local.flushes = True
             database = self._local.database = Database(connection)
             weakref.finalize(database, connection.close)  # on its own it would stay open until a garbage collection
         return database
@@ -123,13 +128,12 @@ class Connections:
 
         A power cut may undo it, and then every such one that came later, up to the next that was flushed.
         """
-        connection = self.get().conn
-        connection.execute("PRAGMA synchronous = NORMAL")
+        self._local.wants_flush = False
         try:
             with self.transaction() as database:
                 yield database
         finally:
-            connection.execute("PRAGMA synchronous = FULL")
+            self._local.wants_flush = True
 
     def flush(self) -> None:
         """Bring to disk what was committed without a flush."""
@@ -148,6 +152,8 @@ class Connections:
         database = self.get()
         connection = database.conn
         begin, commit, undo = _OUTER if not connection.in_transaction else _INNER
+        if begin == _OUTER[0]:
+            self._set_flush(connection)
         try:
             connection.execute(begin)
         except sqlite3.OperationalError as error:
@@ -166,6 +172,14 @@ class Connections:
             if _is_full(error):
                 raise OutOfSpace("the disk is full: the catalogue cannot grow, nothing stored") from error
             raise
+
+    def _set_flush(self, connection: sqlite3.Connection) -> None:
+        """Have the next commit flushed or not; most are like the one before."""
+        local = self._local
+        wanted = getattr(local, "wants_flush", True)
+        if local.flushes != wanted:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
+            local.flushes = wanted
 
     def _require_same_file(self) -> None:
         """Refuse to write to a catalogue that has lost its name: nobody would ever read that."""
@@ -222,6 +236,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute("PRAGMA foreign_keys = ON")
     for name, (parameters, function) in FUNCTIONS.items():
         connection.create_function(name, parameters, function, deterministic=True)

@@ -57,6 +57,7 @@ class FileStore:
     def __init__(self, root: Path, reserve_mb: int) -> None:
         self.root = root
         self.incoming = root / "incoming"
+        self._incoming_name, self._root_name = str(self.incoming), str(root)
         self._reserve_bytes = reserve_mb * _MIB
         self._held: dict[Path, IO[bytes]] = {}
         self._named: deque[Path] = deque()
@@ -75,7 +76,8 @@ class FileStore:
 
     def new_name(self) -> Path:
         """Return a path in the incoming folder that no file has or had."""
-        return self.incoming / f"{incoming_prefix()}{next(self._numbers)}-{secrets.token_hex(4)}.part"
+        name = f"{incoming_prefix()}{next(self._numbers)}-{secrets.token_hex(4)}.part"
+        return Path(f"{self._incoming_name}{os.sep}{name}")
 
     def named_file(self) -> Path:
         """Return an empty file in the incoming folder whose name is on disk: its bytes alone have to be flushed."""
@@ -154,6 +156,8 @@ class FileStore:
         flushed
             Whether folders that are made for it are on disk when this returns.
         """
+        if not flushed and self._is_moved(incoming, relative):
+            return ()
         final = self.root / relative
         for attempt in range(_PLACE_ATTEMPTS):
             try:
@@ -169,6 +173,14 @@ class FileStore:
                 if attempt == _PLACE_ATTEMPTS - 1 or not incoming.exists():
                     raise
         return tuple(final.parents[:3]) if flushed else ()  # those above: made by one who left them to the system
+
+    def _is_moved(self, incoming: Path, relative: str) -> bool:
+        """Give a file its final name, if its folder is there, as it most often is."""
+        try:
+            os.replace(incoming, f"{self._root_name}{os.sep}{relative}")  # noqa: PTH105  (a fifth of the time)
+        except FileNotFoundError:
+            return False
+        return True
 
     def all_paths(self) -> Iterator[list[str]]:
         """Yield the paths below the data folder of all stored files, folder by folder.

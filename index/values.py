@@ -19,8 +19,10 @@ from index.charset import Charset, split, vr_of
 from index.keys import Matching
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
-_PLAIN = frozenset({"AE", "AS", "CS", "DS", "IS", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UR", "UT"})
+_IN_TODAYS_FORM = frozenset({"DA", "TM"})
+_PLAIN = _IN_TODAYS_FORM | {"AE", "AS", "CS", "DS", "IS", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UR", "UT"}
 """VRs whose text needs nothing but to be decoded; dates and times are put into the form of today."""
+_US = struct.Struct("<H")
 _LARGEST_US = 0xFFFF
 
 
@@ -63,14 +65,21 @@ def _decode(raw: bytes, vr: str, charset: Charset, little_endian: bool) -> str: 
 def stored_text(matching: Matching, element: DataElement | RawDataElement, charset: Charset) -> str:
     """Return the text of `element` as the catalogue keeps it: without padding; dates and times in the form of today."""
     raw = element.value
-    if element.VR in _PLAIN and isinstance(raw, bytes) and raw.isascii() and b"\\" not in raw and b"\x1b" not in raw:
-        return raw.decode("ascii").strip(" \0")
-    parts = [part.strip(" \0") for part in values_of(element, charset)]
-    if matching is Matching.DATE:  # ACR-NEMA wrote YYYY.MM.DD
-        parts = [part.replace(".", "") if len(part) == 10 else part for part in parts]
-    elif matching is Matching.TIME:
-        parts = [part.replace(":", "") for part in parts]
-    return "\\".join(parts)
+    if isinstance(raw, bytes) and raw.isascii():
+        vr = element.VR
+        if vr in _PLAIN and b"\\" not in raw and b"\x1b" not in raw:
+            text = raw.decode("ascii").strip(" \0")
+            return text if vr not in _IN_TODAYS_FORM else _today(matching, text)
+        if vr == "US" and len(raw) == _US.size and isinstance(element, RawDataElement) and element.is_little_endian:
+            return str(_US.unpack(raw)[0])
+    return "\\".join(_today(matching, part.strip(" \0")) for part in values_of(element, charset))
+
+
+def _today(matching: Matching, text: str) -> str:
+    """Return one value as it is written today: ACR-NEMA wrote YYYY.MM.DD, and HH:MM:SS."""
+    if matching is Matching.DATE:
+        return text.replace(".", "") if len(text) == 10 else text
+    return text.replace(":", "") if matching is Matching.TIME else text
 
 
 def comparable(values: dict[str, str], names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:

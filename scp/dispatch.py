@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from scp.status import PROCESSING_FAILURE, SUCCESS, Status, is_expected, status_
 
 _LOG = logging.getLogger(__name__)
 _AUDIT = logging.getLogger("tharsis.audit")
+_NAMES = 256
 
 
 class Services(Protocol):
@@ -99,11 +101,16 @@ def answer(services: Services, exchange: Exchange, caller: Caller) -> None:
         "%s %s %s: %s, %d pending, %.3f s",
         peer,
         exchange.name,
-        UID(exchange.sop_class_uid).name,
+        _name(exchange.sop_class_uid),
         last,
         count,
         time.monotonic() - started,
     )
+
+
+@lru_cache(_NAMES)
+def _name(uid: str) -> str:
+    return str(UID(uid).name)
 
 
 def refuse(exchange: Exchange, status: Status) -> None:

@@ -199,8 +199,13 @@ class ReceivedFile:
         content = bytes(memory[: self._size])
         try:
             self.path = self._reception.new_file(len(content))
-            with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(content)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                left = memoryview(content)
+                while left:
+                    left = left[os.write(descriptor, left) :]
+            finally:
+                os.close(descriptor)
         except Exception as error:  # noqa: BLE001  (as above)
             self.fail(error)
         else:
