@@ -26,6 +26,9 @@ from scp.part10 import data_set_offset
 _LARGEST_PDU = 131072
 _STATUS = (0x0000, 0x0900)
 _MOST_BUFFERS = 512
+_MAPPED_BYTES = 1 << 17
+_PREPARED_S = 1800
+"""How long a client may take to read what it sends: 100,000 files, beside others that do so."""
 VERIFICATION = "1.2.840.10008.1.1"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
@@ -84,7 +87,7 @@ def _side_by_side(tasks: Sequence[tuple[Callable[..., Timed], tuple[Any, ...]]])
         theirs.close()
         lanes.append((process, ours))
     with contextlib.suppress(threading.BrokenBarrierError):  # one cannot begin, and tells why
-        barrier.wait(300)
+        barrier.wait(_PREPARED_S)
     started = time.perf_counter()
     whole = Timed(0.0)
     failed: list[str] = []
@@ -132,9 +135,7 @@ def send(
     objects = []
     for path in files:
         header = read_header(path, named_by_meta=True)
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        data = memoryview(content)[data_set_offset(path) :]
+        data = memoryview(_content(path))[data_set_offset(path) :]
         objects.append((header.sop_class_uid, header.transfer_syntax_uid, header.sop_instance_uid, data))
     contexts = list(dict.fromkeys((sop_class, syntax) for sop_class, syntax, _, _ in objects))
     ready()
@@ -154,6 +155,14 @@ def send(
             raise RuntimeError(f"{called} answered C-STORE {number + 1} with {status:04X}")
     association.release()
     return timed
+
+
+def _content(path: Path) -> bytes | mmap.mmap:
+    """Return what is in a file: read, or mapped where it is large, of which the system lets a process have 65,530."""
+    with path.open("rb") as file:
+        if path.stat().st_size < _MAPPED_BYTES:
+            return file.read()
+        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
 def _store_command(sop_class: str, uid: str, message_id: int) -> bytes:

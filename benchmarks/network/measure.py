@@ -26,6 +26,8 @@ KEYS = (
     "NumberOfStudyRelatedInstances",
 )  # fmt: skip
 """What the work list of a viewer shows."""
+_MOST_NAMED = 5000
+"""Files that a command names."""
 
 Row = dict[str, Any]
 
@@ -89,7 +91,13 @@ def _stored(node: Node, corpus: Corpus, tool: str, associations: int) -> Row:
 
 
 def _sent(node: Node, files: Sequence[Path], associations: int) -> float:
-    """Send files with so many ``dcmsend`` side by side; return the seconds. It calls itself successful when refused."""
+    """Send files with so many ``dcmsend`` side by side; return the seconds. It calls itself successful when refused.
+
+    More than a command line has room for go one after the other.
+    """
+    if len(files) > _MOST_NAMED * associations:
+        first, others = files[: _MOST_NAMED * associations], files[_MOST_NAMED * associations :]
+        return _sent(node, first, associations) + _sent(node, others, associations)
     size = -(-len(files) // associations)
     parts = [files[first : first + size] for first in range(0, len(files), size)]
     with TemporaryDirectory(prefix="tharsis-dcmsend-") as folder:
