@@ -75,7 +75,7 @@ _LEVEL = 0.142
 _NARROW = 0.999
 """Row steps below let `LANES` voxels read one vector of lines, with room for the rounding of float32."""
 
-_LOWEST = 16 - ROW_PAD
+LOWEST = 16 - ROW_PAD
 """Voxels whose rows lie lower read zeros from there on."""
 
 _F = np.float32
@@ -106,7 +106,7 @@ def _windows(start: Any, step: Any, numbers: Any, vectors: int, last: Any, index
         shift = _F(0.5) + _F((LANES - 1) / 2) * (step - _F(1.0))
     for first in range(0, vectors, LANES):
         rows = multiply_add(vector_load(numbers, first), spread(step * _F(LANES)), spread(start))
-        rows = smaller(larger(rows, spread(_F(_LOWEST))), last)
+        rows = smaller(larger(rows, spread(_F(LOWEST))), last)
         starts = masked(to_ints(vector_floor(vector_add(rows, spread(shift)))), mask)
         vector_store(rest, first, vector_subtract(rows, to_floats(starts)))
         vector_store(index, first, starts)
@@ -205,7 +205,7 @@ def _place(m: Any, y: int, x0: int, voxels: int, z0: int, shape: Any, place: Any
         place[k + np.uint64(_TILE)] = share
         place[k + np.uint64(2 * _TILE)] = row
         place[k + np.uint64(3 * _TILE)] = step
-        lowest = min(max(row + step * z0, float(_LOWEST)), float(last_row)) + (ROW_PAD - 2)  # one to spare
+        lowest = min(max(row + step * z0, float(LOWEST)), float(last_row)) + (ROW_PAD - 2)  # one to spare
         first = min(np.int32(lowest) & np.int32(-LANES), np.int32(height - blended * LANES))
         column[k] = left_column * np.int32(height) + first
         base[k] = np.int32(ROW_PAD) - first
@@ -222,7 +222,7 @@ def _vectors_of_rows(m: Any, y0: int, y1: int, x0: int, x1: int, vectors: int, h
 
 
 @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _part_seen(m: Any, y0: int, y1: int, x0: int, x1: int, z0: int, z1: int, shape: Any, part: Any) -> None:
+def part_seen(m: Any, y0: int, y1: int, x0: int, x1: int, z0: int, z1: int, shape: Any, part: Any) -> None:
     """Note about which part of a view the voxels of a tile read: first and end of padded columns, and of rows."""
     width, rows = shape
     low, high = float(width), 0.0
@@ -239,7 +239,7 @@ def _part_seen(m: Any, y0: int, y1: int, x0: int, x1: int, z0: int, z1: int, sha
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
-def _fetch_column(pixels: Any, view: int, stride: int, height: int, part: Any, number: int) -> None:
+def fetch_column(pixels: Any, view: int, stride: int, height: int, part: Any, number: int) -> None:
     """Fetch a column of what a tile reads of a view, if it has so many."""
     column = part[0] + number
     if column < part[1]:
@@ -274,7 +274,7 @@ def _add_tile(projections: Any, matrices: Any, rows: int, volume: Any, y0: int, 
             for k in range(count):
                 counts[k] = _vectors_of_rows(matrices[view + k], y0, y1, x0, x1, vectors, height)
             for k in range(min(_VIEWS, views - following)):
-                _part_seen(
+                part_seen(
                     matrices[following + k], y0, y1, x0, x1, z0, z0 + vectors * LANES, (width, rows), parts[k]
                 )  # fmt: skip
             for y in range(y0, y1):
@@ -284,7 +284,7 @@ def _add_tile(projections: Any, matrices: Any, rows: int, volume: Any, y0: int, 
                 for i in range(x1 - x0):
                     turn = (y - y0) * (x1 - x0) + i
                     if following + turn % _VIEWS < views:
-                        _fetch_column(
+                        fetch_column(
                             pixels, following + turn % _VIEWS, stride, height, parts[turn % _VIEWS], turn // _VIEWS
                         )
                     at = (y * voxels + x0 + i) * slices + z0

@@ -114,6 +114,7 @@ larger = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y
 to_ints = _operation(INTS, 1, lambda b, x: b.fptosi(x, _ints))
 to_floats = _operation(FLOATS, 1, lambda b, x: b.sitofp(x, _floats))
 int_multiply_add = _operation(INTS, 3, lambda b, x, y, z: b.add(b.mul(x, y), z))
+int_add = _operation(INTS, 2, lambda b, x, y: b.add(x, y))
 zero_unless_above = _operation(
     FLOATS, 3, lambda b, x, limit, y: b.select(b.fcmp_ordered(">", x, limit), y, ir.Constant(_floats, [0.0] * LANES))
 )
