@@ -18,6 +18,7 @@ from reconstruct.kernels import PAD_HIGH
 from reconstruct.kernels_simd import LOWEST, ROW_PAD, fetch_column, part_seen
 from reconstruct.kernels_vectors import (
     LANES,
+    floor_to_ints,
     int_add,
     int_at,
     lanes,
@@ -32,7 +33,6 @@ from reconstruct.kernels_vectors import (
     to_floats,
     to_ints,
     vector_add,
-    vector_floor,
     vector_load,
     vector_multiply,
     vector_next,
@@ -113,7 +113,7 @@ def _windows(places: Any, columns: Any, i: int, last: Any, index: Any, rest: Any
         mask = np.int32(-16) if step <= _F(1.0) else (np.int32(-8) if step <= _F(1.5) else np.int32(-1))
         rows = multiply_add(lanes(), spread(step * _F(LANES)), spread(places[k, 2, i]))
         rows = smaller(larger(rows, spread(_F(LOWEST))), last)
-        starts = masked(to_ints(vector_floor(rows)), mask)
+        starts = masked(floor_to_ints(rows), mask)
         vector_store(rest, at + k * _VECTORS, vector_subtract(rows, to_floats(starts)))
         vector_store(index, at + k * _VECTORS, int_add(starts, spread_int(columns[k, i])))
 

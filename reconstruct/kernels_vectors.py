@@ -97,6 +97,15 @@ def _picked(builder: Any, vector: Any, index: Any) -> Any:
     return _call(builder, name, _floats, [vector, index])
 
 
+def _floored(builder: Any, x: Any) -> Any:
+    """The greatest ints that are not above `x`."""
+    if LANES == 16:  # one instruction that says how to round
+        down, all_lanes = ir.Constant(_int, 9), ir.Constant(ir.IntType(16), -1)
+        undefined = ir.Constant(_ints, ir.Undefined)
+        return _call(builder, "llvm.x86.avx512.mask.cvtps2dq.512", _ints, [x, undefined, all_lanes, down])
+    return builder.fptosi(_call(builder, f"llvm.floor.v{LANES}f32", _floats, [x]), _ints)
+
+
 def _picked_by_sign(builder: Any, signs: Any, negative: Any, positive: Any) -> Any:
     """Elements of `negative` where `signs` has a minus, else of `positive`."""
     if LANES == 8:
@@ -112,6 +121,7 @@ vector_floor = _operation(FLOATS, 1, lambda b, x: _call(b, f"llvm.floor.v{LANES}
 smaller = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
 larger = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 to_ints = _operation(INTS, 1, lambda b, x: b.fptosi(x, _ints))
+floor_to_ints = _operation(INTS, 1, _floored)
 to_floats = _operation(FLOATS, 1, lambda b, x: b.sitofp(x, _floats))
 int_multiply_add = _operation(INTS, 3, lambda b, x, y, z: b.add(b.mul(x, y), z))
 int_add = _operation(INTS, 2, lambda b, x, y: b.add(x, y))
