@@ -13,6 +13,7 @@ from reconstruct.blocks import LINES, Blocks, Mapped, blocks_of
 from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
+from reconstruct.kernels_vectors import LANES
 from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
 from reconstruct.working_memory import is_mapped, release
@@ -20,8 +21,8 @@ from reconstruct.working_memory import is_mapped, release
 _UPDATES_A_PASS = 1 << 31
 """Voxel updates between two calls of `progress`: half a second with vectors, where these are enough views."""
 
-_VIEWS_A_PASS = 32
-"""Views added at least in between: every pass reads and writes all voxels."""
+_VIEWS_A_PASS = 64 if LANES == 16 else 32
+"""Views added at least in between: every pass reads and writes all voxels, which counts for more the quicker it is."""
 
 _FILTER_COST = 20
 """Filtering a pixel takes about as long as this many voxel updates; only `progress` depends on it."""

@@ -161,7 +161,7 @@ def _is_seen(places: Any, i: int) -> bool:
     total = _F(0.0)
     for k in range(_VIEWS):
         total += places[k, 0, i] + places[k, 1, i]
-    return total > _F(0.0)
+    return bool(total > _F(0.0))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
