@@ -200,7 +200,7 @@ def _weigh(
     pixels: Any, first: int, turn: int, count: int, factor: float, redundancy: Any, source: Any, first_pixel: Any,
     column_step: Any, row_step: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Weigh `count` rows of a view, from the first on or, with `turn` -1, back from it, into rows of `out`; see `weigh`.
+    """Weigh `count` rows of a view into `out`, from the first on or, with `turn` -1, back from it; see `weigh`.
 
     Behind them, rows of zeros make it `LANES`.
     """
