@@ -13,6 +13,7 @@ from reconstruct.blocks import LINES, Blocks, Mapped, blocks_of
 from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
+from reconstruct.kernels import touch
 from reconstruct.kernels_vectors import LANES
 from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
@@ -172,7 +173,9 @@ class _Voxels:
         """Put what was added into a tile of the volume, instead of what is there or besides."""
         count = tile.shape[1]
         if tile.flags.c_contiguous and not is_mapped(tile):
-            if is_new and not self._is_blank:
+            if is_new and self._is_blank:
+                touch(tile.reshape(-1))
+            elif is_new:
                 tile[...] = 0
             self._projector.finish(work, slice(0, count), tile)
             return
