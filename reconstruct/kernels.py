@@ -113,12 +113,12 @@ def store_transposed(
 
 @njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def touch(values: NDArray[np.float32]) -> None:
-    """Write to every page of a flat array without a change, so that the system finds memory for it if it is new.
+    """Write a zero to every page of a new flat array of zeros, so that the system finds memory for it.
 
     Each thread has a part of its own. Where they meet in the same pages, one waits for the other, or clears for naught.
     """
     for page in prange((values.size + _PAGE - 1) // _PAGE):
-        values[page * _PAGE] += _F(0.0)
+        values[page * _PAGE] = _F(0.0)  # a sum would read first: that is a fault more, and one page of zeros mapped
 
 
 @njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
