@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +25,7 @@ from reconstruct.kernels import (
 )
 from reconstruct.kernels_simd import ROW_PAD, STEEPEST, backproject_along_axis_simd, padded_rows
 from reconstruct.kernels_simd_any import backproject_any_simd
+from reconstruct.kernels_simd_wide import backproject_along_axis_wide, tile_edge
 from reconstruct.kernels_vectors import LANES
 
 _PADDING = PAD_LOW + PAD_HIGH
@@ -229,7 +231,11 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
     def add(self, buffer: Array, views: slice, work: Array, first_slice: int, first_line: int = 0) -> None:
         """Add views to the slab (y, x, z)."""
         matrices = from_voxel(self._matrices[views], first_slice, first_line)
-        backproject_along_axis_simd(buffer, matrices, self._rows, work)
+        if LANES == 16:
+            edge = tile_edge(work.shape, numba.get_num_threads())
+            backproject_along_axis_wide(buffer, matrices, self._rows, work, edge)
+        else:
+            backproject_along_axis_simd(buffer, matrices, self._rows, work)
 
 
 def _whole_vectors(voxels: int) -> int:

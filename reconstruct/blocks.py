@@ -157,7 +157,8 @@ def filtering_bytes(geometry: ConeBeamGeometry, columns: int) -> int:
     That is the arrays of SciPy's transforms, or what each thread has for transforms in vectors, if that is more.
     """
     pixels = 4 * geometry.rows * geometry.columns
-    in_vectors = int(numba.config.NUMBA_NUM_THREADS) * 2 * 4 * LANES * padded_size(columns)
+    lane = 2 * padded_size(columns) + geometry.columns + 16
+    in_vectors = int(numba.config.NUMBA_NUM_THREADS) * 4 * LANES * lane
     return pixels + max(geometry.rows * row_bytes(columns), in_vectors) + _WEIGHT_BYTES * columns
 
 

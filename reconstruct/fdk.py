@@ -13,6 +13,8 @@ from reconstruct.blocks import LINES, Blocks, Mapped, blocks_of
 from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
+from reconstruct.kernels import touch
+from reconstruct.kernels_vectors import LANES
 from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
 from reconstruct.working_memory import is_mapped, release
@@ -20,8 +22,8 @@ from reconstruct.working_memory import is_mapped, release
 _UPDATES_A_PASS = 1 << 31
 """Voxel updates between two calls of `progress`: half a second with vectors, where these are enough views."""
 
-_VIEWS_A_PASS = 32
-"""Views added at least in between: every pass reads and writes all voxels."""
+_VIEWS_A_PASS = 64 if LANES == 16 else 32
+"""Views added at least in between: every pass reads and writes all voxels, which counts for more the quicker it is."""
 
 _FILTER_COST = 20
 """Filtering a pixel takes about as long as this many voxel updates; only `progress` depends on it."""
@@ -171,7 +173,9 @@ class _Voxels:
         """Put what was added into a tile of the volume, instead of what is there or besides."""
         count = tile.shape[1]
         if tile.flags.c_contiguous and not is_mapped(tile):
-            if is_new and not self._is_blank:
+            if is_new and self._is_blank:
+                touch(tile.reshape(-1))
+            elif is_new:
                 tile[...] = 0
             self._projector.finish(work, slice(0, count), tile)
             return

@@ -34,6 +34,9 @@ _SLICES = 4
 _TRANSPOSED = 1 << 16
 """Voxels that are transposed together: they stay in the level-2 cache."""
 
+_PAGE = 1024
+"""Floats of the smallest page of memory."""
+
 _GROUP = 8
 """Views that one pass over a tile adds."""
 
@@ -106,6 +109,16 @@ def store_transposed(
             target = first_row + (rows - 1 - row if reverse_rows[view] else row)
             for column in range(first, min(first + TILE, columns)):
                 out[view, PAD_LOW + column, target] = projections[view, row, column]
+
+
+@njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def touch(values: NDArray[np.float32]) -> None:
+    """Write a zero to every page of a new flat array of zeros, so that the system finds memory for it.
+
+    Each thread has a part of its own. Where they meet in the same pages, one waits for the other, or clears for naught.
+    """
+    for page in prange((values.size + _PAGE - 1) // _PAGE):
+        values[page * _PAGE] = _F(0.0)  # a sum would read first: that is a fault more, and one page of zeros mapped
 
 
 @njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -21,6 +21,7 @@ from reconstruct.kernels_vectors import (
     LANES,
     multiply_add,
     spread,
+    transpose,
     vector_add,
     vector_load,
     vector_multiply,
@@ -194,6 +195,39 @@ def _write_columns(rows: Any, count: int, out: Any, at: int, columns: int, heigh
     return finite
 
 
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _weigh(
+    pixels: Any, first: int, turn: int, count: int, factor: float, redundancy: Any, source: Any, first_pixel: Any,
+    column_step: Any, row_step: Any, out: Any,
+) -> None:  # fmt: skip
+    """Weigh `count` rows of a view into `out`, from the first on or, with `turn` -1, back from it; see `weigh`.
+
+    Behind them, rows of zeros make it `LANES`.
+    """
+    columns = pixels.shape[1]
+    start = np.empty(3)
+    for lane in range(LANES):
+        if lane < count:
+            row = first + turn * lane
+            for axis in range(3):
+                start[axis] = first_pixel[axis] - source[axis] + row * row_step[axis]
+            weigh_row(pixels[row], factor, redundancy, source, column_step, start, out[lane])
+        else:
+            out[lane, :columns] = 0.0
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _spread_rows(rows: Any, columns: int, out: Any, at: int) -> None:
+    """Write `LANES` rows so that each lies in a lane of the vectors of `out` from `at` on."""
+    flat = rows.reshape(-1)
+    whole = columns // LANES * LANES
+    for column in range(0, whole, LANES):
+        transpose(flat, column, rows.shape[1], out, at + column * LANES)
+    for lane in range(LANES):
+        for column in range(whole, columns):
+            out[at + column * LANES + lane] = rows[lane, column]
+
+
 @njit(parallel=True, cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def filter_into_columns(
     projections: NDArray[np.float32],
@@ -235,17 +269,17 @@ def filter_into_columns(
         aligned = (-(scratch.ctypes.data // 4)) % 16
         real = scratch[aligned : aligned + size * LANES]
         imaginary = scratch[aligned + size * LANES : aligned + 2 * size * LANES]
-        weighted = np.empty(columns, _F)
-        source, step = sources[view], column_steps[view]
-        for lane in range(min(together, rows - first)):
-            row = rows - 1 - first - lane if reverse_rows[view] else first + lane
-            start = first_pixels[view] - source + row * row_steps[view]
-            weigh_row(
-                projections[view, row], factors[view], redundancy[view], source, step, start, weighted
-            )  # fmt: skip
-            part, at = (real if lane < LANES else imaginary), first_column * LANES + lane % LANES
-            for column in range(columns):
-                part[at + column * LANES] = weighted[column]
+        weighted = np.zeros((LANES, columns + 16), _F)  # longer, else all begin in the same few sets of the cache
+        for half in range(2):
+            begin = first + half * LANES
+            count = min(LANES, rows - begin)
+            if count > 0:
+                row, turn = (rows - 1 - begin, -1) if reverse_rows[view] else (begin, 1)
+                _weigh(
+                    projections[view], row, turn, count, factors[view], redundancy[view], sources[view],
+                    first_pixels[view], column_steps[view], row_steps[view], weighted,
+                )  # fmt: skip
+                _spread_rows(weighted, columns, real if half == 0 else imaginary, first_column * LANES)
         _forward(real, imaginary, radices, cosines, sines)
         _apply(real, imaginary, gains)
         _backward(real, imaginary, radices, cosines, sines)

@@ -1,4 +1,4 @@
-"""The back-projection along z in vector instructions: the quick kernel of hosts with AVX-512 or AVX2.
+"""The back-projection along z in vector instructions: the quick kernel of hosts with AVX2.
 
 A gather from memory costs more than all else in a back-projection. Where rows step along the axis none is needed. For
 a column of voxels the two columns of pixels beside it are blended into one, which lies in the level-1 cache. Then the
@@ -10,7 +10,8 @@ interpolate in it, by the step of the row from voxel to voxel:
 - *Narrow*, below 1: the lines between each two rows lie in one vector, and a permutation of one source, all that AVX2
   has, brings every voxel its own.
 - *Wide*, below 2: from a window of two vectors, a permutation of two sources takes the near and another the far
-  neighbours; AVX-512 has that instruction, and does all like this.
+  neighbours. It is two permutations and a choice here; AVX-512 has it as one instruction, and its kernel,
+  `reconstruct.kernels_simd_wide`, does all like this.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from reconstruct.kernels_vectors import (
     lanes,
     larger,
     magnitude,
-    masked,
     multiply_add,
     permute,
     pick,
@@ -75,7 +75,7 @@ _LEVEL = 0.142
 _NARROW = 0.999
 """Row steps below let `LANES` voxels read one vector of lines, with room for the rounding of float32."""
 
-_LOWEST = 16 - ROW_PAD
+LOWEST = 16 - ROW_PAD
 """Voxels whose rows lie lower read zeros from there on."""
 
 _F = np.float32
@@ -88,26 +88,22 @@ def padded_rows(rows: int) -> int:
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
 def _is_level(step: Any) -> Any:
-    return LANES == 8 and abs(step - _F(1.0)) < _F(_LEVEL)
+    return abs(step - _F(1.0)) < _F(_LEVEL)
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
 def _windows(start: Any, step: Any, numbers: Any, vectors: int, last: Any, index: Any, rest: Any) -> None:
     """Note for vectors of voxels where each one's window of rows starts, and its first row in the window.
 
-    A wide window starts on a whole vector of rows, half a one, or any row, as the step leaves room: those that start
-    on a cache line are read quicker. A narrow one starts at the first voxel's row; a level one so that its middle is
-    nearest to that of the voxels.
+    A window starts at the first voxel's row; a level one so that its middle is nearest to that of the voxels.
     """
-    mask, shift = np.int32(-1), _F(0.0)
-    if LANES == 16:
-        mask = np.int32(-16) if step <= _F(1.0) else (np.int32(-8) if step <= _F(1.5) else np.int32(-1))
+    shift = _F(0.0)
     if _is_level(step):
         shift = _F(0.5) + _F((LANES - 1) / 2) * (step - _F(1.0))
     for first in range(0, vectors, LANES):
         rows = multiply_add(vector_load(numbers, first), spread(step * _F(LANES)), spread(start))
-        rows = smaller(larger(rows, spread(_F(_LOWEST))), last)
-        starts = masked(to_ints(vector_floor(vector_add(rows, spread(shift)))), mask)
+        rows = smaller(larger(rows, spread(_F(LOWEST))), last)
+        starts = to_ints(vector_floor(vector_add(rows, spread(shift))))
         vector_store(rest, first, vector_subtract(rows, to_floats(starts)))
         vector_store(index, first, starts)
 
@@ -160,7 +156,7 @@ def _add_column(blended: Any, base: int, step: Any, index: Any, rest: Any, vecto
         for v in range(vectors):
             window, place = base + int_at(index, v), at + v * LANES
             vector_store(sums, place, _level(vector_load(sums, place), blended, window, slope, spread_at(rest, v)))
-    elif LANES == 8 and step < _F(_NARROW):
+    elif step < _F(_NARROW):
         for v in range(vectors):
             window, place = base + int_at(index, v), at + v * LANES
             vector_store(sums, place, _narrow(vector_load(sums, place), blended, window, slope, spread_at(rest, v)))
@@ -205,7 +201,7 @@ def _place(m: Any, y: int, x0: int, voxels: int, z0: int, shape: Any, place: Any
         place[k + np.uint64(_TILE)] = share
         place[k + np.uint64(2 * _TILE)] = row
         place[k + np.uint64(3 * _TILE)] = step
-        lowest = min(max(row + step * z0, float(_LOWEST)), float(last_row)) + (ROW_PAD - 2)  # one to spare
+        lowest = min(max(row + step * z0, float(LOWEST)), float(last_row)) + (ROW_PAD - 2)  # one to spare
         first = min(np.int32(lowest) & np.int32(-LANES), np.int32(height - blended * LANES))
         column[k] = left_column * np.int32(height) + first
         base[k] = np.int32(ROW_PAD) - first
@@ -216,13 +212,13 @@ def _vectors_of_rows(m: Any, y0: int, y1: int, x0: int, x1: int, vectors: int, h
     """Return how many vectors of rows hold what `vectors` vectors of voxels read, anywhere in a tile."""
     depth = min(m[2, 0] * x0, m[2, 0] * (x1 - 1)) + min(m[2, 1] * y0, m[2, 1] * (y1 - 1)) + m[2, 3]
     steepest = m[1, 2] / depth
-    window = LANES + 1 if LANES == 8 and steepest < 1.0 + _LEVEL else 2 * LANES
+    window = LANES + 1 if steepest < 1.0 + _LEVEL else 2 * LANES
     rows = int(steepest * (vectors - 1) * LANES) + window + (LANES - 1) + 6  # six for rounding down and up
     return min(rows // LANES + 1, height // LANES)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _part_seen(m: Any, y0: int, y1: int, x0: int, x1: int, z0: int, z1: int, shape: Any, part: Any) -> None:
+def part_seen(m: Any, y0: int, y1: int, x0: int, x1: int, z0: int, z1: int, shape: Any, part: Any) -> None:
     """Note about which part of a view the voxels of a tile read: first and end of padded columns, and of rows."""
     width, rows = shape
     low, high = float(width), 0.0
@@ -239,7 +235,7 @@ def _part_seen(m: Any, y0: int, y1: int, x0: int, x1: int, z0: int, z1: int, sha
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
-def _fetch_column(pixels: Any, view: int, stride: int, height: int, part: Any, number: int) -> None:
+def fetch_column(pixels: Any, view: int, stride: int, height: int, part: Any, number: int) -> None:
     """Fetch a column of what a tile reads of a view, if it has so many."""
     column = part[0] + number
     if column < part[1]:
@@ -274,7 +270,7 @@ def _add_tile(projections: Any, matrices: Any, rows: int, volume: Any, y0: int, 
             for k in range(count):
                 counts[k] = _vectors_of_rows(matrices[view + k], y0, y1, x0, x1, vectors, height)
             for k in range(min(_VIEWS, views - following)):
-                _part_seen(
+                part_seen(
                     matrices[following + k], y0, y1, x0, x1, z0, z0 + vectors * LANES, (width, rows), parts[k]
                 )  # fmt: skip
             for y in range(y0, y1):
@@ -284,7 +280,7 @@ def _add_tile(projections: Any, matrices: Any, rows: int, volume: Any, y0: int, 
                 for i in range(x1 - x0):
                     turn = (y - y0) * (x1 - x0) + i
                     if following + turn % _VIEWS < views:
-                        _fetch_column(
+                        fetch_column(
                             pixels, following + turn % _VIEWS, stride, height, parts[turn % _VIEWS], turn // _VIEWS
                         )
                     at = (y * voxels + x0 + i) * slices + z0

@@ -97,6 +97,15 @@ def _picked(builder: Any, vector: Any, index: Any) -> Any:
     return _call(builder, name, _floats, [vector, index])
 
 
+def _floored(builder: Any, x: Any) -> Any:
+    """The greatest ints that are not above `x`."""
+    if LANES == 16:  # one instruction that says how to round
+        down, all_lanes = ir.Constant(_int, 9), ir.Constant(ir.IntType(16), -1)
+        undefined = ir.Constant(_ints, ir.Undefined)
+        return _call(builder, "llvm.x86.avx512.mask.cvtps2dq.512", _ints, [x, undefined, all_lanes, down])
+    return builder.fptosi(_call(builder, f"llvm.floor.v{LANES}f32", _floats, [x]), _ints)
+
+
 def _picked_by_sign(builder: Any, signs: Any, negative: Any, positive: Any) -> Any:
     """Elements of `negative` where `signs` has a minus, else of `positive`."""
     if LANES == 8:
@@ -112,8 +121,10 @@ vector_floor = _operation(FLOATS, 1, lambda b, x: _call(b, f"llvm.floor.v{LANES}
 smaller = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
 larger = _operation(FLOATS, 2, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 to_ints = _operation(INTS, 1, lambda b, x: b.fptosi(x, _ints))
+floor_to_ints = _operation(INTS, 1, _floored)
 to_floats = _operation(FLOATS, 1, lambda b, x: b.sitofp(x, _floats))
 int_multiply_add = _operation(INTS, 3, lambda b, x, y, z: b.add(b.mul(x, y), z))
+int_add = _operation(INTS, 2, lambda b, x, y: b.add(x, y))
 zero_unless_above = _operation(
     FLOATS, 3, lambda b, x, limit, y: b.select(b.fcmp_ordered(">", x, limit), y, ir.Constant(_floats, [0.0] * LANES))
 )
@@ -279,3 +290,43 @@ def load_pairs(_typing: Any, array: Any, offset: Any, index: Any, at: Any) -> An
         return context.make_tuple(builder, signature.return_type, halves)
 
     return types.UniTuple(FLOATS, 2)(array, offset, index, at), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def transpose(_typing: Any, array: Any, at: Any, stride: Any, out: Any, place: Any) -> Any:
+    """Read `LANES` vectors of a float32 array from `at` on, `stride` apart, and write their transpose to `out`, whole.
+
+    Nothing is checked. By exchange of ever larger parts of pairs (Eklundh, IEEE Trans. Comput. C-21 (1972) 801).
+    """
+
+    def exchanged(builder: Any, first: Any, second: Any, size: int) -> Any:
+        def order(lane: int, offset: int) -> int:
+            return lane + offset if not lane & size else LANES + lane - size + offset
+
+        return [
+            builder.shuffle_vector(first, second, ir.Constant(_ints, [order(n, offset) for n in range(LANES)]))
+            for offset in (0, size)
+        ]
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        begin, step, target = (context.cast(builder, arguments[n], kinds[n], types.intp) for n in (1, 2, 4))
+        source = builder.gep(context.make_array(kinds[0])(context, builder, arguments[0]).data, [begin])
+        vectors = []
+        for row in range(LANES):
+            address = builder.gep(source, [builder.mul(step, ir.Constant(step.type, row))])
+            vectors.append(builder.load(builder.bitcast(address, _floats.as_pointer())))
+            vectors[-1].align = 4
+        size = 1
+        while size < LANES:
+            for n in range(LANES):
+                if not n & size:
+                    vectors[n], vectors[n + size] = exchanged(builder, vectors[n], vectors[n + size], size)
+            size *= 2
+        written = builder.gep(context.make_array(kinds[3])(context, builder, arguments[3]).data, [target])
+        for row, vector in enumerate(vectors):
+            address = builder.gep(written, [ir.Constant(step.type, row * LANES)])
+            builder.store(vector, builder.bitcast(address, _floats.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, at, stride, out, place), code

@@ -26,6 +26,7 @@ from reconstruct.backprojection import (
 from reconstruct.fdk import fdk
 from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, GeometryError, VolumeGrid
+from reconstruct.kernels_simd_wide import tile_edge
 from reconstruct.kernels_vectors import LANES
 from reconstruct.phantoms import asymmetric, line_integrals, shepp_logan, voxelise
 from reconstruct.redundancy import redundancy
@@ -273,6 +274,18 @@ def test_every_back_projection_is_the_plain_one(geometry, grid):
         for pieces in (1, 3):
             volume = added(kind(geometry, grid), filtered, grid, geometry.views, pieces)
             np.testing.assert_allclose(volume, expected, atol=1e-4 * scale, err_msg=f"{kind.__name__}, {pieces}")
+
+
+@pytest.mark.skipif(LANES != 16, reason="tiles of several sizes are for AVX-512")
+def test_the_size_of_tiles_changes_nothing(monkeypatch):
+    geometry, grid = circle(ANGLES[::10]), VolumeGrid((20, 70, 90), (2.0, 1.5, 1.5))
+    filtered = np.random.default_rng(0).standard_normal((geometry.views, 64, 72)).astype(np.float32)
+    volumes = []
+    for edge in (16, 64):
+        monkeypatch.setattr("reconstruct.backprojection.tile_edge", lambda *_, edge=edge: edge)
+        volumes.append(added(RowsAlongAxisInVectors(geometry, grid), filtered, grid, geometry.views))
+    np.testing.assert_allclose(volumes[1], volumes[0], atol=1e-5 * np.abs(volumes[0]).max())
+    assert [tile_edge((256, 256, 256), threads) for threads in (1, 2, 8, 64)] == [64, 64, 32, 16]
 
 
 @pytest.mark.skipif(not LANES, reason="this host has no vector instructions")
