@@ -203,13 +203,17 @@ def is_readable(descriptor: int) -> bool:
 
 
 def prepare_to_fork() -> None:
-    """Make this process one that can be forked at little cost, once it has imported what its children need."""
+    """Make this process one that can be forked at little cost, once it has imported what its children need.
+
+    Garbage is collected from now on, but never among what exists now.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # a standard stream was closed: its number would go to something that children replace
     os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how a child ended
     gc.collect()
     gc.freeze()  # a garbage collection would write into pages that all share
+    gc.enable()
 
 
 def fork(run: Callable[[Ties], int], title: str, closing: Iterable[Closeable]) -> Child:
