@@ -206,7 +206,15 @@ def prepare_to_fork() -> None:
     """Make this process one that can be forked at little cost, once it has imported what its children need.
 
     Garbage is collected from now on, but never among what exists now.
+
+    Raises
+    ------
+    RuntimeError
+        It has more than one thread.
     """
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate())
+        raise RuntimeError(f"a process with several threads ({names}) cannot be forked")
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # a standard stream was closed: its number would go to something that children replace
     os.close(descriptor)
@@ -232,7 +240,12 @@ def fork(run: Callable[[Ties], int], title: str, closing: Iterable[Closeable]) -
         The system lets this user have no more processes, or no more files.
     """
     lifeline, our_lifeline = os.pipe()
-    our_words, words = os.pipe()
+    try:
+        our_words, words = os.pipe()
+    except OSError:
+        os.close(lifeline)
+        os.close(our_lifeline)
+        raise
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()  # the child would say it again

@@ -150,6 +150,18 @@ print(threading.active_count(), libraries)
     assert told_by(program)[0].split() == ["1", "[]"]
 
 
+def test_a_process_with_threads_is_not_forked():
+    program = """
+import threading
+threading.Thread(target=threading.Event().wait, name="waits", daemon=True).start()
+try:
+    prepare_to_fork()
+except RuntimeError as error:
+    print(error)
+"""
+    assert told_by(program)[0].strip() == "a process with several threads (MainThread, waits) cannot be forked"
+
+
 def test_a_child_has_no_handler_of_its_parent():
     program = """
 signal.signal(signal.SIGTERM, lambda *_: print("the parent's", flush=True))

@@ -140,6 +140,23 @@ def test_those_who_die_while_somebody_is_tidied_up_after_share_the_next_time(tmp
     assert tidied == [{11}, {12, 13}]
 
 
+def test_when_the_system_lets_it_have_no_process_the_others_go_on_and_it_tries_again(tmp_path, monkeypatch, caplog):
+    supervisor = Supervisor(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))
+    process = supervisor._processes[0]
+
+    def fork(*_arguments, **_options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(supervisor, "_fork", fork)
+    process.restart_at = 0.0
+    supervisor._dead.add(11)
+    supervisor._look_after(process)
+    supervisor._tidy_after_deaths()
+    assert process.restart_at > 0.0
+    assert supervisor._dead == {11}
+    assert "network cannot be restarted: Resource temporarily unavailable" in caplog.text
+
+
 def test_a_start_clears_what_the_dead_left_and_nothing_that_an_import_is_bringing(serve):
     node = serve()
     os.kill(node.processes()["supervisor"], signal.SIGKILL)
