@@ -219,7 +219,6 @@ def prepare_to_fork() -> None:
         pass  # a standard stream was closed: its number would go to something that children replace
     os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how a child ended
-    gc.collect()
     gc.freeze()  # a garbage collection would write into pages that all share
     gc.enable()
 

@@ -69,7 +69,7 @@ def run_node(settings: Settings, tell: Callable[[Supervisor], None], lifeline: i
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    gc.disable()  # which makes the imports a sixth quicker; the supervisor enables it when they are done
+    gc.disable()  # the imports are a sixth quicker without; `commands.forked.prepare_to_fork` enables it
     from commands.supervisor import Supervisor  # and with it OpenBLAS, which looks at the environment once
 
     logs.configure(settings.logs.level, "node")
