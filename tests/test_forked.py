@@ -78,16 +78,27 @@ def test_the_supervisor_has_one_thread_and_no_catalogue_open(standing, wait_unti
     assert not [path for path in open_files(supervisor) if "sqlite" in path]
 
 
-def test_only_network_processes_have_the_port_and_no_process_has_the_ties_of_others(standing):
-    processes = standing.processes()
+def test_only_network_processes_have_the_port_and_no_process_has_the_ties_of_others(standing, wait_until):
     (port,) = listening(standing.port)
-    have = {name: open_files(pid) for name, pid in processes.items()}
-    assert {name for name, files in have.items() if port in files} == {"supervisor", "network", "network-2"}
-    pipes = [
-        path for name, files in have.items() if name != "supervisor" for path in files if path.startswith("pipe:")
-    ]
-    assert len(pipes) >= 2 * (len(processes) - 1), "its lifeline, and what it has to say"
-    assert len(pipes) == len(set(pipes)), "a lifeline that another process holds as well would not end"
+
+    def keeps_to_its_own():
+        """Waited for: a process that an earlier test had killed is there again, and may not have come to it yet."""
+        processes = standing.processes()
+        try:
+            have = {name: open_files(pid) for name, pid in processes.items()}
+        except FileNotFoundError:
+            return False
+        accept = {name for name, files in have.items() if port in files}
+        pipes = [
+            path for name, files in have.items() if name != "supervisor" for path in files if path.startswith("pipe:")
+        ]
+        return (
+            accept == {"supervisor", "network", "network-2"}
+            and len(pipes) >= 2 * (len(processes) - 1)  # its lifeline, and what it has to say
+            and len(pipes) == len(set(pipes))  # a lifeline that another process holds as well would not end
+        )
+
+    wait_until(keeps_to_its_own, timeout=60.0)
 
 
 def test_a_node_that_dies_in_the_middle_of_tidying_up_leaves_no_process(serve, wait_until):
