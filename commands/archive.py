@@ -24,7 +24,7 @@ from commands.images import (
     image_converter,
     is_image_file,
 )
-from commands.supervisor import read_state
+from commands.state import read_state
 from index import integrity, plugin_troubles, tally
 from index.archive import Archive
 from index.bases import files as bases

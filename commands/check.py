@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from commands.console import FAILED, ConfigOption, DataOption, JsonOption, out, print_json, settings_from
-from commands.supervisor import read_state
+from commands.state import read_state
 from config.identity import version
 from config.plugins import ChoiceError, chosen, read_choice
 from config.settings import Settings

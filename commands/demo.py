@@ -16,12 +16,13 @@ import typer
 from pydicom.dataset import Dataset
 from rich.table import Table
 
+from commands.beside import node_beside
 from commands.console import err, fail, out, progress_bar, settings_from
 from commands.demo_data import SCANS, Sample, real_images, simulate_sample
 from commands.demo_report import Report, show
 from commands.network import identifier_from
 from commands.similar import similarity_identifier
-from commands.supervisor import StartError, Supervisor, read_state
+from commands.state import read_state
 from config import logs
 from config.settings import Settings, load_settings
 from index.archive import Archive
@@ -118,20 +119,10 @@ def _node(folder: Path, receiver_port: int) -> Iterator[tuple[Settings, Peer]]:
     config = folder / "tharsis.toml"
     config.write_text(_SETTINGS.format(data=(folder / "data").resolve(), port=receiver_port), encoding="utf-8")
     settings = settings_from(config)
-    supervisor = Supervisor(settings)
-    watcher = threading.Thread(target=supervisor.run, name="supervisor")
-    try:
-        supervisor.start()
-    except StartError as error:
-        fail(str(error))
     signal.signal(signal.SIGTERM, _interrupt)
-    watcher.start()
-    err.print(f"Node {settings.scp.aet} runs on port {supervisor.port}, data in {settings.archive.data}", markup=False)
-    try:
-        yield settings, Peer("127.0.0.1", supervisor.port, settings.scp.aet)
-    finally:
-        supervisor.request_stop()
-        watcher.join()
+    with node_beside(config) as port:
+        err.print(f"Node {settings.scp.aet} runs on port {port}, data in {settings.archive.data}", markup=False)
+        yield settings, Peer("127.0.0.1", port, settings.scp.aet)
 
 
 def _interrupt(*_: object) -> None:

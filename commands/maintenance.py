@@ -26,7 +26,7 @@ from commands.console import (
     progress_bar,
 )
 from commands.console import settings_from as _settings_from
-from commands.supervisor import StartError, only_user, read_state
+from commands.state import StartError, only_user, read_state
 from config.settings import Settings
 from index import deletion, fsck, retention
 from index.archive import Archive

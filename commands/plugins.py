@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, settings_from
 from commands.plugin_facts import Facts, look_at
-from commands.supervisor import read_state
+from commands.state import read_state
 from config.plugins import (
     ALWAYS,
     CHOICE_FILE,

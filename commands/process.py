@@ -1,32 +1,28 @@
-"""One process of the node, started by the supervisor: ``python -m commands.process network`` (or another role).
+"""What each process of the node does, once the supervisor has forked it (`commands.forked`).
 
-The settings come as one JSON line on standard input, and for a network process a second one: what it shares with its
-like. Standard input then stays open: when it closes, the supervisor is gone and the process stops. It tells that it is
-ready, or why it cannot start, by one JSON line on standard output. A process that follows one that died is told, as its
-last argument, how that one ended.
+It tells that it is ready, or raises `CannotStart`. A process that follows one that died is told how that one ended.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
+import importlib
 import logging
 import os
 import resource
-import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING
 
+from commands.forked import CannotStart, Ties
 from config import logs
 from config import plugins as plugin_settings
 from config.settings import Settings
 from index.archive import Archive
 from index.errors import ArchiveError
 from plugins.watch import AGAIN, Note, Watch, end_process, note_path
+from scp.sharing import Sharing
 
 if TYPE_CHECKING:
     from plugins.manager import Plugins
@@ -35,58 +31,61 @@ logger = logging.getLogger(__name__)
 
 
 _MOST_FILES = 65536
-_ORPHAN_GRACE_S = 5.0
-"""A process whose supervisor is gone ends after this at the latest, seconds: the next start waits for it."""
+
+_FOR_ALL = ("index.bases.limits", "index.errors", "index.on_demand", "index.similarity", "scp.server", "scp.tls")
+"""What network processes need, and most of what others do. Each is imported again where it is used: this only says when
+it happens. None may start a thread, or load a kernel, a model or a plug-in."""
 
 
-def main(role: str, name: str, predecessor: str = "") -> None:
+def preload() -> None:
+    """Import what the processes of a node have in common, before they are forked."""
+    for name in _FOR_ALL:
+        importlib.import_module(name)
+
+
+def run_as(role: str, name: str, settings: Settings, ties: Ties, *, sharing: Sharing, predecessor: str = "") -> int:
     """Run as `role` (``network``, ``worker``, ``encoder``, ``router`` or ``orthanc``) until told to stop.
 
     Parameters
     ----------
+    sharing
+        What a network process shares with its like.
     predecessor
         How the process before it ended, as a clause; empty when the node has just been started.
+
+    Returns
+    -------
+    int
+        The exit status.
+
+    Raises
+    ------
+    CannotStart
+        The settings, or the system, do not let it.
     """
-    settings = Settings.model_validate_json(sys.stdin.readline())
-    supervisor = _take_standard_output()
     logs.configure(settings.logs.level, name)
     archive = Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
-    status = 0
     if role == "network":
-        _network(archive, settings, name, supervisor)
+        _network(archive, settings, name, ties, sharing)
     elif role == "encoder":
-        _encoder(archive, settings, name, supervisor, predecessor)
+        _encoder(archive, settings, name, ties, predecessor)
     elif role == "router":
-        _router(archive, settings, name, supervisor)
+        _router(archive, settings, ties)
     elif role == "orthanc":
-        _orthanc(archive, settings, name, supervisor, predecessor)
+        _orthanc(archive, settings, name, ties, predecessor)
     else:
-        status = _worker(archive, settings, name, supervisor, predecessor)
-    # Not through the interpreter's shutdown, which would wait for threads that are blocked in reading.
-    logging.shutdown()
-    os._exit(status)
+        return _worker(archive, settings, name, ties, predecessor)
+    return 0
 
 
-def _take_standard_output() -> TextIO:
-    """Keep standard output for the supervisor, and let whatever else prints write to standard error.
-
-    The supervisor reads one line. A plug-in that prints more than the pipe holds would wait for it for ever.
-    """
-    supervisor = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return supervisor
-
-
-def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO) -> None:
+def _network(archive: Archive, settings: Settings, name: str, ties: Ties, sharing: Sharing) -> None:
     from index.bases.limits import IndexLimits
     from index.errors import CannotDeidentify
     from index.on_demand import OnDemand
     from index.similarity import Similarity
     from scp.server import Server
-    from scp.sharing import Sharing
     from scp.tls import TlsError
 
-    sharing = Sharing(**json.loads(sys.stdin.readline()))
     _raise_file_limit()
     wanted = settings.similarity
     on_demand = OnDemand(archive, timeout_s=wanted.embed_timeout_s)
@@ -96,10 +95,10 @@ def _network(archive: Archive, settings: Settings, name: str, supervisor: TextIO
         server = Server(archive, settings, search, name=name, sharing=sharing)
         server.start()
     except (OSError, TlsError, CannotDeidentify) as error:
-        _cannot_start(supervisor, str(error))
+        raise CannotStart(str(error)) from error
     stop = threading.Event()
-    _on_stop(stop.set)
-    _tell(supervisor, {"ready": True})
+    ties.on_stop(stop.set)
+    ties.tell({"ready": True})
     stop.wait()
     server.stop(settings.scp.stop_grace_s)
 
@@ -112,7 +111,7 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> int:
+def _worker(archive: Archive, settings: Settings, name: str, ties: Ties, predecessor: str) -> int:
     """Do jobs; return the exit status."""
     os.nice(settings.jobs.nice)  # loading its libraries, too, keeps nobody waiting who has been started
     from plugins.worker import Worker  # numba, highdicom: never in the network process
@@ -122,8 +121,8 @@ def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO,
     try:
         plugins = _plugins(archive, settings, name, predecessor)
     except plugin_settings.ChoiceError as error:
-        _cannot_start(supervisor, str(error))
-    _check_segmenters(plugins, settings, supervisor, first=not predecessor)
+        raise CannotStart(str(error)) from error
+    _check_segmenters(plugins, settings, first=not predecessor)
 
     def has_changed() -> bool:
         return plugin_settings.mark(data) != chosen_at and _is_readable(data)
@@ -135,8 +134,8 @@ def _worker(archive: Archive, settings: Settings, name: str, supervisor: TextIO,
         stopped.set()
         worker.stop()
 
-    _on_stop(stop)
-    _tell(supervisor, {"ready": True})
+    ties.on_stop(stop)
+    ties.tell({"ready": True})
     worker.run()
     if stopped.is_set():
         return 0
@@ -172,7 +171,7 @@ def _plugins(
     return load_plugins(only, settings=settings, watch=watch, troublesome=troubles.left_out(installed))
 
 
-def _check_segmenters(plugins: Plugins, settings: Settings, supervisor: TextIO, *, first: bool) -> None:
+def _check_segmenters(plugins: Plugins, settings: Settings, *, first: bool) -> None:
     """Refuse to start with settings that name an unknown segmenter; not where a plug-in is missing that may have it."""
     from plugins.segmentation.offered import UnknownSegmenter, chosen
 
@@ -182,16 +181,11 @@ def _check_segmenters(plugins: Plugins, settings: Settings, supervisor: TextIO, 
         chosen(plugins, settings)
     except UnknownSegmenter as error:
         if first and not plugins.left_out and not plugins.disabled:
-            _cannot_start(supervisor, str(error))
+            raise CannotStart(str(error)) from error
         logger.warning("%s", error)
 
 
-def _cannot_start(supervisor: TextIO, sentence: str) -> NoReturn:
-    _tell(supervisor, {"error": sentence})
-    sys.exit(1)
-
-
-def _encoder(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> None:
+def _encoder(archive: Archive, settings: Settings, name: str, ties: Ties, predecessor: str) -> None:
     from index.jobs import EMBED_ASKED
     from plugins.asked import Attention, warm_up
     from plugins.worker import Worker
@@ -204,13 +198,13 @@ def _encoder(archive: Archive, settings: Settings, name: str, supervisor: TextIO
         worker.stop()
         attention.ring()
 
-    _on_stop(stop)
-    _tell(supervisor, {"ready": True})
+    ties.on_stop(stop)
+    ties.tell({"ready": True})
     warm_up(archive)
     worker.run()
 
 
-def _router(archive: Archive, settings: Settings, _name: str, supervisor: TextIO) -> None:
+def _router(archive: Archive, settings: Settings, ties: Ties) -> None:
     from commands.routing import make_router
     from plugins.routing.rules import RouteError
     from scp.tls import TlsError
@@ -219,13 +213,13 @@ def _router(archive: Archive, settings: Settings, _name: str, supervisor: TextIO
     try:
         router = make_router(archive, settings)
     except (RouteError, TlsError, ArchiveError) as error:
-        _cannot_start(supervisor, str(error))
-    _on_stop(router.stop)
-    _tell(supervisor, {"ready": True})
+        raise CannotStart(str(error)) from error
+    ties.on_stop(router.stop)
+    ties.tell({"ready": True})
     router.run()
 
 
-def _orthanc(archive: Archive, settings: Settings, name: str, supervisor: TextIO, predecessor: str) -> None:
+def _orthanc(archive: Archive, settings: Settings, name: str, ties: Ties, predecessor: str) -> None:
     from index import jobs
     from index.bases.limits import IndexLimits
     from index.similarity import Similarity
@@ -241,38 +235,13 @@ def _orthanc(archive: Archive, settings: Settings, name: str, supervisor: TextIO
             archive, Answers(archive, settings, search), host=own.door_host, port=own.door_port, key=own.secret("key")
         )
     except OSError as error:
-        _cannot_start(supervisor, f"[orthanc]: the door cannot be opened: {error.strerror or error}")
+        raise CannotStart(f"[orthanc]: the door cannot be opened: {error.strerror or error}") from error
     except ValueError as error:
-        _cannot_start(supervisor, f"[orthanc]: {error}")
+        raise CannotStart(f"[orthanc]: {error}") from error
     archive.jobs.push(jobs.ORTHANC_COMPARE, comparing.SUBJECT)
     plugins = _plugins(archive, settings, name, predecessor, only=["orthanc"])
     worker = Worker(archive, settings, name, plugins, kinds=jobs.ORTHANC_KINDS)
-    _on_stop(worker.stop)
-    _tell(supervisor, {"ready": True})
+    ties.on_stop(worker.stop)
+    ties.tell({"ready": True})
     worker.run()
     door.close()
-
-
-def _on_stop(stop: Callable[[], None]) -> None:
-    """Call `stop` on SIGTERM and when the supervisor is gone. SIGINT, which a whole group gets, is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop())
-
-    def wait_for_supervisor() -> None:
-        sys.stdin.read()
-        logger.info("the supervisor is gone: stopping")
-        stop()
-        time.sleep(_ORPHAN_GRACE_S)
-        os._exit(1)
-
-    threading.Thread(target=wait_for_supervisor, name="lifeline", daemon=True).start()
-
-
-def _tell(supervisor: TextIO, facts: dict[str, Any]) -> None:
-    """Tell the supervisor that this process is ready, or why it cannot be."""
-    supervisor.write(json.dumps(facts) + "\n")
-    supervisor.flush()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4])

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from commands.archive import open_archive
 from commands.console import USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, settings_from
-from commands.supervisor import read_state
+from commands.state import read_state
 from config.application_entities import ApplicationEntity
 from config.routes import RouteSettings
 from config.settings import Settings

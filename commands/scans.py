@@ -28,7 +28,7 @@ from commands.console import (
     settings_from,
 )
 from commands.network import TitleOption, peer_from
-from commands.supervisor import read_state
+from commands.state import read_state
 from config.settings import Settings
 from index.archive import Archive
 from index.files import is_part10

@@ -1,66 +1,47 @@
 """The processes of a node: started together, restarted when one dies, stopped together.
 
 One or more processes serve the network, one or more do the work, one embeds what queries ask about, one sends on what
-the rules want sent, and one talks with an Orthanc, the last two where the settings want it. They share nothing but the
-data folder, and the listening sockets, which the supervisor opens: when a network process dies, nobody is turned away.
-The supervisor holds the folder's lock, so that two nodes never serve one folder; its processes inherit the lock and it
-is free only when all of them are gone.
+the rules want sent, and one talks with an Orthanc, the last two where the settings want it. They are forked from this
+one, and share nothing but the data folder, and the listening sockets, which the supervisor opens: when a network
+process dies, nobody is turned away. The supervisor holds the folder's lock, so that two nodes never serve one folder;
+its processes inherit the lock and it is free only when all of them are gone.
+
+So that it can fork, the supervisor has one thread and opens no catalogue: docs/decisions/0018-forked-processes.md.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import os
-import queue
 import signal
 import socket
-import sqlite3
-import subprocess
-import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO
 
+from commands import tidying
+from commands.forked import Bell, Child, Ties, fork, is_readable, prepare_to_fork, wait_for_any
+from commands.process import preload, run_as
+from commands.state import STATE_FILE, StartError, take_lock, write_state
 from config.settings import Settings
-from index import deliveries
-from index.archive import Archive
-from index.errors import ArchiveError
-from index.orphans import settle_orphans
 from plugins.watch import AGAIN, HUNG, note_path, read_note
 from scp.lobby import CannotListen, open_port
 from scp.places import PLACES_FILE, vacate
+from scp.sharing import Sharing
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "node.json"
-_LOCK_FILE = "node.lock"
 _START_S = 60.0
 """A process that is not ready by then has failed to start, seconds."""
-
-_LOCK_WAIT_S = 15.0
-"""Longer than the processes of a node that was killed take to end."""
 
 _RESTART_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Wait before each restart of a process that keeps dying; one that ran a minute starts at the front again."""
 
 _SETTLED_S = 60.0
 _LOOK_S = 0.2
-
-
-_ENVIRONMENT = {"OPENBLAS_THREAD_TIMEOUT": "4"}
-"""Of the processes. OpenBLAS's threads wait for more work by computing nothing, for a tenth of a second after every
-matrix product (2²⁸ cycles): a similarity query then takes twice the processor time. Now they wait for 2⁴ cycles."""
-
-
-class StartError(Exception):
-    """The node cannot start; the message is one sentence for the user."""
+_KILLED_S = 10.0
+"""For the system to end a process that was killed."""
 
 
 @dataclass
@@ -69,18 +50,16 @@ class _Process:
 
     role: str
     name: str
-    popen: subprocess.Popen[str] | None = None
+    child: Child | None = None
     started: float = 0.0
     deaths: int = 0
     restart_at: float | None = None
-    error: str = ""
     how_it_ended: str = ""
-    ready: threading.Event = field(default_factory=threading.Event)
 
     @property
     def pid(self) -> int:
         """Of the operating system process."""
-        return self.popen.pid if self.popen else 0
+        return self.child.pid if self.child else 0
 
 
 class Supervisor:
@@ -107,33 +86,50 @@ class Supervisor:
             *([_Process("router", "router")] if settings.routes else []),
             *([_Process("orthanc", "orthanc")] if settings.orthanc.enabled else []),
         ]
-        self._stopping = threading.Event()
-        self._dead: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._bell = Bell()
+        self._dead: set[int] = set()
+        self._tidier: Child | None = None
         self._lock: IO[str] | None = None
         self._listeners: dict[str, socket.socket] = {}
         self.port = self.tls_port = 0
 
     def start(self) -> None:
-        """Start every process and wait until all are ready.
+        """Start every process and wait until all are ready; this process has no other thread.
 
         Raises
         ------
         StartError
             The data folder is in use or cannot be written, or a process does not come up (a port in use).
         """
-        self._take_lock()
+        self._lock = take_lock(self._data)
         try:
+            preload()
+            prepare_to_fork()
             self._tidy()
             self._listen()
-            threading.Thread(target=self._tidy_after_deaths, daemon=True).start()
-            for process in self._processes:  # side by side: each has its libraries to load
+            for process in self._processes:  # side by side: some have further libraries to load
                 self._launch(process)
             for process in self._processes:
                 self._await_ready(process)
+        except OSError as error:
+            self.stop()
+            raise StartError(f"the node cannot start: {error.strerror or error}") from error
         except BaseException:
             self.stop()
             raise
         self._write_state()
+
+    def _tidy(self) -> None:
+        """Have that removed which the last run left half-done, and learn whether it left something to send."""
+        self._tidier = child = self._fork(lambda ties: tidying.run(self._settings, (), ties), "tidy")
+        while child.poll() is None:
+            wait_for_any([child], _LOOK_S)
+        self._tidier = None
+        if not child.told.get("ready"):
+            raise StartError(child.told.get("error") or f"tidying up {_how_it_ended(child.returncode or 0)}")
+        if not self._settings.routes and child.told["has_deliveries"]:
+            self._processes.append(_Process("router", "router"))  # it ends what the rules of before have queued
 
     def _listen(self) -> None:
         """Open the ports: the network processes accept from the same ones, and no connection goes when one dies."""
@@ -148,138 +144,94 @@ class Supervisor:
         ports = {name: int(listener.getsockname()[1]) for name, listener in self._listeners.items()}
         self.port, self.tls_port = ports.get("plain", 0), ports.get("secure", 0)
 
-    def run(self) -> None:
-        """Watch over the processes until `request_stop` is called, then stop them."""
-        while not self._stopping.wait(_LOOK_S):
+    def run(self, lifeline: int | None = None) -> None:
+        """Watch over the processes until `request_stop` is called, then stop them.
+
+        Parameters
+        ----------
+        lifeline
+            A file descriptor that can be read when the node is to stop, as when somebody else's end of a pipe closes.
+        """
+        others = [self._bell.listener] if lifeline is None else [self._bell.listener, lifeline]
+        while not self._is_stopping:
+            is_due = any(process.restart_at is not None and process.restart_at <= time.monotonic()
+                         for process in self._processes)
+            wait_for_any(self._children(), 0.0 if is_due else _LOOK_S, *others)
             for process in self._processes:
                 self._look_after(process)
+            self._tidy_after_deaths()
+            self._is_stopping = self._is_stopping or (lifeline is not None and is_readable(lifeline))
         self.stop()
 
     def request_stop(self) -> None:
-        """Make `run` return (safe in a signal handler)."""
-        self._stopping.set()
+        """Make `run` return (safe in a signal handler, and in another thread)."""
+        self._is_stopping = True
+        self._bell.ring()
 
     def stop(self) -> None:
         """Stop every process: politely, and after its grace by force."""
-        self._stopping.set()
+        self._is_stopping = True
         for listener in self._listeners.values():  # so that nobody waits to be accepted by processes that stop
             listener.close()
         grace = max(self._settings.scp.stop_grace_s, self._settings.jobs.stop_grace_s) + 5.0
-        running = [process.popen for process in self._processes if process.popen and process.popen.poll() is None]
-        for popen in running:
-            popen.terminate()
+        running = [child for child in self._children() if child.poll() is None]
+        for child in running:
+            child.terminate()
         deadline = time.monotonic() + grace
-        for popen in running:
-            try:
-                popen.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                logger.warning("process %d did not stop within %.0f s: killed", popen.pid, grace)
-                popen.kill()
-                popen.wait()
+        for child in running:
+            if child.wait(max(0.1, deadline - time.monotonic())) is None:
+                logger.warning("process %d did not stop within %.0f s: killed", child.pid, grace)
+                child.kill()
+                child.wait(_KILLED_S)
         (self._data / STATE_FILE).unlink(missing_ok=True)
+        self._bell.close()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def _take_lock(self) -> None:
-        try:
-            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = (self._data / _LOCK_FILE).open("a")
-        except OSError as error:
-            raise StartError(f"cannot use the data folder {self._data}: {error.strerror}") from error
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                # The processes of a node that was killed take a moment to notice it.
-                if time.monotonic() > deadline:
-                    self._lock.close()
-                    self._lock = None
-                    raise StartError(f"another node is using the data folder {self._data}") from None
-                time.sleep(_LOOK_S)
-            else:
-                return
+    def _children(self) -> list[Child]:
+        """Return the processes that there are, or were a moment ago."""
+        children = [process.child for process in self._processes]
+        return [child for child in (*children, self._tidier) if child is not None]
 
-    def _tidy(self) -> None:
-        """Remove what the last run left half-done: nothing of it was ever acknowledged or found.
-
-        What cannot be tidied up hides nothing that the catalogue knows: it is told, and keeps no node down.
-        """
-        try:
-            archive = Archive.from_settings(self._settings.archive)
-        except sqlite3.Error as error:
-            raise StartError(
-                f"the catalogue in {self._data} cannot be used: {error}; `tharsis rebuild` makes it again"
-            ) from error
-        except ArchiveError as error:
-            raise StartError(str(error)) from error
-        try:
-            if not self._settings.routes and deliveries.queued_for(archive):
-                self._processes.append(_Process("router", "router"))  # it ends what the rules of before have queued
-            received, removed = archive.clear_incoming(), archive.finish_removals()
-            if (self._data / STATE_FILE).exists():
-                logger.warning(
-                    "the last run did not stop cleanly: %d half-received files removed, %d deletions finished, "
-                    "files without a row: %s", received, removed, _settle(archive),
-                )
-        except (sqlite3.Error, OSError, ArchiveError):
-            logger.exception("what the last run left was not tidied up; `tharsis fsck --repair` does so")
-        finally:
-            archive.close()
+    def _fork(self, run: Callable[[Ties], int], name: str, *, accepts: bool = False) -> Child:
+        """Start a process; it has what this one has open only where it needs it."""
+        listeners = () if accepts else self._listeners.values()
+        return fork(run, f"tharsis {name}", [*self._children(), *listeners, self._bell])
 
     def _launch(self, process: _Process, predecessor: str = "") -> None:
-        process.ready.clear()
         process.restart_at = None
         process.started = time.monotonic()
-        listeners = self._listeners.values() if process.role == "network" else ()
-        process.popen = subprocess.Popen(  # noqa: S603 - our own module, with our own names
-            [sys.executable, "-P", "-m", "commands.process", process.role, process.name, predecessor],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**_ENVIRONMENT, **os.environ},
-            pass_fds=[each.fileno() for each in (self._lock, *listeners) if each is not None],
+        role, name, settings, sharing = process.role, process.name, self._settings, self._sharing(process)
+        process.child = self._fork(
+            lambda ties: run_as(role, name, settings, ties, sharing=sharing, predecessor=predecessor),
+            name,
+            accepts=role == "network",
         )
-        threading.Thread(target=self._hear, args=(process, process.popen), daemon=True).start()
-        if process.popen.stdin is not None:
-            try:
-                process.popen.stdin.write(self._settings.model_dump_json() + "\n" + self._shared(process))
-                process.popen.stdin.flush()
-            except BrokenPipeError:  # it has died already, which `_look_after` and `_await_ready` will see
-                logger.warning("%s ended before it read its settings", process.name)
 
-    def _shared(self, process: _Process) -> str:
-        """Return the line that tells a network process what it shares with its like; nothing for others."""
+    def _sharing(self, process: _Process) -> Sharing:
+        """Return what a network process shares with its like; nothing for others."""
         if process.role != "network":
-            return ""
+            return Sharing()
         names = self._settings.network.acceptor_names()
         descriptors = {name: listener.fileno() for name, listener in self._listeners.items()}
-        return json.dumps({**descriptors, "slot": names.index(process.name), "count": len(names)}) + "\n"
-
-    @staticmethod
-    def _hear(process: _Process, popen: subprocess.Popen[str]) -> None:
-        """Read the one line in which the process tells that it is ready, or why it cannot start."""
-        line = popen.stdout.readline() if popen.stdout else ""
-        told = json.loads(line) if line else {}
-        process.error = told.get("error", "")
-        if told.get("ready"):
-            process.ready.set()
+        return Sharing(**descriptors, slot=names.index(process.name), count=len(names))
 
     def _await_ready(self, process: _Process) -> None:
         deadline = time.monotonic() + _START_S
-        while not process.ready.wait(0.05):
-            status = process.popen.poll() if process.popen else None
+        while (child := process.child) is not None and not child.told.get("ready"):
+            wait_for_any([child], 0.05)
+            status = child.poll()
             note = read_note(note_path(self._data, process.name))
-            in_hands_of_plugin = note is not None and note.process == process.pid
+            in_hands_of_plugin = note is not None and note.process == child.pid
             if in_hands_of_plugin:  # its own limit ends it
                 deadline = time.monotonic() + _START_S
-            if status is not None and in_hands_of_plugin and not process.error:
+            if status is not None and in_hands_of_plugin and not child.told:
                 how = _how_it_ended(status)
-                logger.error("%s (process %d) %s while it started: once more", process.name, process.pid, how)
+                logger.error("%s (process %d) %s while it started: once more", process.name, child.pid, how)
                 self._launch(process, how)
-            elif status is not None:
-                why = process.error or f"the {process.name} process could not start; the lines above say why"
+            elif status is not None and not child.told.get("ready"):
+                why = child.told.get("error") or f"the {process.name} process could not start; the lines above say why"
                 raise StartError(why)
             if time.monotonic() > deadline:
                 raise StartError(f"the {process.name} process was not ready within {_START_S:.0f} s")
@@ -288,26 +240,37 @@ class Supervisor:
         now = time.monotonic()
         if process.restart_at is not None:
             if now >= process.restart_at:
-                self._launch(process, process.how_it_ended)
-                logger.warning("%s restarted as process %d", process.name, process.pid)
-                self._write_state()
+                self._restart(process)
             return
-        if process.popen is None or process.popen.poll() is None:
+        child = process.child
+        if child is None or (status := child.poll()) is None:
             return
         self._vacate(process)
         if now - process.started > _SETTLED_S:
             process.deaths = 0
-        process.how_it_ended = how = _how_it_ended(process.popen.returncode)
-        if process.popen.returncode in (AGAIN, HUNG):  # it has told why, and cannot do so often
-            if process.popen.returncode == HUNG:
-                self._dead.put(process.popen.pid)  # it was in the middle of something
+        process.how_it_ended = how = _how_it_ended(status)
+        if status in (AGAIN, HUNG):  # it has told why, and cannot do so often
+            if status == HUNG:
+                self._dead.add(child.pid)  # it was in the middle of something
             process.restart_at = now
             return
         delay = _RESTART_DELAYS_S[min(process.deaths, len(_RESTART_DELAYS_S) - 1)]
         process.deaths += 1
         process.restart_at = now + delay
-        logger.error("%s (process %d) %s; restarting in %.0f s", process.name, process.popen.pid, how, delay)
-        self._dead.put(process.popen.pid)
+        logger.error("%s (process %d) %s; restarting in %.0f s", process.name, child.pid, how, delay)
+        self._dead.add(child.pid)
+
+    def _restart(self, process: _Process) -> None:
+        try:
+            self._launch(process, process.how_it_ended)
+        except OSError as error:  # no more processes or files: not for ever, and the others go on
+            process.restart_at = time.monotonic() + _RESTART_DELAYS_S[-1]
+            logger.error(  # noqa: TRY400 - where it happened is known
+                "%s cannot be restarted: %s; again in %.0f s", process.name, error.strerror, _RESTART_DELAYS_S[-1]
+            )
+            return
+        logger.warning("%s restarted as process %d", process.name, process.pid)
+        self._write_state()
 
     def _vacate(self, process: _Process) -> None:
         """Give the places of associations back that ended with their network process."""
@@ -319,26 +282,20 @@ class Supervisor:
                 logger.exception("%s: its places stay taken until it runs again", process.name)
 
     def _tidy_after_deaths(self) -> None:
-        """Tidy up after those who die, once for all who died meanwhile: reading all of files/ may take minutes."""
-        while not self._stopping.is_set():
-            pids = {self._dead.get()}
-            while not self._dead.empty():  # nobody else takes from it
-                pids.add(self._dead.get())
-            self._tidy_after(pids)
-
-    def _tidy_after(self, pids: set[int]) -> None:
-        """Put right what processes left half-done when they died, while the others go on."""
-        names = ", ".join(map(str, sorted(pids)))
-        try:
-            archive = Archive.from_settings(self._settings.archive)
-            received = sum(archive.clear_incoming(pid) for pid in pids)
-            archive.finish_removals()
-            told = _settle(archive)
-            archive.close()
-        except Exception:  # whatever it is, the next death is tidied up after
-            logger.exception("what process %s left was not tidied up; `tharsis fsck` finds it", names)
-            return
-        logger.warning("process %s left %d half-received files, files without a row: %s", names, received, told)
+        """Have others tidy up after those who died, once for all who died meanwhile: it may take minutes."""
+        if self._tidier is not None:
+            status = self._tidier.poll()
+            if status is None:
+                return
+            if status:
+                logger.error("what a process left was not tidied up; `tharsis fsck` finds it")
+            self._tidier = None
+        if self._dead:
+            dead, self._dead = frozenset(self._dead), set()
+            try:
+                self._tidier = self._fork(lambda ties: tidying.run(self._settings, dead, ties), "tidy")
+            except OSError:  # no more processes or files: the next look may find some
+                self._dead |= dead
 
     def _write_state(self) -> None:
         """Tell other commands where the node is: PIDs, AE title, address."""
@@ -349,29 +306,9 @@ class Supervisor:
             "host": scp.host,
             "port": self.port,
             "tls_port": self.tls_port,
-            "processes": {process.name: process.popen.pid for process in self._processes if process.popen},
+            "processes": {process.name: process.pid for process in self._processes if process.child},
         }
-        path = self._data / STATE_FILE
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(path)
-
-
-@contextmanager
-def only_user(data: Path) -> Iterator[None]:
-    """Keep every node off the data folder while the block runs; raises `StartError` when one is using it."""
-    with (data / _LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartError(f"a node is running on {data}: stop it first") from None
-        yield
-
-
-def _settle(archive: Archive) -> str:
-    """Settle the files without a row, and say in words what became of them."""
-    fates = Counter(settled.fate.value for settled in settle_orphans(archive))
-    return ", ".join(f"{count} {fate}" for fate, count in fates.items()) or "none"
+        write_state(self._data, state)
 
 
 def _how_it_ended(status: int) -> str:
@@ -380,19 +317,3 @@ def _how_it_ended(status: int) -> str:
     if status == HUNG:
         return "ended because a plug-in hung in it"
     return f"ended with status {status}"
-
-
-def read_state(data: Path) -> dict[str, object] | None:
-    """Return what a running node says of itself, or None when no node runs on the data folder."""
-    try:
-        with (data / _LOCK_FILE).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:  # a node holds it
-        try:
-            state: dict[str, object] = json.loads((data / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # it is just starting or stopping
-            return None
-        return state
-    except OSError:  # there has never been one
-        return None
-    return None

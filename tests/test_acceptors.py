@@ -204,8 +204,8 @@ def test_who_dies_gives_its_places_back_before_another_follows(tmp_path):
     dead, living = (Places(tmp_path / PLACES_FILE, slot, 2) for slot in range(2))
     assert [dead.take(2), dead.take(2), living.take(2)] == [True, True, False]
     process = supervisor._processes[0]
-    process.popen = subprocess.Popen([sys.executable, "-c", ""])
-    process.popen.wait()
+    process.child = subprocess.Popen([sys.executable, "-c", ""])  # forking is not for a process with threads
+    process.child.wait()
 
     supervisor._look_after(process)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
-from commands import supervisor as supervisor_module
+from commands import tidying
 from commands.supervisor import Supervisor
 from config.settings import load_settings
 from index.archive import Archive
@@ -20,9 +22,7 @@ from index.archive import Archive
 @pytest.fixture(scope="module")
 def standing(serve_all):
     """A node that the tests leave standing, however many of its processes they kill."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
-        return serve_all()
+    return serve_all()
 
 
 def test_it_answers_stores_and_finds(standing, dcmtk, make_file):
@@ -107,22 +107,54 @@ def test_a_deletion_that_a_dead_process_left_half_done_is_finished(standing, wai
     wait_until(lambda: archive.database.execute("SELECT count(*) FROM removal").fetchone() == (0,))
 
 
+class _Tidier:
+    """Stands for the process that tidies up; ends when told."""
+
+    def __init__(self):
+        self.status = None
+
+    def poll(self):
+        return self.status
+
+
 def test_those_who_die_while_somebody_is_tidied_up_after_share_the_next_time(tmp_path, monkeypatch):
     supervisor = Supervisor(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))
-    tidied = []
+    tidied, tidiers = [], []
 
-    def tidy_after(pids):
-        tidied.append(pids)
-        if len(tidied) == 1:
-            for pid in (12, 13, 12):
-                supervisor._dead.put(pid)
-        else:
-            supervisor.request_stop()
+    def fork(run, name):
+        monkeypatch.setattr(tidying, "run", lambda settings, dead, ties: tidied.append(dead))
+        run(None)
+        tidiers.append(_Tidier())
+        return tidiers[-1]
 
-    monkeypatch.setattr(supervisor, "_tidy_after", tidy_after)
-    supervisor._dead.put(11)
+    monkeypatch.setattr(supervisor, "_fork", fork)
+    supervisor._tidy_after_deaths()
+    assert tidied == []
+    supervisor._dead.add(11)
+    supervisor._tidy_after_deaths()
+    supervisor._dead |= {12, 13}
+    supervisor._tidy_after_deaths()
+    assert tidied == [{11}]
+    tidiers[0].status = 0
     supervisor._tidy_after_deaths()
     assert tidied == [{11}, {12, 13}]
+
+
+def test_when_the_system_lets_it_have_no_process_the_others_go_on_and_it_tries_again(tmp_path, monkeypatch, caplog):
+    supervisor = Supervisor(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))
+    process = supervisor._processes[0]
+
+    def fork(*_arguments, **_options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(supervisor, "_fork", fork)
+    process.restart_at = 0.0
+    supervisor._dead.add(11)
+    supervisor._look_after(process)
+    supervisor._tidy_after_deaths()
+    assert process.restart_at > 0.0
+    assert supervisor._dead == {11}
+    assert "network cannot be restarted: Resource temporarily unavailable" in caplog.text
 
 
 def test_a_start_clears_what_the_dead_left_and_nothing_that_an_import_is_bringing(serve):
@@ -144,9 +176,9 @@ def test_a_start_that_cannot_settle_the_orphans_says_so_and_goes_on(tmp_path, mo
     def fail(_archive):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(supervisor_module, "settle_orphans", fail)
+    monkeypatch.setattr(tidying, "settle_orphans", fail)
     (tmp_path / "node.json").write_text("{}")
-    Supervisor(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))._tidy()
+    tidying.before_the_start(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))
     assert "was not tidied up" in caplog.text
 
 
@@ -201,11 +233,21 @@ def test_the_network_process_loads_no_kernel_no_plug_in_and_no_index(standing):
         assert f"/{library}/" not in mapped, library
 
 
-def test_no_process_waits_by_computing(standing):
-    processes = standing.processes()
-    for name in ("network", "worker-1", "encoder"):
-        told = Path(f"/proc/{processes[name]}/environ").read_bytes().split(b"\0")
-        assert b"OPENBLAS_THREAD_TIMEOUT=4" in told, name
+def test_no_process_waits_by_computing():
+    """OpenBLAS reads the environment when it is loaded: by then it has to be set, in the process that is forked."""
+    code = (
+        "import os, sys, types\n"
+        "from commands import serve\n"
+        "from config.settings import load_settings\n"
+        "def look(_settings):\n"
+        "    print(os.environ['OPENBLAS_THREAD_TIMEOUT'], 'numpy' in sys.modules)\n"
+        "    raise SystemExit\n"
+        "sys.modules['commands.supervisor'] = types.SimpleNamespace(Supervisor=look)\n"
+        "serve.run_node(load_settings(environment={}), print)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.split() == ["4", "False"]
 
 
 def test_status_and_jobs_tell_what_the_node_does(serve, tharsis, wait_until, make_file, dcmtk):

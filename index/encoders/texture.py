@@ -17,7 +17,7 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 import pywt
-from skimage.feature import graycomatrix, graycoprops, hog, local_binary_pattern
+import skimage  # loads its parts when they are used
 
 from index.encoders.encoder import Images, model_id
 from index.encoders.pixels import SIDE, VERSION
@@ -43,8 +43,8 @@ _LAYOUT_CELLS = 8
 
 def gradients(image: Image) -> Descriptor:
     """Histograms of oriented gradients: 8 × 8 cells normalised together, 4 × 4 normalised by their neighbours."""
-    whole = hog(image, 8, (SIDE // 8, SIDE // 8), (8, 8), "L2-Hys")
-    local = hog(image, 8, (SIDE // 4, SIDE // 4), (2, 2), "L2-Hys")
+    whole = skimage.feature.hog(image, 8, (SIDE // 8, SIDE // 8), (8, 8), "L2-Hys")
+    local = skimage.feature.hog(image, 8, (SIDE // 4, SIDE // 4), (2, 2), "L2-Hys")
     return np.concatenate([whole, local / 3.0]).astype(np.float32)
 
 
@@ -52,8 +52,8 @@ def binary_patterns(image: Image) -> Descriptor:
     """Square roots of uniform, rotation-invariant local binary pattern histograms, per cell of a pyramid."""
     parts = []
     for cells in _LBP_GRIDS:
-        patterns = local_binary_pattern(_quantised(image, 256), _LBP_POINTS, 1, "uniform").astype(np.intp)
-        parts.append(np.sqrt(_cell_histograms(patterns, _LBP_POINTS + 2, cells)) / cells)
+        patterns = skimage.feature.local_binary_pattern(_quantised(image, 256), _LBP_POINTS, 1, "uniform")
+        parts.append(np.sqrt(_cell_histograms(patterns.astype(np.intp), _LBP_POINTS + 2, cells)) / cells)
         image = _halved(image)
     return np.concatenate(parts).astype(np.float32)
 
@@ -61,8 +61,9 @@ def binary_patterns(image: Image) -> Descriptor:
 def co_occurrence(image: Image) -> Descriptor:
     """Haralick properties of grey-level pairs: mean and range over four directions, per step."""
     angles = [0.0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
-    matrix = graycomatrix(_quantised(image, _GLCM_LEVELS), _GLCM_STEPS, angles, _GLCM_LEVELS, True, True)
-    values = np.stack([graycoprops(matrix, name) for name in _GLCM_PROPERTIES])
+    levels = _quantised(image, _GLCM_LEVELS)
+    matrix = skimage.feature.graycomatrix(levels, _GLCM_STEPS, angles, _GLCM_LEVELS, True, True)
+    values = np.stack([skimage.feature.graycoprops(matrix, name) for name in _GLCM_PROPERTIES])
     values[0] = np.log1p(values[0])  # contrast alone has no upper bound
     return np.concatenate([values.mean(axis=2).ravel(), np.ptp(values, axis=2).ravel()]).astype(np.float32)
 

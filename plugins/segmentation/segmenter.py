@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.sr.coding import Code
+
+if TYPE_CHECKING:
+    from pydicom.sr.coding import Code  # and with it 15 MB of codes, which not every process needs
 
 Progress = Callable[[float], None]
 """Called with the fraction done; may raise to stop the work."""
