@@ -59,8 +59,14 @@ class BackProjector(Protocol):
     def memory_mb(self, allowed_mb: int) -> int:
         """Return what filtered views and slices being worked on may take together, MiB."""
 
-    def allocate(self, views: int) -> Array:
-        """Return zeros for the filtered projections of that many views, padded and laid out as `add` reads them."""
+    def allocate(self, views: int, spare: Array | None = None) -> Array:
+        """Return zeros for the filtered projections of that many views, padded and laid out as `add` reads them.
+
+        Parameters
+        ----------
+        spare
+            Flat zeros in which they may lie, where there is room.
+        """
 
     def store(self, filtered: Array, buffer: Array, views: slice) -> None:
         """Copy filtered projections (view, row, at least column) of the scan's `views` into their `buffer`."""
@@ -95,8 +101,9 @@ class AnyGeometry(_OnHost):
         self.slices_together = 1
         self.scratch_bytes = 0
 
-    def allocate(self, views: int) -> Array:
+    def allocate(self, views: int, spare: Array | None = None) -> Array:
         """Return zeros (view, padded row, padded column)."""
+        del spare
         return np.zeros((views, *self._padded), dtype=np.float32)
 
     def store(self, filtered: Array, buffer: Array, views: slice) -> None:
@@ -161,8 +168,9 @@ class RowsAlongAxis(_OnHost):
         tiles = -(-grid.shape_zyx[1] // TILE) * -(-grid.shape_zyx[2] // TILE)  # a blended column for each
         self.scratch_bytes = 4 * tiles * self._padded[1]
 
-    def allocate(self, views: int) -> Array:
+    def allocate(self, views: int, spare: Array | None = None) -> Array:
         """Return zeros (view, padded column, padded row)."""
+        del spare
         return np.zeros((views, *self._padded), dtype=np.float32)
 
     def store(self, filtered: Array, buffer: Array, views: slice) -> None:
@@ -215,9 +223,9 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
         """Whether the rows of these views are kept last to first, so that they run towards +z, (view,)."""
         return self._reverse[views]
 
-    def allocate(self, views: int) -> Array:
+    def allocate(self, views: int, spare: Array | None = None) -> Array:
         """Return zeros (view, padded column, padded row) that start on a cache line."""
-        return _aligned_zeros((views, *self._padded))
+        return _aligned_zeros((views, *self._padded), spare)
 
     def store(self, filtered: Array, buffer: Array, views: slice) -> None:
         """Transpose into the middle of the padding."""
@@ -242,9 +250,10 @@ def _whole_vectors(voxels: int) -> int:
     return -(-voxels // LANES) * LANES
 
 
-def _aligned_zeros(shape: tuple[int, ...]) -> Array:
+def _aligned_zeros(shape: tuple[int, ...], spare: Array | None = None) -> Array:
     size = int(np.prod(shape))
-    raw = np.zeros(size + 16, dtype=np.float32)
+    has_room = spare is not None and spare.size >= size + 16
+    raw = spare if spare is not None and has_room else np.zeros(size + 16, dtype=np.float32)
     start = -raw.ctypes.data // 4 % 16
     return raw[start : start + size].reshape(shape)
 

@@ -36,8 +36,9 @@ class OnCuda:
         free = kernels_cuda.free_bytes()
         return allowed_mb if free is None else int(free * _SHARE) // _MIB
 
-    def allocate(self, views: int) -> Any:
+    def allocate(self, views: int, spare: Any = None) -> Any:
         """Return zeros (view, padded row, padded column)."""
+        del spare
         return cuda.to_device(np.zeros((views, *self._padded), dtype=np.float32))
 
     def store(self, filtered: NDArray[np.float32], buffer: Any, views: slice) -> None:

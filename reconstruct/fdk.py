@@ -13,7 +13,7 @@ from reconstruct.blocks import LINES, Blocks, Mapped, blocks_of
 from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernel_threads import kernel_threads
-from reconstruct.kernels import touch
+from reconstruct.kernels import clear, touch
 from reconstruct.kernels_vectors import LANES
 from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
@@ -116,10 +116,16 @@ def fdk(
     mapped = Mapped(is_mapped(projections), is_mapped(volume))
     blocks = blocks_of(geometry, symmetric, grid, projector, memory_mb, mapped)
     report = _Progress(progress, symmetric, grid)
-    voxels = _Voxels(projector, volume, grid, blocks, report, is_new=out is None)
-    together = min(blocks.views, _views_a_pass(volume)) if blocks.holds(grid) else blocks.views
+    voxels = _Voxels(projector, volume, grid, blocks, report)
+    together = blocks.views
+    if blocks.holds(grid):
+        together = _equal(geometry.views, min(together, _views_a_pass(volume)))
     with kernel_threads(threads) as workers:
-        buffer = projector.allocate(min(together, geometry.views))
+        # A new volume is empty until the last view is added: filtered views may lie there.
+        spare = volume.reshape(-1) if out is None and blocks.holds(grid) else None
+        buffer = projector.allocate(min(together, geometry.views), spare)
+        lies_there = isinstance(buffer, np.ndarray) and np.may_share_memory(buffer, volume)
+        voxels.is_blank = out is None and not lies_there
         for views in _pieces(slice(0, geometry.views), together):
             for batch in _pieces(views, blocks.batch):
                 filtering.store(projections[batch], batch, projector, _within(buffer, views, batch), workers)
@@ -132,6 +138,11 @@ class _Voxels:
     """The voxels that blocks of views are added to: all at once where there is room, else a tile after the other.
 
     A tile is cut out of the volume, or taken up again, when its first view is added, and written back with the last.
+
+    Attributes
+    ----------
+    is_blank
+        Whether the volume is known to be zero.
     """
 
     def __init__(
@@ -141,11 +152,9 @@ class _Voxels:
         grid: VolumeGrid,
         blocks: Blocks,
         report: _Progress,
-        *,
-        is_new: bool,
     ) -> None:
         self._projector, self._volume, self._report = projector, volume, report
-        self._is_blank = is_new
+        self.is_blank = False
         self._kept: Any = None
         self._keeps = blocks.holds(grid)
         slices, lines, _ = grid.shape_zyx
@@ -173,10 +182,10 @@ class _Voxels:
         """Put what was added into a tile of the volume, instead of what is there or besides."""
         count = tile.shape[1]
         if tile.flags.c_contiguous and not is_mapped(tile):
-            if is_new and self._is_blank:
+            if is_new and self.is_blank:
                 touch(tile.reshape(-1))
             elif is_new:
-                tile[...] = 0
+                clear(tile.reshape(-1))
             self._projector.finish(work, slice(0, count), tile)
             return
         for lines in _pieces(slice(0, count), LINES):
@@ -204,6 +213,12 @@ def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.flo
 
 def _views_a_pass(voxels: NDArray[np.float32]) -> int:
     return max(_VIEWS_A_PASS, _UPDATES_A_PASS // voxels.size)
+
+
+def _equal(whole: int, longest: int) -> int:
+    """Return how long pieces are that are about equally long; a multiple of four, since kernels add so many at once."""
+    length = -(-whole // -(-whole // longest))
+    return min(longest, -(-length // 4) * 4)
 
 
 def _pieces(whole: slice, length: int) -> Iterator[slice]:

@@ -122,6 +122,13 @@ def touch(values: NDArray[np.float32]) -> None:
 
 
 @njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def clear(values: NDArray[np.float32]) -> None:
+    """Make a flat array zero."""
+    for page in prange((values.size + _PAGE - 1) // _PAGE):
+        values[page * _PAGE : (page + 1) * _PAGE] = _F(0.0)
+
+
+@njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def add_transposed(slab_yxz: NDArray[np.float32], out_zyx: NDArray[np.float32]) -> None:
     """Add a slab (y, x, z) to a volume (z, y, x)."""
     slices, lines, columns = out_zyx.shape

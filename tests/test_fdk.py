@@ -546,3 +546,20 @@ def test_quality_figures():
         quality.rmse(volume, truth, np.zeros_like(mask))
     with pytest.raises(ValueError, match=r"shape \(1, 1, 4\), got \(1, 1, 3\)"):
         quality.rmse(volume[..., :3], truth)
+
+
+@pytest.mark.parametrize("views", [1, 3, 4, 29, 360, 361])
+@pytest.mark.parametrize("longest", [4, 64, 130, 1000])
+def test_passes_are_about_equally_long(views: int, longest: int) -> None:
+    """None is longer than what fits, and there are no more of them than there have to be."""
+    length = fdk_module._equal(views, longest)
+    assert length <= longest
+    assert -(-views // length) == -(-views // longest)
+
+
+def test_filtered_views_in_the_memory_of_a_new_volume_change_nothing() -> None:
+    """In a given volume, which they must not touch, they have memory of their own."""
+    geometry = circle()
+    projections = np.random.default_rng(8).normal(size=(90, 64, 72)).astype(np.float32)
+    given = np.full(GRID.shape_zyx, 7.0, np.float32)
+    np.testing.assert_array_equal(fdk(projections, geometry, GRID), fdk(projections, geometry, GRID, out=given))
