@@ -107,7 +107,7 @@ class ReceivedFile:
         self._digest = hashlib.sha256()
         self._size = self._held = self._hashed = self._offset = 0
         self._content = b""
-        self._is_flushed = False
+        self._is_closed = self._is_flushed = False
         self._transfer_syntax_uid = str(transfer_syntax_uid)
         try:
             meta = encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
@@ -178,9 +178,10 @@ class ReceivedFile:
         """Do nothing: files are flushed when they are whole."""
 
     def close(self) -> None:
-        """End the file; what cannot be written any more is an error of this reception."""
-        if self._memory is None:
+        """End the file, once; what cannot be written any more is an error of this reception."""
+        if self._memory is None or self._is_closed:
             return
+        self._is_closed = True
         if self._size <= _SMALL:
             self._write_small(self._memory)
             return

@@ -97,6 +97,7 @@ def received(folder, size: int, syntax=ExplicitVRLittleEndian, *, fragment: int 
     for begin in range(0, size, fragment):
         file.write(memoryview(data)[begin : begin + fragment])
     file.close()
+    file.close()  # as pynetdicom does: once more does no harm
     return file, data
 
 

@@ -131,9 +131,9 @@ def test_a_command_with_elements_that_are_retired_or_unknown_is_served(node, mak
 def test_a_sender_that_dies_within_an_object_leaves_nothing(
     node, make_dataset, wait_until, caplog, how, transport_name
 ):
-    dataset = make_dataset(1, PixelData=bytes(400_000), Rows=500, Columns=400)
+    dataset = make_dataset(1, PixelData=bytes(1_600_000), Rows=1000, Columns=800)  # more than is kept in memory
     connection = associated(node, contexts=STORAGE)
-    connection.sendall(store_pdus(dataset)[:390_000])
+    connection.sendall(store_pdus(dataset)[:1_590_000])
 
     def begun():
         return [path for path in node.archive.incoming.iterdir() if path.stat().st_size]

@@ -116,10 +116,15 @@ def _is_small_number(value: str) -> bool:
 def leaked(where: bytes | Path, told: set[bytes]) -> set[bytes]:
     """Those of the identifiers that are somewhere in the bytes, or in a file below the folder.
 
-    A number counts where digits begin: new UIDs have 39 of them, and any six stand there by chance now and then.
+    What begins with a digit counts where digits begin: new UIDs have 39 of them, and any six stand there by chance now
+    and then, or the last one before other columns of an index.
     """
     content = where if not isinstance(where, Path) else b"".join(each.read_bytes() for each in _files(where))
-    return {each for each in told if re.search((rb"(?<![0-9])" if each.isdigit() else b"") + re.escape(each), content)}
+    return {each for each in told if re.search(_not_within_a_number(each), content)}
+
+
+def _not_within_a_number(told: bytes) -> bytes:
+    return (rb"(?<![0-9])" if told[:1].isdigit() else b"") + re.escape(told)
 
 
 def _files(folder: Path) -> list[Path]:
