@@ -29,6 +29,10 @@ from reconstruct.kernels_simd_wide import backproject_along_axis_wide, tile_edge
 from reconstruct.kernels_vectors import LANES
 
 _PADDING = PAD_LOW + PAD_HIGH
+UPDATES_A_PASS = 1 << 31
+"""Voxel updates between two calls of a reconstruction's `progress`: half a second with AVX2."""
+_MANY_UPDATES_A_PASS = 1 << 36
+"""The same with AVX-512: three seconds. A pass more over all voxels is a greater part of so little time."""
 
 Array = NDArray[np.float32]
 
@@ -49,12 +53,15 @@ class BackProjector(Protocol):
         Slices are worked on in multiples of this many; the memory of the last ones is taken even if there are fewer.
     scratch_bytes
         Memory of `add` besides, whatever it adds.
+    updates_a_pass
+        Voxel updates that `add` is given at a time, at most; a few views are always added together.
     """
 
     view_bytes: int
     slice_bytes: int
     slices_together: int
     scratch_bytes: int
+    updates_a_pass: int
 
     def memory_mb(self, allowed_mb: int) -> int:
         """Return what filtered views and slices being worked on may take together, MiB."""
@@ -83,6 +90,8 @@ class BackProjector(Protocol):
 
 class _OnHost:
     """What all back-projectors have in common that run on the processor."""
+
+    updates_a_pass = UPDATES_A_PASS
 
     def memory_mb(self, allowed_mb: int) -> int:
         """Return what is allowed."""
@@ -215,6 +224,8 @@ class RowsAlongAxisInVectors(RowsAlongAxis):
         corners = [(x, y, 0, 1) for x in (0, columns - 1) for y in (0, lines - 1)]
         nearest = (matrices[:, 2] @ np.transpose(corners)).min(axis=1)
         return bool((np.abs(matrices[:, 1, 2]) < STEEPEST * nearest).all() and nearest.min() > NEAREST_DEPTH)
+
+    updates_a_pass = _MANY_UPDATES_A_PASS if LANES == 16 else UPDATES_A_PASS
 
     first_pixel = (ROW_PAD, PAD_LOW)
     """Row and column of a view's first pixel within its padding."""

@@ -9,7 +9,7 @@ from numba import cuda
 from numpy.typing import NDArray
 
 from reconstruct import kernels_cuda
-from reconstruct.backprojection import from_voxel, voxel_matrices
+from reconstruct.backprojection import UPDATES_A_PASS, from_voxel, voxel_matrices
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.kernels import PAD_HIGH, PAD_LOW
 
@@ -30,6 +30,7 @@ class OnCuda:
         self.slice_bytes = 4 * grid.shape_zyx[1] * grid.shape_zyx[2]
         self.slices_together = kernels_cuda.VOXELS
         self.scratch_bytes = 0
+        self.updates_a_pass = UPDATES_A_PASS
 
     def memory_mb(self, allowed_mb: int) -> int:
         """Return what views and slabs may take, MiB: of the device's memory, whatever the host is allowed."""

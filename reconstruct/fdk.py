@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reconstruct.backprojection import BackProjector, Device, back_projector
+from reconstruct.backprojection import UPDATES_A_PASS, BackProjector, Device, back_projector
 from reconstruct.blocks import LINES, Blocks, Mapped, blocks_of
 from reconstruct.filtering import Filtering
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
@@ -19,8 +19,8 @@ from reconstruct.redundancy import Redundancy, redundancy
 from reconstruct.weights import require_circular
 from reconstruct.working_memory import is_mapped, release
 
-_UPDATES_A_PASS = 1 << 31
-"""Voxel updates between two calls of `progress`: half a second with vectors, where these are enough views."""
+_LINE_BYTES = 64
+"""Filtered views begin on a line of the cache, wherever they lie."""
 
 _VIEWS_A_PASS = 64 if LANES == 16 else 32
 """Views added at least in between: every pass reads and writes all voxels, which counts for more the quicker it is."""
@@ -119,7 +119,7 @@ def fdk(
     voxels = _Voxels(projector, volume, grid, blocks, report)
     together = blocks.views
     if blocks.holds(grid):
-        together = _equal(geometry.views, min(together, _views_a_pass(volume)))
+        together = _equal(geometry.views, min(together, _views_in_a_pass(projector, volume, is_new=out is None)))
     with kernel_threads(threads) as workers:
         # A new volume is empty until the last view is added: filtered views may lie there.
         spare = volume.reshape(-1) if out is None and blocks.holds(grid) else None
@@ -168,7 +168,7 @@ class _Voxels:
         for slices, lines in self._tiles:
             tile = self._volume[slices, lines]
             work = self._projector.begin(tile) if self._kept is None else self._kept
-            for part in _pieces(views, _views_a_pass(tile)):
+            for part in _pieces(views, _views_a_pass(tile, self._projector.updates_a_pass)):
                 self._projector.add(_within(buffer, views, part), part, work, slices.start, lines.start)
                 self._report.added(part, tile.size)
             if self._keeps and not is_last:
@@ -211,8 +211,17 @@ def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.flo
     return np.asarray(out)
 
 
-def _views_a_pass(voxels: NDArray[np.float32]) -> int:
-    return max(_VIEWS_A_PASS, _UPDATES_A_PASS // voxels.size)
+def _views_a_pass(voxels: NDArray[np.float32], updates: int) -> int:
+    return max(_VIEWS_A_PASS, updates // voxels.size)
+
+
+def _views_in_a_pass(projector: BackProjector, volume: NDArray[np.float32], *, is_new: bool) -> int:
+    """Return how many filtered views are kept: few, or as many as are added at once and fit into a new volume."""
+    few = _views_a_pass(volume, UPDATES_A_PASS)
+    if not is_new:
+        return few
+    room = (volume.nbytes - _LINE_BYTES) // projector.view_bytes
+    return max(few, min(room, _views_a_pass(volume, projector.updates_a_pass)))
 
 
 def _equal(whole: int, longest: int) -> int:
