@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -184,6 +184,8 @@ class ArrivalJournal:
             before = standing(database, number)
             now = replace(before, settled=before.number, boot=self._boot)
             _set(database, number, now)
+        # A block that was written, but not noted, bears a number that is given again: it may not be taken for that one.
+        _clear(path for path in self._paths_of(number) if path.exists())
         segments = tuple(_Segment(path) for path in self._paths_of(number))
         return _Lane(number, held, key, (segments[0], segments[1]), now)
 
@@ -204,17 +206,11 @@ class ArrivalJournal:
         """
         if self._has_any():
             flush_file_system(self._root)
-            self._clear()
+            _clear(self._paths())
             database.execute("UPDATE arrivals SET settled = number, emptied = emptied + 1")
 
     def _has_any(self) -> bool:
         return any(path.stat().st_size for path in self._paths())
-
-    def _clear(self) -> None:
-        for path in self._paths():
-            with path.open("r+b") as file:
-                file.truncate(0)
-                os.fsync(file.fileno())
 
     def _paths_of(self, lane: int) -> list[Path]:
         return [self._folder / f"{lane}-{segment}" for segment in (0, 1)]
@@ -254,7 +250,7 @@ class ArrivalJournal:
         if lanes != since:
             return False
         flush_file_system(self._root)
-        self._clear()
+        _clear(self._paths())
         for lane in {*lanes, *last}:
             before = lanes.get(lane, Standing())
             number = max(before.number, last.get(lane, 0))
@@ -317,6 +313,14 @@ def _set(database: Database, lane: int, now: Standing) -> None:
         "INSERT OR REPLACE INTO arrivals (lane, number, settled, emptied, boot) VALUES (?, ?, ?, ?, ?)",
         (lane, now.number, now.settled, now.emptied, now.boot),
     )
+
+
+def _clear(segments: Iterable[Path]) -> None:
+    """Leave nothing in them, on the disk as well."""
+    for path in segments:
+        with path.open("r+b") as file:
+            file.truncate(0)
+            os.fsync(file.fileno())
 
 
 class _Segment:

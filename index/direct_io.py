@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 PAGE = 4096
@@ -112,7 +113,8 @@ class NewFile:
     def bring_to_cache(self) -> None:
         """Have the system read it into its cache, without waiting for that."""
         if self._is_direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # it is a wish, and the file is stored
+                os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Be done with it; once more does no harm."""

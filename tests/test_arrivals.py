@@ -360,3 +360,20 @@ def test_a_block_whose_rows_were_undone_brings_nothing(tmp_path, send, monkeypat
     with pytest.raises(NotFound):
         again.open_instance(UID.format(2))
     assert list(again.incoming.iterdir()) == []
+
+
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_a_block_that_a_dead_process_did_not_commit_hides_no_later_one(tmp_path, send, monkeypatch, others):
+    """Its number is given again, to a block whose sender was answered."""
+    first = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {number: send(first, number)[1] for number in range(10, 10 + others)}
+    first._journal.write([Arrived("files/1/2/3.dcm", "", 4, "0" * 64, "DEAD", b"dead")])  # and then it is killed
+    first.close()
+    first._journal._lane.held.close()
+    second = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(second)
+    sent[1] = send(second, 1)[1]
+    assert arrivals.standing(second.database, 1).number == others + 1
+    second.open_instance(UID.format(1)).path.unlink()
+    cut_power(second, monkeypatch, before)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
