@@ -1,7 +1,7 @@
 """Measure the network side of this node beside its peers, in one run, with the same objects and clients.
 
     python benchmarks/network --peers orthanc,storescp,dcmqrscp --json
-    python benchmarks/network --grow 1000,10000,100000
+    python benchmarks/network --grow 1000,10000,100000 --instances-a-study 100
 
 Each measurement is made of one node after the other before the next one begins, so that what else the machine does
 meets all of them. Every client sends each node instances that it does not have. DCMTK, as Debian builds it, writes a
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=400, help="for one patient each")
     parser.add_argument("--only", default="store,find,retrieve", help="what is measured, separated by commas")
     parser.add_argument("--grow", default="", metavar="N,N,…", help="measure this node at so many studies instead")
+    parser.add_argument("--instances-a-study", type=int, default=1, help="in the catalogue that --grow fills")
     parser.add_argument("--images", type=Path, help="where --grow puts its pictures")
     parser.add_argument("--limits", action="store_true", help="of this machine, and the parts of a C-STORE, instead")
     parser.add_argument("--beside", action="store_true", help="C-STORE without and with a reconstruction, instead")
@@ -66,7 +67,8 @@ def main() -> None:
         if arguments.beside:
             facts: dict[str, Any] = {"rows": beside.measured(folder, arguments.instances)}
         elif arguments.grow:
-            rows = grow.measured([int(size) for size in arguments.grow.split(",")], folder, arguments.queries)
+            sizes = [int(size) for size in arguments.grow.split(",")]
+            rows = grow.measured(sizes, folder, arguments.queries, instances=arguments.instances_a_study)
             if arguments.images:
                 grow.draw(rows, arguments.images)
             facts = {"rows": rows}

@@ -16,8 +16,20 @@ _STORED = 200
 Row = dict[str, Any]
 
 
-def measured(sizes: Sequence[int], folder: Path, queries: int) -> list[Row]:
-    """Fill a catalogue to each size, in bulk, and measure a node that runs on it."""
+def measured(sizes: Sequence[int], folder: Path, queries: int, *, instances: int = 1) -> list[Row]:
+    """Fill a catalogue to each size, in bulk, and measure a node that runs on it.
+
+    Parameters
+    ----------
+    sizes
+        Studies in the catalogue, each of a patient of its own.
+    folder
+        Where node and objects are put.
+    queries
+        For one patient; a fourth as many by name and by accession.
+    instances
+        Of each study.
+    """
     node = MeasuredTharsis(Setup(_made(folder / "tharsis"), (Peer("BENCHMARK", 0),)))
     tiny = corpus.make(folder / "tiny", "tiny 32×32", _STORED, side=32, instances_a_study=20)
     images = corpus.make(folder / "ct", "CT 0.5 MB", _STORED // 2, side=512, instances_a_study=20)
@@ -26,7 +38,7 @@ def measured(sizes: Sequence[int], folder: Path, queries: int) -> list[Row]:
     runs = count(1)
     for size in sorted(sizes):
         archive = Archive(node.data)
-        catalogue.fill(archive, size - filled, first=filled)
+        catalogue.fill(archive, size - filled, instances=instances, first=filled)
         archive.close()
         filled = size
         node.start()
@@ -48,7 +60,7 @@ def measured(sizes: Sequence[int], folder: Path, queries: int) -> list[Row]:
             ]  # fmt: skip
         finally:
             node.stop()
-        rows += [{"studies": size, "node": "tharsis", **row} for row in found]
+        rows += [{"studies": size, "instances": size * instances, "node": "tharsis", **row} for row in found]
     return rows
 
 
