@@ -11,7 +11,6 @@ import fcntl
 import mmap
 import os
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 
 PAGE = 4096
@@ -19,6 +18,9 @@ PAGE = 4096
 
 BLOCK_BYTES = 1 << 20
 """Size of the memory in which what is written is collected."""
+
+SMALL = 160 << 10
+"""Bytes up to which a file is written through the cache: a slice of 256 × 256 is."""
 
 _KEPT = 8
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -73,7 +75,7 @@ class NewFile:
 
     @property
     def is_direct(self) -> bool:
-        """Whether it is written past the cache."""
+        """Whether it is written past the cache, but for the end of what is no whole page."""
         return self._is_direct
 
     def write(self, block: memoryview, size: int) -> None:
@@ -84,37 +86,30 @@ class NewFile:
         OSError
             They cannot be written: the disk is full, above all.
         """
-        begin, whole = self._at, -(-size // PAGE) * PAGE if self._is_direct else size
-        block[size:whole] = bytes(whole - size)
-        try:
-            self._write_to(begin + whole, block, begin)
-        except OSError as error:
-            if not self._is_direct or error.errno != errno.EINVAL:
-                raise
-            self._go_through_cache()
-            self._write_to(begin + size, block, begin)
-        if whole > size and self._at > begin + size:
-            os.ftruncate(self.descriptor, begin + size)
+        begin = self._at
+        if self._is_direct:
+            try:
+                self._write_to(begin + size // PAGE * PAGE, block, begin)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._is_direct = False  # the file system took the flag, but not what was written
+            if self._at < begin + size:
+                self._go_through_cache()
+        self._write_to(begin + size, block, begin)
 
     def _write_to(self, end: int, block: memoryview, begin: int) -> None:
         while self._at < end:
             self._at += os.write(self.descriptor, block[self._at - begin : end - begin])
 
     def _go_through_cache(self) -> None:
-        """Do without: the file system took the flag, but not what was written."""
-        self._is_direct = False
+        """Write through the cache from now on; past it, the end of what is no whole page would have to be cut off."""
         flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~_O_DIRECT)
 
     def flush(self) -> None:
         """Have all of it on disk."""
         os.fsync(self.descriptor)
-
-    def bring_to_cache(self) -> None:
-        """Have the system read it into its cache, without waiting for that."""
-        if self._is_direct and hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # it is a wish, and the file is stored
-                os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Be done with it; once more does no harm."""

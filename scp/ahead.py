@@ -1,14 +1,15 @@
 """While one object is on its way, the next is made ready (C-GET, whose objects go over one association).
 
 What is decoded first has a thread for that. The bytes of a file are read by the one who sends, once an object has left
-and its response has not come: the peer then never waits for this node's disk.
+and its response has not come, from the system's cache (`index.read_ahead`): the peer then never waits for this node's
+disk.
 
 A C-MOVE has as many associations as the settings allow, each with a thread of its own: one decodes while others send.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -80,7 +81,7 @@ class _Early(AbstractContextManager[Ready]):
 
 
 def in_order(
-    instances: Sequence[StoredInstance], send: Sends, ready: Readies, takes_time: Callable[[StoredInstance], bool]
+    instances: Iterable[StoredInstance], send: Sends, ready: Readies, takes_time: Callable[[StoredInstance], bool]
 ) -> Generator[Outcome, None, None]:
     """Yield what became of each instance, sent one after the other.
 
@@ -96,15 +97,16 @@ def in_order(
     PeerError
         The association ended.
     """
-    following = iter(instances)
     early: _Early | None = None
     begun: _Early | None = None
-    next(following, None)
+    following = iter(instances)
+    after = next(following, None)
     with ThreadPoolExecutor(1, thread_name_prefix="decode-ahead") as pool:
         try:
-            for instance in instances:
+            while (instance := after) is not None:
+                after = next(following, None)
                 early, begun, meanwhile = begun, None, None
-                if (after := next(following, None)) is not None:
+                if after is not None:
                     begun = _Early(ready(after))
                     if takes_time(after):
                         begun.begin_in(pool)

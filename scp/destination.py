@@ -11,9 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from types import TracebackType
 
 from index.archive import StoredInstance
+from index.read_ahead import READ_AHEAD, bring_to_cache
 from scp.contexts import Proposal, storage_proposals
 from scp.errors import PeerError
 from scp.link import Link
@@ -71,6 +73,8 @@ class Destination:
         ]
 
     def __enter__(self) -> Destination:
+        for instance in islice(self._waiting, READ_AHEAD):
+            bring_to_cache(instance.path, instance.size)
         for lane in self._lanes:
             lane.start()
         return self
@@ -128,11 +132,13 @@ class Destination:
     def _take(self, link: Link | None) -> StoredInstance | None:
         """Return the next instance; None when there is no more, and then no other thread leaves one to this `link`."""
         with self._lock:
-            if self._waiting:
-                return self._waiting.popleft()
-            if link is not None:
+            taken = self._waiting.popleft() if self._waiting else None
+            if taken is None and link is not None:
                 self._links.discard(link)
-            return None
+            coming = self._waiting[READ_AHEAD - 1] if len(self._waiting) >= READ_AHEAD else None
+        if coming is not None:
+            bring_to_cache(coming.path, coming.size)
+        return taken
 
     def _leave_to_others(self, instance: StoredInstance, number: int, error: PeerError) -> bool:
         """Put `instance` back for the other associations, and end this one; False when no other is open."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
-from index.direct_io import BLOCK_BYTES, Memory, NewFile
+from index.direct_io import BLOCK_BYTES, SMALL, Memory, NewFile
 from index.durable import start_writing
 from index.errors import InvalidInstance
 from index.instances import Received
@@ -37,9 +37,6 @@ class Reception:
     source_aet: str
     past_cache: bool = False
 
-
-_SMALL = 160 << 10
-"""Bytes up to which a file is kept in memory until it is whole: a slice of 256 × 256 is."""
 
 _READ_AT_ENDS = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 """Transfer syntaxes whose structure is told by both ends of a file; with others, what lies between is read as well."""
@@ -132,7 +129,7 @@ class ReceivedFile:
             self._memory[self._held : held] = piece
             self._size += len(piece)
             self._held = held
-            if self._size > _SMALL:
+            if self._size > SMALL:
                 self._hash(self._memory)
             data = data[len(piece) :]
 
@@ -182,7 +179,7 @@ class ReceivedFile:
         if self._memory is None or self._is_closed:
             return
         self._is_closed = True
-        if self._size <= _SMALL:
+        if self._size <= SMALL:
             self._write_small(self._memory)
             return
         self._write_block(self._memory)
@@ -219,14 +216,8 @@ class ReceivedFile:
         self.discard()
 
     def leave(self) -> None:
-        """Be done with it when its request is answered, and let the next one have its memory.
-
-        An image is often asked for as soon as it is there. So one of a usual size is read into the system's cache:
-        behind the answer, and without waiting for that.
-        """
+        """Be done with it when its request is answered, and let the next one have its memory."""
         memory = self._memory
-        if self._file is not None and self._size <= BLOCK_BYTES:
-            self._file.bring_to_cache()
         self.discard()
         if memory is not None:
             _MEMORY.give_back(memory)

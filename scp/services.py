@@ -18,6 +18,7 @@ from index.deidentification.deidentifier import Deidentifier
 from index.elsewhere import Held
 from index.on_demand import OnDemand
 from index.questions import Questions
+from index.read_ahead import read_ahead
 from index.similarity import Similarity
 from index.views import View, Whole
 from scp import ahead, asking, commitment, query, retrieve, similarity, storage
@@ -186,7 +187,7 @@ class NodeServices:
         """Send `instances` over one association, and make the next one ready meanwhile."""
         prepare = self._prepare(seen)
         return ahead.in_order(
-            instances,
+            read_ahead(instances),
             partial(self._sender(request, seen, instances), link),
             partial(retrieve.ready, link, new_file=self._archive.scratch_file, prepare=prepare),
             partial(retrieve.takes_time, link),

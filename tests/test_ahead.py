@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from index.read_ahead import READ_AHEAD, read_ahead
 from scp.ahead import in_order
+from scp.destination import Destination
 from scp.errors import AssociationLost, ConversionError
 from scp.status import SUCCESS, Status, status_of
 
@@ -117,3 +120,47 @@ def test_what_was_begun_and_cannot_be_sent_is_put_away():
 
     assert [status.code for _, status in in_order("ABC", desk.send, desk.ready, lambda _: False)] == [0, 0x0122, 0]
     assert desk.held == set()
+
+
+def test_files_are_brought_into_the_cache_some_objects_before_they_are_needed(monkeypatch):
+    told = []
+    monkeypatch.setattr("index.read_ahead.bring_to_cache", lambda path, _size: told.append(path))
+
+    def send(instance):
+        told.append(instance.path.lower())
+
+    for each in read_ahead([SimpleNamespace(path=name, size=0) for name in "ABCDEFGH"]):
+        send(each)
+    assert "".join(told) == "ABCDEaFbGcHdefgh"
+    assert READ_AHEAD == 4
+    assert list(read_ahead([])) == []
+
+
+@pytest.mark.parametrize("associations", [1, 3])
+def test_a_move_brings_each_file_into_the_cache_once_and_before_it_is_sent(tmp_path, monkeypatch, associations):
+    told, lock = [], threading.Lock()
+
+    def note(what):
+        with lock:
+            told.append(what)
+        return SUCCESS
+
+    monkeypatch.setattr("scp.destination.bring_to_cache", lambda path, size: note(("brought", path.name, size)))
+    instances = [
+        SimpleNamespace(
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.2", transfer_syntax_uid="1.2.840.10008.1.2.1",
+            path=tmp_path / str(number), size=number, sop_instance_uid=f"1.2.{number}",
+        )
+        for number in range(20)
+    ]  # fmt: skip
+    sending = Destination(
+        instances,
+        lambda _: Mock(is_open=True),
+        lambda _, each: note(("sent", each.path.name, each.size)),
+        associations=associations,
+    )
+    with sending:
+        assert sum(outcome is not None for outcome in sending.outcomes()) == len(instances)
+    brought = [rest for what, *rest in told if what == "brought"]
+    assert sorted(brought) == sorted([each.path.name, each.size] for each in instances)
+    assert all(told.index(("brought", *one)) < told.index(("sent", *one)) for one in brought)

@@ -12,7 +12,8 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from index import direct_io
-from index.direct_io import BLOCK_BYTES, PAGE, Memory, NewFile
+from index.direct_io import BLOCK_BYTES, PAGE, SMALL, Memory, NewFile
+from index.read_ahead import bring_to_cache
 from scp.reception import ReceivedFile, Reception
 
 CLASS, INSTANCE = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
@@ -32,7 +33,6 @@ def written(path, content: bytes, *, past_cache: bool) -> NewFile:
             memory[: len(piece)] = piece
             file.write(memory, len(piece))
         file.flush()
-        file.bring_to_cache()
     finally:
         file.close()
     return file
@@ -79,6 +79,27 @@ def test_a_file_system_that_opens_them_but_does_not_write(tmp_path, monkeypatch,
     assert not file.is_direct
     assert len(calls) == 2
     assert (tmp_path / "file").read_bytes() == content
+
+
+def test_only_the_begin_of_what_is_not_small_is_brought_into_the_cache(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(direct_io.os, "posix_fadvise", lambda _file, *what: asked.append(what), raising=False)
+    for name, size in (("small", SMALL), ("image", SMALL + 1), ("large", 5 * BLOCK_BYTES)):
+        (tmp_path / name).write_bytes(bytes(size))
+        bring_to_cache(tmp_path / name, size)
+    assert asked == [(0, BLOCK_BYTES, os.POSIX_FADV_WILLNEED)] * 2
+
+
+def test_a_file_that_is_missing_or_cannot_be_brought_is_for_its_reader_to_tell_of(tmp_path, monkeypatch):
+    bring_to_cache(tmp_path / "missing", 500_000)
+
+    def refusing(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    (tmp_path / "image").write_bytes(noise(500_000))
+    monkeypatch.setattr(direct_io.os, "posix_fadvise", refusing, raising=False)
+    bring_to_cache(tmp_path / "image", 500_000)
+    assert (tmp_path / "image").read_bytes() == noise(500_000)
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):

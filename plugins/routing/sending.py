@@ -16,6 +16,7 @@ from index.commitments import Reference
 from index.deliveries import Delivery, Pending, State
 from index.errors import ArchiveError, NotFound, OutOfSpace
 from index.jobs import CONFIRM_ROUTE
+from index.read_ahead import read_ahead
 from index.sending import Fate, Lost, Sent, Unreachable
 from index.told import note_studies
 from plugins.node import CannotProceed
@@ -93,7 +94,8 @@ class _Sending:
         with errand.sender.line(
             errand.title, kinds, priority=rule.priority, max_instances=rule.max_instances
         ) as line:
-            for number, (instance, pending) in enumerate(self._waiting):
+            instances = read_ahead([instance for instance, _ in self._waiting])
+            for number, (instance, (_, pending)) in enumerate(zip(instances, self._waiting, strict=True)):
                 errand.progress(number / len(self._waiting))
                 errand.require_open()
                 self._send(line, instance, pending)
