@@ -12,38 +12,57 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
-from config.site_mappings import UNITS, ElementRule, SiteMapping
+from config.site_mappings import UNITS, VECTORS, ElementRule, MomentRule, SiteMapping, VectorRule
 from reconstruct.projections.encoding import Encoding
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.functional_groups import Attributes, frame_attributes
-from reconstruct.projections.places import ISOCENTRE_PLACES, Level, Places
+from reconstruct.projections.moments import acquired_s, later
+from reconstruct.projections.places import ISOCENTRE_PLACES, Level, Places, Quantity
 from reconstruct.projections.registry import STANDARD, Encodings
 from reconstruct.projections.scan import PixelMeaning
 
 _KEYWORDS = {
     "angle": "SiteAngle",
+    "secondary_angle": "SiteSecondaryAngle",
     "source_to_isocentre": "SiteSourceToIsocentre",
     "source_to_detector": "SiteSourceToDetector",
     "travel": "SiteTravel",
+    "exposure": "FrameAcquisitionDuration",
     "unattenuated": "UnattenuatedValue",
     "water_attenuation": "WaterAttenuation",
     "energy_bin": "EnergyBinIndex",
+    "energy_bins": "EnergyBinCount",
     "energy_low": "EnergyThresholdLow",
     "energy_high": "EnergyThresholdHigh",
+    "effective_energy": "EffectiveEnergy",
+    "expected_frames": "ExpectedFrames",
+    "expected_instances": "ExpectedInstances",
 }
-_PAIRS = {"SitePitch": ("pitch_row", "pitch_column"), "SitePrincipalPoint": ("principal_column", "principal_row")}
+_GROUPS = {
+    "SitePitch": ("pitch_row", "pitch_column"),
+    "SitePrincipalPoint": ("principal_column", "principal_row"),
+    "SiteTilt": ("tilt_about_columns", "tilt_about_rows", "tilt_about_ray"),
+    "CameraPosition": ("camera_column", "camera_row"),
+    "TileOrigin": ("tile_column", "tile_row"),
+}
+_VECTORS = {**dict(zip(VECTORS, ("SourcePosition", "DetectorCentre", "ColumnStep", "RowStep"), strict=True)),
+            "matrix": "ProjectionMatrix"}  # fmt: skip
+_SIZES = {"ProjectionMatrix": 12}
+_DAY, _EPOCH = "19700101", "19700101000000"
+"""Only differences of moments count: those without a date are put on any day."""
 _FORMATS = {"FD": "d", "FL": "f", "US": "H", "UL": "I", "SS": "h", "SL": "i"}
 
 
 def encodings_from(mappings: Iterable[SiteMapping]) -> Encodings:
-    """Return the encodings of a node: those of the site's mappings that name an angle, then the standard ones.
+    """Return the encodings of a node: those of the site's mappings that find views, then the standard ones.
 
-    Constants of a mapping also complete what the standard encodings find in the instances that it is about.
+    A mapping finds views when it names an element for an angle, a matrix or vectors. Constants also complete what the
+    standard encodings find in the instances that a mapping is about.
     """
     rules = tuple(mappings)
     if not rules:
         return STANDARD
-    own = [mapped(rule) for rule in rules if rule.angle is not None and rule.angle.element]
+    own = [mapped(rule) for rule in rules if rule.finding_views]
     told = "".join(rule.model_dump_json() for rule in rules)
     return Encodings([*own, *(_completed(encoding, rules) for encoding in STANDARD.encodings)], told)
 
@@ -89,8 +108,8 @@ def _is_about(rule: SiteMapping, dataset: Dataset) -> bool:
 
 
 def _says_something(rule: SiteMapping, dataset: Dataset) -> bool:
-    """Whether an instance has the angle, or says that it is a flat or dark frame and needs none."""
-    if rule.angle is not None and _found(rule.angle, dataset, 0) is not None:
+    """Whether an instance says where it was taken from, or that it is a flat or dark frame and needs not."""
+    if any(_found(each, dataset, 0) is not None for each in rule.finding_views):
         return True
     return any(frame.get("FrameRole") in ("FLAT", "DARK") for frame in _values(rule, dataset, 1))
 
@@ -106,6 +125,7 @@ def _places(rule: SiteMapping) -> Places:
     first: dict[str, Any] = {}
     for name, of in (
         ("angle", "angle"),
+        ("secondary_angle", "secondary_angle"),
         ("source_to_isocentre", "source_to_isocentre"),
         ("source_to_detector", "source_to_detector"),
         ("pitch", "pitch_row"),
@@ -115,6 +135,9 @@ def _places(rule: SiteMapping) -> Places:
         number = getattr(rule, of)
         if number is not None and number.element:
             first[name] = getattr(places, name).preferring(Level.SITE)
+    if any(number is not None and number.element for number in (getattr(rule, of) for of in _GROUPS["SiteTilt"])):
+        # A rotation angle of the standard would go before all three.
+        first |= {"turn": Quantity(), "tilt": places.tilt.preferring(Level.SITE)}
     return replace(places, **first)
 
 
@@ -132,10 +155,17 @@ def _values(rule: SiteMapping, dataset: Dataset, frames: int) -> list[dict[str, 
 def _of_frame(rule: SiteMapping, dataset: Dataset, frame: int, frames: int) -> dict[str, Any]:
     numbers = {name: _number(rule, name, dataset, frame, frames) for name in UNITS}
     values: dict[str, Any] = {_KEYWORDS[name]: number for name, number in numbers.items() if name in _KEYWORDS}
-    for keyword, (one, other) in _PAIRS.items():
-        if numbers[one] is not None and numbers[other] is not None:
-            values[keyword] = [numbers[one], numbers[other]]
+    for keyword, names in _GROUPS.items():
+        # What the rule does not name is 0; what it names has to be there.
+        group = [0.0 if getattr(rule, name) is None else numbers[name] for name in names]
+        if None not in group and any(getattr(rule, name) is not None for name in names):
+            values[keyword] = group
+    for name, keyword in _VECTORS.items():
+        values[keyword] = _vector(rule, name, _SIZES.get(keyword, 3), dataset, frame, frames)
+    values["FrameAcquisitionDateTime"] = _moment(rule, dataset, frame, frames)
     values["PixelMeaning"], values["CounterKind"] = rule.pixels or None, rule.counters or None
+    values["CountingMode"] = rule.counting_mode or None
+    values["CorrectionsApplied"] = list(rule.corrections_applied) or None
     if rule.role is not None:
         word = str(_found(rule.role, dataset, frame) or "").strip()
         words = {**dict.fromkeys(rule.role.flat, "FLAT"), **dict.fromkeys(rule.role.dark, "DARK")}
@@ -148,21 +178,73 @@ def _number(rule: SiteMapping, name: str, dataset: Dataset, frame: int, frames: 
     number = getattr(rule, name)
     if number is None:
         return None
-    value = number.value if number.value is not None else _found(number, dataset, frame)
+    if number.value is not None:
+        return rule.converted(name, number.value)
+    value = _one(rule, number, number.index, dataset, frame, frames)
     if value is None:
         return None
-    if isinstance(value, list | tuple | MultiValue):
-        # An element at the top of a multi-frame image may hold one value for each frame.
-        index = frame if len(value) == frames > 1 else number.index
-        if index >= len(value):
-            raise ScanError(
-                f"site mapping {rule.name!r}: {number.element} has {len(value)} values, and no number {index}"
-            )
-        value = value[index]
     try:
         return rule.converted(name, float(value))
     except (TypeError, ValueError) as error:
         raise ScanError(f"site mapping {rule.name!r}: {number.element} is {value!r}, expected a number") from error
+
+
+def _one(rule: SiteMapping, element: ElementRule, index: int, dataset: Dataset, frame: int, frames: int) -> Any:
+    """Return one value of an element, None where the instance does not have it."""
+    value = _found(element, dataset, frame)
+    if not isinstance(value, list | tuple | MultiValue):
+        return value
+    # An element at the top of a multi-frame image may hold one value for each frame.
+    index = frame if len(value) == frames > 1 else index
+    if index >= len(value):
+        raise ScanError(
+            f"site mapping {rule.name!r}: {element.element} has {len(value)} values, and no number {index}"
+        )
+    return value[index]
+
+
+def _vector(
+    rule: SiteMapping, name: str, size: int, dataset: Dataset, frame: int, frames: int
+) -> list[float] | None:
+    """Return a vector of a frame, mm, or its matrix, in the axes of the patient; None where it does not have it."""
+    told: VectorRule | None = getattr(rule, name)
+    # Constants alone describe no view, and stay behind what other encodings say.
+    if told is None or not rule.finding_views:
+        return None
+    found = told.value if told.value is not None else _found(told, dataset, frame)
+    if found is None:
+        return None
+    values = list(found) if isinstance(found, list | tuple | MultiValue) else [found]
+    start = frame * size if len(values) == frames * size > size else told.index
+    if start + size > len(values):
+        raise ScanError(
+            f"site mapping {rule.name!r}: {told.element} has {len(values)} values, expected {size} from number {start}"
+        )
+    try:
+        own = [float(value) for value in values[start : start + size]]
+    except (TypeError, ValueError) as error:
+        raise ScanError(f"site mapping {rule.name!r}: {told.element} is {found!r}, expected numbers") from error
+    if size == 3:
+        return [sign * own[axis] / told.per_mm for axis, sign in told.turn]
+    rows = (own[row : row + 4] for row in range(0, size, 4))
+    return [entry for row in rows for entry in (*(told.per_mm * sign * row[axis] for axis, sign in told.turn), row[3])]
+
+
+def _moment(rule: SiteMapping, dataset: Dataset, frame: int, frames: int) -> str | None:
+    """Return the DT at which a frame was taken, None where the rule or the instance does not have it."""
+    told: MomentRule | None = rule.acquired
+    value = None if told is None else _one(rule, told, 0, dataset, frame, frames)
+    if told is None or value is None:
+        return None
+    try:
+        if told.seconds is not None:
+            return later(_EPOCH, told.seconds * float(value))
+        moment = f"{_DAY if told.unit == 'TM' else ''}{value}".strip()
+    except (TypeError, ValueError, OverflowError):
+        moment = ""
+    if acquired_s({"FrameAcquisitionDateTime": moment}) is None:
+        raise ScanError(f"site mapping {rule.name!r}: {told.element} is {value!r}, expected {told.unit}")
+    return moment
 
 
 def _found(rule: ElementRule, dataset: Dataset, frame: int) -> Any:

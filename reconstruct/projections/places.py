@@ -77,6 +77,9 @@ class Places:
         Column and row, 0-based, where the ray through the isocentre meets the image.
     turn
         Rotation of the detector, degrees, clockwise seen towards the source.
+    tilt
+        Of the detector, degrees: about the column direction, the row direction, the central ray (as `turn`, which goes
+        before it).
     travel
         Axial position of the sample, mm.
     seen_from_source
@@ -94,6 +97,7 @@ class Places:
     pitch: Quantity
     principal_point: Quantity
     turn: Quantity
+    tilt: Quantity
     travel: Quantity
     seen_from_source: bool = False
     rows_up: bool = False
@@ -107,25 +111,26 @@ class Places:
     @property
     def all(self) -> tuple[Quantity, ...]:
         """All quantities."""
-        return (*self.required, self.secondary_angle, self.principal_point, self.turn, self.travel)
+        return (*self.required, self.secondary_angle, self.principal_point, self.turn, self.tilt, self.travel)
 
     def preferring(self, level: Level) -> Places:
         """Return the same places with those of `level` first."""
         names = (
             "angle", "secondary_angle", "source_to_isocentre", "source_to_detector", "pitch", "principal_point", "turn",
-            "travel",
+            "tilt", "travel",
         )  # fmt: skip
         return replace(self, **{name: getattr(self, name).preferring(level) for name in names})
 
 
 ISOCENTRE_PLACES = Places(
     angle=_quantity("PositionerIsocenterPrimaryAngle", private="ViewAngle", site="SiteAngle"),
-    secondary_angle=_quantity("PositionerIsocenterSecondaryAngle"),
+    secondary_angle=_quantity("PositionerIsocenterSecondaryAngle", site="SiteSecondaryAngle"),
     source_to_isocentre=_quantity("DistanceSourceToIsocenter", "DistanceSourceToPatient", site="SiteSourceToIsocentre"),
     source_to_detector=_quantity("DistanceSourceToDetector", site="SiteSourceToDetector"),
     pitch=_quantity("ImagerPixelSpacing", "DetectorElementSpacing", site="SitePitch"),
     principal_point=_quantity("PositionOfIsocenterProjection", private="PrincipalPoint", site="SitePrincipalPoint"),
     turn=_quantity("PositionerIsocenterDetectorRotationAngle"),
+    tilt=_quantity(private="DetectorTilt", site="SiteTilt"),
     travel=_quantity("TableZPositionToIsocenter", "TablePosition", private="AxialSamplePosition", site="SiteTravel"),
 )
 """P1 and P4: the isocentre reference system (PS3.3 C.8.19.6.13), the private block behind it."""
@@ -133,7 +138,7 @@ ISOCENTRE_PLACES = Places(
 POSITIONER_PLACES = replace(
     ISOCENTRE_PLACES,
     angle=_quantity("PositionerPrimaryAngle", private="ViewAngle", site="SiteAngle"),
-    secondary_angle=_quantity(Place("PositionerSecondaryAngle")),
+    secondary_angle=_quantity("PositionerSecondaryAngle", site="SiteSecondaryAngle"),
     travel=_quantity(
         "TableZPositionToIsocenter", "TablePosition", "TableLateralIncrement", private="AxialSamplePosition",
         site="SiteTravel",
@@ -146,7 +151,7 @@ GANTRY_PLACES = replace(
     ISOCENTRE_PLACES,
     # IEC 61217: the gantry stands at 0 above the patient, and turns clockwise seen from the foot of the table.
     angle=_quantity(Place("GantryAngle", offset=-180.0), private="ViewAngle", site="SiteAngle"),
-    secondary_angle=Quantity(),
+    secondary_angle=_quantity(site="SiteSecondaryAngle"),
     source_to_isocentre=_quantity("RadiationMachineSAD", "DistanceSourceToIsocenter", site="SiteSourceToIsocentre"),
     source_to_detector=_quantity("RTImageSID", "DistanceSourceToDetector", site="SiteSourceToDetector"),
     pitch=_quantity("ImagePlanePixelSpacing", "ImagerPixelSpacing", site="SitePitch"),
@@ -164,7 +169,7 @@ CT_PD_PLACES = replace(
         ct_pd=Place("CTPDAngle", Level.CT_PD, scale=-math.degrees(1), offset=180.0),
         site="SiteAngle",
     ),
-    secondary_angle=Quantity(),
+    secondary_angle=_quantity(site="SiteSecondaryAngle"),
     source_to_isocentre=_quantity(ct_pd=Place("CTPDRadialDistance", Level.CT_PD), site="SiteSourceToIsocentre"),
     source_to_detector=_quantity(ct_pd=Place("CTPDConstantRadialDistance", Level.CT_PD), site="SiteSourceToDetector"),
     pitch=_quantity(ct_pd=Place("CTPDSpacing", Level.CT_PD), site="SitePitch"),

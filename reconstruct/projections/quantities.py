@@ -22,10 +22,12 @@ _OTHER_NAMES = {
     "ImagePrincipalPoint": "RT Image Position (3002,0012)",
     "ImageTurn": "X-Ray Image Receptor Angle (3002,000E)",
     "SiteAngle": "angle of a site mapping",
+    "SiteSecondaryAngle": "secondary_angle of a site mapping",
     "SiteSourceToIsocentre": "source_to_isocentre of a site mapping",
     "SiteSourceToDetector": "source_to_detector of a site mapping",
     "SitePitch": "pitch of a site mapping",
     "SitePrincipalPoint": "principal_point of a site mapping",
+    "SiteTilt": "tilt of a site mapping",
     "SiteTravel": "travel of a site mapping",
 }
 """How values that the readers compose, or take from elements without a keyword, are named to the user."""
