@@ -116,7 +116,11 @@ def simulate_scan(
         tell = None if progress is None else _part_of(progress, number, len(places))
         counts = _scan(spectral, spectra, _true(place.geometry, scanner), detector, tell, scanner.source_drift)
         flats = np.stack([detector.measure(open_beam) for _ in range(scanner.flat_frames)], axis=1)
-        counters = [CounterImages(each, counts[index], flats[index]) for index, each in enumerate(bins)]
+        darks = [detector.measure(np.zeros_like(open_beam)) for _ in range(scanner.dark_frames)]
+        counters = [
+            CounterImages(each, counts[index], flats[index], np.stack(darks, axis=1)[index] if darks else None)
+            for index, each in enumerate(bins)
+        ]
         tiles.append(TileImages(counters, place.geometry, place.origin_px, place.camera_mm))
     acquisition = Acquisition(
         counter_kind=CounterKind.CUMULATIVE,

@@ -11,6 +11,9 @@ from reconstruct.geometry import ConeBeamGeometry
 
 _NS_PER_MS = 1e6
 
+_HOT = 0.5
+"""Share of the views in which a hot pixel is full."""
+
 
 @dataclass(frozen=True)
 class Scanner:
@@ -36,6 +39,12 @@ class Scanner:
         Standard deviation of what the gain of a pixel changes by after the flat fields, as a fraction: rings.
     failing_pixels
         How many pixels begin to flicker after the flat fields.
+    hot_pixels
+        How many pixels begin, after the flat fields, to run full in about every other view.
+    dark_counts
+        What the lowest counter counts in a view without any beam, on average; pixels differ by half of it.
+    dark_frames
+        Frames without a beam per counter, exposed like a view.
     scatter
         Scattered photons over the mean of the unscattered ones in a view.
     dead_time_ns
@@ -59,6 +68,9 @@ class Scanner:
     source_drift: float = 0.0
     gain_change: float = 0.0
     failing_pixels: int = 0
+    hot_pixels: int = 0
+    dark_counts: float = 0.0
+    dark_frames: int = 0
     scatter: float = 0.0
     dead_time_ns: float = 0.0
     axis_offset_px: float = 0.0
@@ -98,8 +110,14 @@ class Detector:
         # Drawn last, and only if there are any, so that a scanner without these defects counts as it always did.
         change = random.standard_normal((rows, columns)) if scanner.gain_change else 0.0
         self._changed = np.clip(1 + scanner.gain_change * change, 0.1, None)
-        failing = random.choice(rows * columns, size=scanner.failing_pixels, replace=False)
-        self._failing = failing // columns, failing % columns
+        failing, hot = (
+            random.choice(rows * columns, size=count, replace=False)
+            for count in (scanner.failing_pixels, scanner.hot_pixels)
+        )
+        self._failing, self._hot = ((which // columns, which % columns) for which in (failing, hot))
+        self._dark = np.zeros((rows, columns))
+        if scanner.dark_counts:
+            self._dark = scanner.dark_counts * (0.5 + random.random((rows, columns)))
 
     def measure_view(self, transmitted: NDArray[np.float64], output: float = 1.0) -> NDArray[np.uint16]:
         """Return the counts of a view, with what has changed since the flat fields; see `measure`.
@@ -117,6 +135,9 @@ class Detector:
             rows, columns = self._failing
             share = self._random.random(rows.shape)
             counts[:, rows, columns] = (share * self._expected[:, rows, columns]).astype(np.uint16)
+        if self._hot[0].size:
+            full = self._random.random(self._hot[0].shape) < _HOT
+            counts[:, self._hot[0][full], self._hot[1][full]] = self._full
         return counts
 
     def measure(self, transmitted: NDArray[np.float64]) -> NDArray[np.uint16]:
@@ -128,6 +149,8 @@ class Detector:
             Photons of each bin that reach a pixel, as a share of all in the open beam, (bin, row, column).
         """
         differential = self._random.poisson(self._expected * transmitted)
+        if self._dark.any():
+            differential[0] += self._random.poisson(self._dark)
         counters = np.cumsum(differential[::-1], axis=0)[::-1]
         if self._dead_time:
             counters = np.rint(counters / (1 + counters * self._dead_time)).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from scipy.ndimage import binary_erosion
 
 from config.settings import SettingsError, load_settings
 from plugins.reconstruction import parameters_from
+from reconstruct import spectral_phantoms
 from reconstruct.corrections.chain import calibrated, correct, corrected_integrals, tells_principal_point
 from reconstruct.corrections.counts import CountCorrections
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
-from reconstruct.materials import BONE
+from reconstruct.materials import BONE, WATER
 from reconstruct.phantoms import Ellipsoid, line_integrals
 from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections import elements
@@ -29,7 +31,9 @@ from reconstruct.projections.p1_writer import write_p1
 from reconstruct.projections.scan import CounterKind, EnergyBin, PixelMeaning, Scan, ScanError
 from reconstruct.quality import rmse
 from reconstruct.simulate import simulate_scan
+from reconstruct.simulated_positions import Positions
 from reconstruct.simulated_scanner import Scanner
+from reconstruct.spectral_phantoms import Part, SpectralPhantom
 
 SIZE: dict[str, Any] = {"views": 90, "rows": 14, "columns": 48, "thresholds_kev": (20.0, 45.0), "seed": 3}
 SOUND = Scanner(dead_pixels=0)
@@ -65,6 +69,7 @@ FAULTS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
     ({"source_drift": 0.3}, {"drift": True}, 4.0),
     ({"gain_change": 0.05}, {"rings": "combined"}, 1.3),
     ({"failing_pixels": 12}, {"unsteady_pixels": 8.0}, 3.0),
+    ({"hot_pixels": 30}, {"saturated": True}, 2.5),
     ({"scatter": 0.15}, {"scatter_fraction": 0.15 / 1.15, "drift": True}, 4.0),
     ({"dead_time_ns": 3000.0}, {"dead_time_ns": 3000.0}, 4.0),
     ({"axis_offset_px": 1.4}, {"principal_point": "estimated"}, 2.5),
@@ -84,14 +89,91 @@ def test_each_fault_of_a_scanner_is_corrected(
     assert max(after**2 - noise**2, 0) ** 0.5 < (before**2 - noise**2) ** 0.5 / better, (before, after, noise)
 
 
-def test_beam_hardening_of_a_stored_scan_is_undone() -> None:
-    scan = simulated(SOUND, photons_per_pixel=30_000, thresholds_kev=(15.0,))
+def without_darks(scan: Scan) -> Scan:
+    return replace(scan, counters=tuple(replace(counter, darks=()) for counter in scan.counters))
+
+
+def with_dead_pixels(scan: Scan) -> Scan:
+    """A scanner that says of its dead pixels that they are mended, and has not."""
+    return replace(scan, corrections=frozenset({"DEAD_PIXEL"}))
+
+
+ALWAYS: list[tuple[dict[str, Any], Callable[[Scan], Scan], float]] = [
+    ({"dark_counts": 1500.0, "dark_frames": 10}, without_darks, 6.0),
+    ({"dead_pixels": 12}, with_dead_pixels, 6.0),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "neglected", "better"), ALWAYS, ids=[next(iter(fault)) for fault, _, _ in ALWAYS])
+def test_what_is_always_corrected_would_be_seen_otherwise(
+    faultless: np.ndarray, noise: float, fault: dict[str, Any], neglected: Callable[[Scan], Scan], better: float
+) -> None:
+    scan = simulated(replace(SOUND, **fault), photons_per_pixel=50_000)
+    before, after = rmse(volume_of(neglected(scan)), faultless), rmse(volume_of(scan), faultless)
+    assert before > 2 * noise, (before, noise)
+    assert max(after**2 - noise**2, 0) ** 0.5 < (before**2 - noise**2) ** 0.5 / better, (before, after, noise)
+
+
+@pytest.mark.slow
+def test_a_tile_alone_is_truncated_and_the_stitched_scan_is_not(faultless: np.ndarray, noise: float) -> None:
+    """Three positions of a camera half as wide as the shadow: the middle one alone, then all."""
+    positions = Positions((3, 1))
+    scan = simulated(SOUND, photons_per_pixel=50_000, positions=positions)
+    assert scan.tiles is not None
+    middle = list(positions.places(SOUND.geometry(SIZE["views"], SIZE["rows"], SIZE["columns"])))[1].geometry
+    alone = replace(scan, geometry=middle, counters=scan.tiles.counters[1], tiles=None)
+    seen = within(7.0)
+    assert rmse(volume_of(alone), faultless, seen) > 3 * noise
+    assert rmse(volume_of(scan), faultless) < 1.1 * noise
+    assert rmse(volume_of(scan), faultless, seen) < 1.3 * noise, "the middle is the noisiest part"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["water", "cosine"])
+def test_a_scan_whose_object_is_wider_than_the_detector_loses_its_bright_rim(
+    faultless: np.ndarray, method: str
+) -> None:
+    """A detector two thirds as wide, of the same pixels: its field of view has a radius of 12.5 mm, the object 15."""
+    narrow = replace(SOUND, detector_width_mm=SOUND.detector_width_mm * 32 / SIZE["columns"])
+    scan = simulated(narrow, photons_per_pixel=50_000, columns=32)
+    inside, rim = within(8.0), within(12.0) & ~within(10.5)
+
+    def brightness(volume: np.ndarray) -> float:
+        """Of the rim against the inside, compared with that of a scan that sees all."""
+        return float(abs((volume - faultless)[rim].mean() - (volume - faultless)[inside].mean()))
+
+    plain, mended = volume_of(scan), volume_of(scan, truncation=method)
+    assert brightness(plain) > 0.05 * faultless[inside].mean()
+    assert brightness(mended) < brightness(plain) / 2.5
+    assert rmse(mended, faultless, within(12.0)) < rmse(plain, faultless, within(12.0)) / 2
+
+
+def within(radius_mm: float) -> np.ndarray:
+    y, x = np.meshgrid(GRID.y_mm, GRID.x_mm, indexing="ij")
+    return np.broadcast_to(np.hypot(x, y) < radius_mm, GRID.shape_zyx)
+
+
+def test_beam_hardening_of_a_stored_scan_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Water, 30 mm thick, in a beam from 15 to 118 keV: hollow and too faint before, flat and true after."""
+    body = Part("water", WATER, (0.0, 0.0, 0.0), (15.0, 14.0, 12.0))
+    monkeypatch.setattr(spectral_phantoms, "PHANTOMS", {"water": SpectralPhantom("water", "", (body,))})
+    wide = SIZE | {"thresholds_kev": (15.0,), "photons_per_pixel": 30_000}
+    scan = read_p1(simulate_scan("water", scanner=SOUND, **wide))
     water = scan.bins[0].water_per_cm
     assert water is not None
-    plain, corrected = volume_of(scan), volume_of(scan, beam_hardening="water")
-    # The phantom is a cylinder of plastic: what is thicker than the path that water refers to looked too thin.
-    middle = np.s_[4:6, 20:24, 20:24]
-    assert corrected[middle].mean() > 1.01 * plain[middle].mean()
+    middle, rim = (np.isin(np.arange(GRID.shape_zyx[0]), range(3, 7))[:, None, None] & where for where in (
+        within(5.0), within(12.0) & ~within(10.0)
+    ))  # fmt: skip
+
+    def of_water(volume: np.ndarray, where: np.ndarray) -> float:
+        return float(10 * volume[where].mean() / water)
+
+    plain, mended = volume_of(scan), volume_of(scan, beam_hardening="water")
+    assert of_water(plain, middle) < 0.96
+    assert of_water(plain, rim) - of_water(plain, middle) > 0.02, "the cup"
+    assert of_water(mended, middle) == pytest.approx(1, abs=0.005)
+    assert of_water(mended, rim) == pytest.approx(1, abs=0.005)
 
 
 def test_the_series_says_what_was_corrected(tmp_path: Path) -> None:

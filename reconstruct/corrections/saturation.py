@@ -1,4 +1,9 @@
-"""Counters that are full: a mask that single pixels are filled in by, from neighbours of the same view."""
+"""Counters that are full: a mask that single pixels are filled in by, from neighbours of the same view.
+
+Normalized convolution with a certainty of 0 for full pixels and 1 for sound ones (Knutsson & Westin, "Normalized and
+differential convolution: Methods for interpolation and filtering of incomplete and uncertain data", Proc. IEEE CVPR
+(1993) 515), here with a box as its window.
+"""
 
 from __future__ import annotations
 
