@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import math
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,13 @@ def read_bruker(path: Path) -> RawScan:
 def read_nikon(path: Path) -> RawScan:
     """Return the scan of a Nikon ``.xtekct`` file and the TIFF files beside it.
 
-    The sample turns on its stage. Angles come from ``_ctdata.txt`` where it lies beside, else from the angular step.
+    Images are seen from the detector, and the sample turns clockwise seen from above. Angles come from ``_ctdata.txt``
+    where it lies beside, else from the angular step. Object Offset X takes the axis to later columns, Object Roll its
+    top to earlier ones, Object Tilt its top away from the source; older files say instead where the axis is seen at the
+    top and the bottom of the detector. Nikon publishes none of this. Sense and offset are those in which the readers of
+    CIL (Jørgensen et al., Phil. Trans. R. Soc. A 379 (2021) 20200192) and of TIGRE (Biguri et al., Biomed. Phys. Eng.
+    Express 2 (2016) 055010) agree, roll and tilt those of CIL. Offsets of the detector, which CIL leaves out, are told
+    in a note.
 
     Raises
     ------
@@ -101,8 +108,7 @@ def read_nikon(path: Path) -> RawScan:
     to_object, to_detector = log.number("SrcToObject"), log.number("SrcToDetector")
     pitch = log.number("DetectorPixelSizeY"), log.number("DetectorPixelSizeX")
     _, rows, columns = views.shape
-    # The axis stands off the central ray by the object's offset, magnified on the detector.
-    offset = (log.maybe("ObjectOffsetX") or 0.0) * to_detector / to_object / pitch[1]
+    shift, roll = _axis_on_detector(log, to_detector / to_object, rows * pitch[0])
     angles = _angle_list(path.parent / "_ctdata.txt", count)
     if angles is None:
         angles = evenly(count, log.maybe("InitialAngle") or 0.0, log.number("AngularStep"))
@@ -110,13 +116,27 @@ def read_nikon(path: Path) -> RawScan:
         source_to_isocentre_mm=to_object,
         source_to_detector_mm=to_detector,
         pitch_mm=pitch,
-        principal_point_px=((columns - 1) / 2 - offset, (rows - 1) / 2) if offset else None,
-        angles_deg=angles,
+        principal_point_px=((columns - 1) / 2 + shift / pitch[1], (rows - 1) / 2) if shift else None,
+        angles_deg=-angles,
         sample_turns=True,
+        roll_deg=roll,
+        tilt_deg=log.maybe("ObjectTilt") or 0.0,
         unattenuated=log.maybe("WhiteLevel"),
         exposure=Exposure(log.maybe("XraykV"), _milli(log.maybe("XrayuA"))),
     )
-    return RawScan(views, setup, described=name)
+    unused = [f"{key} of {value:g} mm" for key in ("DetectorOffsetX", "DetectorOffsetY") if (value := log.maybe(key))]
+    told = f"{' and '.join(unused)} left out: say with --principal-point where the axis is seen, if not in the middle"
+    return RawScan(views, setup, described=name, notes=(told,) if unused else ())
+
+
+def _axis_on_detector(log: _Log, magnification: float, height_mm: float) -> tuple[float, float]:
+    """Return how far along the columns the axis is seen from the middle, mm on the detector, and its roll, degrees."""
+    top, bottom = (log.maybe(f"CentreOfRotation{end}") or 0.0 for end in ("Top", "Bottom"))
+    offset, roll = log.maybe("ObjectOffsetX"), log.maybe("ObjectRoll")
+    return (
+        (top + bottom) / 2 if offset is None else offset * magnification,
+        math.degrees(math.atan2(bottom - top, height_mm)) if roll is None else roll,
+    )
 
 
 def _milli(micro: float | None) -> float | None:

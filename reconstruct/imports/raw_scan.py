@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reconstruct.geometry import ConeBeamGeometry, GeometryError
+from reconstruct.imports.leaning_axis import about_leaning_axis
 from reconstruct.projections.acquisition import Exposure
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.scan import EnergyBin, PixelMeaning
@@ -85,6 +86,8 @@ class Setup:
     angles_deg
         Of each view: 0 with the source at the patient's left (+x), 90 at the back (+y). For a sample on a stage these
         are the axes of the stage.
+    roll_deg, tilt_deg
+        How the axis leans, see `about_leaning_axis`.
     sample_turns
         Whether the angles are of the sample and not of the source; the source then turns the other way.
     seen_from_source
@@ -108,6 +111,8 @@ class Setup:
     pitch_mm: tuple[float, float] | None = None
     principal_point_px: tuple[float, float] | None = None
     angles_deg: NDArray[np.float64] | None = None
+    roll_deg: float = 0.0
+    tilt_deg: float = 0.0
     sample_turns: bool = False
     seen_from_source: bool = False
     rows_up: bool = False
@@ -163,7 +168,7 @@ class RawScan:
             angles = _needed("an angle for each view (angles)", setup.angles_deg)
             _same_number("angles", len(angles), views)
             pitch = _needed("the detector pitch (--pitch)", setup.pitch_mm)
-            return ConeBeamGeometry.circular(
+            upright = ConeBeamGeometry.circular(
                 source_to_isocenter_mm=_needed(
                     "the source to isocentre distance (--source-to-isocentre)", setup.source_to_isocentre_mm
                 ),
@@ -177,6 +182,8 @@ class RawScan:
                 column_pitch_mm=pitch[1] if setup.seen_from_source else -pitch[1],
                 principal_point_px=setup.principal_point_px,
             )
+            leans = setup.roll_deg != 0 or setup.tilt_deg != 0
+            return about_leaning_axis(upright, setup.roll_deg, setup.tilt_deg) if leans else upright
         except GeometryError as error:
             raise ScanError(f"the geometry of the scan is impossible: {error}") from error
 
