@@ -22,6 +22,7 @@ from scan_encodings import (
     SITE,
     THARSIS,
     VIEWS,
+    WRITERS,
     angles,
     counts,
     image,
@@ -39,8 +40,10 @@ from reconstruct.geometry import VolumeGrid
 from reconstruct.phantoms import voxelise
 from reconstruct.pipeline import Parameters, reconstruct_scan
 from reconstruct.projections.assembly import assemble
+from reconstruct.projections.description import skeleton, varying_elements
 from reconstruct.projections.elements import ELEMENTS
 from reconstruct.projections.p6 import encodings_from
+from reconstruct.projections.registry import read_header
 from reconstruct.projections.scan import ReconstructionRequest, Scan, ScanError
 from reconstruct.quality import rmse
 
@@ -217,7 +220,7 @@ def test_tilts_and_the_secondary_angle_are_those_of_the_private_block() -> None:
     rule = mapping(secondary_angle=element("23", unit="rad"), **tilts)
     np.testing.assert_allclose(read(datasets, rule).geometry.projection_matrices(), expected, rtol=1e-6, atol=1e-6)
     plain = read(p6(), SITE).geometry.projection_matrices()
-    assert np.abs(expected / expected[:, 2:, 3:] - plain / plain[:, 2:, 3:]).max() > 0.01
+    assert np.abs(expected / expected[:, 2:, 3:] - plain / plain[:, 2:, 3:]).max() > 0.005
 
 
 @pytest.mark.parametrize(
@@ -297,6 +300,48 @@ def test_flats_without_a_camera_position_serve_all_places(tmp_path: Path) -> Non
     flat = image(FLATS[0][:, :CAMERA_COLUMNS].copy(), CT, 999)
     private(flat, *ACME, kind=(0x13, "LO", "OPEN"))
     assert read([*datasets, flat], rule).shape == (VIEWS, ROWS, COLUMNS)
+
+
+def test_a_view_without_its_camera_position_is_refused(tmp_path: Path) -> None:
+    (rule,) = load_settings_of(CAMERA_RULE, tmp_path)
+    datasets = tiled()
+    del datasets[3][0x0029, 0x1012]
+    with pytest.raises(ScanError, match=r"Camera Position \(0071,xx1A\) is missing in a part of the views"):
+        read(datasets, rule)
+
+
+def test_describe_shows_angle_and_camera_of_a_tiled_scan(tmp_path: Path) -> None:
+    """The angle is found though it begins anew at each position of the camera."""
+    files = []
+    for number, dataset in enumerate(tiled()):
+        files.append(tmp_path / f"{number:03d}.dcm")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    told = {each.element: each for each in varying_elements(files)}
+    assert (told["(0029,xx10)"].rises, told["(0029,xx10)"].different) == (True, VIEWS)
+    assert (told["(0029,xx12)"].rises, told["(0029,xx12)"].different) == (False, 3)
+    text = skeleton([read_header(file) for file in files[:1]], varying_elements(files), "room 3")
+    assert 'angle = { element = "(0029,xx10)"' in text
+    assert "# camera_column = " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [(name, told) for name in ("P2-series", "P3", "P5") for told in ("secondary_angle", "tilt_about_columns")],
+)
+def test_constants_complete_the_geometry_of_other_encodings(name: str, told: str) -> None:
+    datasets = WRITERS[name]("HFS")
+    for dataset in datasets:
+        dataset.pop("PositionerSecondaryAngle", None)
+    constant = {"name": "all of them", "manufacturer": "ACME", told: {"value": 5.0, "unit": "deg"}}
+
+    def matrices(*rules: SiteMapping) -> np.ndarray:
+        encodings = encodings_from(rules)
+        encoding = next(found for found in map(encodings.of, datasets) if found is not None)
+        assert encoding.name == name[:2]
+        return assemble(encoding, datasets).geometry.projection_matrices()
+
+    changed, plain = matrices(SiteMapping.model_validate(constant)), matrices()
+    assert np.abs(changed / changed[:, 2:, 3:] - plain / plain[:, 2:, 3:]).max() > 0.005
 
 
 def test_every_element_of_a_scan_can_be_mapped() -> None:

@@ -17,6 +17,8 @@ from reconstruct.projections.registry import read_header
 _LONGEST = 64
 _NUMBERS = ("DS", "IS", "FD", "FL", "US", "UL", "SS", "SL")
 _SHOWN = 3
+_STEPS_A_JUMP = 20
+"""An angle jumps where it passes 360 degrees, and where the camera goes to its next position."""
 _BORING = {"SOPInstanceUID", "InstanceNumber", "ContentTime", "AcquisitionTime", "InstanceCreationTime"}
 
 
@@ -108,6 +110,8 @@ def skeleton(headers: Sequence[Dataset], varying: Sequence[Varying], name: str) 
         '# pitch_row = { value = 0.0, unit = "mm" }',
         '# pitch_column = { value = 0.0, unit = "mm" }',
         '# unattenuated = { value = 0.0, unit = "" }',
+        "# Does the camera move, so that each angle is taken several times? Which element says where it stands?",
+        '# camera_column = { element = "(gggg,xxee)", creator = "", unit = "mm" }',
     ]
     return "\n".join(lines) + "\n"
 
@@ -143,11 +147,13 @@ def _described(elements: Sequence[Any], creator: str) -> Varying | None:
 
 
 def _rises(values: Sequence[float | None]) -> bool:
-    """Whether numbers go one way but for one jump, as an angle does that passes 360 degrees."""
+    """Whether numbers go one way but for a jump now and then, as an angle does."""
     if len(values) < 3 or None in values:
         return False
     steps = [b - a for a, b in pairwise(values) if a is not None and b is not None]
-    return min(sum(step <= 0 for step in steps), sum(step >= 0 for step in steps)) <= 1
+    return min(sum(step <= 0 for step in steps), sum(step >= 0 for step in steps)) <= max(
+        1, len(steps) // _STEPS_A_JUMP
+    )
 
 
 def _number(value: Any, vr: str) -> float | None:

@@ -63,7 +63,7 @@ def encodings_from(mappings: Iterable[SiteMapping]) -> Encodings:
     if not rules:
         return STANDARD
     own = [mapped(rule) for rule in rules if rule.finding_views]
-    told = "".join(rule.model_dump_json() for rule in rules)
+    told = "".join(rule.model_dump_json(exclude_defaults=True) for rule in rules)
     return Encodings([*own, *(_completed(encoding, rules) for encoding in STANDARD.encodings)], told)
 
 
@@ -135,9 +135,11 @@ def _places(rule: SiteMapping) -> Places:
         number = getattr(rule, of)
         if number is not None and number.element:
             first[name] = getattr(places, name).preferring(Level.SITE)
-    if any(number is not None and number.element for number in (getattr(rule, of) for of in _GROUPS["SiteTilt"])):
-        # A rotation angle of the standard would go before all three.
-        first |= {"turn": Quantity(), "tilt": places.tilt.preferring(Level.SITE)}
+    tilts = {name: getattr(rule, name) for name in _GROUPS["SiteTilt"]}
+    if any(tilt is not None and tilt.element for tilt in tilts.values()):
+        first["tilt"] = places.tilt.preferring(Level.SITE)
+        if tilts["tilt_about_ray"] is not None:
+            first["turn"] = Quantity()  # of the standard, which would go before it
     return replace(places, **first)
 
 

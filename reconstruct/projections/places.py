@@ -78,8 +78,8 @@ class Places:
     turn
         Rotation of the detector, degrees, clockwise seen towards the source.
     tilt
-        Of the detector, degrees: about the column direction, the row direction, the central ray (as `turn`, which goes
-        before it).
+        Of the detector, degrees: about the column direction, the row direction, the central ray; `turn` goes before the
+        last.
     travel
         Axial position of the sample, mm.
     seen_from_source

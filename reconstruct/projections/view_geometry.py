@@ -214,12 +214,11 @@ def _focal_spots(views: Sequence[Attributes], towards_source: Vectors, distances
 def _turned(
     right: Vectors, up: Vectors, towards_source: Vectors, views: Sequence[Attributes], places: Places
 ) -> tuple[Vectors, Vectors]:
-    """Turn the detector's axes by its rotation angle, or by the three tilts, in that order of precedence."""
-    turn = _numbers(views, places.turn, 1, "", 0.0)[:, 0]
-    tilts = np.zeros((len(views), 3))
-    if not _is_given(views, places.turn):
-        tilts = _numbers(views, places.tilt, 3, "", 0.0)
-    for axis, angles in ((towards_source, turn + tilts[:, 2]), (right, tilts[:, 0]), (up, tilts[:, 1])):
+    """Turn the detector's axes by its three tilts; a rotation angle of the standard goes before the third."""
+    tilts = _numbers(views, places.tilt, 3, "", 0.0)
+    if _is_given(views, places.turn):
+        tilts[:, 2] = _numbers(views, places.turn, 1, "", 0.0)[:, 0]
+    for axis, angles in ((towards_source, tilts[:, 2]), (right, tilts[:, 0]), (up, tilts[:, 1])):
         right, up = (_rotated(vectors, axis, np.deg2rad(angles)) for vectors in (right, up))
     return right, up
 
