@@ -206,16 +206,23 @@ def test_nikon_angles_of_a_table_go_before_the_step(tmp_path: Path) -> None:
         read_nikon(log)
 
 
+HEIGHT_3 = float(np.rad2deg(np.arctan(3 / (ROWS * PITCH))))
+"""Roll of an axis that is seen 3 mm further on at the bottom of the detector than at its top, degrees."""
+
+
 @pytest.mark.parametrize(
-    ("told", "roll", "tilt"),
+    ("told", "offset", "roll", "tilt"),
     [
-        ({"ObjectRoll": 3.0}, 3.0, 0.0),
-        ({"ObjectTilt": -4.0}, 0.0, -4.0),
-        ({"ObjectRoll": 3.0, "ObjectTilt": -4.0}, 3.0, -4.0),
-        ({"CentreOfRotationTop": -1.0, "CentreOfRotationBottom": 1.0}, np.rad2deg(np.arctan(2 / (ROWS * PITCH))), 0.0),
+        ({"ObjectOffsetX": 2.0}, 2.0, 0.0, 0.0),
+        ({"ObjectRoll": 3.0}, 0.0, 3.0, 0.0),
+        ({"ObjectTilt": -4.0}, 0.0, 0.0, -4.0),
+        ({"ObjectOffsetX": -1.5, "ObjectRoll": 3.0, "ObjectTilt": -4.0}, -1.5, 3.0, -4.0),
+        ({"CentreOfRotationTop": -1.0, "CentreOfRotationBottom": 2.0}, 0.5 * 200 / 320, HEIGHT_3, 0.0),
     ],
 )
-def test_nikon_axis_that_leans(tmp_path: Path, told: dict[str, float], roll: float, tilt: float) -> None:
+def test_nikon_axis_that_leans(
+    tmp_path: Path, told: dict[str, float], offset: float, roll: float, tilt: float
+) -> None:
     """Points of a sample on a leaning axis, cast upon the detector in the laboratory: x right, y forward, z up."""
     geometry = read_nikon(write_nikon(tmp_path, clockwise(), **told)).geometry()
     points = np.array([[5.0, 0.0, 8.0], [-4.0, 7.0, -6.0], [0.0, 0.0, 10.0]])
@@ -226,10 +233,16 @@ def test_nikon_axis_that_leans(tmp_path: Path, told: dict[str, float], roll: flo
     for view in (0, 7, 31):
         turn = np.deg2rad(-ANGLES[view])
         turned = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-        x, y, z = tilted @ rolled @ turned @ in_lab @ points.T + [[0], [200], [0]]
+        x, y, z = tilted @ rolled @ turned @ in_lab @ points.T + [[-offset], [200], [0]]
         expected = [(n - 1) / 2 - where * 320 / y / PITCH for n, where in ((COLUMNS, x), (ROWS, z))]
         seen = geometry.projection_matrices()[view] @ np.vstack([points.T, np.ones(len(points))])
         np.testing.assert_allclose(seen[:2] / seen[2], expected, atol=1e-9)
+
+
+def test_nikon_scan_on_a_leaning_axis_is_reconstructed(tmp_path: Path) -> None:
+    told = {"ObjectOffsetX": -1.0, "ObjectRoll": 3.0, "ObjectTilt": -4.0}
+    geometry = read_nikon(write_nikon(tmp_path, clockwise(), **told)).geometry()
+    assert shows_the_phantom(scan_from(read_nikon(write_nikon(tmp_path, geometry, **told))))
 
 
 def test_nikon_offsets_of_the_detector_are_told(tmp_path: Path) -> None:

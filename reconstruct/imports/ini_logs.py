@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from reconstruct.imports.image_files import images_in
 from reconstruct.imports.raw_scan import RawScan, Setup, evenly, text_of
+from reconstruct.imports.stage_axis import StageAxis
 from reconstruct.projections.acquisition import Exposure
 from reconstruct.projections.frames import ScanError
 
@@ -107,8 +108,6 @@ def read_nikon(path: Path) -> RawScan:
     views = images_in([folder / f"{name}{separator}{number:0{digits}d}.tif" for number in range(1, count + 1)])
     to_object, to_detector = log.number("SrcToObject"), log.number("SrcToDetector")
     pitch = log.number("DetectorPixelSizeY"), log.number("DetectorPixelSizeX")
-    _, rows, columns = views.shape
-    shift, roll = _axis_on_detector(log, to_detector / to_object, rows * pitch[0])
     angles = _angle_list(path.parent / "_ctdata.txt", count)
     if angles is None:
         angles = evenly(count, log.maybe("InitialAngle") or 0.0, log.number("AngularStep"))
@@ -116,11 +115,9 @@ def read_nikon(path: Path) -> RawScan:
         source_to_isocentre_mm=to_object,
         source_to_detector_mm=to_detector,
         pitch_mm=pitch,
-        principal_point_px=((columns - 1) / 2 + shift / pitch[1], (rows - 1) / 2) if shift else None,
         angles_deg=-angles,
         sample_turns=True,
-        roll_deg=roll,
-        tilt_deg=log.maybe("ObjectTilt") or 0.0,
+        axis=_nikon_axis(log, to_object / to_detector, views.shape[1] * pitch[0]),
         unattenuated=log.maybe("WhiteLevel"),
         exposure=Exposure(log.maybe("XraykV"), _milli(log.maybe("XrayuA"))),
     )
@@ -129,13 +126,14 @@ def read_nikon(path: Path) -> RawScan:
     return RawScan(views, setup, described=name, notes=(told,) if unused else ())
 
 
-def _axis_on_detector(log: _Log, magnification: float, height_mm: float) -> tuple[float, float]:
-    """Return how far along the columns the axis is seen from the middle, mm on the detector, and its roll, degrees."""
+def _nikon_axis(log: _Log, demagnification: float, height_mm: float) -> StageAxis:
+    """Return where the axis is; `height_mm` is that of the detector."""
     top, bottom = (log.maybe(f"CentreOfRotation{end}") or 0.0 for end in ("Top", "Bottom"))
     offset, roll = log.maybe("ObjectOffsetX"), log.maybe("ObjectRoll")
-    return (
-        (top + bottom) / 2 if offset is None else offset * magnification,
-        math.degrees(math.atan2(bottom - top, height_mm)) if roll is None else roll,
+    return StageAxis(
+        right_mm=-((top + bottom) / 2 * demagnification if offset is None else offset),
+        roll_deg=math.degrees(math.atan2(bottom - top, height_mm)) if roll is None else roll,
+        tilt_deg=log.maybe("ObjectTilt") or 0.0,
     )
 
 

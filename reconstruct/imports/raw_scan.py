@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reconstruct.geometry import ConeBeamGeometry, GeometryError
-from reconstruct.imports.leaning_axis import about_leaning_axis
+from reconstruct.imports.stage_axis import StageAxis, about_axis
 from reconstruct.projections.acquisition import Exposure
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.scan import EnergyBin, PixelMeaning
@@ -86,8 +86,8 @@ class Setup:
     angles_deg
         Of each view: 0 with the source at the patient's left (+x), 90 at the back (+y). For a sample on a stage these
         are the axes of the stage.
-    roll_deg, tilt_deg
-        How the axis leans, see `about_leaning_axis`.
+    axis
+        Where the axis of the stage is; `principal_point_px`, where told, goes before its shift.
     sample_turns
         Whether the angles are of the sample and not of the source; the source then turns the other way.
     seen_from_source
@@ -111,8 +111,7 @@ class Setup:
     pitch_mm: tuple[float, float] | None = None
     principal_point_px: tuple[float, float] | None = None
     angles_deg: NDArray[np.float64] | None = None
-    roll_deg: float = 0.0
-    tilt_deg: float = 0.0
+    axis: StageAxis = field(default_factory=StageAxis)
     sample_turns: bool = False
     seen_from_source: bool = False
     rows_up: bool = False
@@ -182,8 +181,8 @@ class RawScan:
                 column_pitch_mm=pitch[1] if setup.seen_from_source else -pitch[1],
                 principal_point_px=setup.principal_point_px,
             )
-            leans = setup.roll_deg != 0 or setup.tilt_deg != 0
-            return about_leaning_axis(upright, setup.roll_deg, setup.tilt_deg) if leans else upright
+            axis = setup.axis if setup.principal_point_px is None else replace(setup.axis, right_mm=0.0)
+            return upright if axis == StageAxis() else about_axis(upright, axis)
         except GeometryError as error:
             raise ScanError(f"the geometry of the scan is impossible: {error}") from error
 
