@@ -22,7 +22,7 @@ from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.encoding import ROLES, Encoding
 from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
 from reconstruct.projections.frames import Counter, Frame, ScanError
-from reconstruct.projections.moments import acquired_s
+from reconstruct.projections.moments import timed
 from reconstruct.projections.quantities import name_of, quantity
 from reconstruct.projections.reference import check_reference
 from reconstruct.projections.request import read_request
@@ -69,7 +69,7 @@ def assemble(encoding: Encoding, instances: Iterable[Path | Dataset]) -> Scan:
     headers = distinct((_header(encoding, instance), instance) for instance in instances)
     frames_of = [_frames(encoding, header, instance) for header, instance in headers]
     check_complete([frames[0].attributes for frames in frames_of], sum(len(frames) for frames in frames_of))
-    frames = [frame for frames in frames_of for frame in frames]
+    frames = timed([frame for frames in frames_of for frame in frames])
     projections = [frame for frame in frames if frame.role == "PROJECTION"]
     if not projections:
         raise ScanError(f"the scan has {len(frames)} frames, none of them a projection: Frame Role (0071,xx10)")
@@ -164,7 +164,6 @@ def _frames(encoding: Encoding, header: Dataset, instance: Path | Dataset) -> li
             intercept=quantity(attributes, "RescaleIntercept") or 0.0,
             duration_ms=quantity(attributes, "FrameAcquisitionDuration", above=0),
             bits_stored=int(header.BitsStored),
-            acquired_s=acquired_s(attributes),
             corrections=frozenset(words_of(attributes.get("CorrectionsApplied"))),
         )
         frames.append(RoledFrame(encoding.stored(frame), attributes, role_of(attributes)))

@@ -39,7 +39,7 @@ class Frame:
     slope, intercept
         Rescale: value = slope × stored + intercept.
     duration_ms
-        Frame Acquisition Duration (0018,9220); None when not given.
+        For how long it was exposed; None when not given.
     acquired_s
         When it was taken, s since any fixed moment; None when not given.
     bits_stored

@@ -8,7 +8,7 @@ from reconstruct.projections.scan import PixelMeaning
 
 
 def meaning_of_counts(attributes: Attributes) -> PixelMeaning:
-    """Return counts where nothing else is said than that pixels are proportional to the beam, see `meaning_of_intensities`."""
+    """Return counts where pixels are proportional to the beam, or nothing is said; see `meaning_of_intensities`."""
     return meaning_of_intensities(attributes, linear=PixelMeaning.COUNTS)
 
 

@@ -115,7 +115,8 @@ def _series(flats: NDArray[np.float32], counter: Counter) -> FlatSeries | None:
     views = [frame.acquired_s for frame in counter.views]
     if None in times or None in views:
         raise ScanError(
-            "flat fields cannot be interpolated: Frame Acquisition DateTime (0018,9074) is missing of some frames"
+            "flat fields cannot be interpolated: Frame Acquisition DateTime (0018,9074) is missing of some frames, "
+            "or the same in all projections, and so is every other time at which they may have been taken"
         )
     series = FlatSeries.of(flats, [t for t in times if t is not None], [t for t in views if t is not None])
     return series if len(series.times_s) > 1 else None
