@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def read_bruker(path: Path) -> RawScan:
 def read_nikon(path: Path) -> RawScan:
     """Return the scan of a Nikon ``.xtekct`` file and the TIFF files beside it.
 
-    The sample turns on its stage. Angles come from ``_ctdata.txt`` where it lies beside, else from the angular step.
+    The sample turns on its stage. Angles, and the times of the views, come from ``_ctdata.txt`` where it lies beside,
+    else angles from the angular step.
 
     Raises
     ------
@@ -103,7 +105,7 @@ def read_nikon(path: Path) -> RawScan:
     _, rows, columns = views.shape
     # The axis stands off the central ray by the object's offset, magnified on the detector.
     offset = (log.maybe("ObjectOffsetX") or 0.0) * to_detector / to_object / pitch[1]
-    angles = _angle_list(path.parent / "_ctdata.txt", count)
+    angles, times = _table(path.parent / "_ctdata.txt", count)
     if angles is None:
         angles = evenly(count, log.maybe("InitialAngle") or 0.0, log.number("AngularStep"))
     setup = Setup(
@@ -115,6 +117,7 @@ def read_nikon(path: Path) -> RawScan:
         sample_turns=True,
         unattenuated=log.maybe("WhiteLevel"),
         exposure=Exposure(log.maybe("XraykV"), _milli(log.maybe("XrayuA"))),
+        view_times_s=times,
     )
     return RawScan(views, setup, described=name)
 
@@ -123,10 +126,13 @@ def _milli(micro: float | None) -> float | None:
     return None if micro is None else micro / 1000
 
 
-def _angle_list(path: Path, count: int) -> NDArray[np.float64] | None:
-    """Return the angles of a table whose lines are number, angle and time; None where there is no table."""
+def _table(path: Path, count: int) -> tuple[NDArray[np.float64] | None, tuple[float, ...]]:
+    """Return angles and times of a table whose lines are number, angle and time; None and nothing without a table.
+
+    Times that do not rise from view to view are none.
+    """
     if not path.is_file():
-        return None
+        return None, ()
     rows = [line.split() for line in text_of(path).splitlines()]
     found = [row for row in rows if len(row) >= 2 and row[0].isdigit()]
     try:
@@ -135,4 +141,8 @@ def _angle_list(path: Path, count: int) -> NDArray[np.float64] | None:
         raise ScanError(f"{path.name} has lines without an angle") from error
     if len(angles) != count:
         raise ScanError(f"{path.name} has {len(angles)} angles for {count} projections")
-    return angles
+    try:
+        times = tuple(float(row[2]) for row in found)
+    except (IndexError, ValueError):
+        return angles, ()
+    return angles, times if all(one < other for one, other in pairwise(times)) else ()

@@ -16,6 +16,7 @@ from config.site_mappings import UNITS, ElementRule, SiteMapping
 from reconstruct.projections.encoding import Encoding
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.functional_groups import Attributes, frame_attributes
+from reconstruct.projections.intensities import meaning_of_counts
 from reconstruct.projections.places import ISOCENTRE_PLACES, Level, Places
 from reconstruct.projections.registry import STANDARD, Encodings
 from reconstruct.projections.scan import PixelMeaning
@@ -57,7 +58,7 @@ def mapped(rule: SiteMapping) -> Encoding:
         attributes=lambda dataset: _attributes(rule, dataset),
         places=_places(rule),
         transposed=rule.transposed,
-        meaning=lambda _attributes: PixelMeaning(rule.pixels or "COUNTS"),
+        meaning=lambda attributes: PixelMeaning(rule.pixels) if rule.pixels else meaning_of_counts(attributes),
     )
 
 
