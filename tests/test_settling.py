@@ -1,4 +1,4 @@
-"""A series is stable when nothing came for it in the settle time, though not every instance is written down for that."""
+"""A series is stable when nothing came for it in the settle time, though not every instance moves the job."""
 
 from __future__ import annotations
 
