@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from benchmarks.rtk_peer import PeerMissing, Rtk
 
 if TYPE_CHECKING:
     from benchmarks.fdk import Problem
@@ -19,56 +20,24 @@ if TYPE_CHECKING:
 Volume = np.ndarray
 
 
-class PeerMissing(Exception):
-    """A peer is not installed, or cannot do this; the message says what to do."""
-
-
 def rtk(problem: Problem) -> tuple[str, Callable[[], Volume]]:
     """Return name and reconstruction of RTK's FDKConeBeamReconstructionFilter, in this process.
 
     RTK's axes (X, Y, Z) are our (y, z, x), its Y being the rotation axis.
     """
-    if next(importlib.metadata.distributions(name="itk-rtk"), None) is None:
-        raise PeerMissing("rtk: not installed (pip install itk-rtk)")
-    import itk
-    from itk import RTK as rtk  # noqa: N811 - the name its documentation uses
-
-    geometry = rtk.ThreeDCircularProjectionGeometry.New()
-    for angle in problem.geometry.view_angles_rad:
-        geometry.AddProjection(
-            problem.source_to_isocenter_mm, problem.source_to_detector_mm, float(np.rad2deg(angle)), 0, 0
-        )
-    size, pitch = problem.geometry.rows, problem.pitch
-    projections = itk.image_from_array(problem.projections)
-    projections.SetSpacing([pitch, pitch, 1.0])
-    projections.SetOrigin([-problem.principal_column * pitch, -(size - 1) / 2 * pitch, 0.0])
-    image = itk.Image[itk.F, 3]
-    weighting: dict[str, list[Any]] = {
-        "full": [], "short": [rtk.ParkerShortScanImageFilter], "offset": [rtk.DisplacedDetectorImageFilter],
-    }  # fmt: skip
+    peer = Rtk()
+    geometry = peer.circle(
+        problem.source_to_isocenter_mm, problem.source_to_detector_mm, np.rad2deg(problem.geometry.view_angles_rad)
+    )
+    size, pitch, edge = problem.geometry.rows, problem.pitch, problem.grid.voxel_mm_zyx[0]
+    first_pixel = (-problem.principal_column * pitch, -(size - 1) / 2 * pitch, 0.0)
+    projections = peer.image(problem.projections, (pitch, pitch, 1.0), first_pixel)
 
     def run() -> Volume:
-        source = rtk.ConstantImageSource[image].New()
-        edge = problem.grid.voxel_mm_zyx[0]
-        source.SetOrigin([-(size - 1) / 2 * edge] * 3)
-        source.SetSpacing([edge] * 3)
-        source.SetSize([size] * 3)
-        filter_ = rtk.FDKConeBeamReconstructionFilter[image].New()
-        filter_.SetInput(0, source.GetOutput())
-        weighted = projections
-        for kind in weighting[problem.scan]:
-            weight = kind[image].New()
-            weight.SetInput(weighted)
-            weight.SetGeometry(geometry)
-            weight.InPlaceOff()
-            weight.Update()
-            weighted = weight.GetOutput()
-        filter_.SetInput(1, weighted)
-        filter_.SetGeometry(geometry)
-        filter_.Update()
-        return np.asarray(itk.array_from_image(filter_.GetOutput())).transpose(1, 2, 0)
+        volume = peer.reconstructed(projections, geometry, problem.scan, (size,) * 3, (edge,) * 3)
+        return volume.transpose(1, 2, 0)
 
-    return f"rtk {importlib.metadata.version('itk-rtk')}", run
+    return peer.name, run
 
 
 def plastimatch(problem: Problem) -> tuple[str, Callable[[], Volume]]:

@@ -31,6 +31,9 @@ from benchmarks.network.peers import MeasuredTharsis, Sink
 from index.archive import Archive
 
 SENDERS, MOVERS = 4, 2
+_LARGE_SIDE = 512
+_LARGE_EVERY_S = 1.0
+"""One of the senders sends images of half a megabyte, a few in this time: an hour of them takes some gigabytes."""
 _EVERY_S = 0.5
 _MOST_RUNS = 100_000
 """Runs of a sender: each has counters of its own in the UIDs."""
@@ -59,8 +62,10 @@ class Load:
         self._stop = threading.Event()
         self._corpora = [
             corpus.make(folder / f"sender{number}", "", batch, side=side, instances_a_study=max(1, batch // 2))
-            for number in range(SENDERS)
+            for number in range(SENDERS - 1)
         ]
+        few = max(1, batch // 20)
+        self._corpora.append(corpus.make(folder / "large", "", few, side=_LARGE_SIDE, instances_a_study=few))
         self._studies: list[list[str]] = [[] for _ in range(SENDERS)]
         self.done = [0] * SENDERS
         self.moved = self.asked = 0
@@ -110,9 +115,12 @@ class Load:
         client.send(self._node.port, self._node.title, f"SENDER{number + 1}", kind.files)
         self._studies[number] = kind.study_uids()
         self.done[number] += 1
+        if number == SENDERS - 1:
+            self._stop.wait(_LARGE_EVERY_S)
 
     def _move(self, number: int) -> None:
-        studies = [study for sent in self._studies for study in sent][number::MOVERS]
+        known = [(study, kind) for sent, kind in zip(self._studies, self._corpora, strict=True) for study in sent]
+        studies = dict(known[number::MOVERS])
         if not studies:
             self._stop.wait(_EVERY_S)
             return
@@ -121,7 +129,7 @@ class Load:
             "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=" + "\\".join(studies),
             "127.0.0.1", str(self._node.port),
         ]])  # fmt: skip
-        self.moved += len(studies) * self._corpora[0].instances_a_study
+        self.moved += sum(kind.instances_a_study for kind in studies.values())
 
     def _find(self, _number: int) -> None:
         wanted = [measure.identifier(PatientName="Benchmark*")]

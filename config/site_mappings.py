@@ -13,7 +13,7 @@ _KEYWORD = re.compile(r"[A-Z][A-Za-z0-9]+")
 Unit = Literal["", "deg", "rad", "mm", "cm", "m", "um", "px", "1/cm", "1/mm", "keV", "us", "ms", "s"]
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 Correction = Literal[
-    "DARK", "FLAT", "DEAD_PIXEL", "PILE_UP", "SCATTER", "DRIFT", "RING", "BEAM_HARDENING", "TRUNCATION"
+    "DARK", "FLAT", "GAIN", "DEAD_PIXEL", "PILE_UP", "SCATTER", "DRIFT", "RING", "BEAM_HARDENING", "TRUNCATION"
 ]  # fmt: skip
 _SCALES: dict[str, dict[str, float]] = {
     "deg": {"deg": 1.0, "rad": 57.29577951308232},

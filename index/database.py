@@ -10,6 +10,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -29,9 +30,18 @@ BUSY_TIMEOUT_S = 60.0
 """How long a writer waits for another process to finish its transaction."""
 
 
-_CHECKPOINT_PAGES = 4000
+_LOG_PAGES = 4000
 """Pages of the write-ahead log, of 4096 bytes, after which they go to the catalogue: what is written again and again
 meanwhile goes there once. SQLite itself would do it after 1000, in one of seventy commits."""
+
+_LOG_PAGE_BYTES = 4120
+"""What a page takes in the log (https://sqlite.org/walformat.html)."""
+
+_READERS_MS = 50
+"""How long a commit waits for those who still read from a log that is to begin anew, milliseconds."""
+
+_AGAIN_S = 1.0
+"""When it is tried again, if they went on reading."""
 
 _MOST_READERS = 4
 """Connections that are kept for the next query."""
@@ -51,6 +61,8 @@ class Connections:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._log_path = f"{path}-wal"
+        self._log_is_kept_until = 0.0
         self._local = threading.local()
         self._readers: deque[_Reader] = deque()
         with first_in_line(path), self.transaction() as database:
@@ -137,7 +149,7 @@ class Connections:
 
     def flush(self) -> None:
         """Bring to disk what was committed without a flush."""
-        flush(self._path.with_name(f"{self._path.name}-wal"))
+        flush(Path(self._log_path))
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:
@@ -165,6 +177,8 @@ class Connections:
                 self._require_same_file()
             yield database
             connection.execute(commit)
+            if begin == _OUTER[0]:
+                self._shorten_log(connection)
         except BaseException as error:
             if connection.in_transaction:  # a full disk may have made SQLite roll back on its own
                 for statement in undo:
@@ -172,6 +186,26 @@ class Connections:
             if _is_full(error):
                 raise OutOfSpace("the disk is full: the catalogue cannot grow, nothing stored") from error
             raise
+
+    def _shorten_log(self, connection: sqlite3.Connection) -> None:
+        """Bring a log that has become long into the catalogue, and have the next transaction begin it anew.
+
+        SQLite on its own begins it anew when nobody happens to read, which with many peers may be never: it would grow
+        for ever, and be brought into the catalogue with every commit.
+        """
+        try:
+            size = os.stat(self._log_path).st_size  # noqa: PTH116  (it is asked for with every commit)
+        except OSError:  # somebody has put another catalogue there
+            return
+        if size <= _LOG_PAGES * _LOG_PAGE_BYTES or time.monotonic() < self._log_is_kept_until:
+            return
+        is_kept = True
+        with suppress(sqlite3.Error):  # what was committed is in the log, and safe there
+            connection.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
+            is_kept = bool(connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0])
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+        if is_kept:
+            self._log_is_kept_until = time.monotonic() + _AGAIN_S
 
     def _set_flush(self, connection: sqlite3.Connection) -> None:
         """Have the next commit flushed or not; most are like the one before."""
@@ -236,7 +270,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `Connections._shorten_log`
+    connection.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _LOG_PAGE_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
     for name, (parameters, function) in FUNCTIONS.items():
         connection.create_function(name, parameters, function, deterministic=True)

@@ -10,6 +10,8 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
+import weakref
 from collections import deque
 from pathlib import Path
 
@@ -17,32 +19,46 @@ PAGE = 4096
 """Where O_DIRECT begins and ends, in memory and in the file."""
 
 BLOCK_BYTES = 1 << 20
-"""Size of the memory in which what is written is collected."""
+"""Size of the memory in which what is written is collected, at most."""
 
 SMALL = 160 << 10
 """Bytes up to which a file is written through the cache: a slice of 256 × 256 is."""
 
-_KEPT = 8
+_MOST_LARGE = _MOST_FREE = 8
+_FEWER_BYTES = 1 << 18
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Memory:
-    """Blocks of `BLOCK_BYTES` that begin at a page. Those that come back are given out again: the system knows them."""
+    """Blocks that begin at a page. Those that come back are given out again: the system knows them.
+
+    A few have `BLOCK_BYTES`. Who comes when these are in use gets a smaller one, and writes more often: many senders at
+    the same time take little memory.
+    """
 
     def __init__(self) -> None:
-        self._free: deque[memoryview] = deque()
+        self._free: dict[int, deque[memoryview]] = {BLOCK_BYTES: deque(), _FEWER_BYTES: deque()}
+        self._large: list[weakref.ref[memoryview]] = []
+        self._lock = threading.Lock()
 
     def take(self) -> memoryview:
         """Return a block; what is in it is of no meaning."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return memoryview(mmap.mmap(-1, BLOCK_BYTES))  # which takes no memory before it is written to
+        with self._lock:
+            for free in self._free.values():
+                if free:
+                    return free.pop()
+            self._large = [each for each in self._large if each() is not None]  # some may never have come back
+            size = BLOCK_BYTES if len(self._large) < _MOST_LARGE else _FEWER_BYTES
+            block = memoryview(mmap.mmap(-1, size))  # which takes no memory before it is written to
+            if size == BLOCK_BYTES:
+                self._large.append(weakref.ref(block))
+            return block
 
     def give_back(self, block: memoryview) -> None:
         """Let others have a block that nobody reads any more."""
-        if len(self._free) < _KEPT:
-            self._free.append(block)
+        free = self._free[len(block)]
+        if len(free) < _MOST_FREE:
+            free.append(block)
 
 
 class NewFile:

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from index.charset import Charset, charset_from_text
 from index.errors import InvalidInstance
@@ -108,7 +108,18 @@ def header_of(scan: Scan) -> Header | None:
             values[keyword] = stored_text(matching, element, charset)
     if not all(values[keyword] for keyword in _IDENTITY):
         return None
-    return _header(scan.transfer_syntax_uid, told, values, ())
+    items = _items(scan, charset) if scan.sequences else ()
+    return None if items is None else _header(scan.transfer_syntax_uid, told, values, items)
+
+
+def _items(scan: Scan, charset: Charset) -> tuple[Item, ...] | None:
+    """Return the items of the sequences that one pass has found; None when these cannot be read by themselves."""
+    is_little_endian = scan.transfer_syntax_uid != ExplicitVRBigEndian
+    try:
+        dataset = read_dataset(BytesIO(scan.sequences), scan.is_implicit, is_little_endian)
+        return read_items(dataset, charset)
+    except Exception:  # noqa: BLE001  (whatever it is, who reads all of it tells what is wrong)
+        return None
 
 
 def read_header(path: Path, *, named_by_meta: bool = True) -> Header:

@@ -23,6 +23,9 @@ from index.instances import Ingested, Outcome
 from index.keys import Level
 from index.tally import require_quota
 
+_MOST_SLACK_S = 1.0
+"""How much later than after the settle time, or a tenth of it, a series may become stable, seconds."""
+
 
 class Intake:
     """Brings arrivals into the catalogue.
@@ -150,7 +153,8 @@ class Intake:
 
     def _announce(self, database: Database, header: Header, replaced: dict[str, Any] | None) -> None:
         due = time.time() + self._settle_time_s
-        jobs.push(database, jobs.SERIES_STABLE, header.series_instance_uid, not_before=due)
+        slack_s = min(_MOST_SLACK_S, self._settle_time_s / 10)
+        jobs.postpone(database, jobs.SERIES_STABLE, header.series_instance_uid, due=due, slack_s=slack_s)
         left = replaced["series_instance_uid"] if replaced else header.series_instance_uid
         if left != header.series_instance_uid and catalogue.has_series(database, left):
             jobs.push(database, jobs.SERIES_STABLE, left, not_before=due)  # without its instance it has changed as well

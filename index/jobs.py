@@ -77,6 +77,25 @@ def push(
     return int(rows.fetchone()[0])
 
 
+def postpone(database: Database, kind: str, subject: str, *, due: float, slack_s: float) -> None:
+    """Queue a job for the time `due`, or up to `slack_s` later: one that is queued for then is left as it is.
+
+    What is postponed again and again, with each instance of a series, is written once in that time.
+
+    Parameters
+    ----------
+    due
+        Seconds since the epoch before which no worker takes it.
+    """
+    row = database.execute(
+        "SELECT 1 FROM job WHERE kind = ? AND subject = ? AND parameters = '{}' AND state = 'queued' "
+        "AND attempts = 0 AND not_before BETWEEN ? AND ?",
+        (kind, subject, due, due + slack_s),
+    )
+    if row.fetchone() is None:
+        push(database, kind, subject, not_before=due + slack_s)
+
+
 def _encoded(parameters: Mapping[str, Any] | None) -> str:
     return json.dumps(parameters, sort_keys=True) if parameters else "{}"
 

@@ -42,6 +42,8 @@ _LONGEST_HEADER = 12
 _MOST_ELEMENTS = 1 << 22
 """Elements, items and fragments of a data set; an enhanced object of 10,000 frames has a quarter of it."""
 _WINDOW_BYTES = 1 << 15
+_LONGEST_SEQUENCE = 1 << 16
+"""Bytes of a sequence that is kept to be read; those that are indexed have a hundred."""
 _LONGEST_INFLATED = 1 << 26
 """Bytes of a deflated data set that are looked at; a small file may inflate to any size."""
 
@@ -112,7 +114,9 @@ def scan(
         size = os.fstat(file.fileno()).st_size if memory is None else len(memory)
         walk = _Walk(file, offset, size, transfer_syntax, is_whole=True, wanted=wanted)
         cut_off = _walk(walk, most_nesting)
-        return Scan(cut_off, transfer_syntax, None if cut_off else walk.elements)
+        if cut_off or walk.elements is None:
+            return Scan(cut_off, transfer_syntax, None)
+        return Scan("", transfer_syntax, walk.elements, walk.sequences(), walk.is_implicit)
 
 
 class _Bytes(BytesIO):
@@ -151,13 +155,19 @@ class Scan:
     cut_off
         Where it is cut off, a sentence; "" for nowhere.
     elements
-        The wanted elements as they are encoded, by their tags; None where only a whole parser can tell: deflated, cut
-        off, broken somewhere, or a wanted one is a sequence.
+        The wanted elements as they are encoded, by their tags, but for sequences; None where only a whole parser can
+        tell: deflated, cut off, or broken somewhere.
+    sequences
+        The wanted sequences as they are encoded, a data set of nothing else.
+    is_implicit
+        Whether that is in Implicit VR.
     """
 
     cut_off: str
     transfer_syntax_uid: str
     elements: dict[BaseTag, RawDataElement] | None
+    sequences: bytes = b""
+    is_implicit: bool = False
 
 
 def _walk(walk: _Walk, most_nesting: int) -> str:
@@ -178,7 +188,12 @@ class _Walk:
     is_whole
         False when it goes on behind `end`, where nobody looks.
     wanted
-        Tags of elements at the top level that are kept in `elements`.
+        Tags of elements at the top level that are kept: in `elements`, or `sequences`.
+
+    Attributes
+    ----------
+    is_implicit
+        Whether it is in Implicit VR.
     """
 
     def __init__(
@@ -204,11 +219,13 @@ class _Walk:
         self._unpack_explicit = struct.Struct(mark + "HH2sH").unpack_from
         self._unpack_implicit = struct.Struct(mark + "HHL").unpack_from
         self._unpack_length = struct.Struct(mark + "L").unpack_from
-        self._is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian and not self._begins_with_a_vr()
+        self.is_implicit = transfer_syntax_uid == ImplicitVRLittleEndian and not self._begins_with_a_vr()
         # What is open, the innermost last: (where it ends, None for at its delimiter; whether it is a sequence).
         self._open: list[tuple[int | None, bool]] = []
         self._depth = 0
-        self._entered = 0
+        self._entered = self._entered_at = 0
+        self._kept_from: int | None = None
+        self._kept: list[tuple[int, int]] = []
         self._passed = 0
 
     def _begins_with_a_vr(self) -> bool:
@@ -225,6 +242,14 @@ class _Walk:
             self._window_at, offset = self._at, 0
         return self._window[offset : offset + count]
 
+    def sequences(self) -> bytes:
+        """Return the wanted sequences that were passed, as they are encoded."""
+        pieces = []
+        for begin, end in self._kept:
+            self._file.seek(begin)
+            pieces.append(self._file.read(end - begin))
+        return b"".join(pieces)
+
     def run(self, most_nesting: int) -> None:
         """Walk to the end; raises `InvalidInstance`."""
         last = 0
@@ -232,7 +257,7 @@ class _Walk:
             self.elements = None  # parsers stumble over elements of a command set, or of File Meta Information
         while True:
             self._close()
-            if not self._open and not self._is_implicit:
+            if not self._open and not self.is_implicit:
                 last = self._pass_plain(last)
             if self._at >= self._end:
                 break
@@ -281,6 +306,11 @@ class _Walk:
 
     def _pop(self) -> None:
         self._depth -= self._open.pop()[1]
+        if not self._open and self._kept_from is not None:
+            self._kept.append((self._kept_from, self._at))
+            self._kept_from = None
+            if self._at - self._kept[-1][0] > _LONGEST_SEQUENCE:
+                self.elements = None
 
     def _item(self) -> None:
         """Pass the header of an item, or the delimiter of the sequence."""
@@ -309,7 +339,7 @@ class _Walk:
             self._at = max(self._at, self._end if not self._open else self._at)
             return 0
         tag, vr, length, size = self._header(header)
-        self._entered = tag
+        self._entered, self._entered_at = tag, self._at
         if tag == _ITEM_END:
             self._leave_item()
             return tag
@@ -342,7 +372,7 @@ class _Walk:
 
     def _header(self, header: bytes) -> tuple[int, bytes, int, int]:
         """Return tag, VR (empty when there is none), length and the size of an element's header."""
-        if not self._is_implicit:
+        if not self.is_implicit:
             group, element, vr, length = self._unpack_explicit(header)
             if vr in _LONG_LENGTH:
                 if len(header) < _LONGEST_HEADER:
@@ -351,7 +381,7 @@ class _Walk:
             if vr.isalpha() and vr.isupper():
                 return group << 16 | element, vr, length, 8
         group, element, length = self._unpack_implicit(header)  # some writers switch to it inside of sequences
-        self.elements = self.elements if self._is_implicit or self._open else None
+        self.elements = self.elements if self.is_implicit or self._open else None
         return group << 16 | element, b"", length, 8
 
     def _limit(self) -> int:
@@ -360,7 +390,7 @@ class _Walk:
 
     def _enter(self, length: int, *, is_sequence: bool) -> None:
         if is_sequence and not self._open and length and self._entered in self._wanted:
-            self.elements = None
+            self._kept_from = self._entered_at
         end = None if length == _UNDEFINED else self._at + length
         limit = self._limit()
         if end is not None and end > limit:

@@ -82,6 +82,17 @@ def tube_voltage(header: Dataset) -> float | None:
     return next((float(item.KVP) for item in items if item.get("KVP") is not None), None)
 
 
+def tube_current_ma(header: Dataset) -> float | None:
+    """Return the tube current, mA, None where nothing tells it.
+
+    A micro-focus source has so little that only the element in µA (0018,8151) can say it; (0018,1151) is of whole mA.
+    """
+    for keyword, per_ma in (("XRayTubeCurrentInmA", 1), ("XRayTubeCurrentInuA", 1000), ("XRayTubeCurrent", 1)):
+        if header.get(keyword) is not None:
+            return float(header[keyword].value) / per_ma
+    return None
+
+
 def _edges(each: EnergyBin, kvp: float | None) -> tuple[float, float] | None:
     """Return lowest and highest energy, keV; what has no upper threshold ends at the tube voltage."""
     highest = kvp if each.high_kev is None else each.high_kev
@@ -117,13 +128,13 @@ def _detector(each: EnergyBin, edges: tuple[float, float], header: Dataset) -> D
 def _exposure(header: Dataset) -> Dataset:
     """Return the exposure as far as the scan tells it: all of it is required of original images only (C.8.15.3.8)."""
     item = item_of(ReferencedXRaySourceIndex=1)
-    time, current = (header.get(keyword) for keyword in ("ExposureTimeInms", "XRayTubeCurrentInmA"))
+    time, current = header.get("ExposureTimeInms"), tube_current_ma(header)
     if time is not None:
         item.ExposureTimeInms = float(time)
     if current is not None:
-        item.XRayTubeCurrentInmA = float(current)
+        item.XRayTubeCurrentInmA = current
     if time is not None and current is not None:
-        item.ExposureInmAs = float(time) * float(current) / 1000
+        item.ExposureInmAs = float(time) * current / 1000
     return item
 
 

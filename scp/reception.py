@@ -12,7 +12,7 @@ from pathlib import Path
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
-from index.direct_io import BLOCK_BYTES, SMALL, Memory, NewFile
+from index.direct_io import SMALL, Memory, NewFile
 from index.durable import start_writing
 from index.errors import InvalidInstance
 from index.instances import Received
@@ -121,10 +121,10 @@ class ReceivedFile:
     def write(self, data: bytes | memoryview) -> None:
         """Append a fragment of the data set."""
         while self._memory is not None and data:
-            if self._held == BLOCK_BYTES:
+            if self._held == len(self._memory):
                 self._write_block(self._memory)
                 continue
-            piece = data[: BLOCK_BYTES - self._held]
+            piece = data[: len(self._memory) - self._held]
             held = self._held + len(piece)
             self._memory[self._held : held] = piece
             self._size += len(piece)
@@ -142,7 +142,7 @@ class ReceivedFile:
         """Write to the file what is in memory; less than a block where nothing more comes."""
         try:
             if self._file is None:
-                self._file = self._new_file()
+                self._file = self._new_file(is_whole=self._held < len(memory))
             self._file.write(memory, self._held)
             if not self._file.is_direct:
                 start_writing(self._file.descriptor, self._size - self._held)  # a flush has less to wait for
@@ -151,15 +151,17 @@ class ReceivedFile:
         else:
             self._held = 0
 
-    def _new_file(self) -> NewFile:
+    def _new_file(self, *, is_whole: bool) -> NewFile:
         self.path = self._reception.new_file(0)
-        is_read_again = self._held == BLOCK_BYTES and self._transfer_syntax_uid not in _READ_AT_ENDS
+        is_read_again = not is_whole and self._transfer_syntax_uid not in _READ_AT_ENDS
         return NewFile(self.path, past_cache=self._reception.past_cache and not is_read_again)
 
     @property
     def known(self) -> Received:
         """What is known of the file, once it is closed: nobody has to read it to find out."""
-        memory = self._memory if self._size <= BLOCK_BYTES else None
+        memory = self._memory
+        if memory is not None and self._size > len(memory):
+            memory = None
         return Received(
             self._digest.hexdigest(),
             self._size,

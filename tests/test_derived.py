@@ -257,6 +257,25 @@ def test_the_exposure_is_told_as_far_as_the_scan_tells_it(scan: Scan) -> None:
     assert details.FocalSpots == 0.05
 
 
+@pytest.mark.parametrize(
+    ("told", "milliamperes"),
+    [
+        ({"XRayTubeCurrentInuA": "80.5"}, 0.0805),
+        ({"XRayTubeCurrentInuA": "80.5", "XRayTubeCurrent": 0}, 0.0805),
+        ({"XRayTubeCurrentInmA": 0.2, "XRayTubeCurrentInuA": "80.5"}, 0.2),
+        ({"XRayTubeCurrent": 120}, 120.0),
+    ],
+)
+def test_the_current_of_a_micro_focus_source_is_told_in_microamperes(
+    scan: Scan, told: dict[str, object], milliamperes: float
+) -> None:
+    scan = replace(scan, header=copy.deepcopy(scan.header))
+    for keyword, value in told.items():
+        setattr(scan.header, keyword, value)
+    (exposure,) = series(scan)[0].MultienergyCTAcquisitionSequence[0].CTExposureSequence
+    assert exposure.XRayTubeCurrentInmA == pytest.approx(milliamperes)
+
+
 @pytest.mark.parametrize("missing", ["another bin", "thresholds", "date"])
 def test_nothing_is_claimed_of_energies_that_are_not_known(scan: Scan, missing: str) -> None:
     if missing == "another bin":

@@ -150,6 +150,30 @@ def test_only_what_is_read_from_its_ends_is_written_past_the_cache(tmp_path, mon
     assert asked == [True, True, True, False]
 
 
+def test_of_many_who_receive_at_the_same_time_a_few_have_large_blocks():
+    memory = Memory()
+    blocks = [memory.take() for _ in range(20)]
+    assert [len(block) for block in blocks] == [BLOCK_BYTES] * 8 + [BLOCK_BYTES // 4] * 12
+    memory.give_back(blocks.pop(0))
+    memory.give_back(blocks.pop())
+    assert [len(memory.take()) for _ in range(2)] == [BLOCK_BYTES, BLOCK_BYTES // 4]
+    del blocks[0]  # one whose association was lost
+    assert len(memory.take()) == BLOCK_BYTES
+
+
+@pytest.mark.parametrize("size", [10, 150_000, 250_000, 526_000, BLOCK_BYTES + 1, 3 * BLOCK_BYTES])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEG2000Lossless], ids=["native", "encapsulated"])
+def test_what_came_in_a_small_block_is_the_same(tmp_path, monkeypatch, size, syntax):
+    monkeypatch.setattr(direct_io, "_MOST_LARGE", 0)
+    monkeypatch.setattr("scp.reception._MEMORY", Memory())
+    file, data = received(tmp_path, size, syntax)
+    content, known = file.path.read_bytes(), file.known
+    assert content[known.offset :] == data
+    assert (known.size, known.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert known.memory is None if len(content) > BLOCK_BYTES // 4 else known.memory == content
+    file.leave()
+
+
 def test_memory_is_used_again_but_never_by_two(tmp_path):
     first, one = received(tmp_path, 400_000)
     second, other = received(tmp_path, 300_000)

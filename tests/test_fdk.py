@@ -1,4 +1,3 @@
-import json
 import os
 import platform
 import subprocess
@@ -150,52 +149,6 @@ def test_shepp_logan_is_reconstructed():
     assert smooth.sum() > 10_000
     assert quality.rmse(volume, truth, smooth) < 0.008
     assert abs(quality.bias(volume, truth, smooth)) < 0.003
-
-
-def torso(shared_data):
-    folder = shared_data / "projections" / "torso_full"
-    scan = json.loads((folder / "geometry.json").read_text())
-    views = np.load(folder / "views.npz")
-    rows, columns = scan["detector_rows"], scan["detector_columns"]
-    matrices = ConeBeamGeometry.from_matrices(views["projection_matrix"], rows=rows, columns=columns)
-    circular = ConeBeamGeometry.circular(
-        source_to_isocenter_mm=scan["source_to_isocenter_mm"],
-        source_to_detector_mm=scan["source_to_detector_mm"],
-        view_angles_rad=np.deg2rad(views["angles_deg"] - 90.0),
-        rows=rows,
-        columns=columns,
-        row_pitch_mm=scan["row_pitch_mm"],
-        column_pitch_mm=scan["column_pitch_mm"],
-    )
-    x, y, z = scan["volume_shape_xyz"]
-    grid = VolumeGrid((z, y, x), tuple(reversed(scan["voxel_mm"])))
-    # Stored as 16-bit integers: line integrals × 4000, attenuation × 100,000; volumes as (x, y, z).
-    integrals = np.load(folder / "line_integrals_bin3.npz")["p"].astype(np.float32) / 4000
-    truth = np.load(folder / "truth.npz")
-    rtk = np.load(folder / "rtk_fdk_bin3.npz")["mu_per_mm"].astype(np.float32)
-    return {"matrices": matrices, "numbers": circular}, grid, integrals, truth, rtk.T
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("described_by", ["matrices", "numbers"])
-def test_torso_is_as_close_to_the_truth_as_rtk_is(shared_data, described_by):
-    geometries, grid, integrals, stored, rtk = torso(shared_data)
-    truth = stored["mu_per_mm_bin3"].T / np.float32(1e5)
-    # The body without its skin, where blur is all there is to see, and away from the ends of the cone.
-    body = np.stack([ndimage.binary_fill_holes(s) for s in stored["hu"].T > -500])
-    inside = np.stack([ndimage.binary_erosion(s, iterations=2) for s in body])
-    inside[np.abs(grid.z_mm) > 36] = False
-    assert inside.sum() > 50_000
-
-    volume = fdk(integrals, geometries[described_by], grid)
-    peer = quality.rmse(rtk, truth, inside)
-    assert peer < 6.8e-4
-    assert quality.rmse(volume, truth, inside) < 1.05 * peer
-    assert abs(quality.bias(volume, truth, inside)) < 2e-5
-    assert quality.rmse(volume, rtk, inside) < 0.1 * peer
-    assert quality.correlation(volume, rtk) > 0.9999
-    for axis in range(3):
-        assert quality.rmse(np.flip(volume, axis), truth, inside) > 3 * peer
 
 
 def reference(filtered, geometry, grid):

@@ -13,6 +13,7 @@ import tifffile
 from pydicom.dataset import Dataset
 from scan_encodings import HALF_WIDTH_MM, phantom
 
+from reconstruct.corrections.counts import CountCorrections
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.imports.ini_logs import read_bruker, read_nikon
@@ -116,6 +117,10 @@ def test_raw_pixels_with_json_and_matrices(views: np.ndarray, tmp_path: Path) ->
         ({"flats": "nothing*.tif"}, r"no file in .* is meant by flats"),
         ({"projections": ["views/0000.tif", "views/lost.tif"]}, r"lost\.tif is missing"),
         ({"projections": None}, r"does not say where the projections are"),
+        ({"view_times_s": [0, 1]}, r"60 views and 2 times of them"),
+        ({"view_times_s": {"first": 0, "step": 1}}, r"when the views were taken, and not when the flat fields were"),
+        ({"flat_times_s": [0, 1, 2]}, r"when the flat fields were taken, and not when the views were"),
+        ({"flat_times_s": ["early"]}, r"flat_times_s are no numbers"),
         ({"distance": 5}, r"unknown key 'distance'; the nearest is 'darks'|unknown key 'distance'"),
         ({"pixels": "GREY"}, r"pixels is 'GREY', expected one of INTENSITY"),
         ({"source_to_isocentre_mm": -200}, r"impossible: expected distances above 0 mm"),
@@ -124,6 +129,29 @@ def test_raw_pixels_with_json_and_matrices(views: np.ndarray, tmp_path: Path) ->
 def test_what_a_json_lacks_is_named(views: np.ndarray, tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ScanError, match=sentence):
         scan_from(read_tiff_json(write_json(tmp_path, views, **changes)))
+
+
+INTERPOLATED = CountCorrections(interpolated_flats=True)
+
+
+def test_flats_follow_a_source_that_drifts_where_the_json_tells_the_times(views: np.ndarray, tmp_path: Path) -> None:
+    output = 1 - 0.3 * np.arange(VIEWS + 2) / (VIEWS + 1)
+    drifting = np.rint(views * output[1:-1, None, None]).astype(np.uint16)
+    told = {"view_times_s": {"first": 2, "step": 2}, "flat_times_s": [0, 2 * (VIEWS + 1)]}
+    path = write_json(tmp_path, drifting, **told)
+    ends = np.rint(OPEN * output[[0, -1]])[:, None, None] * np.ones((2, ROWS, COLUMNS))
+    tifffile.imwrite(tmp_path / "flats.tif", ends.astype(np.uint16), photometric="minisblack")
+    scan, truth = scan_from(read_tiff_json(path)), line_integrals(phantom(), stage(200.0, 320.0))
+    assert np.abs(scan.line_integrals(1) - truth).max() > 0.1
+    assert np.abs(scan.line_integrals(1, corrections=INTERPOLATED) - truth).max() < 5e-3
+
+
+def test_without_times_interpolated_flats_are_refused_and_do_not_become_their_mean(
+    views: np.ndarray, tmp_path: Path
+) -> None:
+    scan = scan_from(read_tiff_json(write_json(tmp_path, views)))
+    with pytest.raises(ScanError, match=r"\(0018,9074\) is missing of some frames, or the same in all projections"):
+        scan.line_integrals(1, corrections=INTERPOLATED)
 
 
 def test_images_that_are_cut_off_or_of_another_size_are_named(views: np.ndarray, tmp_path: Path) -> None:
@@ -200,7 +228,9 @@ def test_nikon_angles_of_a_table_go_before_the_step(tmp_path: Path) -> None:
     table = tmp_path / "_ctdata.txt"
     lines = [f"{number}\t{ANGLES[view]:.4f}\t{0.5 * number}" for number, view in enumerate(order, start=1)]
     table.write_text("\n".join(["Acquisition", "x", "Projection\tAngle(deg)\tTime(s)", *lines]) + "\n")
-    assert shows_the_phantom(scan_from(read_nikon(log)))
+    scan = scan_from(read_nikon(log))
+    assert shows_the_phantom(scan)
+    np.testing.assert_allclose(np.diff([frame.acquired_s for frame in scan.counters[0].views]), 0.5, atol=1e-6)
     table.write_text("x\nProjection\tAngle(deg)\tTime(s)\n1\t0.0\t0.1\n")
     with pytest.raises(ScanError, match="1 angles for 60 projections"):
         read_nikon(log)

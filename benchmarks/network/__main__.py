@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--peers", default="orthanc,storescp,dcmqrscp", help="which of them, separated by commas")
     parser.add_argument("--instances", type=int, default=200, help="CT images of 0.5 MB, and a fifth as many studies")
     parser.add_argument("--tiny", type=int, default=1000, help="images of 32 x 32")
-    parser.add_argument("--multiframes", type=int, default=2, help="objects of many frames")
+    parser.add_argument("--multiframes", type=int, default=4, help="objects of many frames")
     parser.add_argument("--multiframe-mb", type=int, default=200, help="size of each of them, MB")
     parser.add_argument("--studies", type=int, default=1000, help="in the catalogue that is asked, one tiny image each")
     parser.add_argument("--queries", type=int, default=400, help="for one patient each")
@@ -131,7 +132,7 @@ def _runs(arguments: argparse.Namespace, wanted: list[str], folder: Path) -> Run
             kind.renew(run)
             yield "store", partial(measure.store, corpus=kind, tool=tool, associations=associations)
     if "retrieve" in wanted:
-        for kind in kinds[:2]:
+        for kind in filter(attrgetter("files"), kinds):
             for tool in ("movescu", "getscu"):
                 for associations in (1, 4):
                     service = "move" if tool == "movescu" else "get"

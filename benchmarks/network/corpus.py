@@ -105,6 +105,19 @@ def _places(template: bytes, mark: str) -> list[int]:
     return found
 
 
+def _request() -> Dataset:
+    """Return what a modality knows from its worklist."""
+    item = Dataset()
+    item.RequestedProcedureID, item.ScheduledProcedureStepID = "1", "1"
+    return item
+
+
+def _procedure() -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "169069000", "SCT", "CT of chest"
+    return item
+
+
 def _template(side: int, frames: int, study_date: str) -> bytes:
     """Return a Part 10 file up to its Pixel Data, with marks where the numbers go."""
     image = Dataset()
@@ -122,6 +135,7 @@ def _template(side: int, frames: int, study_date: str) -> bytes:
     image.ImagePositionPatient, image.ImageOrientationPatient = ["0", "0", "0"], ["1", "0", "0", "0", "1", "0"]
     image.FrameOfReferenceUID = f"{ROOT}.{_RUN}.{_STUDY}.9"
     image.RescaleIntercept, image.RescaleSlope = "-1024", "1"
+    image.RequestAttributesSequence, image.ProcedureCodeSequence = [_request()], [_procedure()]
     image.Rows = image.Columns = side
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
     image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"

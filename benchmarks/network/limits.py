@@ -20,11 +20,15 @@ from typing import Any
 
 from benchmarks.network import corpus
 from index.archive import Archive
-from index.files import flush_and_digest
-from index.header import read_header
-from index.structure import require_structure
+from index.direct_io import PAGE, Memory, NewFile
+from index.header import WANTED, header_of, read_header
+from index.structure import scan
+from scp.part10 import data_set_offset
+from scp.reception import ReceivedFile, Reception
 
 _TIMES = 60
+_FRAGMENT = 1 << 17
+_MEMORY = Memory()
 _BLOCK = 1 << 20
 _LOOPBACK_BYTES = 1 << 30
 
@@ -39,6 +43,8 @@ def measured(folder: Path) -> list[Row]:
         _row("0.5 MB hashed with SHA-256", lambda _: hashlib.sha256(image).digest()),
         _row("0.5 MB to a new file", lambda n: _write(folder / f"plain{n}", image, flush=False)),
         _row("0.5 MB to a new file, and fdatasync", lambda n: _write(folder / f"flushed{n}", image, flush=True)),
+        _row("0.5 MB past the cache, and fsync", lambda n: _write_past_cache(folder / f"direct{n}", image)),
+        _journal(folder / "journal"),
         _commit(folder / "rows.sqlite"),
     ]
     for name, side in (("CT 0.5 MB", 512), ("tiny 32×32", 32)):
@@ -47,21 +53,50 @@ def measured(folder: Path) -> list[Row]:
 
 
 def _stages(folder: Path, name: str, side: int) -> list[Row]:
-    kind = corpus.make(folder, name, _TIMES, side=side)
+    """Take an image from the fragments that a socket gave to its answer, as the network edge and the archive do."""
+    kind = corpus.make(folder, name, 3 * _TIMES + 1, side=side)
     archive = Archive(folder / "data", settle_time_s=86400)
-    received = []
-    for file in kind.files:  # what the network edge hands over lies in the folder of what comes in
-        received.append(archive.scratch_file(0))
-        received[-1].write_bytes(file.read_bytes())
+    reception = Reception(archive.new_file, "BENCHMARK", past_cache=True)
+    objects = [_Object(file) for file in kind.files]
+    first = objects.pop()
+    archive.ingest(first.received(reception).path, expected=first.identity)  # with what is done once
+    bare, checked, whole = objects[0::3], objects[1::3], objects[2::3]
+    files = [each.received(reception) for each in checked[:_TIMES]]
+
+    def all_of_it(number: int) -> None:
+        file = whole[number].received(reception)
+        archive.ingest(file.path, expected=whole[number].identity, received=file.known)
+        file.leave()
+
     parts: dict[str, Callable[[int], object]] = {
-        "structure checked": lambda n: require_structure(received[n], 64),
-        "header read": lambda n: read_header(received[n], named_by_meta=True),
-        "flushed and hashed": lambda n: flush_and_digest(received[n]),
-    }
+        "put together, hashed, written, and flushed if large": lambda n: bare[n].received(reception),
+        "checked and its header read": lambda n: header_of(
+            scan(files[n].path, 64, WANTED, (files[n].known.offset, files[n].known.transfer_syntax_uid),
+                 files[n].known.memory)
+        ),
+        "all of it, from the socket's bytes to the commit": all_of_it,
+    }  # fmt: skip
     rows = [_row(f"{name}: {part}", do) for part, do in parts.items()]
-    rows.append(_row(f"{name}: all that the archive does, flushed before", lambda n: archive.ingest(received[n])))
     archive.close()
     return rows
+
+
+class _Object:
+    """An object as it comes: fragments of PDUs."""
+
+    def __init__(self, path: Path) -> None:
+        header = read_header(path)
+        self.identity = header.sop_class_uid, header.sop_instance_uid
+        self._syntax = header.transfer_syntax_uid
+        data = memoryview(path.read_bytes())[data_set_offset(path) :]
+        self._fragments = [data[begin : begin + _FRAGMENT] for begin in range(0, len(data), _FRAGMENT)]
+
+    def received(self, reception: Reception) -> ReceivedFile:
+        file = ReceivedFile(reception, self.identity, self._syntax)
+        for fragment in self._fragments:
+            file.write(fragment)
+        file.close()
+        return file
 
 
 def _row(what: str, do: Callable[[int], object]) -> Row:
@@ -81,6 +116,27 @@ def _write(path: Path, data: bytes, *, flush: bool) -> None:
         if flush:
             file.flush()
             os.fdatasync(file.fileno())
+
+
+def _write_past_cache(path: Path, data: bytes) -> None:
+    memory = _MEMORY.take()
+    memory[: len(data)] = data
+    file = NewFile(path, past_cache=True)
+    file.write(memory, len(data))
+    file.flush()
+    file.close()
+    _MEMORY.give_back(memory)
+
+
+def _journal(path: Path) -> Row:
+    """A page written into a file that is there, as a block of the journal of arrivals is."""
+    path.write_bytes(bytes(PAGE * _TIMES))
+    memory = _MEMORY.take()
+    descriptor = os.open(path, os.O_WRONLY | os.O_DSYNC | getattr(os, "O_DIRECT", 0))
+    os.fsync(descriptor)
+    row = _row("a page of a journal, flushed", lambda n: os.pwrite(descriptor, memory[:PAGE], n * PAGE))
+    os.close(descriptor)
+    return row
 
 
 def _commit(path: Path) -> Row:

@@ -41,7 +41,8 @@ class CountCorrections:
             return counts
         if duration_ms is None:
             raise ValueError(
-                "pile-up cannot be corrected: Frame Acquisition Duration (0018,9220) is missing, and no rate is known"
+                "pile-up cannot be corrected: Frame Acquisition Duration (0018,9220) is missing, and so is an Exposure "
+                "Time (0018,1150) of each image: no rate is known"
             )
         return undo_pile_up(counts, self.dead_time_ns, duration_ms, self.dead_time_model)
 

@@ -19,8 +19,13 @@ APPLIED: Mapping[str, tuple[str, ...]] = {
     "BEAM_HARDENING": ("beam_hardening", "beam_hardening_polynomial", "filtration_mm_al", "water_path_mm"),
     "TRUNCATION": ("truncation", "truncation_margin"),
     "FLAT": ("flats",),
+    "DARK": (),
+    "GAIN": (),
 }
-"""What Corrections Applied (0071,xx08) may say, and what then is left as it is."""
+"""What Corrections Applied (0071,xx08) may say, and which settings then change nothing.
+
+Dark and flat fields need no setting: `projections.open_field` leaves them, and `projections.reference` refuses
+flat fields whose gain was not corrected as that of the projections."""
 
 
 @dataclass(frozen=True)

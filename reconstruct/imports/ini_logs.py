@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +87,14 @@ def read_bruker(path: Path) -> RawScan:
 def read_nikon(path: Path) -> RawScan:
     """Return the scan of a Nikon ``.xtekct`` file and the TIFF files beside it.
 
-    Images are seen from the detector, and the sample turns clockwise seen from above. Angles come from ``_ctdata.txt``
-    where it lies beside, else from the angular step. Object Offset X takes the axis to later columns, Object Roll its
-    top to earlier ones, Object Tilt its top away from the source; older files say instead where the axis is seen at the
-    top and the bottom of the detector. Nikon publishes none of this. Sense and offset are those in which the readers of
-    CIL (Jørgensen et al., Phil. Trans. R. Soc. A 379 (2021) 20200192) and of TIGRE (Biguri et al., Biomed. Phys. Eng.
-    Express 2 (2016) 055010) agree, roll and tilt those of CIL. Offsets of the detector, which CIL leaves out, are told
-    in a note.
+    Images are seen from the detector, and the sample turns clockwise seen from above. Angles, and the times of the
+    views, come from ``_ctdata.txt`` where it lies beside, else angles from the angular step. Object Offset X takes the
+    axis to later columns, Object Roll its top to earlier ones, Object Tilt its top away from the source; older files
+    say instead where the axis is seen at the top and the bottom of the detector.
+
+    Nikon publishes none of this. Sense and offset are those in which the readers of CIL (Jørgensen et al., Phil. Trans.
+    R. Soc. A 379 (2021) 20200192) and of TIGRE (Biguri et al., Biomed. Phys. Eng. Express 2 (2016) 055010) agree, roll
+    and tilt those of CIL. Offsets of the detector, which CIL leaves out, are told in a note.
 
     Raises
     ------
@@ -108,7 +110,7 @@ def read_nikon(path: Path) -> RawScan:
     views = images_in([folder / f"{name}{separator}{number:0{digits}d}.tif" for number in range(1, count + 1)])
     to_object, to_detector = log.number("SrcToObject"), log.number("SrcToDetector")
     pitch = log.number("DetectorPixelSizeY"), log.number("DetectorPixelSizeX")
-    angles = _angle_list(path.parent / "_ctdata.txt", count)
+    angles, times = _table(path.parent / "_ctdata.txt", count)
     if angles is None:
         angles = evenly(count, log.maybe("InitialAngle") or 0.0, log.number("AngularStep"))
     setup = Setup(
@@ -120,6 +122,7 @@ def read_nikon(path: Path) -> RawScan:
         axis=_nikon_axis(log, to_object / to_detector, views.shape[1] * pitch[0]),
         unattenuated=log.maybe("WhiteLevel"),
         exposure=Exposure(log.maybe("XraykV"), _milli(log.maybe("XrayuA"))),
+        view_times_s=times,
     )
     unused = [f"{key} of {value:g} mm" for key in ("DetectorOffsetX", "DetectorOffsetY") if (value := log.maybe(key))]
     told = f"{' and '.join(unused)} left out: say with --principal-point where the axis is seen, if not in the middle"
@@ -141,10 +144,13 @@ def _milli(micro: float | None) -> float | None:
     return None if micro is None else micro / 1000
 
 
-def _angle_list(path: Path, count: int) -> NDArray[np.float64] | None:
-    """Return the angles of a table whose lines are number, angle and time; None where there is no table."""
+def _table(path: Path, count: int) -> tuple[NDArray[np.float64] | None, tuple[float, ...]]:
+    """Return angles and times of a table whose lines are number, angle and time; None and nothing without a table.
+
+    Times that do not rise from view to view are none.
+    """
     if not path.is_file():
-        return None
+        return None, ()
     rows = [line.split() for line in text_of(path).splitlines()]
     found = [row for row in rows if len(row) >= 2 and row[0].isdigit()]
     try:
@@ -153,4 +159,8 @@ def _angle_list(path: Path, count: int) -> NDArray[np.float64] | None:
         raise ScanError(f"{path.name} has lines without an angle") from error
     if len(angles) != count:
         raise ScanError(f"{path.name} has {len(angles)} angles for {count} projections")
-    return angles
+    try:
+        times = tuple(float(row[2]) for row in found)
+    except (IndexError, ValueError):
+        return angles, ()
+    return angles, times if all(one < other for one, other in pairwise(times)) else ()

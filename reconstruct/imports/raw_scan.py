@@ -104,6 +104,8 @@ class Setup:
         The energy bin.
     exposure
         How the tube was driven.
+    view_times_s, flat_times_s
+        When each view, and each flat frame, was taken, seconds after the scan began; empty: not told.
     """
 
     source_to_isocentre_mm: float | None = None
@@ -120,6 +122,8 @@ class Setup:
     unattenuated: float | None = None
     energy: EnergyBin = field(default_factory=lambda: EnergyBin(1))
     exposure: Exposure = field(default_factory=Exposure)
+    view_times_s: tuple[float, ...] = ()
+    flat_times_s: tuple[float, ...] = ()
 
     def with_told(self, **told: Any) -> Setup:
         """Return the same with what the user says himself; None was not said."""
@@ -192,7 +196,7 @@ class RawScan:
         Raises
         ------
         ScanError
-            Flat fields or I0 are missing, or frames have another size.
+            Flat fields or I0 are missing, frames have another size, or times are told of some images only.
         """
         relative = self.setup.pixels in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
         if not relative and self.flats is None and self.setup.unattenuated is None:
@@ -205,6 +209,17 @@ class RawScan:
                 raise ScanError(
                     f"{what} frames have {images.shape[1:]} rows and columns, views {self.views.shape[1:]}"
                 )
+        self._check_times()
+
+    def _check_times(self) -> None:
+        of_views, of_flats = self.setup.view_times_s, self.setup.flat_times_s
+        flats = 0 if self.flats is None else len(self.flats)
+        for what, times, images in (("views", of_views, len(self.views)), ("flat fields", of_flats, flats)):
+            if times and len(times) != images:
+                raise ScanError(f"the scan has {images} {what} and {len(times)} times of them")
+        if self.flats is not None and bool(of_views) != bool(of_flats):
+            told, other = ("views", "flat fields") if of_views else ("flat fields", "views")
+            raise ScanError(f"the scan tells when the {told} were taken, and not when the {other} were")
 
 
 def _needed(what: str, value: T | None) -> T:

@@ -16,7 +16,8 @@ from reconstruct.projections.scan import EnergyBin, PixelMeaning
 _KEYS = (
     "projections", "flats", "darks", "raw", "angles_deg", "turns", "source_to_isocentre_mm", "source_to_detector_mm",
     "pitch_mm", "principal_point_px", "matrices", "seen_from", "rows_up", "pixels", "unattenuated", "low_kev",
-    "high_kev", "effective_kev", "water_per_cm", "kvp", "tube_current_ma", "view_ms", "flat_ms", "description",
+    "high_kev", "effective_kev", "water_per_cm", "kvp", "tube_current_ma", "view_ms", "flat_ms", "view_times_s",
+    "flat_times_s", "description",
 )  # fmt: skip
 
 
@@ -48,14 +49,14 @@ def read_tiff_json(path: Path) -> RawScan:
     }
     return RawScan(
         views,
-        _setup(told, path, len(views)),
+        _setup(told, path, len(views), len(frames.get("flats", ()))),
         frames.get("flats"),
         frames.get("darks"),
         str(told.get("description") or ""),
     )
 
 
-def _setup(told: dict[str, Any], path: Path, views: int) -> Setup:
+def _setup(told: dict[str, Any], path: Path, views: int, flats: int) -> Setup:
     def number(key: str) -> float | None:
         return None if told.get(key) is None else float(numbers(told[key], f"{path.name}: {key}").reshape(()))
 
@@ -70,7 +71,7 @@ def _setup(told: dict[str, Any], path: Path, views: int) -> Setup:
         source_to_detector_mm=number("source_to_detector_mm"),
         pitch_mm=_pair(told.get("pitch_mm"), f"{path.name}: pitch_mm", square=True),
         principal_point_px=_pair(told.get("principal_point_px"), f"{path.name}: principal_point_px"),
-        angles_deg=_angles(told.get("angles_deg"), path, views),
+        angles_deg=_series(told, "angles_deg", path, views),
         sample_turns=word("turns", ("source", "sample")) == "sample",
         seen_from_source=word("seen_from", ("detector", "source")) == "source",
         rows_up=bool(told.get("rows_up", False)),
@@ -79,6 +80,8 @@ def _setup(told: dict[str, Any], path: Path, views: int) -> Setup:
         unattenuated=number("unattenuated"),
         energy=EnergyBin(1, number("low_kev"), number("high_kev"), number("effective_kev"), number("water_per_cm")),
         exposure=Exposure(number("kvp"), number("tube_current_ma"), number("view_ms"), number("flat_ms")),
+        view_times_s=_times(told, "view_times_s", path, views),
+        flat_times_s=_times(told, "flat_times_s", path, flats),
     )
 
 
@@ -104,14 +107,21 @@ def _pair(value: Any, what: str, *, square: bool = False) -> tuple[float, float]
     return float(found[0]), float(found[1])
 
 
-def _angles(told: Any, path: Path, views: int) -> Any:
-    if isinstance(told, dict):
-        if set(told) != {"first", "step"}:
+def _series(told: dict[str, Any], key: str, path: Path, count: int) -> Any:
+    """Return a number for each of the images, None where nothing is told."""
+    value = told.get(key)
+    if isinstance(value, dict):
+        if set(value) != {"first", "step"}:
             raise ScanError(
-                f"{path.name}: angles_deg has {', '.join(told) or 'nothing'}, expected first and step, or a list"
+                f"{path.name}: {key} has {', '.join(value) or 'nothing'}, expected first and step, or a list"
             )
-        return evenly(views, *(float(told[key]) for key in ("first", "step")))
-    return None if told is None else numbers(told, f"{path.name}: angles_deg").reshape(-1)
+        return evenly(count, *(float(numbers(value[part], f"{path.name}: {key}")) for part in ("first", "step")))
+    return None if value is None else numbers(value, f"{path.name}: {key}").reshape(-1)
+
+
+def _times(told: dict[str, Any], key: str, path: Path, count: int) -> tuple[float, ...]:
+    found = _series(told, key, path, count)
+    return () if found is None else tuple(float(time) for time in found)
 
 
 def _matrices(told: Any, path: Path) -> Any:

@@ -36,7 +36,11 @@ def instances_of(scan: RawScan, header: Dataset, progress: Callable[[float], Non
     setup = scan.setup
     counter = CounterImages(setup.energy, scan.views, scan.flats, scan.darks, setup.unattenuated)
     acquisition = Acquisition(
-        pixel_meaning=setup.pixels, counter_kind=CounterKind.DIFFERENTIAL, exposure=setup.exposure
+        pixel_meaning=setup.pixels,
+        counter_kind=CounterKind.DIFFERENTIAL,
+        exposure=setup.exposure,
+        view_times_s=setup.view_times_s,
+        flat_times_s=setup.flat_times_s,
     )
     total = sum(len(images) for images in (scan.views, scan.flats, scan.darks) if images is not None)
     done = 0

@@ -90,7 +90,8 @@ class Acquisition:
     request
         What the operator asked for.
     view_times_s, flat_times_s
-        When each view, and each flat frame, was taken, seconds after the acquisition began; empty: at its beginning.
+        When each view, and each flat frame, was taken, seconds after the acquisition began; empty: not
+        known, and every frame says when the acquisition began.
     """
 
     pixel_meaning: PixelMeaning = PixelMeaning.COUNTS

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from reconstruct.corrections.wanted import APPLIED
 from reconstruct.geometry import ConeBeamGeometry
 from reconstruct.patient_position import in_patient_axes, patient_position
 from reconstruct.projections.completeness import check_complete, distinct
@@ -22,11 +22,12 @@ from reconstruct.projections.curved_detector import CurvedDetector
 from reconstruct.projections.encoding import ROLES, Encoding
 from reconstruct.projections.energy_bins import counter_kind, energy_bins, group_by_bin
 from reconstruct.projections.frames import Counter, Frame, ScanError
-from reconstruct.projections.moments import acquired_s
+from reconstruct.projections.moments import timed
 from reconstruct.projections.quantities import name_of, quantity
+from reconstruct.projections.reference import check_reference
 from reconstruct.projections.request import read_request
 from reconstruct.projections.roles import RoledFrame, role_of, words_of
-from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance, Tiles
+from reconstruct.projections.scan import PixelMeaning, Scan, SourceInstance, Tiles
 from reconstruct.projections.tiling import (
     TileFrames,
     check_exposures,
@@ -68,12 +69,13 @@ def assemble(encoding: Encoding, instances: Iterable[Path | Dataset]) -> Scan:
     headers = distinct((_header(encoding, instance), instance) for instance in instances)
     frames_of = [_frames(encoding, header, instance) for header, instance in headers]
     check_complete([frames[0].attributes for frames in frames_of], sum(len(frames) for frames in frames_of))
-    frames = [frame for frames in frames_of for frame in frames]
+    frames = timed([frame for frames in frames_of for frame in frames])
     projections = [frame for frame in frames if frame.role == "PROJECTION"]
     if not projections:
         raise ScanError(f"the scan has {len(frames)} frames, none of them a projection: Frame Role (0071,xx10)")
     _check_equal_sizes(frames)
     meaning = _meaning(encoding, projections)
+    corrections = _corrections(projections)
     kind = counter_kind([frame.attributes for frame in projections])
     bins = energy_bins([frame.attributes for frame in projections], kind)
     by_bin = {
@@ -101,15 +103,15 @@ def assemble(encoding: Encoding, instances: Iterable[Path | Dataset]) -> Scan:
         pixel_meaning=meaning,
         counter_kind=kind,
         counting_mode=str(projections[0].attributes.get("CountingMode") or ""),
-        corrections=frozenset(words_of(projections[0].attributes.get("CorrectionsApplied"))),
+        corrections=corrections,
         request=read_request(projections[0].attributes),
-        notes=one.notes,
+        notes=(*one.notes, *_words_of_unknown(corrections)),
         knows_detector_distance=taken.knows_detector_distance,
         curved=curved,
         tiles=one.tiles,
     )
     for counters in scan.detectors:
-        _check_reference(scan, counters)
+        check_reference(scan, counters)
     return scan
 
 
@@ -162,7 +164,7 @@ def _frames(encoding: Encoding, header: Dataset, instance: Path | Dataset) -> li
             intercept=quantity(attributes, "RescaleIntercept") or 0.0,
             duration_ms=quantity(attributes, "FrameAcquisitionDuration", above=0),
             bits_stored=int(header.BitsStored),
-            acquired_s=acquired_s(attributes),
+            corrections=frozenset(words_of(attributes.get("CorrectionsApplied"))),
         )
         frames.append(RoledFrame(encoding.stored(frame), attributes, role_of(attributes)))
     return frames
@@ -179,6 +181,23 @@ def _meaning(encoding: Encoding, projections: Sequence[RoledFrame]) -> PixelMean
             f"Pixel Meaning (0071,xx07) is {' and '.join(sorted(stated))}, expected one of {', '.join(PixelMeaning)}"
         )
     return PixelMeaning(stated.pop())
+
+
+def _corrections(projections: Sequence[RoledFrame]) -> frozenset[str]:
+    """Return what was corrected in all of the projections."""
+    told = {frame.frame.corrections for frame in projections}
+    if len(told) > 1:
+        ways = " and ".join(sorted(", ".join(sorted(words)) or "nothing" for words in told))
+        raise ScanError(f"Corrections Applied (0071,xx08) differs between the projections: {ways}")
+    return told.pop()
+
+
+def _words_of_unknown(corrections: frozenset[str]) -> tuple[str, ...]:
+    unknown = ", ".join(sorted(corrections - APPLIED.keys()))
+    if not unknown:
+        return ()
+    known = ", ".join(APPLIED)
+    return (f"Corrections Applied (0071,xx08) says {unknown}, which changes nothing: it is none of {known}",)
 
 
 def _in_order(group: Sequence[RoledFrame]) -> list[RoledFrame]:
@@ -303,29 +322,3 @@ def _curved(
     still = [{key: value for key, value in v.attributes.items() if key != "FocalSpotShift"} for v in views]
     unshifted = geometry_of(still, encoding.places).geometry
     return CurvedDetector.of(geometry, in_patient_axes(unshifted, patient_position(header)))
-
-
-def _check_reference(scan: Scan, counters: Sequence[Counter]) -> None:
-    """Refuse counts without anything to compare them with."""
-    if scan.pixel_meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL):
-        return
-    by_flats = any(counter.flats for counter in counters)
-    for number, counter in enumerate(counters, start=1):
-        if not (counter.flats if by_flats else counter.unattenuated):
-            raise ScanError(
-                f"energy bin {number} has neither flat fields (Frame Role (0071,xx10) FLAT) nor an unattenuated value "
-                "I0 (0071,xx09)"
-            )
-    if not by_flats and scan.counter_kind is CounterKind.CUMULATIVE:
-        _check_descending(counters)
-
-
-def _check_descending(counters: Sequence[Counter]) -> None:
-    """Refuse I0 of cumulative counters that leave a bin nothing: a lower threshold counts more."""
-    for number, (lower, upper) in enumerate(pairwise(counters), start=1):
-        for one, other in zip(lower.unattenuated, upper.unattenuated, strict=True):
-            if one <= other:
-                raise ScanError(
-                    f"the unattenuated value I0 (0071,xx09) of energy bin {number} is {one:g} and that of bin "
-                    f"{number + 1} is {other:g}, expected less"
-                )

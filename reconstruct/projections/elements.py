@@ -51,7 +51,7 @@ _TABLE = (
     Element(0x06, "US", "1", "ExpectedInstances"),
     # the pixels
     Element(0x07, "CS", "1", "PixelMeaning"),  # COUNTS, INTENSITY, TRANSMISSION, LINE_INTEGRAL
-    Element(0x08, "CS", "1-n", "CorrectionsApplied"),  # DARK, FLAT, DEAD_PIXEL
+    Element(0x08, "CS", "1-n", "CorrectionsApplied"),  # the words of corrections.wanted.APPLIED
     Element(0x09, "FD", "1", "UnattenuatedValue"),  # I0: what a pixel holds without an object
     Element(0x10, "CS", "1", "FrameRole"),  # PROJECTION, FLAT, DARK
     # the geometry of a view, scan frame, mm and degrees

@@ -27,6 +27,7 @@ from pydicom.uid import (
 from reconstruct.projections import elements
 from reconstruct.projections.frames import Frame, ScanError
 from reconstruct.projections.functional_groups import Attributes, frame_attributes, private_values
+from reconstruct.projections.intensities import meaning_of_counts
 from reconstruct.projections.places import ISOCENTRE_PLACES, Places
 from reconstruct.projections.quantities import quantity
 from reconstruct.projections.scan import PixelMeaning
@@ -87,7 +88,7 @@ class Encoding:
     places: Places = ISOCENTRE_PLACES
     transposed: bool = False
     curved: Callable[[Attributes], bool] = lambda _attributes: False
-    meaning: Callable[[Attributes], PixelMeaning] = lambda _attributes: PixelMeaning.COUNTS
+    meaning: Callable[[Attributes], PixelMeaning] = meaning_of_counts
 
     def angle_of(self, dataset: Dataset) -> float | None:
         """Return the angle that the first frame of an instance states, in whatever sense, None when it states none."""

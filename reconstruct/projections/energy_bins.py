@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from reconstruct.projections.frames import ScanError
-from reconstruct.projections.functional_groups import Attributes
+from reconstruct.projections.functional_groups import MULTI_ENERGY, Attributes
 from reconstruct.projections.quantities import quantity
 from reconstruct.projections.scan import CounterKind, EnergyBin
 
 T = TypeVar("T")
+
+_PATHS = "MultienergyCTPathSequence"
 
 
 def counter_kind(frames: Sequence[Attributes]) -> CounterKind:
@@ -64,7 +67,7 @@ def energy_bins(frames: Sequence[Attributes], kind: CounterKind) -> tuple[Energy
             index=number,
             low_kev=low,
             high_kev=high,
-            effective_kev=quantity(frame, "EffectiveEnergy", above=0),
+            effective_kev=_number(frame, "EffectiveEnergy", "EffectiveBinEnergy", above=0),
             water_per_cm=quantity(frame, "WaterAttenuation", above=0),
         )
         for number, (frame, low, high) in enumerate(zip(described, lows, highs, strict=True), start=1)
@@ -99,5 +102,27 @@ def _key(frame: Attributes) -> tuple[float, ...]:
     return tuple(energy for energy in energies if energy is not None)
 
 
-def _number(frame: Attributes, *keywords: str) -> float | None:
-    return next((quantity(frame, keyword) for keyword in keywords if frame.get(keyword) is not None), None)
+def _number(frame: Attributes, private: str, standard: str, *, above: float = -math.inf) -> float | None:
+    """Return an energy: the private one, else the standard one of the frame, else that of its detector."""
+    for place, keyword in ((frame, private), (frame, standard), (_detector_of(frame), standard)):
+        if place.get(keyword) is not None:
+            return quantity(place, keyword, above=above)
+    return None
+
+
+def _detector_of(frame: Attributes) -> Attributes:
+    """Return what the Multi-energy CT Image Module (PS3.3 C.8.2.2) says of the detector of a frame, or nothing.
+
+    Of several detectors it is the one with the number of the energy bin, or of the path of the frame.
+    """
+    acquisition = frame.get(MULTI_ENERGY, {})
+    detectors = acquisition.get("MultienergyCTXRayDetectorSequence") or []
+    wanted = frame.get("EnergyBinIndex")
+    if wanted is None:
+        of_path = {path.get("MultienergyCTPathIndex"): path for path in acquisition.get(_PATHS) or []}
+        path = frame.get("ReferencedPathIndex")
+        known = isinstance(path, int) and path in of_path
+        wanted = of_path[path].get("ReferencedXRayDetectorIndex") if known else None
+    if len(detectors) > 1:
+        detectors = [item for item in detectors if item.get("XRayDetectorIndex") == wanted is not None]
+    return {each.keyword: each.value for each in detectors[0]} if len(detectors) == 1 else {}

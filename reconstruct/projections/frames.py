@@ -39,13 +39,15 @@ class Frame:
     slope, intercept
         Rescale: value = slope × stored + intercept.
     duration_ms
-        Frame Acquisition Duration (0018,9220); None when not given.
+        For how long it was exposed; None when not given.
     acquired_s
-        Frame Acquisition DateTime (0018,9074), s since any fixed moment; None when not given.
+        When it was taken, s since any fixed moment; None when not given.
     bits_stored
         Bits Stored (0028,0101).
     transposed
         Whether the pixels are stored column by column.
+    corrections
+        Corrections Applied (0071,xx08): what was done to its pixels already.
     """
 
     instance: Path | Dataset
@@ -56,6 +58,7 @@ class Frame:
     bits_stored: int = 16
     transposed: bool = False
     acquired_s: float | None = None
+    corrections: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

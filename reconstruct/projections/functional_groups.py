@@ -14,6 +14,9 @@ from reconstruct.projections import elements
 Attributes = Mapping[str, Any]
 """Values by keyword; private ones by the keyword of `elements`."""
 
+MULTI_ENERGY = "MultienergyCTAcquisitionSequence"
+"""The one sequence at the top that is kept among the attributes, as its item: what it says of energies nests deeper."""
+
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
@@ -38,6 +41,8 @@ def _attributes(dataset: Dataset, count: int | None) -> list[Attributes]:
         for element in dataset
         if element.VR != "SQ" and element.keyword and element.keyword != "PixelData" and not element.is_empty
     } | elements.read(dataset)
+    if dataset.get(MULTI_ENERGY):
+        top[MULTI_ENERGY] = dataset[MULTI_ENERGY].value[0]
     shared_items = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
     shared = _flat(shared_items[0])
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []

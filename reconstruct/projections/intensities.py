@@ -7,10 +7,15 @@ from reconstruct.projections.functional_groups import Attributes
 from reconstruct.projections.scan import PixelMeaning
 
 
-def meaning_of_intensities(attributes: Attributes) -> PixelMeaning:
-    """Return what the pixels of a projection X-Ray image hold (PS3.3 C.8.7.1.1.2, C.8.11.3.1.2).
+def meaning_of_counts(attributes: Attributes) -> PixelMeaning:
+    """Return counts where pixels are proportional to the beam, or nothing is said; see `meaning_of_intensities`."""
+    return meaning_of_intensities(attributes, linear=PixelMeaning.COUNTS)
 
-    Intensities unless it is said otherwise; a logarithm counts as line integrals only where a rescale gives its scale.
+
+def meaning_of_intensities(attributes: Attributes, *, linear: PixelMeaning = PixelMeaning.INTENSITY) -> PixelMeaning:
+    """Return what the pixels of a projection X-Ray image hold (PS3.3 C.8.7.1.1.2, C.8.11.3.1.2, C.8.19.6.4.1.1).
+
+    `linear` unless it is said otherwise; a logarithm counts as line integrals only where a rescale gives its scale.
 
     Raises
     ------
@@ -20,7 +25,7 @@ def meaning_of_intensities(attributes: Attributes) -> PixelMeaning:
     relationship = str(attributes.get("PixelIntensityRelationship") or "LIN")
     sign = int(attributes.get("PixelIntensityRelationshipSign") or 0)
     if relationship == "LIN" and sign >= 0:
-        return PixelMeaning.INTENSITY
+        return linear
     if relationship == "LOG" and sign <= 0 and attributes.get("RescaleSlope") is not None:
         return PixelMeaning.LINE_INTEGRAL
     raise ScanError(

@@ -25,7 +25,11 @@ _FEW = 0.001
 
 @dataclass(frozen=True, eq=False)
 class OpenField:
-    """What the pixels hold without an object (per ms where durations are given) and in the dark, and who is dead."""
+    """What the pixels hold without an object (per ms where durations are given) and in the dark, and who is dead.
+
+    `flat` is what views are divided by, None for I0. Dark signal and flat fields that Corrections Applied (0071,xx08)
+    says are removed from a frame are not removed from it again.
+    """
 
     flat: NDArray[np.float32] | None
     flat_ms: float | None
@@ -54,7 +58,7 @@ class OpenField:
         frames, full, rolled = [], [], 0
         flats_of = [Counter(counter.flats) for counter in counters]
         for frame, images in zip(counters[0].flats, read_together(flats_of), strict=True):
-            frames.append(_first_bin(_linear(images.values, frame, corrections), darks))
+            frames.append(_first_bin(images.values, frame, darks, corrections))
             full.append(images.full)
             rolled += images.rolled
         overexposed = float(np.mean(full))
@@ -63,16 +67,18 @@ class OpenField:
         if rolled > _FEW * np.size(full):
             _log.info("%d pixels of the flat fields had run over their counter and were repaired", rolled)
         flats = np.stack(frames)
-        series = _series(flats, counters[0]) if corrections.interpolated_flats else None
+        flattened = "FLAT" in counters[0].views[0].corrections
+        series = _series(flats, counters[0]) if corrections.interpolated_flats and not flattened else None
         dead = preprocess.dead_pixels(flats if series is None else series.steadied(flats)) | np.all(full, axis=0)
+        flat = _level(flats.mean(axis=0), dead, counters) if flattened else flats.mean(axis=0)
         if keep_dead:
-            dead &= flats.mean(axis=0) <= 0
-        return cls(flats.mean(axis=0), counters[0].flats[0].duration_ms, darks, dead, counting, corrections, series)
+            dead &= flat is not None and flat <= 0
+        return cls(flat, counters[0].flats[0].duration_ms, darks, dead, counting, corrections, series)
 
     def transmission(self, values: NDArray[np.float32], view: int, counters: Sequence[Counter]) -> NDArray[np.float32]:
         """Return the transmission of one view from its frame of each counter, (counter, row, column)."""
         frame = counters[0].views[view]
-        image = _first_bin(_linear(values, frame, self.corrections), self.darks)
+        image = _first_bin(values, frame, self.darks, self.corrections)
         floor = preprocess.COUNT_FLOOR * frame.slope
         if self.flat is not None:
             ratio = 1.0 if self.flat_ms is None or frame.duration_ms is None else self.flat_ms / frame.duration_ms
@@ -109,14 +115,27 @@ def _series(flats: NDArray[np.float32], counter: Counter) -> FlatSeries | None:
     views = [frame.acquired_s for frame in counter.views]
     if None in times or None in views:
         raise ScanError(
-            "flat fields cannot be interpolated: Frame Acquisition DateTime (0018,9074) is missing of some frames"
+            "flat fields cannot be interpolated: Frame Acquisition DateTime (0018,9074) is missing of some frames, "
+            "or the same in all projections, and so is every other time at which they may have been taken"
         )
     series = FlatSeries.of(flats, [t for t in times if t is not None], [t for t in views if t is not None])
     return series if len(series.times_s) > 1 else None
 
 
-def _first_bin(values: NDArray[np.float32], darks: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Remove the dark signal and take the first bin of the counters, (row, column)."""
-    signal = values if darks is None else values - darks
+def _level(
+    flat: NDArray[np.float32], dead: NDArray[np.bool_], counters: Sequence[Counter]
+) -> NDArray[np.float32] | None:
+    """Return what pixels that are divided by their flat fields hold without an object, None where I0 tells it."""
+    if all(counter.unattenuated for counter in counters):
+        return None
+    return np.full_like(flat, flat[~dead].mean())
+
+
+def _first_bin(
+    values: NDArray[np.float32], frame: Frame, darks: NDArray[np.float32] | None, corrections: CountCorrections
+) -> NDArray[np.float32]:
+    """Undo the pile-up of a frame, remove the dark signal and take the first bin of the counters, (row, column)."""
+    linear = _linear(values, frame, corrections)
+    signal = linear if darks is None or "DARK" in frame.corrections else linear - darks
     first: NDArray[np.float32] = preprocess.differential_bins(signal)[0]
     return first

@@ -10,6 +10,7 @@ the focal centre.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -40,15 +41,23 @@ _ELEMENTS: Mapping[str, tuple[int, int, str]] = {
     "CTPDRadialShift": (0x7033, 0x0D, "f"),
     "CTPDSpectra": (0x7033, 0x61, "H"),
     "CTPDSpectrum": (0x7033, 0x63, "H"),
+    "CTPDBeamHardening": (0x7039, 0x03, "s"),
+    "CTPDGain": (0x7039, 0x04, "s"),
     "CTPDDark": (0x7039, 0x05, "s"),
     "CTPDFlat": (0x7039, 0x06, "s"),
     "CTPDDeadPixel": (0x7039, 0x07, "s"),
+    "CTPDScatter": (0x7039, 0x08, "s"),
     "CTPDLog": (0x7039, 0x09, "s"),
     "CTPDWater": (0x7041, 0x01, "d"),
 }
 """Group, offset and kind: numbers as FL or US, text as CS, and d for a DS."""
 
-_CORRECTIONS = {"CTPDDark": "DARK", "CTPDFlat": "FLAT", "CTPDDeadPixel": "DEAD_PIXEL"}
+_CORRECTIONS = {
+    "CTPDBeamHardening": "BEAM_HARDENING", "CTPDGain": "GAIN", "CTPDDark": "DARK", "CTPDFlat": "FLAT",
+    "CTPDDeadPixel": "DEAD_PIXEL", "CTPDScatter": "SCATTER",
+}  # fmt: skip
+"""The flags of the Preprocessing Flags Module, and what Corrections Applied (0071,xx08) calls them."""
+
 _PER_CM = 10.0
 """The attenuation of water stands there in 1/mm."""
 
@@ -64,7 +73,7 @@ def attributes_of(dataset: Dataset) -> Sequence[Attributes]:
     Raises
     ------
     ScanError
-        A detector of another shape than a plane or a cylinder about the focal centre.
+        A detector of another shape than a plane or a cylinder about the focal centre, or a flag that is no YES or NO.
     """
     found = {name: value for name, place in _ELEMENTS.items() if (value := _value(dataset, *place)) is not None}
     values: dict[str, Any] = dict(found)
@@ -84,16 +93,24 @@ def attributes_of(dataset: Dataset) -> Sequence[Attributes]:
             values["EnergyBinIndex"] = found["CTPDSpectrum"]
     if "CTPDWater" in found:
         values["WaterAttenuation"] = _PER_CM * float(found["CTPDWater"])
-    values["CorrectionsApplied"] = [word for name, word in _CORRECTIONS.items() if found.get(name) == "YES"]
+    values["CorrectionsApplied"] = [word for name, word in _CORRECTIONS.items() if _is_set(found, name)]
     return [ChainMap(_private(frame, values), frame) for frame in frame_attributes(dataset)]  # type: ignore[arg-type]
 
 
 def meaning_of(attributes: Attributes) -> PixelMeaning:
     """Return line integrals where the logarithm was taken, intensities where not."""
-    taken = str(attributes.get("CTPDLog") or "")
-    if taken not in ("YES", "NO"):
-        raise ScanError(f"the Log Flag (7039,xx09) is {taken or 'missing'}, expected YES or NO")
-    return PixelMeaning.LINE_INTEGRAL if taken == "YES" else PixelMeaning.INTENSITY
+    if attributes.get("CTPDLog") is None:
+        raise ScanError("the Log Flag (7039,xx09) is missing, expected YES or NO")
+    return PixelMeaning.LINE_INTEGRAL if _is_set(attributes, "CTPDLog") else PixelMeaning.INTENSITY
+
+
+def _is_set(attributes: Attributes, name: str) -> bool:
+    """Whether a flag is YES; one that is absent is not."""
+    told = str(attributes.get(name, "NO")).upper()
+    if told not in ("YES", "NO"):
+        flag = f"{re.sub('(?<=[a-z])(?=[A-Z])', ' ', name.removeprefix('CTPD'))} Flag (7039,xx{_ELEMENTS[name][1]:02X})"
+        raise ScanError(f"the {flag} is {told}, expected YES or NO")
+    return told == "YES"
 
 
 def _private(frame: Attributes, values: dict[str, Any]) -> dict[str, Any]:

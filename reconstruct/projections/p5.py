@@ -48,7 +48,18 @@ def attributes_of(dataset: Dataset) -> Sequence[Attributes]:
     ScanError
         A table that is turned or tilted, or an orientation that is no plane across the beam.
     """
-    return [ChainMap(_composed(frame), frame) for frame in frame_attributes(dataset)]  # type: ignore[arg-type]
+    exposure = _exposure(dataset)
+    return [
+        ChainMap(_composed(frame) | exposure, frame)  # type: ignore[arg-type]
+        for frame in frame_attributes(dataset)
+    ]
+
+
+def _exposure(dataset: Dataset) -> dict[str, Any]:
+    """Return the Exposure Time (0018,1150), ms, of the Exposure Sequence (3002,0030) of a single image."""
+    items = dataset.get("ExposureSequence") or []
+    told = items[0].get("ExposureTime") if len(items) == 1 else None
+    return {} if told is None else {"ExposureTime": told}
 
 
 def _composed(attributes: Attributes) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from config.site_mappings import UNITS, VECTORS, ElementRule, MomentRule, SiteMa
 from reconstruct.projections.encoding import Encoding
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.functional_groups import Attributes, frame_attributes
-from reconstruct.projections.moments import acquired_s, later
+from reconstruct.projections.intensities import meaning_of_counts
+from reconstruct.projections.moments import later
 from reconstruct.projections.places import ISOCENTRE_PLACES, Level, Places, Quantity
 from reconstruct.projections.registry import STANDARD, Encodings
 from reconstruct.projections.scan import PixelMeaning
@@ -76,7 +77,7 @@ def mapped(rule: SiteMapping) -> Encoding:
         attributes=lambda dataset: _attributes(rule, dataset),
         places=_places(rule),
         transposed=rule.transposed,
-        meaning=lambda _attributes: PixelMeaning(rule.pixels or "COUNTS"),
+        meaning=lambda attributes: PixelMeaning(rule.pixels) if rule.pixels else meaning_of_counts(attributes),
     )
 
 
@@ -238,14 +239,13 @@ def _moment(rule: SiteMapping, dataset: Dataset, frame: int, frames: int) -> str
     value = None if told is None else _one(rule, told, 0, dataset, frame, frames)
     if told is None or value is None:
         return None
+    moment = f"{_DAY if told.unit == 'TM' else ''}{value}".strip()
     try:
         if told.seconds is not None:
             return later(_EPOCH, told.seconds * float(value))
-        moment = f"{_DAY if told.unit == 'TM' else ''}{value}".strip()
-    except (TypeError, ValueError, OverflowError):
-        moment = ""
-    if acquired_s({"FrameAcquisitionDateTime": moment}) is None:
-        raise ScanError(f"site mapping {rule.name!r}: {told.element} is {value!r}, expected {told.unit}")
+        later(moment, 0.0)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ScanError(f"site mapping {rule.name!r}: {told.element} is {value!r}, expected {told.unit}") from error
     return moment
 
 
