@@ -17,6 +17,7 @@ from plugins.node import Cancelled, CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
 from reconstruct.projections.scan import ScanError
+from reconstruct.working_memory import NoRoom
 
 if TYPE_CHECKING:
     from reconstruct.checkpoint import Checkpoint
@@ -120,7 +121,8 @@ def reconstruct(task: Task) -> None:
     Raises
     ------
     CannotProceed
-        The scan is incomplete, contradictory or unreadable; the sentence names what is missing.
+        The scan is incomplete, contradictory or unreadable, or the disk has no room; the sentence names what is
+        missing.
     """
     from reconstruct.checkpoint import Checkpoint, remove_abandoned
 
@@ -140,7 +142,7 @@ def reconstruct(task: Task) -> None:
         except (ScanError, GeometryError, CannotProceed, Cancelled):
             checkpoint.remove()
             raise
-    except (ScanError, GeometryError) as error:
+    except (ScanError, GeometryError, NoRoom) as error:  # without room, what is done already stays
         raise CannotProceed(str(error)) from error
     record(task.archive, stored.uid, recipe, digest, outputs)
     checkpoint.remove()

@@ -125,8 +125,8 @@ def reconstruct_scan(
     ------
     ScanError, GeometryError, ClusterError
         The scan cannot be reconstructed; one sentence says why.
-    OSError
-        There is no room in `work_folder`.
+    NoRoom
+        There is no room on the disk for what does not fit into memory, told before a bin is read.
     """
     return_freed_memory()
     with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
@@ -188,6 +188,15 @@ class _Shared:
         geometry = self.plan.geometry
         return geometry.views, geometry.rows, geometry.columns
 
+    def in_files(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays of a bin that live in files."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.memory.integrals_in_file:
+            shapes[INTEGRALS] = self.shape
+        if self.memory.volume_in_file:
+            shapes[VOLUME] = self.plan.grid.shape_zyx
+        return shapes
+
 
 def _shared(scan: Scan, first: EnergyBin, grid: VolumeGrid, parameters: Parameters) -> _Shared:
     """Refuse what cannot be reconstructed, before anything is read for the bin that is the first to be made."""
@@ -228,6 +237,7 @@ def _volume(
     """Return the attenuation in an energy bin, 1/mm, (z, y, x)."""
     number, plan, measured, memory = energy_bin.index, shared.plan, shared.measured, shared.memory
     grid = plan.grid
+    files.take_room(number, shared.in_files())
     tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
     integrals = _integrals(scan, number, shared.shape, parameters.corrections, shared.at_once, tell, kept)
     tell = _scaled(report, _PREPARED, _RECONSTRUCTED)

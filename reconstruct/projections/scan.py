@@ -42,11 +42,11 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_MOST_VOXELS = 1 << 32
-"""16 GiB of volume: more is a wrong unit."""
+_MOST_ALONG = 65535
+"""Voxels along an axis: Rows (0028,0010) and Columns (0028,0011) have 16 bits, and more slices are a wrong unit.
 
-_MOST_ROWS = 65535
-"""Rows (0028,0010) and Columns (0028,0011) have 16 bits."""
+What memory and disk have no room for is refused by those who know both.
+"""
 
 _VIEWS_AT_ONCE = 16
 """Views of all tiles that are held to be stitched."""
@@ -202,7 +202,7 @@ class Scan:
         Raises
         ------
         ScanError
-            More voxels than anybody can mean, or than rows and columns of a CT image can number.
+            More voxels along an axis than the rows and columns of a CT image can number.
         """
         asked = self.request
         edges = asked.voxel_mm_xyz
@@ -212,10 +212,10 @@ class Scan:
         # A tolerance, so that an extent of a whole number of voxels does not lose one to rounding.
         matrix = asked.matrix_xyz or [max(1, int(size / e + 1e-6)) for size, e in zip(extent, edges, strict=True)]
         x, y, z = (int(n) for n in matrix)
-        if x * y * z > _MOST_VOXELS or max(x, y) > _MOST_ROWS:
+        if max(x, y, z) > _MOST_ALONG:
             raise ScanError(
-                f"a volume of {x} × {y} × {z} voxels is too large: expected at most {_MOST_ROWS} columns and rows and "
-                f"{_MOST_VOXELS} voxels"
+                f"a volume of {x} × {y} × {z} voxels is too large: expected at most {_MOST_ALONG} columns, rows and "
+                "slices"
             )
         return VolumeGrid(
             (z, y, x), (edges[2], edges[1], edges[0]), asked.centre_mm_xyz or fitted.centre_mm_xyz
