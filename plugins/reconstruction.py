@@ -16,7 +16,8 @@ from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Cancelled, CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
-from reconstruct.projections.scan import ScanError
+from reconstruct.projections.request import request_of_parameters
+from reconstruct.projections.scan import ReconstructionRequest, ScanError
 from reconstruct.working_memory import NoRoom
 
 if TYPE_CHECKING:
@@ -88,13 +89,17 @@ def is_lowest_bin(series: Series) -> bool:
     )
 
 
-def parameters_from(settings: Settings, scheduler: str = "") -> Parameters:
+def parameters_from(
+    settings: Settings, scheduler: str = "", request: ReconstructionRequest | None = None
+) -> Parameters:
     """Return the reconstruction that the settings ask for.
 
     Parameters
     ----------
     scheduler
         Address of a Dask scheduler, instead of that of the settings.
+    request
+        What is asked for of this reconstruction only.
     """
     from reconstruct.corrections.wanted import Corrections
     from reconstruct.pipeline import Parameters
@@ -110,6 +115,7 @@ def parameters_from(settings: Settings, scheduler: str = "") -> Parameters:
         scheduler or told.scheduler,
         told.device,
         Corrections(**settings.corrections.model_dump()),
+        request or ReconstructionRequest(),
     )
 
 
@@ -126,11 +132,12 @@ def reconstruct(task: Task) -> None:
     """
     from reconstruct.checkpoint import Checkpoint, remove_abandoned
 
-    parameters = parameters_from(task.settings, str(task.job.parameters.get("scheduler", "")))
-    recipe = parameters.recipe()
     work_folder = task.archive.data / "work"
     remove_abandoned(work_folder)
     try:
+        told = task.job.parameters
+        parameters = parameters_from(task.settings, str(told.get("scheduler", "")), request_of_parameters(told))
+        recipe = parameters.recipe()
         stored = StoredScan.of(task.series())
         digest = digest_of(task, stored)
         if is_made(task.archive, stored.uid, recipe, digest):

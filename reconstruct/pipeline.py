@@ -22,7 +22,8 @@ from reconstruct.corrections.wanted import Corrections
 from reconstruct.derived import ct_series, slice_bytes
 from reconstruct.fdk import fdk
 from reconstruct.geometry import GeometryError, VolumeGrid
-from reconstruct.projections.scan import EnergyBin, Scan, ScanError
+from reconstruct.projections.request import request_parameters
+from reconstruct.projections.scan import EnergyBin, ReconstructionRequest, Scan, ScanError
 from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab, remaining
 from reconstruct.stepped_plan import SteppedPlan, plan_of
@@ -31,7 +32,7 @@ from reconstruct.working_memory import MIB, WorkingMemory, return_freed_memory
 VERSION = 2
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
-_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device", "corrections")
+_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device", "corrections", "request")
 
 _PREPARED, _RECONSTRUCTED = 0.25, 0.8
 """Shares of the work of a bin that are done after preprocessing and after FDK."""
@@ -65,6 +66,8 @@ class Parameters:
         Where to back-project: "cpu", "cuda", or "auto" for a CUDA device where there is one.
     corrections
         What is corrected before.
+    request
+        What is asked for of this reconstruction only; it goes before what the scan requests.
     """
 
     filter: str = "ram-lak"
@@ -76,11 +79,13 @@ class Parameters:
     scheduler: str = ""
     device: Device = "cpu"
     corrections: Corrections = field(default_factory=Corrections)
+    request: ReconstructionRequest = field(default_factory=ReconstructionRequest)
 
     def recipe(self) -> dict[str, Any]:
         """Return what determines the voxels: not where and how they are computed."""
         told = {key: value for key, value in asdict(self).items() if key not in _NOT_IN_RECIPE}
-        return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told, **self.corrections.recipe()}
+        told |= self.corrections.recipe() | request_parameters(self.request)
+        return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told}
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ def reconstruct_scan(
         There is no room on the disk for what does not fit into memory, told before a bin is read.
     """
     return_freed_memory()
+    scan = replace(scan, request=parameters.request.over(scan.request))
     with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
         parameters = replace(parameters, corrections=parameters.corrections.left_to_do(scan))
         scan, corrections = calibrated(

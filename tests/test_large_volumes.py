@@ -11,7 +11,6 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from config.settings import load_settings
@@ -96,3 +95,80 @@ def test_a_scan_becomes_2048_cubed_within_256_mib(tmp_path: Path) -> None:
     assert found["middle"] == pytest.approx(0.02, rel=0.1)
     assert found["skipped"] == 0
     assert found["done"] == [[0, 1024], [1024, 1280], [1040, 2048]]
+
+
+def asking(matrix: list[int]) -> list[Any]:
+    objects = simulate_scan("calibration", views=24, rows=16, columns=20, thresholds_kev=(18,), seed=1)
+    for dataset in objects:
+        elements.put(dataset, RequestedMatrix=matrix)
+    return objects
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk of which 100 GiB are free."""
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=100 * GIB))
+
+
+def refuse_to_read(*_arguments: object, **_keywords: object) -> None:
+    raise AssertionError("a view is read")
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_what_the_disk_has_no_room_for_is_told_before_anything_is_computed(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """60,000 slices of 1000²: no file is begun, no view is read, and the job can be run again."""
+    for dataset in asking([1000, 1000, 60_000]):
+        dataset.save_as(tmp_path / "instance.dcm", enforce_file_format=True)
+        archive.ingest((tmp_path / "instance.dcm").read_bytes(), announce=False)
+    archive.jobs.push("reconstruct", str(dataset.SeriesInstanceUID))
+    monkeypatch.setattr(Scan, "line_integrals", refuse_to_read)
+    settings = load_settings(environment={}, overrides={"archive": {"data": archive.data}})
+    Worker(archive, settings, "w").run_until_idle()
+    [job] = archive.jobs.recent(states=("failed",))
+    work = archive.data / "work"
+    assert job.error.startswith("expected 223.5 GiB of room on the disk for files in ")
+    assert job.error.endswith(", found 100.0 GiB")
+    assert not [path for path in work.rglob("*") if path.is_file()]
+
+
+def test_slices_that_nobody_can_mean_take_neither_memory_nor_time(tmp_path: Path) -> None:
+    scan = read_p1(asking([65_535] * 3))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ScanError, match="expected memory to write a slice, 65537 MiB, got 2048 MiB"):
+            next(reconstruct_scan(scan, Parameters(), lambda _fraction: None, tmp_path))
+        with pytest.raises(ScanError, match="expected memory for a slice of 65535 × 65535 voxels, 16384 MiB, got 2048"):
+            look_at(scan, 1, Corrections(), lambda _fraction: None, folder=tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 << 20
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_room_is_taken_for_all_arrays_of_a_bin_or_for_none(tmp_path: Path) -> None:
+    checkpoint, large = Checkpoint(tmp_path, {}), (25, 1 << 30)
+    with pytest.raises(NoRoom, match=r"^expected 100\.1 GiB of room on the disk"):
+        checkpoint.take_room(1, {"integrals": (1, 32 << 20), "volume": large})
+    assert list(checkpoint.folder.iterdir()) == []
+    checkpoint.take_room(1, {"integrals": (4, 5)})
+    assert checkpoint.path(1, "integrals").stat().st_size == 80
+    with pytest.raises(NoRoom, match=r"found 100\.0 GiB$"):
+        file_array((26, 1 << 30), tmp_path)
+
+
+def test_a_disk_that_fills_meanwhile_leaves_no_part_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fill(*_arguments: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "posix_fallocate", fill)
+    checkpoint = Checkpoint(tmp_path, {})
+    with pytest.raises(NoRoom, match=r"^expected 0\.0 MiB of room on the disk for a file: No space left on device$"):
+        checkpoint.array(1, "volume", (4, 5))
+    assert list(checkpoint.folder.iterdir()) == []
