@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from config.settings import Settings
 from index import derivations
+from index.errors import NotFound
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Cancelled, CannotProceed, Series, Task, Work
-from plugins.publish import is_made, publish, record
+from plugins.publish import is_made, publish, record, withdraw
 from reconstruct.geometry import GeometryError
 from reconstruct.projections.request import request_of_parameters
 from reconstruct.projections.scan import ReconstructionRequest, ScanError
@@ -122,7 +124,8 @@ def parameters_from(
 def reconstruct(task: Task) -> None:
     """Reconstruct the scan that the task's series belongs to and store one CT series per energy bin.
 
-    What a run that was killed had done is not done again: slabs of a volume that is kept in a file, and whole bins.
+    What a run that was killed had done is not done again: slabs of a volume that is kept in a file, and whole bins. Of
+    one that is cancelled, or finds that it cannot proceed, nothing stays.
 
     Raises
     ------
@@ -144,15 +147,27 @@ def reconstruct(task: Task) -> None:
             return
         names = {"source": stored.uid, "digest": digest, "recipe": derivations.canonical(recipe)}
         checkpoint = Checkpoint(work_folder, names)
+        begun = [one.series_instance_uid for one in checkpoint.finished_bins()]
         try:
-            outputs = _carry_out(task, stored, parameters, checkpoint)
-        except (ScanError, GeometryError, CannotProceed, Cancelled):
-            checkpoint.remove()
+            outputs = _carry_out(task, stored, parameters, checkpoint, begun)
+        except (ScanError, GeometryError, CannotProceed, Cancelled) as error:
+            if not (isinstance(error, Cancelled) and _is_taken_over(task)):
+                for uid in begun:
+                    withdraw(task.archive, uid)
+                checkpoint.remove()
             raise
     except (ScanError, GeometryError, NoRoom) as error:  # without room, what is done already stays
         raise CannotProceed(str(error)) from error
     record(task.archive, stored.uid, recipe, digest, outputs)
     checkpoint.remove()
+
+
+def _is_taken_over(task: Task) -> bool:
+    """Whether another worker goes on with what is there, for this one's claim had expired; else it was cancelled."""
+    try:
+        return task.archive.jobs.get(task.job.id).state != "cancelled"
+    except NotFound:  # it went with its series
+        return False
 
 
 def digest_of(task: Task, stored: StoredScan) -> str:
@@ -163,9 +178,12 @@ def digest_of(task: Task, stored: StoredScan) -> str:
 
 
 def _carry_out(
-    task: Task, stored: StoredScan, parameters: Parameters, checkpoint: Checkpoint
+    task: Task, stored: StoredScan, parameters: Parameters, checkpoint: Checkpoint, begun: list[str]
 ) -> tuple[derivations.Output, ...]:
-    """Store the series of every bin that `checkpoint` does not know as finished; return those of all bins."""
+    """Store the series of every bin that `checkpoint` does not know as finished; return those of all bins.
+
+    The UID of a series goes to `begun` as soon as something of it is stored.
+    """
     from reconstruct.checkpoint import FinishedBin
     from reconstruct.pipeline import reconstruct_scan
 
@@ -175,8 +193,16 @@ def _carry_out(
             checkpoint.forget_bins()  # somebody deleted what was made
     scan = stored.series[0].encodings.read_scan(stored.paths)
     for made in reconstruct_scan(scan, parameters, task.progress, checkpoint=checkpoint):
-        output = publish(task.archive, made.instances)
+        output = publish(task.archive, _noted(made.instances, begun))
         checkpoint.finish_bin(FinishedBin(made.energy_bin.index, output.series_instance_uid, output.instances))
     finished = {one.index: one for one in checkpoint.finished_bins()}
     bins = [finished[energy_bin.index] for energy_bin in scan.bins]
     return tuple(derivations.Output(one.series_instance_uid, one.instances) for one in bins)
+
+
+def _noted(instances: Iterator[Dataset], begun: list[str]) -> Iterator[Dataset]:
+    """Yield the same; the UID of their series goes to `begun` when the first of them has been stored."""
+    for instance in instances:
+        yield instance
+        if instance.SeriesInstanceUID not in begun:
+            begun.append(str(instance.SeriesInstanceUID))
