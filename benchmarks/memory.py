@@ -41,7 +41,7 @@ LEAST_MB = 64
 """What the settings of a node allow at least."""
 
 CORRECTED = Corrections(drift=True, rings="combined", unsteady_pixels=8.0)
-SCANS = ("full", "short", "offset", "tilted", "corrected")
+SCANS = ("full", "short", "offset", "tilted", "stepped", "corrected")
 
 Row = dict[str, Any]
 
@@ -66,6 +66,16 @@ def write_scan(kind: str, size: int, views: int, folder: Path) -> None:
 
 
 def _geometry(kind: str, size: int, views: int) -> ConeBeamGeometry:
+    if kind == "stepped":
+        circle, along = _geometry("full", size, views // 2), np.array([0.0, 0.0, FIELD_MM / 4])
+        return ConeBeamGeometry(
+            np.concatenate([circle.sources - along, circle.sources + along]),
+            np.concatenate([circle.detector_centres - along, circle.detector_centres + along]),
+            np.tile(circle.column_steps, (2, 1)),
+            np.tile(circle.row_steps, (2, 1)),
+            circle.rows,
+            circle.columns,
+        )
     pitch = 1.7 * FIELD_MM / size
     arc = np.deg2rad(SHORT_SCAN_DEGREES) / (views - 1) if kind == "short" else 2 * np.pi / views
     geometry = ConeBeamGeometry.circular(

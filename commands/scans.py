@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydicom.dataset import Dataset
@@ -36,6 +36,11 @@ from index.jobs import Job
 from scp import client
 from scp.client import Requestor
 from scp.errors import PeerError
+
+if TYPE_CHECKING:
+    from reconstruct.projections.scan import ReconstructionRequest
+
+_VOLUME = "The volume, where it is to be another than the scan or the settings say"
 
 _PAUSE_S = 0.02
 """Between two looks at the queue while this process does a job itself, seconds."""
@@ -133,6 +138,40 @@ def reconstruct(
     out_folder: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="For a folder: where the CT series go.")
     ] = None,
+    voxel_mm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y,Z", help="Edges of a voxel, mm; one number for cubes. Else as the scan says, or the settings.",
+            rich_help_panel=_VOLUME,
+        ),
+    ] = None,
+    matrix: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(
+            metavar="X Y Z", help="Columns, rows and slices. Else what fills the field of view.",
+            rich_help_panel=_VOLUME,
+        ),
+    ] = None,
+    centre: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            metavar="X Y Z",
+            help="Centre of the volume, mm from the isocentre, to the patient's left, back and head. Else that of the "
+            "field of view.",
+            rich_help_panel=_VOLUME,
+        ),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            "--filter", help="Window of the ramp: ram-lak, shepp-logan, cosine, hamming or hann.",
+            rich_help_panel=_VOLUME,
+        ),
+    ] = None,
+    cutoff: Annotated[
+        float | None,
+        typer.Option(help="Where the window ends, above 0 to 1, of the Nyquist frequency.", rich_help_panel=_VOLUME),
+    ] = None,
     scheduler: Annotated[
         str, typer.Option(metavar="tcp://HOST:PORT", help="Let the workers of this Dask scheduler do it.")
     ] = "",
@@ -144,21 +183,42 @@ def reconstruct(
     A FOLDER is reconstructed here and now, without any node or archive: --out says where the CT files go.
     A SERIES (its UID) is reconstructed within the archive: by the running node, or here when none runs.
     What was reconstructed before in the same way is not done again.
+    A region of interest, or another grid of voxels, becomes series of its own beside those of the whole volume.
 
     Examples:  tharsis reconstruct scan/ --out ct/      tharsis reconstruct 1.2.3.4 --data ./tharsis-data
+               tharsis reconstruct scan/ --out roi/ --voxel-mm 0.02 --matrix 400 400 200 --centre 3 -12.5 0
     """
+    from reconstruct.projections.frames import ScanError
+    from reconstruct.projections.request import request_of_options
+
     settings = settings_from(config, data=data)
+    try:
+        request = request_of_options(_edges(voxel_mm), matrix, centre, window, cutoff)
+    except ScanError as error:
+        fail(str(error), USAGE)
     if Path(what).is_dir():
         if out_folder is None:
             fail("say with --out FOLDER where the CT series go", USAGE)
-        _reconstruct_folder(Path(what), out_folder, settings, scheduler)
+        _reconstruct_folder(Path(what), out_folder, settings, scheduler, request)
     elif out_folder is not None:
         fail(f"--out is for a folder, and {what} is none: what comes of a stored series goes into its archive", USAGE)
     else:
-        _reconstruct_series(what, settings, scheduler)
+        _reconstruct_series(what, settings, scheduler, request)
 
 
-def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings, scheduler: str) -> None:
+def _edges(voxel_mm: str | None) -> list[float] | None:
+    if voxel_mm is None:
+        return None
+    try:
+        edges = [float(part) for part in voxel_mm.split(",")]
+    except ValueError:
+        fail(f"--voxel-mm is {voxel_mm!r}, expected one number, or three separated by commas", USAGE)
+    return edges * 3 if len(edges) == 1 else edges
+
+
+def _reconstruct_folder(
+    folder: Path, out_folder: Path, settings: Settings, scheduler: str, request: ReconstructionRequest
+) -> None:
     from plugins.reconstruction import parameters_from
     from reconstruct.cluster import ClusterError
     from reconstruct.geometry import GeometryError
@@ -173,12 +233,13 @@ def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings, sche
         scan = encodings_from(settings.site_mappings).read_scan(files)
         with progress_bar("Reconstructing") as bar:
             out_folder.mkdir(parents=True, exist_ok=True)
-            parameters = parameters_from(settings, scheduler)
+            parameters = parameters_from(settings, scheduler, request)
             for series in reconstruct_scan(scan, parameters, bar.fraction, work_folder=out_folder):
                 target = out_folder / f"bin{series.energy_bin.index}"
                 target.mkdir(parents=True, exist_ok=True)
+                digits = max(4, len(str(series.slices)))
                 for number, instance in enumerate(series.instances, start=1):
-                    instance.save_as(target / f"{number:04d}.dcm", enforce_file_format=True)
+                    instance.save_as(target / f"{number:0{digits}d}.dcm", enforce_file_format=True)
                 table.add_row(series.energy_bin.label, str(series.slices), str(target))
     except (ScanError, GeometryError, ClusterError, OSError) as error:
         fail(str(error))
@@ -188,14 +249,17 @@ def _reconstruct_folder(folder: Path, out_folder: Path, settings: Settings, sche
     out.print(f"{time.monotonic() - started:.1f} s", highlight=False)
 
 
-def _reconstruct_series(uid: str, settings: Settings, scheduler: str) -> None:
+def _reconstruct_series(uid: str, settings: Settings, scheduler: str, request: ReconstructionRequest) -> None:
+    from reconstruct.projections.request import request_parameters
+
     if not (settings.archive.data / "catalogue.sqlite").exists():
         fail(f"{uid} is no folder, and {settings.archive.data} is no data folder of a node")
     archive = Archive.from_settings(settings.archive)
     found = archive.database.execute("SELECT 1 FROM series WHERE series_instance_uid = ?", (uid,)).fetchone()
     if found is None:
         fail(f"{uid} is no folder, and the archive in {archive.data} has no such series")
-    number = archive.jobs.push("reconstruct", uid, {"scheduler": scheduler} if scheduler else None)
+    told = ({"scheduler": scheduler} if scheduler else {}) | request_parameters(request)
+    number = archive.jobs.push("reconstruct", uid, told or None)
     if read_state(archive.data) is not None:
         out.print(f"queued as job {number}: the running node does it (see `tharsis jobs list`)", highlight=False)
         return

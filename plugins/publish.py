@@ -72,6 +72,13 @@ def record(
             jobs.push(database, jobs.SERIES_STABLE, output.series_instance_uid)
 
 
+def withdraw(archive: Archive, series_instance_uid: str) -> None:
+    """Remove a series that was published, perhaps in part, for work that was given up; one that is recorded stays."""
+    if derivations.maker(archive.database, series_instance_uid) is None:
+        with suppress(NotFound):  # somebody else removed it
+            archive.delete(Level.SERIES, series_instance_uid)
+
+
 def _refuse_other_study(archive: Archive, dataset: Dataset) -> None:
     try:
         stored = archive.open_instance(str(dataset.SOPInstanceUID))

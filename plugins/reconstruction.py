@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from config.settings import Settings
 from index import derivations
+from index.errors import NotFound
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import Cancelled, CannotProceed, Series, Task, Work
-from plugins.publish import is_made, publish, record
+from plugins.publish import is_made, publish, record, withdraw
 from reconstruct.geometry import GeometryError
-from reconstruct.projections.scan import ScanError
+from reconstruct.projections.request import request_of_parameters
+from reconstruct.projections.scan import ReconstructionRequest, ScanError
+from reconstruct.working_memory import NoRoom
 
 if TYPE_CHECKING:
     from reconstruct.checkpoint import Checkpoint
@@ -87,13 +91,17 @@ def is_lowest_bin(series: Series) -> bool:
     )
 
 
-def parameters_from(settings: Settings, scheduler: str = "") -> Parameters:
+def parameters_from(
+    settings: Settings, scheduler: str = "", request: ReconstructionRequest | None = None
+) -> Parameters:
     """Return the reconstruction that the settings ask for.
 
     Parameters
     ----------
     scheduler
         Address of a Dask scheduler, instead of that of the settings.
+    request
+        What is asked for of this reconstruction only.
     """
     from reconstruct.corrections.wanted import Corrections
     from reconstruct.pipeline import Parameters
@@ -109,41 +117,57 @@ def parameters_from(settings: Settings, scheduler: str = "") -> Parameters:
         scheduler or told.scheduler,
         told.device,
         Corrections(**settings.corrections.model_dump()),
+        request or ReconstructionRequest(),
     )
 
 
 def reconstruct(task: Task) -> None:
     """Reconstruct the scan that the task's series belongs to and store one CT series per energy bin.
 
-    What a run that was killed had done is not done again: slabs of a volume that is kept in a file, and whole bins.
+    What a run that was killed had done is not done again: slabs of a volume that is kept in a file, and whole bins. Of
+    one that is cancelled, or finds that it cannot proceed, nothing stays.
 
     Raises
     ------
     CannotProceed
-        The scan is incomplete, contradictory or unreadable; the sentence names what is missing.
+        The scan is incomplete, contradictory or unreadable, or the disk has no room; the sentence names what is
+        missing.
     """
     from reconstruct.checkpoint import Checkpoint, remove_abandoned
 
-    parameters = parameters_from(task.settings, str(task.job.parameters.get("scheduler", "")))
-    recipe = parameters.recipe()
     work_folder = task.archive.data / "work"
     remove_abandoned(work_folder)
     try:
+        told = task.job.parameters
+        parameters = parameters_from(task.settings, str(told.get("scheduler", "")), request_of_parameters(told))
+        recipe = parameters.recipe()
         stored = StoredScan.of(task.series())
         digest = digest_of(task, stored)
         if is_made(task.archive, stored.uid, recipe, digest):
             return
         names = {"source": stored.uid, "digest": digest, "recipe": derivations.canonical(recipe)}
         checkpoint = Checkpoint(work_folder, names)
+        begun = [one.series_instance_uid for one in checkpoint.finished_bins()]
         try:
-            outputs = _carry_out(task, stored, parameters, checkpoint)
-        except (ScanError, GeometryError, CannotProceed, Cancelled):
-            checkpoint.remove()
+            outputs = _carry_out(task, stored, parameters, checkpoint, begun)
+        except (ScanError, GeometryError, CannotProceed, Cancelled) as error:
+            if not (isinstance(error, Cancelled) and _is_taken_over(task)):
+                for uid in begun:
+                    withdraw(task.archive, uid)
+                checkpoint.remove()
             raise
-    except (ScanError, GeometryError) as error:
+    except (ScanError, GeometryError, NoRoom) as error:  # without room, what is done already stays
         raise CannotProceed(str(error)) from error
     record(task.archive, stored.uid, recipe, digest, outputs)
     checkpoint.remove()
+
+
+def _is_taken_over(task: Task) -> bool:
+    """Whether another worker goes on with what is there, for this one's claim had expired; else it was cancelled."""
+    try:
+        return task.archive.jobs.get(task.job.id).state != "cancelled"
+    except NotFound:  # it went with its series
+        return False
 
 
 def digest_of(task: Task, stored: StoredScan) -> str:
@@ -154,9 +178,12 @@ def digest_of(task: Task, stored: StoredScan) -> str:
 
 
 def _carry_out(
-    task: Task, stored: StoredScan, parameters: Parameters, checkpoint: Checkpoint
+    task: Task, stored: StoredScan, parameters: Parameters, checkpoint: Checkpoint, begun: list[str]
 ) -> tuple[derivations.Output, ...]:
-    """Store the series of every bin that `checkpoint` does not know as finished; return those of all bins."""
+    """Store the series of every bin that `checkpoint` does not know as finished; return those of all bins.
+
+    The UID of a series goes to `begun` as soon as something of it is stored.
+    """
     from reconstruct.checkpoint import FinishedBin
     from reconstruct.pipeline import reconstruct_scan
 
@@ -166,8 +193,16 @@ def _carry_out(
             checkpoint.forget_bins()  # somebody deleted what was made
     scan = stored.series[0].encodings.read_scan(stored.paths)
     for made in reconstruct_scan(scan, parameters, task.progress, checkpoint=checkpoint):
-        output = publish(task.archive, made.instances)
+        output = publish(task.archive, _noted(made.instances, begun))
         checkpoint.finish_bin(FinishedBin(made.energy_bin.index, output.series_instance_uid, output.instances))
     finished = {one.index: one for one in checkpoint.finished_bins()}
     bins = [finished[energy_bin.index] for energy_bin in scan.bins]
     return tuple(derivations.Output(one.series_instance_uid, one.instances) for one in bins)
+
+
+def _noted(instances: Iterator[Dataset], begun: list[str]) -> Iterator[Dataset]:
+    """Yield the same; the UID of their series goes to `begun` when the first of them has been stored."""
+    for instance in instances:
+        yield instance
+        if instance.SeriesInstanceUID not in begun:
+            begun.append(str(instance.SeriesInstanceUID))

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reconstruct.working_memory import NoRoom, require_room, take_room
+
 KEPT_DAYS = 7.0
 """Files of work that nobody has gone on with for so long are removed, days."""
 
@@ -69,16 +71,32 @@ class Checkpoint:
 
         Raises
         ------
-        OSError
+        NoRoom
             The file system has no room for it.
         """
-        path, size = self.path(bin_number, what), 4 * math.prod(shape)
-        if not path.exists() or path.stat().st_size != size:
+        path, size = self.path(bin_number, what), _bytes_of(shape)
+        if not self._is_there(bin_number, what, shape):
             self._forget(bin_number, what)
-            with path.open("wb") as file:
-                # Room is taken now: a file with holes would kill the process that writes to it when the disk is full.
-                os.posix_fallocate(file.fileno(), 0, size)
+            try:
+                with path.open("wb") as file:
+                    take_room(file, size)
+            except NoRoom:
+                path.unlink()
+                raise
         return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+
+    def take_room(self, bin_number: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take room for arrays of a bin, their shapes by `what`: for all of them, or for none.
+
+        Raises
+        ------
+        NoRoom
+            The sentence says how much is needed besides what is there, and how much is free.
+        """
+        missing = [shape for what, shape in shapes.items() if not self._is_there(bin_number, what, shape)]
+        require_room(self.folder, sum(map(_bytes_of, missing)))
+        for what, shape in shapes.items():
+            self.array(bin_number, what, shape)
 
     def path(self, bin_number: int, what: str) -> Path:
         """Return the file that `array` maps."""
@@ -97,6 +115,10 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove all of it: the work is done, or nobody wants it any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _is_there(self, bin_number: int, what: str, shape: tuple[int, ...]) -> bool:
+        path = self.path(bin_number, what)
+        return path.exists() and path.stat().st_size == _bytes_of(shape)
 
     def _notes(self, bin_number: int, what: str) -> Path:
         return self.folder / f"bin-{bin_number}.{what}-done"
@@ -119,6 +141,10 @@ def _last_change(folder: Path) -> float:
         return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except FileNotFoundError:  # somebody is removing it
         return time.time()
+
+
+def _bytes_of(shape: tuple[int, ...]) -> int:
+    return 4 * math.prod(shape)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

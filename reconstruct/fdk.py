@@ -189,14 +189,18 @@ class _Voxels:
             self._projector.finish(work, slice(0, count), tile)
             return
         for lines in _pieces(slice(0, count), LINES):
-            buffer = np.zeros((len(tile), lines.stop - lines.start, tile.shape[2]), dtype=np.float32)
-            self._projector.finish(work, lines, buffer)
-            for there, added in zip(tile, buffer, strict=True):
-                if is_new:
-                    there[lines] = added
-                else:
-                    there[lines] += added
-                release(there[lines])
+            self._write_lines(work, tile, lines, is_new=is_new)
+
+    def _write_lines(self, work: Any, tile: NDArray[np.float32], lines: slice, *, is_new: bool) -> None:
+        """Put some lines through a buffer, which is gone before that of the next ones is made."""
+        buffer = np.zeros((len(tile), lines.stop - lines.start, tile.shape[2]), dtype=np.float32)
+        self._projector.finish(work, lines, buffer)
+        for there, added in zip(tile, buffer, strict=True):
+            if is_new:
+                there[lines] = added
+            else:
+                there[lines] += added
+            release(there[lines])
 
 
 def _result(out: NDArray[np.float32] | None, grid: VolumeGrid) -> NDArray[np.float32]:

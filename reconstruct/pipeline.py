@@ -22,7 +22,8 @@ from reconstruct.corrections.wanted import Corrections
 from reconstruct.derived import ct_series, slice_bytes
 from reconstruct.fdk import fdk
 from reconstruct.geometry import GeometryError, VolumeGrid
-from reconstruct.projections.scan import EnergyBin, Scan, ScanError
+from reconstruct.projections.request import request_parameters
+from reconstruct.projections.scan import EnergyBin, ReconstructionRequest, Scan, ScanError
 from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab, remaining
 from reconstruct.stepped_plan import SteppedPlan, plan_of
@@ -31,7 +32,7 @@ from reconstruct.working_memory import MIB, WorkingMemory, return_freed_memory
 VERSION = 2
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
-_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device", "corrections")
+_NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device", "corrections", "request")
 
 _PREPARED, _RECONSTRUCTED = 0.25, 0.8
 """Shares of the work of a bin that are done after preprocessing and after FDK."""
@@ -65,6 +66,8 @@ class Parameters:
         Where to back-project: "cpu", "cuda", or "auto" for a CUDA device where there is one.
     corrections
         What is corrected before.
+    request
+        What is asked for of this reconstruction only; it goes before what the scan requests.
     """
 
     filter: str = "ram-lak"
@@ -76,11 +79,13 @@ class Parameters:
     scheduler: str = ""
     device: Device = "cpu"
     corrections: Corrections = field(default_factory=Corrections)
+    request: ReconstructionRequest = field(default_factory=ReconstructionRequest)
 
     def recipe(self) -> dict[str, Any]:
         """Return what determines the voxels: not where and how they are computed."""
         told = {key: value for key, value in asdict(self).items() if key not in _NOT_IN_RECIPE}
-        return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told, **self.corrections.recipe()}
+        told |= self.corrections.recipe() | request_parameters(self.request)
+        return {"kind": "reconstruct", "method": "FDK", "version": VERSION, **told}
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,11 @@ def reconstruct_scan(
     ------
     ScanError, GeometryError, ClusterError
         The scan cannot be reconstructed; one sentence says why.
-    OSError
-        There is no room in `work_folder`.
+    NoRoom
+        There is no room on the disk for what does not fit into memory, told before a bin is read.
     """
     return_freed_memory()
+    scan = replace(scan, request=parameters.request.over(scan.request))
     with nullcontext(checkpoint) if checkpoint else _passing_checkpoint(work_folder) as files:
         parameters = replace(parameters, corrections=parameters.corrections.left_to_do(scan))
         scan, corrections = calibrated(
@@ -188,6 +194,15 @@ class _Shared:
         geometry = self.plan.geometry
         return geometry.views, geometry.rows, geometry.columns
 
+    def in_files(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays of a bin that live in files."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.memory.integrals_in_file:
+            shapes[INTEGRALS] = self.shape
+        if self.memory.volume_in_file:
+            shapes[VOLUME] = self.plan.grid.shape_zyx
+        return shapes
+
 
 def _shared(scan: Scan, first: EnergyBin, grid: VolumeGrid, parameters: Parameters) -> _Shared:
     """Refuse what cannot be reconstructed, before anything is read for the bin that is the first to be made."""
@@ -228,6 +243,7 @@ def _volume(
     """Return the attenuation in an energy bin, 1/mm, (z, y, x)."""
     number, plan, measured, memory = energy_bin.index, shared.plan, shared.measured, shared.memory
     grid = plan.grid
+    files.take_room(number, shared.in_files())
     tell, kept = _scaled(report, 0.0, _PREPARED), files if memory.integrals_in_file else None
     integrals = _integrals(scan, number, shared.shape, parameters.corrections, shared.at_once, tell, kept)
     tell = _scaled(report, _PREPARED, _RECONSTRUCTED)

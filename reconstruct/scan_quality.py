@@ -21,9 +21,9 @@ from reconstruct.corrections.unsteady_pixels import unsteady_pixels
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.projections.frames import read_frames
-from reconstruct.projections.scan import Scan
+from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.stations import stations_of
-from reconstruct.working_memory import file_array
+from reconstruct.working_memory import MIB, file_array
 
 VERSION = 1
 """Raised when the same scan would be judged otherwise."""
@@ -118,15 +118,16 @@ def look_at(
     folder
         Where the line integrals go for that time; None: where temporary files go.
     memory_mb
-        Most that the reconstruction of the slice holds besides, MiB.
+        Most that the slice may take, and that its reconstruction holds besides, MiB.
 
     Raises
     ------
     ScanError, GeometryError
         The scan cannot be reconstructed.
-    OSError
+    NoRoom
         There is no room in `folder`.
     """
+    _require_small_slices(scan.grid(), memory_mb)
     shape = scan.shape
     integrals = scan.line_integrals(bin_number, lambda fraction: tell(0.3 * fraction), file_array(shape, folder))
     seen = _Seen.of(scan, integrals)
@@ -281,6 +282,15 @@ def _dead_pixels(scan: Scan, bin_number: int) -> tuple[NDArray[np.bool_], int]:
         rows = np.clip(rows + round(row), 0, dead.shape[0] - 1)
         dead[rows, np.clip(columns + round(column), 0, dead.shape[1] - 1)] = True
     return dead, count
+
+
+def _require_small_slices(grid: VolumeGrid, memory_mb: int) -> None:
+    _, rows, columns = grid.shape_zyx
+    if 4 * rows * columns > memory_mb * MIB:
+        raise ScanError(
+            f"expected memory for a slice of {columns} × {rows} voxels, {-(-4 * rows * columns // MIB)} MiB, got "
+            f"{memory_mb} MiB"
+        )
 
 
 def _central_slice(

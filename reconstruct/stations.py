@@ -170,11 +170,17 @@ class Merging:
         nearest = np.arange(len(inside))[:, None] == inside.argmax(axis=0)
         return np.where(total > 0, depths / np.where(total > 0, total, 1.0), nearest)
 
-    def image(self, shares: Vectors, grid: VolumeGrid) -> NDArray[np.float32] | float:
-        """Return the shares of a position, (radius,), in the voxels of a slice, (y, x); one number if all are equal."""
+    def image(self, shares: Vectors, grid: VolumeGrid, lines: slice = slice(None)) -> NDArray[np.float32] | float:
+        """Return the shares of a position, (radius,), in the voxels of a slice, (y, x); one number if all are equal.
+
+        Parameters
+        ----------
+        lines
+            Only of these.
+        """
         if np.ptp(shares) == 0:
             return float(shares[0])
-        radii = np.hypot(grid.y_mm[:, None], grid.x_mm)
+        radii = np.hypot(grid.y_mm[lines, None], grid.x_mm)
         return np.interp(radii, self.radii_mm, shares).astype(np.float32)
 
     def require_no_gap(self, grid: VolumeGrid) -> None:

@@ -19,14 +19,13 @@ from reconstruct.geometry import ConeBeamGeometry, GeometryError, VolumeGrid
 from reconstruct.redundancy import Redundancy
 from reconstruct.slabs import Plan, Slab
 from reconstruct.stations import Merging, Station, stations_of
-
-_MIB = 1 << 20
+from reconstruct.working_memory import AT_ONCE, MIB, pieces, release
 
 _SHARE = 4
 """One part in so many of the memory goes to the volume of a position before it is merged."""
 
 _TOGETHER = 16
-"""Slices that are made at once, if memory has room for so few only."""
+"""Slices that are made at once are a multiple of this where there is room: the vector kernel works on so many."""
 
 
 def plan_of(
@@ -82,37 +81,51 @@ class SteppedPlan(Plan):
 
         A quarter of `memory_mb` is for what a position makes of some of the slices, before it is merged.
         """
-        grid = self.grid.slab(slab.start, slab.stop)
-        volume = np.empty(grid.shape_zyx, dtype=np.float32) if out is None else np.asarray(out)
-        volume[...] = 0
+        shape = (slab.stop - slab.start, *self.grid.shape_zyx[1:])
+        volume = np.empty(shape, dtype=np.float32) if out is None else np.asarray(out)
+        for part in pieces(volume):
+            part[...] = 0
         shares = {index: self._merging.shares(float(self.grid.z_mm[index])) for index in range(slab.start, slab.stop)}
-        pieces = list(self._pieces(slab, shares, memory_mb))
-        for done, (number, start, stop) in enumerate(pieces):
+        made_at_once = list(self._pieces(slab, shares, memory_mb))
+        for done, (number, start, stop) in enumerate(made_at_once):
             station, plan = self._stations[number], self._plans[number]
             first, end = np.searchsorted(station.views, views.indices(self.geometry.views)[:2])
             if first == end:
                 continue
-            made = plan.reconstruct(
-                _OfViews(projections, station.views),
-                plan.slab(start, stop),
-                views=slice(int(first), int(end)),
-                measured=self._measured[number],
-                memory_mb=memory_mb - memory_mb // _SHARE,
-                threads=threads,
-                device=device,
-                progress=_part(progress, done, len(pieces)),
+            self._merge(
+                plan.reconstruct(
+                    _OfViews(projections, station.views),
+                    plan.slab(start, stop),
+                    views=slice(int(first), int(end)),
+                    measured=self._measured[number],
+                    memory_mb=memory_mb - memory_mb // _SHARE,
+                    threads=threads,
+                    device=device,
+                    progress=_part(progress, done, len(made_at_once)),
+                ),
+                [shares[index][number] for index in range(start, stop)],
+                volume[start - slab.start : stop - slab.start],
             )
-            for index, image in enumerate(made, start):
-                image *= self._merging.image(shares[index][number], grid)
-                volume[index - slab.start] += image
         return volume if out is None else out
+
+    def _merge(
+        self, made: NDArray[np.float32], shares: list[NDArray[np.float64]], merged: NDArray[np.float32]
+    ) -> None:
+        """Add what a position made of some slices, (z, y, x), as far as it counts in each; some lines at a time."""
+        together = max(1, AT_ONCE // made[0, :1].nbytes)
+        for image, counts, there in zip(made, shares, merged, strict=True):
+            for start in range(0, len(image), together):
+                lines = slice(start, start + together)
+                there[lines] += image[lines] * self._merging.image(counts, self.grid, lines)
+                release(there[lines])
 
     def _pieces(
         self, slab: Slab, shares: dict[int, NDArray[np.float64]], memory_mb: int
     ) -> Iterator[tuple[int, int, int]]:
         """Yield position, first slice and the one behind the last of what is made at once."""
         slice_bytes = 4 * self.grid.shape_zyx[1] * self.grid.shape_zyx[2]
-        most = max(1, memory_mb * _MIB // (_SHARE * slice_bytes * _TOGETHER)) * _TOGETHER
+        most = max(1, memory_mb * MIB // (_SHARE * slice_bytes))
+        most = max(most // _TOGETHER * _TOGETHER, min(most, _TOGETHER))
         for number in range(len(self._stations)):
             needed = [index for index in range(slab.start, slab.stop) if shares[index][number].max() > 0]
             if needed:
@@ -163,7 +176,9 @@ class _OfViews:
         if isinstance(part, tuple):
             views, rows = part
             return _OfViews(self._projections, self._views[views], rows)
-        return self._projections[self._views[part], self._rows]
+        read = self._projections[self._views[part], self._rows]
+        release(self._projections)
+        return read
 
 
 def _part(progress: Callable[[float], None] | None, done: int, count: int) -> Callable[[float], None] | None:

@@ -7,15 +7,17 @@ works on an array that may be a map works on pieces, and gives each one's pages 
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _AROUND = 2 * MIB
 """Bytes before and behind those in use that the system may map with them: it maps large pages of its cache whole."""
+
+
+class NoRoom(OSError):
+    """The disk has no room for what is worked on; the message is one sentence for the user."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(errno.ENOSPC, sentence)
+
+    def __str__(self) -> str:
+        """Return the sentence alone."""
+        return str(self.strerror)
 
 
 @dataclass(frozen=True)
@@ -100,13 +113,56 @@ def file_array(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float3
 
     Raises
     ------
-    OSError
+    NoRoom
         The file system has no room for it.
     """
+    size = 4 * math.prod(shape)
     with tempfile.TemporaryFile(dir=folder) as file:
-        # Room is taken now: a file with holes would kill the process when it is written to and the disk is full.
-        os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
+        require_room(Path(tempfile.gettempdir()) if folder is None else folder, size)
+        take_room(file, size)
         return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Refuse what the file system of `folder` has no room for, before any of it is taken.
+
+    Some file systems fill the disk before they say that it is full.
+
+    Parameters
+    ----------
+    size
+        Bytes that files in `folder` are to take.
+
+    Raises
+    ------
+    NoRoom
+        The sentence says how much is needed and how much is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise NoRoom(
+            f"expected {_amount(size)} of room on the disk for files in {folder}, found {_amount(free)}"
+        )
+
+
+def take_room(file: IO[bytes], size: int) -> None:
+    """Give `file` its size on the disk now: one with holes would kill the process that writes it when the disk is full.
+
+    Raises
+    ------
+    NoRoom
+        The disk has become full meanwhile.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise NoRoom(f"expected {_amount(size)} of room on the disk for a file: {error.strerror}") from error
+        raise
+
+
+def _amount(size: int) -> str:
+    return f"{size / MIB:.1f} MiB" if size < MIB << 10 else f"{size / (MIB << 10):.1f} GiB"
 
 
 @cache

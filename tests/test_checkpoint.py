@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -14,16 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from config.settings import Settings, load_settings
 from index import changes
 from index.archive import Archive
 from index.changes import ChangeKind
+from index.keys import Level
+from plugins import reconstruction
+from plugins.node import Cancelled, Task
 from plugins.worker import Worker
 from reconstruct.checkpoint import Checkpoint, FinishedBin, remove_abandoned
 from reconstruct.projections import elements
 from reconstruct.simulate import simulate_scan
 from reconstruct.slabs import Plan
+from tharsis import app
 
 
 @pytest.fixture
@@ -113,13 +119,104 @@ def test_a_killed_reconstruction_makes_nothing_twice(settings: Settings, monkeyp
     assert (job.state, job.error) == ("done", "")
     assert done == [(start, start + 16) for start in range(64, 112, 16)]
     assert list(work.iterdir()) == []
+    assert ct_images(archive) == [112, 112]
+    stored = Counter(change.kind for change in changes.since(archive.database, 0))
+    assert stored[ChangeKind.REPLACED] == 0
+
+
+def ct_images(archive: Archive) -> list[int]:
     rows = archive.database.execute(
         "SELECT count(*) FROM instance JOIN series ON series.id = instance.series WHERE series.modality = 'CT' "
         "GROUP BY series.id"
-    ).fetchall()
-    assert rows == [(112,), (112,)]
-    stored = Counter(change.kind for change in changes.since(archive.database, 0))
-    assert stored[ChangeKind.REPLACED] == 0
+    )
+    return [count for (count,) in rows.fetchall()]
+
+
+class Stopper:
+    """Makes the worker linger at a slab, or at each slice that it stores, until its job is cancelled."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, slab: int = 0, slices: int = 0) -> None:
+        self.reached, self.may_go_on, self._left = threading.Event(), threading.Event(), [slab, slices]
+        whole, ingest = Plan.reconstruct, Archive.ingest
+
+        def reconstruct(plan: Plan, *arguments: Any, **options: Any) -> Any:
+            while self._lingers(0):  # as long as a slab of a large volume takes
+                whole(plan, *arguments, **options)
+            return whole(plan, *arguments, **options)
+
+        def store(archive: Archive, content: bytes, **options: Any) -> Any:
+            if self._lingers(1):
+                threading.Event().wait(0.05)
+            return ingest(archive, content, **options)
+
+        monkeypatch.setattr(Plan, "reconstruct", reconstruct)
+        monkeypatch.setattr(Archive, "ingest", store)
+
+    def _lingers(self, what: int) -> bool:
+        self._left[what] -= 1
+        if self._left[what] == 0:
+            self.reached.set()
+        return self._left[what] <= 0 and self.reached.is_set() and not self.may_go_on.is_set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "where", [{"slab": 3}, {"slab": 9}, {"slices": 20}, {"slices": 130}],
+    ids=["in the first bin", "in the second bin", "while slices are stored", "while slices of the second are stored"],
+)  # fmt: skip
+def test_nothing_stays_of_a_reconstruction_that_is_cancelled_and_it_can_be_run_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, wait_until: Any, where: dict[str, int]
+) -> None:
+    store_scan(settings)
+    archive = Archive.from_settings(settings.archive)
+    before = archive.database.execute("SELECT sop_instance_uid, sha256 FROM instance").fetchall()
+    work, stopper = settings.archive.data / "work", Stopper(monkeypatch, **where)
+    worker = Worker(archive, settings, "worker-1", kinds=("reconstruct",))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        assert stopper.reached.wait(120)
+        [job] = archive.jobs.recent(states=("running",))
+        assert [path.name for path in next(work.iterdir()).iterdir() if path.suffix == ".volume"]
+        cancelled = CliRunner().invoke(app, ["jobs", "cancel", str(job.id), "--data", str(settings.archive.data)])
+        assert cancelled.exit_code == 0, cancelled.output
+        wait_until(lambda: not list(work.iterdir()))
+        stopper.may_go_on.set()
+        after = archive.database.execute("SELECT sop_instance_uid, sha256 FROM instance").fetchall()
+        assert (after, ct_images(archive)) == (before, [])
+        assert archive.jobs.get(job.id).state == "cancelled"
+
+        again = archive.jobs.retry(job.id)
+        wait_until(lambda: archive.jobs.get(again).state not in ("queued", "running"))
+    finally:
+        stopper.may_go_on.set()
+        worker.stop()
+        thread.join(60)
+    assert (archive.jobs.get(again).state, archive.jobs.get(again).error) == ("done", "")
+    assert ct_images(archive) == [112, 112]
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False], ids=["queued again", "deleted"])
+def test_what_another_worker_goes_on_with_stays(settings: Settings, *, kept: bool) -> None:
+    """A worker that lost its claim removes nothing, unless nobody can have it: the job went with its series."""
+    series = store_scan(settings)
+    archive = Archive.from_settings(settings.archive)
+    job = archive.jobs.claim("worker-1", claim_s=60, max_attempts=5, kinds=("reconstruct",))
+    assert job is not None
+
+    def lose(fraction: float) -> None:
+        if fraction > 0.3:
+            if kept:
+                assert archive.jobs.free_claims_of("worker-1", max_attempts=5)
+            else:
+                archive.delete(Level.SERIES, series)
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        reconstruction.reconstruct(Task(archive, settings, job, lose))
+    assert bool(list((settings.archive.data / "work").glob("*/bin-1.volume-done"))) == kept
 
 
 def test_what_is_noted_is_found_again(tmp_path: Path) -> None:

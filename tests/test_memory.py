@@ -39,7 +39,7 @@ def large_plan(views: int) -> Plan:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "corrected"])
+@pytest.mark.parametrize("kind", ["full", "stepped", "corrected"])
 def test_no_more_is_taken_than_the_setting_says(kind: str, tmp_path: Path) -> None:
     """A volume of 28 MiB within 20 MiB, from Part 10 files to Part 10 files, and the system refuses more."""
     for edge, name in ((192, "scan"), (48, "small")):

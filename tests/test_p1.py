@@ -604,14 +604,21 @@ def test_the_block_is_declared_safe() -> None:
 @pytest.mark.parametrize(
     ("asked", "size"),
     [
-        (ReconstructionRequest(matrix_xyz=(4096, 4096, 4096)), "4096 × 4096 × 4096"),
         (ReconstructionRequest(matrix_xyz=(70_000, 10, 10)), "70000 × 10 × 10"),
+        (ReconstructionRequest(matrix_xyz=(10, 65_536, 10)), "10 × 65536 × 10"),
+        (ReconstructionRequest(matrix_xyz=(10, 10, 4_294_967_295)), "expected at most 65535 columns, rows and slices"),
         (ReconstructionRequest(voxel_mm_xyz=(1e-5, 1e-5, 1e-5)), "is too large"),
     ],
 )
 def test_a_volume_that_nobody_can_mean_is_refused(asked: ReconstructionRequest, size: str) -> None:
     with pytest.raises(ScanError, match=size):
         read_p1(written(Acquisition(request=asked))).grid()
+
+
+@pytest.mark.parametrize("edge", [2048, 25_500, 65_535])
+def test_a_volume_of_a_whole_body_can_be_asked_for(edge: int) -> None:
+    scan = read_p1(written(Acquisition(request=ReconstructionRequest(matrix_xyz=(edge,) * 3))))
+    assert scan.grid().shape_zyx == (edge,) * 3
 
 
 def test_i0_of_a_cumulative_counter_exceeds_that_of_the_next() -> None:

@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from stacks import AXIAL, OBLIQUE, SAGITTAL, images, multi_frame
 
 from plugins.node import CannotProceed
+from plugins.segmentation import volume_reader
 from plugins.segmentation.volume_reader import read_on_grid, read_volume
 
 SHAPE = (5, 6, 7)
@@ -45,6 +46,19 @@ def test_a_multi_frame_image_makes_the_same_volume(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.values, VALUES * 2.0 - 1000)
     assert [frame for _, frame in grid.frames] == [order.index(number) + 1 for number in range(5)]
     assert image.NumberOfFrames == 5
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_volume_larger_than_memory_is_refused_before_its_pixels_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    slices = images(SHAPE, values=VALUES)
+    paths = files(tmp_path, slices if frames == 1 else [multi_frame(slices, tuple(range(5)))])
+    monkeypatch.setattr(volume_reader, "machine_bytes", lambda: 6 * VALUES.size)
+    read_volume(paths)
+    monkeypatch.setattr(volume_reader, "machine_bytes", lambda: 6 * VALUES.size - 1)
+    with pytest.raises(CannotProceed, match=r"a volume of 7 × 6 × 5 voxels takes 0\.0 GiB to be read"):
+        read_volume(paths)
 
 
 def test_values_that_are_neither_hu_nor_attenuation_are_refused(tmp_path: Path) -> None:

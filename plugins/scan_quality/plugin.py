@@ -12,6 +12,7 @@ from plugins.node import CannotProceed, Series, Task, Work
 from plugins.publish import is_made, publish, record
 from reconstruct.geometry import GeometryError
 from reconstruct.projections.scan import ScanError
+from reconstruct.working_memory import NoRoom
 
 KIND = "scan_quality"
 _LONGEST_STEP_S = 3600.0
@@ -66,7 +67,7 @@ def draw_scan_quality(task: Task) -> None:
         report = scan_quality.look_at(
             scan, _BIN, parameters.corrections, task.progress, folder=work_folder, memory_mb=parameters.memory_mb
         )
-    except (ScanError, GeometryError) as error:
+    except (ScanError, GeometryError, NoRoom) as error:
         raise CannotProceed(str(error)) from error
     label = scan.bins[0].label
     title = f"Quality of the scan: energy bin {_BIN} of {len(scan.bins)}" + (f" ({label})" if label else "")

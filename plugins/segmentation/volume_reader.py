@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from plugins.node import CannotProceed
 from plugins.segmentation.segmenter import Volume
 from plugins.segmentation.source_grid import SourceGrid, source_grid
 from reconstruct.projections import elements
+
+_GIB = 1 << 30
+
+_VOXEL_BYTES = 6
+"""As stored, and as float32."""
 
 _PER_CM = frozenset({"/cm", "cm-1", "1/cm"})
 
@@ -44,8 +50,10 @@ def read_on_grid(paths: Sequence[Path]) -> tuple[list[Dataset], SourceGrid, Volu
     Raises
     ------
     CannotProceed
-        The images are no stack of slices (`source_grid`), cannot be decoded, or are neither in HU nor in 1/cm.
+        The images are no stack of slices (`source_grid`), cannot be decoded, are neither in HU nor in 1/cm, or take
+        more memory than the machine has.
     """
+    _require_memory(paths)
     read: dict[str, Dataset] = {str(dataset.SOPInstanceUID): dataset for dataset in map(pydicom.dcmread, paths)}
     grid = source_grid(list(read.values()))
     images = [read[uid] for uid in dict.fromkeys(uid for uid, _ in grid.frames)]
@@ -60,6 +68,25 @@ def read_on_grid(paths: Sequence[Path]) -> tuple[list[Dataset], SourceGrid, Volu
     kev = elements.read(images[0]).get("EffectiveEnergy")
     effective_kev = None if kev is None else float(kev)
     return images, grid, Volume(values, grid.spacing_mm_zyx, is_hu, effective_kev, grid.placement)
+
+
+def _require_memory(paths: Sequence[Path]) -> None:
+    """Refuse a volume that would be read until the system ends the process."""
+    for path in paths[:1]:
+        first = pydicom.dcmread(path, stop_before_pixels=True)
+        rows, columns = (int(first.get(keyword) or 0) for keyword in ("Rows", "Columns"))
+        slices = max(len(paths), int(first.get("NumberOfFrames") or 1))
+        needed, there = slices * rows * columns * _VOXEL_BYTES, machine_bytes()
+        if needed > there:
+            raise CannotProceed(
+                f"a volume of {columns} × {rows} × {slices} voxels takes {needed / _GIB:.1f} GiB to be read, and this "
+                f"machine has {there / _GIB:.1f} GiB of memory"
+            )
+
+
+def machine_bytes() -> int:
+    """Return the memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _is_hu(image: Dataset) -> bool:

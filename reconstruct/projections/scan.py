@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from itertools import islice
 
@@ -42,11 +42,11 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_MOST_VOXELS = 1 << 32
-"""16 GiB of volume: more is a wrong unit."""
+_MOST_ALONG = 65535
+"""Voxels along an axis: Rows (0028,0010) and Columns (0028,0011) have 16 bits, and more slices are a wrong unit.
 
-_MOST_ROWS = 65535
-"""Rows (0028,0010) and Columns (0028,0011) have 16 bits."""
+What memory and disk have no room for is refused by those who know both.
+"""
 
 _VIEWS_AT_ONCE = 16
 """Views of all tiles that are held to be stitched."""
@@ -100,13 +100,18 @@ class EnergyBin:
 
 @dataclass(frozen=True)
 class ReconstructionRequest:
-    """What the operator asked for, as far as given; (x, y, z)."""
+    """What the operator asked for, as far as given; (x, y, z) in the frame of the scan, the patient's (LPS)."""
 
     voxel_mm_xyz: tuple[float, float, float] | None = None
     matrix_xyz: tuple[int, int, int] | None = None
     centre_mm_xyz: tuple[float, float, float] | None = None
     filter: str | None = None
     cutoff: float | None = None
+
+    def over(self, other: ReconstructionRequest) -> ReconstructionRequest:
+        """Return this request, completed by what `other` asks for besides."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(other, **{name: value for name, value in own.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,8 @@ class Scan:
         Raises
         ------
         ScanError
-            More voxels than anybody can mean, or than rows and columns of a CT image can number.
+            More voxels along an axis than the rows and columns of a CT image can number, or a volume far from all
+            that the scan has seen.
         """
         asked = self.request
         edges = asked.voxel_mm_xyz
@@ -212,14 +218,14 @@ class Scan:
         # A tolerance, so that an extent of a whole number of voxels does not lose one to rounding.
         matrix = asked.matrix_xyz or [max(1, int(size / e + 1e-6)) for size, e in zip(extent, edges, strict=True)]
         x, y, z = (int(n) for n in matrix)
-        if x * y * z > _MOST_VOXELS or max(x, y) > _MOST_ROWS:
+        if max(x, y, z) > _MOST_ALONG:
             raise ScanError(
-                f"a volume of {x} × {y} × {z} voxels is too large: expected at most {_MOST_ROWS} columns and rows and "
-                f"{_MOST_VOXELS} voxels"
+                f"a volume of {x} × {y} × {z} voxels is too large: expected at most {_MOST_ALONG} columns, rows and "
+                "slices"
             )
-        return VolumeGrid(
-            (z, y, x), (edges[2], edges[1], edges[0]), asked.centre_mm_xyz or fitted.centre_mm_xyz
-        )
+        grid = VolumeGrid((z, y, x), (edges[2], edges[1], edges[0]), asked.centre_mm_xyz or fitted.centre_mm_xyz)
+        _require_in_sight(grid, fitted)
+        return grid
 
     def line_integrals(
         self,
@@ -351,6 +357,23 @@ def _repair(dead: NDArray[np.bool_]) -> preprocess.PixelRepair:
         return preprocess.PixelRepair(dead)
     except ValueError as error:
         raise ScanError(str(error)) from error
+
+
+def _require_in_sight(grid: VolumeGrid, fitted: VolumeGrid) -> None:
+    """Refuse a grid that lies beyond twice the field of view: up to there, some of the views may see something."""
+    for axis, wanted, seen in zip("xyz", _ends(grid), _ends(fitted), strict=True):
+        margin = (seen[1] - seen[0]) / 2
+        if wanted[0] > seen[1] + margin or wanted[1] < seen[0] - margin:
+            raise ScanError(
+                f"a volume of {axis} = {wanted[0]:g} to {wanted[1]:g} mm is out of sight: the scan sees {axis} = "
+                f"{seen[0]:g} to {seen[1]:g} mm"
+            )
+
+
+def _ends(grid: VolumeGrid) -> list[tuple[float, float]]:
+    """The faces of a volume along x, y and z, mm."""
+    sizes = [n * e for n, e in zip(reversed(grid.shape_zyx), reversed(grid.voxel_mm_zyx), strict=True)]
+    return [(at - size / 2, at + size / 2) for at, size in zip(grid.centre_mm_xyz, sizes, strict=True)]
 
 
 def _three(values: Iterator[float]) -> tuple[float, float, float]:
