@@ -277,6 +277,8 @@ class Lobby:
             if not data:
                 raise ConnectionResetError
             visitor.request += data
+            if visitor.request[0] == _ABORT[0]:
+                raise ConnectionResetError  # AA-2
             if len(visitor.request) >= HEADER and (why := flaw(visitor.request)) is not None:
                 raise _Refused(why)
             if not remaining(visitor.request):
