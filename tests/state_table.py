@@ -16,7 +16,7 @@ RELEASE_RQ = struct.pack(">BBI", 5, 0, 4) + bytes(4)
 RELEASE_RP = struct.pack(">BBI", 6, 0, 4) + bytes(4)
 ABORT_PDU = struct.pack(">BBI", 7, 0, 4) + bytes(4)
 REJECT_PDU = bytes.fromhex("03000000000400010107")
-UNKNOWN = b"\x42\0\0\0\0\4abcd"
+UNKNOWN = b"\x42\0\0\0\0\0"
 MALFORMED = struct.pack(">BBI", 4, 0, 8) + struct.pack(">IBB", 0xFFFF, 1, 3) + b"xx"
 CLOSE = b""
 
@@ -42,7 +42,7 @@ _SENT = {
     "AR-2": ["A-RELEASE-RP"],  # an indication: what this node sends is its response (AR-4)
     "AR-8": ["A-RELEASE-RP"],  # likewise (AR-9), where this node is the requestor
     "DT-2": ["P-DATA-TF"],  # likewise (DT-1): the response to a request
-    **dict.fromkeys(("AA-2", "AA-3", "AA-4", "AA-5", "AA-6", "AE-3", "AE-4", "AR-3", "AR-5", "AR-6"), []),
+    "AA-2": [], "AA-3": [], "AA-4": [], "AA-5": [], "AA-6": [], "AE-4": [], "AR-3": [], "AR-5": [], "AR-6": [],
 }  # fmt: skip
 """Action → what the node is seen to send; ``A-ABORT 2``: by the service provider (PS3.8 9.3.8)."""
 
