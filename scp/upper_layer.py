@@ -235,7 +235,7 @@ class UpperLayer(DULServiceProvider):
         if len(received) < 6 + length:
             _LOG.warning("%s closed the connection within a PDU", self._peer)
             return "Evt17"
-        return self._decoded(received)
+        return self._event_of(received)
 
     def _pass_over(self, connection: PeerSocket, deadline: float) -> None:
         """Drop the content of a PDU that was refused for its type or length."""
@@ -253,7 +253,7 @@ class UpperLayer(DULServiceProvider):
             return f"a PDU of {length} bytes, at most {most} are read"
         return None
 
-    def _decoded(self, received: bytearray) -> str:
+    def _event_of(self, received: bytearray) -> str:
         try:
             pdu, event = self._decode_pdu(received)
         except Exception as error:  # noqa: BLE001  (whatever a malformed PDU makes pynetdicom stumble over)
