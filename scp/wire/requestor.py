@@ -200,7 +200,11 @@ class OutboundAssociation(Carrying):
         if last and last != pdu.RELEASED:
             _LOG.info("aborting the association with %s", self._peer)
         self._channel.discard()
-        self._stream.finish(last)
+        # An A-RELEASE-RP or A-ABORT of the peer is its last word: nobody has to wait for it to close.
+        if last:
+            self._stream.finish(last)
+        else:
+            self._stream.close()
         with contextlib.suppress(OSError):
             self._alarm.close()
 

@@ -266,18 +266,17 @@ class Stream:
 
         The peer has a second, for it may not have read that PDU yet (AA-2). What it sends meanwhile is ignored (AA-6),
         but an A-ABORT answers what is no PDU or asks for an association (AA-7): once, and then nothing more is read
-        as PDUs. Without a last PDU the connection is closed at once (AA-3, AA-4, AR-3).
+        as PDUs. Without a last PDU, all that the peer still gets is the end of the connection (AA-3, AA-4).
         """
         deadline = time.monotonic() + _LINGER_S
         try:
+            self._poll.unregister(self._alarm)  # a node that stops lets its peers read why
             if last:
-                self._poll.unregister(self._alarm)  # a node that stops lets its peers read why
                 self._send_at_once(last)
                 if (violation := self._outlast(deadline)) is not None:
                     self._send_at_once(pdu.abort_by_provider(violation.reason))
-                    self._end_sending()
-                    self._discard_input(deadline)
             self._end_sending()
+            self._discard_input(deadline)
         except (OSError, ValueError):
             pass
         finally:
