@@ -245,7 +245,8 @@ class Lobby:
         except _Refused as refused:
             if not visitor.leaving:
                 _AUDIT.warning("refused a connection of %s: %s", visitor.address[0], refused)
-            self._dismiss(visitor, b"" if visitor.shaking_hands else _ABORT)
+            has_aborted = visitor.request.startswith(_ABORT[:1])  # AA-2: it is answered with nothing
+            self._dismiss(visitor, b"" if visitor.shaking_hands or has_aborted else _ABORT)
         except OSError:  # the peer closed or reset it: a probe, or its own business
             self._drop(visitor)
 
@@ -295,7 +296,8 @@ class Lobby:
     def _dismiss(self, visitor: _Visitor, pdu: bytes) -> None:
         """Send a last PDU and wait a moment for the peer to close: closing first could take the PDU away from it.
 
-        After a TLS handshake that failed there is no PDU, but an alert that says why, which TLS has sent already.
+        After a TLS handshake that failed there is no PDU, but an alert that says why, which TLS has sent already. Nor
+        is there one for a peer that has aborted.
         """
         if visitor.leaving:
             return
@@ -304,7 +306,7 @@ class Lobby:
         visitor.deadline = min(visitor.deadline, time.monotonic() + _CLOSE_S)
         visitor.request.clear()
         try:
-            if not visitor.shaking_hands:
+            if pdu and not visitor.shaking_hands:
                 visitor.connection.send(pdu)
             if secure is not None and not visitor.shaking_hands:
                 with contextlib.suppress(ssl.SSLWantReadError):

@@ -1,16 +1,28 @@
-"""What this node needs of pynetdicom beyond its public interface, all in this module.
+"""pynetdicom as a transport for the services of this node, and what is used of it beyond its public interface.
 
-Stock pynetdicom carries associations and DIMSE messages; these seams make it a transport for the services of this node:
+Stock pynetdicom carries associations and DIMSE messages; these seams fit the services of this node to it:
 
 - `uid_to_service_class`, looked up in ``pynetdicom.association``: requests to a `NodeEntity` go to its own dispatcher;
 - `DIMSEServiceProvider`, replaced on each of our associations: a received data set goes straight to a file;
 - the queue between DIMSE and the upper layer: bounded, so that memory grows with neither objects nor answers;
-- the upper layer and the socket of an association (`scp.upper_layer`, `scp.peer_socket`, put in by `scp.inbound`): they
-  sleep until there is something to do, and give every PDU a time by which it has to be there;
+- `DULServiceProvider` and `AssociationSocket`, replaced on each association that a peer opens, the socket also on those
+  that this node opens: they sleep until there is something to do, and give every PDU a time by which it has to come;
 - ``_dataset_path`` of a C-STORE primitive: a file's data set is sent as it stands, at any offset.
 
-`tests/test_transport.py` names every one, and fails when an upgrade of pynetdicom moves it. The node's own transport
-(`scp.wire`) uses none of them but the tolerance of odd UIDs that is set here.
+What begins with an underscore there, by the module that uses or overrides it:
+
+- `scp.transport`: ``_config`` (its log, and the UIDs that it takes), ``_COMMAND_SET_KEYWORDS`` (elements of responses),
+  ``_accepted_cx``, ``_is_paused``, ``_kill`` and ``_reactor_checkpoint`` of an association, ``_idle_timer`` of its
+  upper layer, ``_data_set_file`` of a message, ``_dataset_file`` and ``_dataset_path`` of a C-STORE primitive;
+- `scp.inbound`: ``_globals`` (the mode of an acceptor), ``_shutdown_socket`` of a socket;
+- `scp.upper_layer`: ``_decode_pdu``, ``_idle_timer``, ``_is_transport_event``, ``_kill_thread``,
+  ``_process_recv_primitive``, ``_read_pdu_data``, ``_recv_pdu``, ``_run_loop_delay`` and ``_send`` of an upper layer;
+- `scp.peer_socket`: ``_is_connected``, ``_ready`` and ``_shutdown_socket`` of a socket;
+- `scp.requestor`: ``_create_socket`` of an application entity.
+
+`tests/test_transport.py` reads this list: it fails when a module uses what is not on it, and when an upgrade of
+pynetdicom moves anything that is. The node's own transport (`scp.wire`) needs none of it but the tolerance of odd UIDs
+that is set here.
 """
 
 # ruff: noqa: SLF001  (pynetdicom's private parts are this module's subject)

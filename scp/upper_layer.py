@@ -39,6 +39,7 @@ _PDU_TYPES = range(0x01, 0x08)
 _REST_S = 5.0
 """Longest sleep of a layer that nothing wakes, seconds."""
 
+_DROPPED = 1 << 16
 _LOOK_S = 0.05
 _CLOSE_S = 1.0
 """How long a peer may take to close the connection after the last PDU, before this node does, seconds."""
@@ -117,6 +118,8 @@ class UpperLayer(DULServiceProvider):
         self._run_loop_delay = 0
         self.to_provider_queue = BoundedQueue(self, self._bell)
         self._closes_at: float | None = None
+        self._refused = 0
+        self._is_done_reading = False
         self.is_reading = False
 
     def run_reactor(self) -> None:
@@ -176,36 +179,53 @@ class UpperLayer(DULServiceProvider):
         return max(0.0, min(_REST_S, self.artim_timer.remaining)) if waits_for_request else _REST_S
 
     def _await_close(self, connection: PeerSocket) -> bool:
-        """Let the peer close the connection, for it may not have read the last PDU; then close it (state Sta13)."""
-        now = time.monotonic()
+        """Wait until the peer closes the connection, for it may not have read the last PDU (state Sta13).
+
+        What it sends meanwhile is the state machine's, which ignores it (AA-6) or answers it with an A-ABORT (AA-7):
+        once, and then nothing more is read as PDUs. When time is up, this node closes (AA-2).
+        """
+        if not self.event_queue.empty():
+            return False
         if self._closes_at is None:
-            self._closes_at = now + _CLOSE_S
+            self._closes_at = time.monotonic() + _CLOSE_S
+        left = self._closes_at - time.monotonic()
+        if left <= 0:
+            self.event_queue.put("Evt18")
+        elif self._is_done_reading:
             connection.end_sending()
-        if now < self._closes_at and not connection.discard_input(self._closes_at - now):
-            return True
-        connection.close()
+            if connection.discard_input(left):
+                connection.close()
+        elif connection.ready:
+            event = self._receive_pdu(left)
+            self._is_done_reading = event in ("Evt6", "Evt19")
+            self.event_queue.put(event)
+        else:
+            self._bell.wait(connection, left)
         return True
 
     def _read_pdu_data(self) -> None:
         """Read one PDU, and queue it and its event for the state machine."""
-        event = self._receive_pdu()
-        if event is not None:
-            self.event_queue.put(event)
+        self.event_queue.put(self._receive_pdu(self.assoc.network_timeout or _REST_S))
 
-    def _receive_pdu(self) -> str:
+    def _receive_pdu(self, patience: float) -> str:
         connection = self.socket
         assert isinstance(connection, PeerSocket)  # noqa: S101  (pynetdicom types it as its own)
-        patience = self.assoc.network_timeout or _REST_S
+        deadline = time.monotonic() + patience
         try:
-            received = connection.receive(6, patience)
+            self._pass_over(connection, deadline)
+            received = connection.receive(6, deadline - time.monotonic())
             if len(received) < 6:
                 return "Evt17"
             length = int.from_bytes(received[2:6], "big")
             if (flaw := self._flaw(received[0], length)) is not None:
+                self._refused = length
                 _LOG.warning("aborting the association of %s: %s", self._peer, flaw)
                 return "Evt19"
-            received += connection.receive(length, patience)
+            received += connection.receive(length, deadline - time.monotonic())
         except TimeoutError:
+            if self._closes_at is not None:
+                return "Evt18"
+            self._is_done_reading = True  # what comes next is the rest of it
             _LOG.warning("aborting the association of %s: a PDU took longer than %g s", self._peer, patience)
             self.abort_reason = NOT_SPECIFIED
             return "Evt19"
@@ -215,7 +235,13 @@ class UpperLayer(DULServiceProvider):
         if len(received) < 6 + length:
             _LOG.warning("%s closed the connection within a PDU", self._peer)
             return "Evt17"
-        return self._decoded(received)
+        return self._event_of(received)
+
+    def _pass_over(self, connection: PeerSocket, deadline: float) -> None:
+        """Drop the content of a PDU that was refused for its type or length."""
+        while self._refused:
+            dropped = connection.receive(min(self._refused, _DROPPED), deadline - time.monotonic())
+            self._refused -= len(dropped) or self._refused
 
     def _flaw(self, kind: int, length: int) -> str | None:
         if kind not in _PDU_TYPES:
@@ -227,7 +253,7 @@ class UpperLayer(DULServiceProvider):
             return f"a PDU of {length} bytes, at most {most} are read"
         return None
 
-    def _decoded(self, received: bytearray) -> str:
+    def _event_of(self, received: bytearray) -> str:
         try:
             pdu, event = self._decode_pdu(received)
         except Exception as error:  # noqa: BLE001  (whatever a malformed PDU makes pynetdicom stumble over)

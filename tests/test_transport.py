@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import gc
 import inspect
+import re
 import socket
 import threading
 import tracemalloc
 from pathlib import Path
 
 import pynetdicom.association
+import pynetdicom.dimse_messages
+import pynetdicom.utils
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, _config, _globals, evt, fsm
 from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -22,6 +25,7 @@ from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
 import scp
@@ -67,44 +71,95 @@ def test_pynetdicom_still_has_the_seams_of_the_upper_layer():
     assert hasattr(AssociationSocket, "_shutdown_socket")
 
 
-def test_private_parts_of_pynetdicom_are_used_by_the_transport_of_that_name_only():
+def named():
+    """Module → private names of pynetdicom, as the docstring of `scp.transport` has them."""
+    items = re.findall(r"^- `scp\.(\w+)`: (.+?)[;.]$", transport.__doc__ or "", re.MULTILINE | re.DOTALL)
+    return {module: set(re.findall(r"``(_\w+)``", text)) for module, text in items}
+
+
+def test_private_parts_of_pynetdicom_are_used_where_they_are_named_only():
     """The node's own transport, `scp.wire`, does with what pynetdicom documents."""
-    named = {
-        "transport.py": {"_config", "_COMMAND_SET_KEYWORDS", "_accepted_cx", "_data_set_file", "_dataset_file",
-                         "_dataset_path", "_idle_timer", "_is_paused", "_kill", "_reactor_checkpoint"},
-        "inbound.py": {"_globals", "_shutdown_socket"},
-        "upper_layer.py": {"_process_recv_primitive", "_send", "_decode_pdu", "_idle_timer", "_kill_thread",
-                           "_recv_pdu", "_put"},  # the last is of queue.Queue
-        "peer_socket.py": {"_ready"},
-        "cancels.py": {"_put"},  # of queue.Queue as well
-    }  # fmt: skip
-    used: dict[str, set[str]] = {}
+    theirs = {name for path in Path(pynetdicom.__path__[0]).glob("*.py") for name in _names(path)}
+    used = {}
     for path in Path(scp.__path__[0]).rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        if found := _of_others(tree, is_heir=path.name in ("upper_layer.py", "peer_socket.py")):
-            used[str(path.relative_to(scp.__path__[0]))] = found
-    assert used == named
+        if found := {name for name in _of_others(ast.parse(path.read_text())) & theirs if _is_private(name)}:
+            used[".".join(path.relative_to(scp.__path__[0]).with_suffix("").parts)] = found
+    assert used == named()
 
 
-def _of_others(tree, *, is_heir):
-    """Private names that a module imports of pynetdicom, or uses of objects that are none of its own; of `self`, too,
-    where its classes are heirs of pynetdicom's."""
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _names(path):
+    """The names in a module of pynetdicom's, its own included."""
+    yield path.stem
+    for node in ast.walk(ast.parse(path.read_text())):
+        for kind, field in ((ast.Attribute, "attr"), (ast.FunctionDef, "name"), (ast.Name, "id")):
+            if isinstance(node, kind):
+                yield getattr(node, field)
+
+
+def _of_others(tree):
+    """Names that a module imports of pynetdicom, or uses of objects that are none of its own; those that it uses or
+    defines in heirs of pynetdicom's classes, too."""
     nodes = list(ast.walk(tree))
-    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-            and isinstance(node.value, ast.Name) and node.value.id == "self"}  # fmt: skip
-    found = set()
-    imports_it = False
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module.startswith("pynetdicom")]
+    if not imports:
+        return set()
+    imported = {name.name for node in imports for name in node.names}
+    found = {part for node in imports for part in node.module.split(".")} | imported
+    heirs = [node for node in nodes if isinstance(node, ast.ClassDef)
+             and imported & {base.id for base in node.bases if isinstance(base, ast.Name)}]  # fmt: skip
+    of_heirs = {id(node) for heir in heirs for node in ast.walk(heir)}
     for node in nodes:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pynetdicom":
-            imports_it = True
-            found |= {*node.module.split("."), *(name.name for name in node.names)}
-        elif isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Attribute):
             is_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            is_super = isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "super"
-            if is_super or (node.attr not in own and (is_heir or not is_self)):
+            if not is_self or id(node) in of_heirs:
                 found.add(node.attr)
-    return {name for name in found if imports_it and name.startswith("_") and not name.startswith("__")}
+        elif isinstance(node, ast.FunctionDef) and id(node) in of_heirs:
+            found.add(node.name)
+    return found
+
+
+def test_pynetdicom_still_has_every_private_part_that_is_named():
+    entity = AE()
+    assoc = Association(entity, "acceptor")
+    where = {
+        pynetdicom: {"_config", "_globals"},
+        pynetdicom.dimse_messages: {"_COMMAND_SET_KEYWORDS"},
+        entity: {"_create_socket"},
+        assoc: {"_accepted_cx", "_is_paused", "_kill", "_reactor_checkpoint"},
+        assoc.dul: named()["upper_layer"],
+        AssociationSocket(assoc, socket.socket()): {"_is_connected", "_ready", "_shutdown_socket"},
+        DIMSEMessage(): {"_data_set_file"},
+        C_STORE(): {"_dataset_file", "_dataset_path"},
+    }
+    assert set().union(*named().values()) == set().union(*where.values())
+    assert [name for owner, names in where.items() for name in names if not hasattr(owner, name)] == []
+
+
+def test_private_parts_of_pynetdicom_still_do_what_they_did():
+    settings = ("LOG_HANDLER_LEVEL", "LOG_REQUEST_IDENTIFIERS", "LOG_RESPONSE_IDENTIFIERS")
+    assert [getattr(_config, setting) for setting in settings] == ["none", False, False]
+    assert _config.VALIDATORS["UI"]("no UID") == (True, "")
+    assert "_config.VALIDATORS[" in inspect.getsource(pynetdicom.utils)
+    assert '_config.LOG_HANDLER_LEVEL == "standard"' in inspect.getsource(Association)
+    assert _globals.MODE_ACCEPTOR == Association(AE(), _globals.MODE_ACCEPTOR).mode == "acceptor"
+    assert Association(AE(), _globals.MODE_ACCEPTOR).is_acceptor
+    for response, element in (("N-ACTION-RSP", "OffendingElement"), ("C-ECHO-RSP", "ErrorComment")):
+        assert element in pynetdicom.dimse_messages._COMMAND_SET_KEYWORDS[response]
+    assert "_COMMAND_SET_KEYWORDS[" in inspect.getsource(pynetdicom.dimse_messages)
+    assert "while not self._kill:" in inspect.getsource(Association._run_reactor)
+    assert "self._kill = True" in inspect.getsource(Association.kill)
+    layer = Association(AE(), "acceptor").dul
+    assert isinstance(layer._idle_timer, Timer)
+    assert "return self._idle_timer.expired" in inspect.getsource(DULServiceProvider.idle_timer_expired)
+    assert "self._idle_timer.start()" in inspect.getsource(DULServiceProvider.run_reactor)
+    assert "if self._kill_thread:" in inspect.getsource(DULServiceProvider.run_reactor)
+    assert "dul._recv_pdu.get(False)" in inspect.getsource(fsm.DT_2)
+    for action in (fsm.AA_1, fsm.AA_7, fsm.AA_8):
+        assert "dul._send(" in inspect.getsource(action)
 
 
 def test_another_entity_of_the_process_keeps_its_own_services(make_file):

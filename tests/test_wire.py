@@ -11,6 +11,8 @@ from io import BytesIO
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.dimse_messages import (
+    C_CANCEL_RQ,
+    C_ECHO_RQ,
     C_ECHO_RSP,
     C_FIND_RSP,
     C_GET_RSP,
@@ -20,13 +22,14 @@ from pynetdicom.dimse_messages import (
     N_ACTION_RSP,
     N_EVENT_REPORT_RQ,
 )
-from pynetdicom.dimse_primitives import C_ECHO, C_FIND, C_GET, C_MOVE, C_STORE, N_ACTION, N_EVENT_REPORT
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_FIND, C_GET, C_MOVE, C_STORE, N_ACTION, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.presentation import build_context
 from raw_peer import answer, associated, echo_pdu, request_pdu
 
 from index.errors import NotFound
 from scp import transport  # noqa: F401  (its additions to the command sets are part of the oracle)
+from scp.contexts import VERIFICATION
 from scp.wire import commands, negotiation, pdu
 from scp.wire.errors import Interrupted, PeerClosed, Violation
 from scp.wire.stream import Alarm, Stream
@@ -221,24 +224,41 @@ def test_a_stream_ends_in_words(streams):
         stream.pdu(None)
 
 
-@pytest.mark.parametrize("step", [2, 7, 1000, 130_000])
-def test_an_object_in_fragments_of_any_size_is_stored_as_it_was_sent(start_node, make_dataset, step):
+def values(context_id, kind, content, step, *, empty):
+    """Presentation data values of `step` bytes each; `empty`: with one of no bytes before each, and as the last one."""
+    pieces = [content[begin : begin + step] for begin in range(0, len(content), step)]
+    if empty:
+        pieces = [*(each for piece in pieces for each in (b"", piece)), b""]
+    for number, piece in enumerate(pieces, 1):
+        last = pdu.LAST if number == len(pieces) else 0
+        yield struct.pack(">IBB", len(piece) + 2, context_id, kind | last) + piece
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["", "empty"])
+@pytest.mark.parametrize("step", [1, 2, 7, 1000, 130_000])
+def test_an_object_in_fragments_of_any_size_is_stored_as_it_was_sent(start_node, make_dataset, step, empty):
     """Command and data set cut anywhere, several values in one PDU, a cancel and an echo pipelined behind."""
     node = start_node()
     data = encode(make_dataset(1), False, True)
-    command = store_command()
-    connection = associated(node, contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian)])
-    values = []
-    for kind, content in ((1, command), (0, data)):
-        for begin in range(0, len(content), step):
-            last = 2 if begin + step >= len(content) else 0
-            piece = content[begin : begin + step]
-            values.append(struct.pack(">IBB", len(piece) + 2, 1, kind | last) + piece)
-    for begin in range(0, len(values), 3):  # three values to a PDU
-        body = b"".join(values[begin : begin + 3])
+    cancel = C_CANCEL_RQ()
+    cancel.primitive_to_message(primitive(C_CANCEL, MessageIDBeingRespondedTo=9))
+    echo = C_ECHO_RQ()
+    echo.primitive_to_message(primitive(C_ECHO, MessageID=10, AffectedSOPClassUID=VERIFICATION))
+    sent = [
+        (1, pdu.COMMAND, store_command()), (1, 0, data), (1, pdu.COMMAND, encode(cancel.command_set, True, True)),
+        (3, pdu.COMMAND, encode(echo.command_set, True, True)),
+    ]  # fmt: skip
+    connection = associated(
+        node, contexts=[build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(VERIFICATION)]
+    )
+    items = [item for each in sent for item in values(*each, step, empty=empty)]
+    for begin in range(0, len(items), 3):  # three values to a PDU
+        body = b"".join(items[begin : begin + 3])
         connection.sendall(struct.pack(">BBI", 4, 0, len(body)) + body)
-    response = answer(connection)
-    assert struct.pack("<HHLH", 0, 0x0900, 2, 0) in response
+    for responding_to in (9, 10):
+        response = answer(connection)
+        assert struct.pack("<HHLH", 0, 0x0120, 2, responding_to) in response
+        assert struct.pack("<HHLH", 0, 0x0900, 2, 0) in response
     connection.close()
     stored = node.archive.open_instance(UID)
     content = stored.path.read_bytes()

@@ -328,3 +328,20 @@ def test_over_tls_the_last_pdu_arrives_whatever_is_still_under_way(start_node, c
         assert answer(connection)[0] == ACCEPT
         connection.sendall(b"\x42\0\0\0\0\4abcd" + bytes(100_000))
         assert answer(connection) == abort(2, 1)
+
+
+@pytest.mark.parametrize("carried_by", ["own", "pynetdicom"])
+def test_over_tls_what_comes_behind_the_last_pdu_is_answered(start_node, contexts, carried_by):
+    """AA-6, AA-7."""
+    _, client, settings = contexts
+    node = start_node(tls=settings, carried_by=carried_by)
+    plain = socket.create_connection(("127.0.0.1", node.server.tls_port), timeout=20)
+    with client.wrap_socket(plain, server_hostname="localhost") as connection:
+        connection.sendall(request_pdu())
+        assert answer(connection)[0] == ACCEPT
+        connection.sendall(pdu.RELEASE)
+        assert answer(connection) == pdu.RELEASED
+        connection.sendall(echo_pdu())
+        connection.sendall(request_pdu())
+        assert answer(connection) == abort(2, 2)
+        assert answer(connection) == b""

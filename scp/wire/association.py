@@ -215,6 +215,7 @@ class WireAssociation(Carrying):
                     self._serve_one(channel.next())
             if self._others:
                 time.sleep(_SHIFT_S)  # a lock alone would hardly ever let the others have their turn
+        channel.notice_last()
 
     def _serve_one(self, message: Message) -> None:
         channel = self._channel

@@ -194,6 +194,11 @@ class Channel:
         while self.end is None and not self.is_releasing and self._has_input(0.0):
             self._take()
 
+    def notice_last(self) -> None:
+        """Read what has come behind the request for release, before that is answered: only the end may (Sta8)."""
+        if self.end is None and self._has_input(0.0):
+            self._take()
+
     def is_cancelled(self, message_id: int) -> bool:
         """Whether the peer sent a C-CANCEL for the request `message_id`: what has come is read now."""
         while self.end is None and message_id not in self._cancelled and self._has_input(0.0):

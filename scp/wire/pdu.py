@@ -10,7 +10,7 @@ from scp.wire.errors import Violation
 HEADER = 6
 """Bytes of type, reserved byte and length."""
 
-ASSOCIATE_AC, ASSOCIATE_RJ = 0x02, 0x03
+ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ = 0x01, 0x02, 0x03
 P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 0x04, 0x05, 0x06, 0x07
 TYPES = range(0x01, 0x08)
 
@@ -21,7 +21,13 @@ BEFORE_ASSOCIATION = frozenset({ASSOCIATE_AC, ASSOCIATE_RJ, ABORT})
 """What may answer an association request (Sta5)."""
 
 BEFORE_RELEASED = frozenset({P_DATA, RELEASE_RQ, RELEASE_RP, ABORT})
-"""What may come after a release request (Sta7, Sta11)."""
+"""What may come after a release request (Sta7)."""
+
+AFTER_COLLISION = frozenset({RELEASE_RP, ABORT})
+"""What may come to a requestor when both have asked for release (Sta11)."""
+
+AFTERWARDS = frozenset(TYPES) - {ASSOCIATE_RQ}
+"""What may come behind the last PDU, and is ignored (Sta13)."""
 
 TOLERATED_EXCESS = 1024
 """Bytes that a P-DATA-TF may have beyond the maximum length announced: some peers count the header in, or out."""
@@ -89,6 +95,12 @@ def data_values(content: memoryview) -> Iterator[tuple[int, int, memoryview]]:
             raise Violation(INVALID_PARAMETER, f"a presentation data value of {length} bytes in a PDU of {end}")
         yield context_id, header, content[begin + _ITEM.size : stop]
         begin = stop
+
+
+def require_data(content: memoryview) -> None:
+    """Raise `Violation` when a P-DATA-TF that nobody reads is malformed."""
+    for _ in data_values(content):
+        pass
 
 
 def data_head(context_id: int, header: int, size: int) -> bytes:

@@ -176,10 +176,14 @@ class OutboundAssociation(Carrying):
     def _ask_for_release(self) -> None:
         self._stream.send([pdu.RELEASE], self._timeouts.network)
         deadline = time.monotonic() + self._timeouts.acse
+        expected = pdu.BEFORE_RELEASED
         while True:
-            kind, _ = self._stream.pdu(deadline - time.monotonic(), pdu.BEFORE_RELEASED)
+            kind, content = self._stream.pdu(deadline - time.monotonic(), expected)
             if kind == pdu.RELEASE_RQ:  # AR-8, AR-9: both have asked, and the requestor answers first
                 self._stream.send([pdu.RELEASED], self._timeouts.network)
+                expected = pdu.AFTER_COLLISION
+            elif kind == pdu.P_DATA:  # AR-6: nobody waits for it
+                pdu.require_data(content)
             elif kind == pdu.ABORT:
                 raise PeerAborted("it aborted")
             elif kind == pdu.RELEASE_RP:

@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from scp.wire.errors import Interrupted, PeerClosed
+from scp.wire import pdu
+from scp.wire.errors import Ended, Interrupted, PeerClosed, Violation
 from scp.wire.pdu import HEADER, LONGEST_OTHER, ON_ASSOCIATION, TOLERATED_EXCESS, require_sane
 
 _LINGER_S = 1.0
@@ -74,6 +75,7 @@ class Stream:
         # Not a bytearray: pages of a map that nobody has written to take no memory.
         self._buffer = memoryview(mmap.mmap(-1, room))
         self._begin = self._end = 0
+        self._refused = 0
         self._alarm = alarm.descriptor
         self._is_secure = isinstance(connection, ssl.SSLSocket)
         self._poll = select.poll()
@@ -143,6 +145,8 @@ class Stream:
     ) -> tuple[int, memoryview]:
         """Return type and content of the next PDU; the content is there until the next call.
 
+        One that was refused for its type or length is passed over by the next call.
+
         Parameters
         ----------
         expected
@@ -160,14 +164,29 @@ class Stream:
             The alarm has rung.
         """
         deadline = _deadline(patience_s)
+        if self._refused:
+            self._pass_over(deadline)
         self._require(HEADER, deadline)
         begin = self._begin
         kind, length = self._buffer[begin], int.from_bytes(self._buffer[begin + 2 : begin + HEADER], "big")
-        require_sane(kind, length, self._largest_data, expected)
+        try:
+            require_sane(kind, length, self._largest_data, expected)
+        except Violation:
+            self._refused = HEADER + length
+            raise
         self._require(HEADER + length, deadline)
         begin = self._begin + HEADER
         self._begin = begin + length
         return kind, self._buffer[begin : self._begin]
+
+    def _pass_over(self, deadline: float | None) -> None:
+        while self._refused:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError("the peer is too slow")
+            self._require(1, deadline)
+            count = min(self._refused, self._end - self._begin)
+            self._begin += count
+            self._refused -= count
 
     def _require(self, size: int, deadline: float | None) -> None:
         """Read until `size` bytes of the next PDU are here."""
@@ -243,27 +262,57 @@ class Stream:
             raise TimeoutError("the peer takes nothing")
 
     def finish(self, last: bytes) -> None:
-        """Send a last PDU, let the peer close the connection, for it may not have read that yet, and then close it."""
-        if last:
-            with contextlib.suppress(OSError):
-                self._connection.send(last)  # at once or never: a peer that takes nothing has no use for it
+        """Send a last PDU, wait until the peer closes the connection, and close it (Sta13 of PS3.8 9.2).
+
+        The peer has a second, for it may not have read that PDU yet (AA-2). What it sends meanwhile is ignored (AA-6),
+        but an A-ABORT answers what is no PDU or asks for an association (AA-7): once, and then nothing more is read
+        as PDUs. Without a last PDU, all that the peer still gets is the end of the connection (AA-3, AA-4).
+        """
+        deadline = time.monotonic() + _LINGER_S
+        try:
+            self._poll.unregister(self._alarm)  # a node that stops lets its peers read why
+            if last:
+                self._send_at_once(last)
+                if (violation := self._outlast(deadline)) is not None:
+                    self._send_at_once(pdu.abort_by_provider(violation.reason))
+            self._end_sending()
+            self._discard_input(deadline)
+        except (OSError, ValueError):
+            pass
+        finally:
+            self.close()
+
+    def _send_at_once(self, last: bytes) -> None:
+        with contextlib.suppress(OSError):  # or never: a peer that takes nothing has no use for it
+            self._connection.send(last)
+
+    def _outlast(self, deadline: float) -> Violation | None:
+        """Ignore PDUs until the peer closes or aborts, or `deadline` passes; return what is wrong with another one."""
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                kind, content = self.pdu(left, pdu.AFTERWARDS)
+                if kind == pdu.ABORT:
+                    break
+                if kind == pdu.P_DATA:
+                    pdu.require_data(content)
+        except Violation as violation:
+            return violation
+        except (Ended, TimeoutError):
+            pass
+        return None
+
+    def _end_sending(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             if isinstance(self._connection, ssl.SSLSocket):
                 self._connection.unwrap()
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._connection, socket.SHUT_WR)
-        deadline = time.monotonic() + _LINGER_S
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        try:
-            while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
-                with contextlib.suppress(BlockingIOError):  # as it comes: what TLS would make of it, nobody reads
-                    if not socket.socket.recv(self._connection, _DISCARDED):
-                        break
-        except (OSError, ValueError):
-            pass
-        finally:
-            self.close()
+
+    def _discard_input(self, deadline: float) -> None:
+        while (left := deadline - time.monotonic()) > 0 and self._poll.poll(left * 1000):
+            with contextlib.suppress(BlockingIOError):  # as it comes: what TLS would make of it, nobody reads
+                if not socket.socket.recv(self._connection, _DISCARDED):
+                    return
 
     def stop_reading(self) -> None:
         """Let the thread that reads come to the end of what there is, from any thread; it can still send."""
