@@ -64,6 +64,8 @@ def run_as(role: str, name: str, settings: Settings, ties: Ties, *, sharing: Sha
         The settings, or the system, do not let it.
     """
     logs.configure(settings.logs.level, name)
+    if role != "network":  # loading libraries, too, keeps nobody waiting who sends
+        os.nice(settings.jobs.nice)
     archive = Archive.from_settings(settings.archive, quota_gb=settings.retention.quota_gb)
     if role == "network":
         _network(archive, settings, name, ties, sharing)
@@ -113,7 +115,6 @@ def _raise_file_limit() -> None:
 
 def _worker(archive: Archive, settings: Settings, name: str, ties: Ties, predecessor: str) -> int:
     """Do jobs; return the exit status."""
-    os.nice(settings.jobs.nice)  # loading its libraries, too, keeps nobody waiting who has been started
     from plugins.worker import Worker  # numba, highdicom: never in the network process
 
     data = settings.archive.data
@@ -209,7 +210,6 @@ def _router(archive: Archive, settings: Settings, ties: Ties) -> None:
     from plugins.routing.rules import RouteError
     from scp.tls import TlsError
 
-    os.nice(settings.jobs.nice)
     try:
         router = make_router(archive, settings)
     except (RouteError, TlsError, ArchiveError) as error:

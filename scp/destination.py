@@ -2,6 +2,9 @@
 
 An association that the destination does not take (it has a limit) costs no instance: those that are open do the work.
 One that ends is opened anew. Only when none is open, and none can be had, do the instances fail that would go over it.
+
+What has to be decoded, or de-identified, is made ready while the object before it is on its way (`scp.ahead`). It still
+waits meanwhile: an association that has nothing else to do takes it over from one that is held up.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from types import TracebackType
 
 from index.archive import StoredInstance
 from index.read_ahead import READ_AHEAD, bring_to_cache
+from scp.ahead import Sender
 from scp.contexts import Proposal, storage_proposals
 from scp.errors import PeerError
 from scp.link import Link
@@ -37,8 +41,8 @@ class Destination:
         What will be sent.
     open_link
         Opens an association with these contexts; raises `PeerError`.
-    send
-        Sends one instance over an association; raises `PeerError`.
+    sender
+        Gives what sends instances over an association.
     associations
         How many are open at the same time, at most.
     """
@@ -47,7 +51,7 @@ class Destination:
         self,
         instances: Sequence[StoredInstance],
         open_link: Callable[[list[Proposal]], Link],
-        send: Callable[[Link, StoredInstance], Status],
+        sender: Callable[[Link], Sender],
         *,
         associations: int = 1,
     ) -> None:
@@ -59,8 +63,9 @@ class Destination:
             for proposal in proposals
         }
         self._waiting = deque(sorted(instances, key=lambda instance: self._number[instance.sop_class_uid]))
+        self._early: list[StoredInstance] = []
         self._open_link = open_link
-        self._send = send
+        self._sender = sender
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._outcomes = Outcomes(len(instances))
@@ -94,6 +99,7 @@ class Destination:
         with self._lock:
             self._is_stopped = True
             self._waiting.clear()
+            self._early.clear()
             links = list(self._links)
         deadline = time.monotonic() + grace_s
         for lane in self._lanes:
@@ -110,15 +116,11 @@ class Destination:
     # In the thread of an association
 
     def _run(self) -> None:
-        link: Link | None = None
-        current = -1
-        while (instance := self._take(link)) is not None:
+        instance = self._take(None)
+        while instance is not None and not self._is_stopped:
             number = self._number[instance.sop_class_uid]
             try:
-                if link is None or current != number or not link.is_open:
-                    self._close(link)
-                    link, current = None, number
-                    link = self._open(number)
+                link = self._open(number)
             except PeerError as error:
                 if self._leave_to_others(instance, number, error):
                     return
@@ -126,19 +128,64 @@ class Destination:
             except Exception as error:  # noqa: BLE001  (whatever happens to one instance is its own status)
                 self._outcomes.put(instance, _unexpected(instance, error))
             else:
-                self._outcomes.put(instance, self._sent(link, instance))
+                instance = self._over(link, instance)
+                continue
+            instance = self._take(None)
+
+    def _over(self, link: Link, instance: StoredInstance) -> StoredInstance | None:
+        """Send `instance` and what follows over `link`, and close that; return what has to go over another one."""
+        number = self._number[instance.sop_class_uid]
+        with self._sender(link) as sender:
+            while True:
+                after = self._take_early(number, sender)
+                self._outcomes.put(instance, self._sent(sender, instance, after))
+                following = after if after is not None and self._still_waits(after) else self._take(link)
+                if following is None or self._number[following.sop_class_uid] != number or not link.is_open:
+                    break
+                instance = following
         self._close(link)
+        return following
 
     def _take(self, link: Link | None) -> StoredInstance | None:
         """Return the next instance; None when there is no more, and then no other thread leaves one to this `link`."""
+        coming = None
         with self._lock:
-            taken = self._waiting.popleft() if self._waiting else None
-            if taken is None and link is not None:
-                self._links.discard(link)
-            coming = self._waiting[READ_AHEAD - 1] if len(self._waiting) >= READ_AHEAD else None
-        if coming is not None:
-            bring_to_cache(coming.path, coming.size)
+            if self._waiting:
+                taken, coming = self._next()
+            elif self._early:
+                taken = self._early.pop()
+            else:
+                if link is not None:
+                    self._links.discard(link)
+                return None
+        _bring(coming)
         return taken
+
+    def _take_early(self, number: int, sender: Sender) -> StoredInstance | None:
+        """Return the next instance if it is to be made ready already; None also where others are about to send it."""
+        with self._lock:
+            if not self._waiting or len(self._waiting) < len(self._links):
+                return None
+            first = self._waiting[0]
+            if self._number[first.sop_class_uid] != number or not sender.takes_time(first):
+                return None
+            taken, coming = self._next()
+            self._early.append(taken)
+        _bring(coming)
+        return taken
+
+    def _next(self) -> tuple[StoredInstance, StoredInstance | None]:
+        """Take the next instance, and tell whose file should be on its way into the cache by now."""
+        taken = self._waiting.popleft()
+        return taken, self._waiting[READ_AHEAD - 1] if len(self._waiting) >= READ_AHEAD else None
+
+    def _still_waits(self, instance: StoredInstance) -> bool:
+        """Whether nobody has taken over what was taken early; from now on nobody can."""
+        with self._lock:
+            if instance not in self._early:
+                return False
+            self._early.remove(instance)
+            return True
 
     def _leave_to_others(self, instance: StoredInstance, number: int, error: PeerError) -> bool:
         """Put `instance` back for the other associations, and end this one; False when no other is open."""
@@ -162,18 +209,21 @@ class Destination:
                 self._links.add(link)
             return link
 
-    def _close(self, link: Link | None) -> None:
-        if link is None:
-            return
+    def _close(self, link: Link) -> None:
         with self._lock:
             self._links.discard(link)
         link.release()
 
-    def _sent(self, link: Link, instance: StoredInstance) -> Status:
+    def _sent(self, sender: Sender, instance: StoredInstance, after: StoredInstance | None) -> Status:
         try:
-            return self._send(link, instance)
+            return sender.send(instance, after)
         except Exception as error:  # noqa: BLE001  (whatever happens to one instance is its own status)
             return _unexpected(instance, error)
+
+
+def _bring(coming: StoredInstance | None) -> None:
+    if coming is not None:
+        bring_to_cache(coming.path, coming.size)
 
 
 def _unexpected(instance: StoredInstance, error: Exception) -> Status:

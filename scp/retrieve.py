@@ -86,10 +86,12 @@ def ready(
             yield Ready((sent.sop_class_uid, sent.sop_instance_uid), target, data)
 
 
-def takes_time(link: Link, instance: StoredInstance) -> bool:
-    """Whether `instance` is decoded before it is sent over `link`."""
+def takes_time(link: Link, instance: StoredInstance, *, is_changed: bool = False) -> bool:
+    """Whether `instance` is decoded before it is sent over `link`, or else changed (`is_changed`: de-identified)."""
     accepted = link.accepted(instance.sop_class_uid)
-    return bool(accepted) and not instance.damage and instance.transfer_syntax_uid not in accepted
+    if not accepted or instance.damage:
+        return False
+    return is_changed or instance.transfer_syntax_uid not in accepted
 
 
 def send(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,8 @@ from index.questions import Questions
 from index.read_ahead import read_ahead
 from index.similarity import Similarity
 from index.views import View, Whole
-from scp import ahead, asking, commitment, query, retrieve, similarity, storage
+from scp import asking, commitment, query, retrieve, similarity, storage
+from scp.ahead import Sender, in_order
 from scp.askers import Askers
 from scp.caller import Caller
 from scp.contexts import QUERY_RETRIEVE, Proposal
@@ -32,11 +33,9 @@ from scp.hand_over import HandOver
 from scp.link import Link
 from scp.messages import ActionRequest, Answer, EventReport, FindRequest, Originator, RetrieveRequest, StoreRequest
 from scp.outbound import Outbound
-from scp.outcomes import Outcome
 from scp.question import Question, question
 from scp.retrieve import Prepare
 from scp.similarity import Desk
-from scp.status import Status
 
 
 class NodeServices:
@@ -139,7 +138,8 @@ class NodeServices:
         tell = self._seen(caller).tell
         if link is not None:
             instances = self._matches(caller, request)
-            with closing(self._over(link, request, self._seen(caller), instances)) as outcomes:
+            sender = self._senders(request, self._seen(caller), instances)(link)
+            with closing(in_order(read_ahead(instances), sender)) as outcomes:
                 yield from retrieve.sub_operations(len(instances), outcomes, request.cancelled, tell=tell)
             return
         known = self._entities.get(request.destination)
@@ -177,27 +177,28 @@ class NodeServices:
         return Destination(
             instances,
             partial(self._outbound.open_sending, entity),
-            partial(self._sender(request, seen, instances), originator=originator),
+            self._senders(request, seen, instances, originator),
             associations=self._settings.scp.retrieve_associations,
         )
 
-    def _over(
-        self, link: Link, request: RetrieveRequest, seen: Whole, instances: list[StoredInstance]
-    ) -> Generator[Outcome, None, None]:
-        """Send `instances` over one association, and make the next one ready meanwhile."""
-        prepare = self._prepare(seen)
-        return ahead.in_order(
-            read_ahead(instances),
-            partial(self._sender(request, seen, instances), link),
-            partial(retrieve.ready, link, new_file=self._archive.scratch_file, prepare=prepare),
-            partial(retrieve.takes_time, link),
-        )
-
-    def _sender(self, request: RetrieveRequest, seen: Whole, instances: list[StoredInstance]) -> Callable[..., Status]:
-        """Return what sends an instance to one who sees the archive as `seen`, and note what all of them tell."""
+    def _senders(
+        self,
+        request: RetrieveRequest,
+        seen: Whole,
+        instances: list[StoredInstance],
+        originator: Originator | None = None,
+    ) -> Callable[[Link], Sender]:
+        """Return what sends over an association to one who sees the archive as `seen`; what all tell is noted here."""
         seen.note_studies(instances)
-        new_file = self._archive.scratch_file
-        return partial(retrieve.send, new_file=new_file, priority=request.priority, prepare=self._prepare(seen))
+        new_file, prepare = self._archive.scratch_file, self._prepare(seen)
+        send = partial(
+            retrieve.send, new_file=new_file, priority=request.priority, originator=originator, prepare=prepare
+        )
+        return lambda link: Sender(
+            partial(send, link),
+            partial(retrieve.ready, link, new_file=new_file, prepare=prepare),
+            partial(retrieve.takes_time, link, is_changed=isinstance(seen, View)),
+        )
 
     def _prepare(self, seen: Whole) -> Prepare:
         """Return what gives an instance as one who sees the archive as `seen` may have it."""

@@ -1,18 +1,22 @@
-"""C-GET makes the next object ready while one is being sent, and leaves nothing behind when it stops."""
+"""The next object is made ready while one is being sent, and nothing is left behind when that stops.
+
+Over the associations of a C-MOVE: tests/test_sub_associations.py.
+"""
 
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
 from index.read_ahead import READ_AHEAD, read_ahead
-from scp.ahead import in_order
+from scp.ahead import Sender, in_order
 from scp.destination import Destination
 from scp.errors import AssociationLost, ConversionError
+from scp.retrieve import takes_time
 from scp.status import SUCCESS, Status, status_of
 
 WAIT_S = 60
@@ -53,6 +57,10 @@ class Desk:
             return status_of(error)
 
 
+def _in_order(names, desk, *, takes_time):
+    return in_order(names, Sender(desk.send, desk.ready, lambda _: takes_time))
+
+
 def test_the_next_object_is_made_ready_while_one_is_sent():
     desk = Desk()
     after = dict(zip("ABC", "BCD", strict=True))
@@ -62,7 +70,7 @@ def test_the_next_object_is_made_ready_while_one_is_sent():
             assert desk.begun[after[name]].wait(WAIT_S), f"{after[name]} was not begun while {name} was sent"
 
     desk.during = wait_for_the_next
-    outcomes = list(in_order("ABCD", desk.send, desk.ready, lambda _: True))
+    outcomes = list(_in_order("ABCD", desk, takes_time=True))
 
     assert outcomes == [(name, SUCCESS) for name in "ABCD"]
     assert desk.early == ["B", "C", "D"]
@@ -80,7 +88,7 @@ def test_what_is_sent_as_it_stands_is_read_while_the_response_is_waited_for_and_
     after = {"A": "B", "B": "C"}
     desk.during = look
 
-    assert [status for _, status in in_order("ABC", desk.send, desk.ready, lambda _: False)] == [SUCCESS] * 3
+    assert [status for _, status in _in_order("ABC", desk, takes_time=False)] == [SUCCESS] * 3
     assert desk.early == ["B", "C"]
     assert desk.held == set()
 
@@ -89,7 +97,7 @@ def test_what_is_sent_as_it_stands_is_read_while_the_response_is_waited_for_and_
 def test_one_that_cannot_be_made_ready_fails_alone(takes_time):
     desk = Desk(refused="B")
 
-    outcomes = dict(in_order("ABC", desk.send, desk.ready, lambda _: takes_time))
+    outcomes = dict(_in_order("ABC", desk, takes_time=takes_time))
 
     assert outcomes["A"] == outcomes["C"] == SUCCESS
     assert isinstance(outcomes["B"], Status)
@@ -102,11 +110,11 @@ def test_what_was_begun_is_put_away_when_the_peer_is_lost_or_the_request_cancell
         lost = Desk(refused)
         lost.during = lambda name: (_ for _ in ()).throw(AssociationLost("gone"))
         with pytest.raises(AssociationLost):
-            list(in_order("AB", lost.send, lost.ready, lambda _: takes_time))
+            list(_in_order("AB", lost, takes_time=takes_time))
         assert lost.held == set()
 
         cancelled = Desk(refused)
-        outcomes = in_order("ABC", cancelled.send, cancelled.ready, lambda _: takes_time)
+        outcomes = _in_order("ABC", cancelled, takes_time=takes_time)
         next(outcomes)
         outcomes.close()
         assert cancelled.held == set()
@@ -118,8 +126,24 @@ def test_what_was_begun_and_cannot_be_sent_is_put_away():
     send = desk.send
     desk.send = lambda name, **told: send(name, **told) if name != "B" else Status(0x0122, "not taken")
 
-    assert [status.code for _, status in in_order("ABC", desk.send, desk.ready, lambda _: False)] == [0, 0x0122, 0]
+    assert [status.code for _, status in _in_order("ABC", desk, takes_time=False)] == [0, 0x0122, 0]
     assert desk.held == set()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "syntax", "damage", "is_changed", "expected"),
+    [
+        (("1.2", "1.3"), "1.2", "", False, False),
+        (("1.2", "1.3"), "1.4", "", False, True),  # decoded
+        (("1.2", "1.3"), "1.2", "", True, True),  # de-identified
+        ((), "1.2", "", True, False),  # not sent
+        (("1.2",), "1.4", "cut off", True, False),
+    ],
+)
+def test_what_is_decoded_or_de_identified_and_will_be_sent_takes_time(accepted, syntax, damage, is_changed, expected):
+    link = Mock(accepted=lambda _: accepted)
+    instance = SimpleNamespace(sop_class_uid="1.1", transfer_syntax_uid=syntax, damage=damage)
+    assert takes_time(link, instance, is_changed=is_changed) is expected
 
 
 def test_files_are_brought_into_the_cache_some_objects_before_they_are_needed(monkeypatch):
@@ -156,7 +180,7 @@ def test_a_move_brings_each_file_into_the_cache_once_and_before_it_is_sent(tmp_p
     sending = Destination(
         instances,
         lambda _: Mock(is_open=True),
-        lambda _, each: note(("sent", each.path.name, each.size)),
+        lambda _: Sender(lambda each, **_: note(("sent", each.path.name, each.size)), nullcontext, lambda _: False),
         associations=associations,
     )
     with sending:

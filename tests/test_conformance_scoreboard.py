@@ -16,10 +16,11 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow(200)
-def test_this_node_does_what_every_row_says(tmp_path):
+def test_this_node_does_what_every_row_says(tmp_path, transport_name):
     told = tmp_path / "scoreboard.json"
     command = [sys.executable, "-m", "benchmarks.conformance", "--nodes", "tharsis", "--json", str(told)]
     command += ["--out", str(tmp_path / "scoreboard.md"), "--keep", str(tmp_path / "nodes")]
+    command += ["--transport", transport_name]
     ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600, check=False)
     assert told.exists(), ran.stdout + ran.stderr
     cases = json.loads(told.read_text(encoding="utf-8"))["cases"]

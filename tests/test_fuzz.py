@@ -112,7 +112,6 @@ def watch(start_node, make_file, tmp_path, wait_until):
 
 
 @pytest.mark.slow
-@pytest.mark.hostile
 @fuzzed
 @given(stream=streams())
 def test_pdus(watch, stream):
@@ -122,7 +121,6 @@ def test_pdus(watch, stream):
 
 
 @pytest.mark.slow
-@pytest.mark.hostile
 @fuzzed
 @given(rq=requests())
 def test_association_requests(watch, rq):
@@ -132,7 +130,6 @@ def test_association_requests(watch, rq):
 
 
 @pytest.mark.slow
-@pytest.mark.hostile
 @fuzzed
 @given(sent=st.lists(messages(), min_size=1, max_size=4))
 def test_messages(watch, sent):
@@ -142,7 +139,6 @@ def test_messages(watch, sent):
 
 
 @pytest.mark.slow
-@pytest.mark.hostile
 @fuzzed
 @given(context=st.sampled_from([1, 3, 5, 7]), uid=st.one_of(st.just(b"1.2.3.4"), UIDS), data=st.data())
 def test_stored_data_sets(watch, context, uid, data):
@@ -153,7 +149,6 @@ def test_stored_data_sets(watch, context, uid, data):
 
 
 @pytest.mark.slow
-@pytest.mark.hostile
 @fuzzed
 @given(context=st.sampled_from([11, 13, 15, 17, 19, 21]), data=st.data())
 def test_identifiers(watch, context, data):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
 
-from scp import retrieve
+from scp import conversion, retrieve
 from scp.contexts import STUDY_ROOT_MOVE
 from scp.status import SUCCESS, Status
 
@@ -55,12 +58,12 @@ def move(start_node, make_file):
     """Send `count` instances to a receiver over `associations`; return the responses."""
     servers = []
 
-    def run(receiver, count, associations=1, *, on_pending=None, syntax=ExplicitVRLittleEndian, **scp):
+    def run(receiver, count, associations=1, *, on_pending=None, syntax=ExplicitVRLittleEndian, make=make_file, **scp):
         servers.append(receiver.server)
         entities = [{"title": "RECEIVER", "host": "127.0.0.1", "port": receiver.port}]
         node = start_node(entities=entities, retrieve_associations=associations, **scp)
         for number in range(1, count + 1):
-            node.archive.ingest(make_file(number).read_bytes())
+            node.archive.ingest(make(number).read_bytes())
         return _asked(node, syntax, on_pending)
 
     yield run
@@ -193,6 +196,119 @@ def test_a_requestor_that_leaves_stops_the_sub_operations(start_node, make_file,
     wait_until(lambda: not _lanes())
     woken.set()
     receiver.server.shutdown()
+
+
+@pytest.fixture
+def make_compressed(make_dataset, tmp_path):
+    """Make an object that the receiver does not take as it is; those in `broken` cannot be decoded."""
+
+    def make(number, *, broken=()):
+        dataset = make_dataset(number)
+        dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+        if number in broken:
+            dataset.PixelData = encapsulate([b"nothing that was ever run-length encoded"])
+        path = tmp_path / f"compressed{number}.dcm"
+        dataset.save_as(path, enforce_file_format=True)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def conversions(monkeypatch, tmp_path):
+    """Let every converted object be a scratch file; note which were begun, and tell which files are there."""
+    begun, convert = [], conversion._convert
+
+    def note(instance, *rest):
+        begun.append(instance.sop_instance_uid)
+        return convert(instance, *rest)
+
+    monkeypatch.setattr(conversion, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(conversion, "_convert", note)
+    return SimpleNamespace(begun=begun, files=lambda: list(tmp_path.rglob("*.scratch")))
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.parametrize("associations", [1, 2])
+def test_the_next_object_is_converted_while_one_waits_for_its_response(
+    move, make_compressed, conversions, associations
+):
+    """Each association has one on its way and one ready: with a response before that, the object fails."""
+
+    def answer(number, _event):
+        return 0xA700 if number <= associations and not _wait(lambda: len(conversions.begun) >= 2 * associations) else 0
+
+    receiver = Receiver(answer)
+    status, _ = move(receiver, 6, associations, make=make_compressed)[-1]
+    assert (status.Status, _counts(status)) == (0x0000, (None, 6, 0, 0))
+    assert receiver.stored == {UID_OF(number) for number in range(1, 7)}
+    assert len(conversions.begun) <= 6 + associations - 1  # once each, but for what is taken over at the end
+    assert not conversions.files()
+
+
+@pytest.mark.parametrize("associations", [1, 2])
+def test_one_that_cannot_be_converted_while_another_is_sent_fails_with_its_own_status(
+    move, make_compressed, conversions, associations
+):
+    status, identifier = move(Receiver(), 5, associations, make=partial(make_compressed, broken={3}))[-1]
+    assert (status.Status, _counts(status)) == (0xB000, (None, 4, 1, 0))
+    assert identifier.FailedSOPInstanceUIDList == UID_OF(3)
+    assert status.ErrorComment == "1 of 5 failed: undecodable RLE Lossless"
+    assert not conversions.files()
+
+
+@pytest.mark.parametrize("associations", [1, 2])
+def test_a_cancelled_move_leaves_no_converted_file(move, make_compressed, conversions, wait_until, associations):
+    woken, sent = threading.Event(), []
+
+    def answer(number, _event):
+        return 0x0000 if number <= 2 or woken.wait(60) else 0xA700
+
+    def cancel(assoc):
+        if len(conversions.files()) > associations and len(receiver.stored) == 2 and not sent:
+            sent.append(len(conversions.files()))
+            assoc.send_c_cancel(9, query_model=STUDY_ROOT_MOVE)
+
+    receiver = Receiver(answer)
+    status, _ = move(receiver, 12, associations, on_pending=cancel, make=make_compressed)[-1]
+    woken.set()
+    assert sent, "nothing was ready before its turn"
+    remaining, completed, failed, warning = _counts(status)
+    assert (status.Status, completed, warning, remaining + failed) == (0xFE00, 2, 0, 10)
+    assert failed <= associations
+    wait_until(lambda: not _lanes())
+    assert not conversions.files()
+
+
+@pytest.mark.parametrize("associations", [1, 2])
+def test_what_was_ready_goes_over_a_new_association_after_an_abort(move, make_compressed, conversions, associations):
+    def answer(number, event):
+        if number == 2:
+            _wait(lambda: len(conversions.files()) > 1)
+            event.assoc.abort()
+        return 0x0000
+
+    receiver = Receiver(answer)
+    status, _ = move(receiver, 8, associations, make=make_compressed)[-1]
+    assert (status.Status, _counts(status)) == (0xB000, (None, 7, 1, 0))
+    assert len(receiver.stored) >= 7
+    assert not conversions.files()
+
+
+def test_what_an_association_has_ready_is_sent_by_another_while_it_is_held_up(move, make_compressed, conversions):
+    def answer(number, _event):
+        return 0xA700 if number == 1 and not _wait(lambda: len(receiver.stored) == 7) else 0x0000
+
+    receiver = Receiver(answer)
+    status, _ = move(receiver, 8, 2, make=make_compressed)[-1]
+    assert (status.Status, _counts(status)) == (0x0000, (None, 8, 0, 0))
+    assert not conversions.files()
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.conformance.case import CASES, Case
 from benchmarks.conformance.certificates import make_certificates
 from benchmarks.conformance.node import CannotStart
-from benchmarks.conformance.nodes import NODES
+from benchmarks.conformance.nodes import NODES, TRANSPORTS
 from benchmarks.conformance.receivers import Receivers
 from benchmarks.conformance.report import FAIL, Verdict, as_json, from_json, markdown
 from benchmarks.conformance.runner import run_cases
@@ -47,6 +47,7 @@ def main(
     large_mb: Annotated[int, typer.Option(help="Size of the large instance, MB.")] = 256,
     many: Annotated[int, typer.Option(help="Instances of the row > 65,535 sub-operations (0: not tried).")] = 0,
     qrscp_python: Annotated[str, typer.Option(help="A Python with pynetdicom and SQLAlchemy, for qrscp.")] = "",
+    transport: Annotated[str, typer.Option(help="What carries this node's associations.")] = TRANSPORTS[0],
     earlier: Annotated[Path | None, typer.Option(help="JSON of an earlier run, for all else.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder to keep the nodes' logs and data in.")] = None,
 ) -> None:
@@ -59,9 +60,11 @@ def main(
             raise typer.BadParameter(f"unknown node {name!r}; there are {', '.join(NODES)}")
     pattern = only.lower() if "*" in only else f"*{only.lower()}*"
     cases = [case for case in CASES if fnmatch.fnmatch(case.id.lower(), pattern)]
+    if transport not in TRANSPORTS:
+        raise typer.BadParameter(f"unknown transport {transport!r}; there are {', '.join(TRANSPORTS)}")
     if not cases:
         raise typer.BadParameter(f"no case matches {only!r}")
-    options = {"large_mb": large_mb, "many": many, "qrscp_python": qrscp_python}
+    options = {"large_mb": large_mb, "many": many, "qrscp_python": qrscp_python, "transport": transport}
     names, results = from_json(earlier.read_text(encoding="utf-8")) if earlier is not None else ({}, {})
     with tempfile.TemporaryDirectory() as temporary:
         _ask(wanted, cases, options, keep or Path(temporary), names, results)

@@ -12,6 +12,9 @@ from typing import Any
 
 from benchmarks.conformance.node import CannotStart, Node, NotOffered, free_port
 
+TRANSPORTS = ("own", "pynetdicom")
+"""What may carry the associations of this node, the one that it has by itself first."""
+
 
 class Tharsis(Node):
     """The node of this checkout, as `tharsis serve` runs it."""
@@ -46,6 +49,7 @@ class Tharsis(Node):
         variant = self.setup.variant
         told: dict[str, dict[str, Any]] = {
             "scp": {"host": "127.0.0.1", "port": self.port, "stop_grace_s": 1},
+            "network": {"transport": self.setup.options.get("transport", TRANSPORTS[0])},
             "archive": {"data": str(self.data), "settle_time_s": 60, "reserve_mb": 0},
             "jobs": {"retry_delay_s": 0.5},
             "logs": {"level": "WARNING"},

@@ -24,7 +24,7 @@ def run_cases(
     certificates: Path,
 ) -> Iterator[tuple[Case, Verdict]]:
     """Run `cases`, configuration by configuration, the default first."""
-    told = {"qrscp_python": str(options["qrscp_python"])}
+    told = {name: str(options[name]) for name in ("qrscp_python", "transport")}
 
     def bench_for(variant: str) -> Bench:
         setup = Setup(folder / variant.replace(" ", "-"), receivers.peers, variant, certificates, told)

@@ -1,0 +1,61 @@
+"""What works on stored objects leaves the processor to what receives them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+NICE = 7
+
+SETTINGS = f"""
+[jobs]
+workers = 2
+nice = {NICE}
+[orthanc]
+enabled = true
+url = "http://127.0.0.1:9"
+key = "a key of enough characters"
+door_port = PORT
+[[application_entities]]
+title = "ORTHANC"
+host = "127.0.0.1"
+port = 9
+[[routes]]
+name = "all"
+to = ["ORTHANC"]
+commit = "never"
+"""
+
+
+def _priority(process: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, process)
+
+
+def _priorities_of_threads() -> list[int]:
+    found = []
+    for folder in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            found.append(_priority(int(folder.name)))
+    return found
+
+
+def test_all_processes_but_those_of_the_network_are_as_nice_as_the_settings_say(serve):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    node = serve(acceptors=2, more=SETTINGS.replace("PORT", str(port)))
+
+    own = _priority(0)
+    found = {name: _priority(process) - own for name, process in node.processes().items()}
+    assert found == {
+        "supervisor": 0, "network": 0, "network-2": 0,
+        "worker-1": NICE, "worker-2": NICE, "encoder": NICE, "router": NICE, "orthanc": NICE,
+    }  # fmt: skip
+
+
+def test_threads_that_read_back_what_was_stored_are_nicer_than_those_that_receive(start_node, wait_until):
+    own = _priority(0)
+    start_node()
+    wait_until(lambda: _priorities_of_threads().count(min(19, own + 10)) == 3)
+    assert _priority(os.getpid()) == own
