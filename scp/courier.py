@@ -5,18 +5,17 @@ association on which it was asked for, as long as that is open; else to a new on
 role; else to any other association that the same AE has open. What fails is tried again, later and later, for
 ``[commitment] retry_hours``.
 
-On Linux they are as nice as workers (``[jobs] nice``): who is still sending does not wait while files are read back.
+They are as nice as the others of their process, not nicer: who holds the interpreter's lock and has to wait for the
+processor has all of them wait.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -155,7 +154,6 @@ class Courier:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, name: str) -> None:
-        _give_way(self._settings.jobs.nice)
         try:
             while not self._stop.is_set():
                 rung = self._askers.rung
@@ -345,15 +343,6 @@ class Courier:
                 continue
             if (notifier := _notifier(assoc)) is not None:
                 yield notifier
-
-
-def _give_way(niceness: int) -> None:
-    """Make this thread nicer than the others of its process, where the system lets a thread be that."""
-    if sys.platform != "linux":  # there the priority is that of the process
-        return
-    thread = threading.get_native_id()
-    with suppress(OSError):  # no reason to report nothing to anybody
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + niceness))
 
 
 def _require_taken(commitment: Commitment, status: Status) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-from pathlib import Path
 
 NICE = 7
 
@@ -33,14 +31,6 @@ def _priority(process: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, process)
 
 
-def _priorities_of_threads() -> list[int]:
-    found = []
-    for folder in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            found.append(_priority(int(folder.name)))
-    return found
-
-
 def test_all_processes_but_those_of_the_network_are_as_nice_as_the_settings_say(serve):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -52,10 +42,3 @@ def test_all_processes_but_those_of_the_network_are_as_nice_as_the_settings_say(
         "supervisor": 0, "network": 0, "network-2": 0,
         "worker-1": NICE, "worker-2": NICE, "encoder": NICE, "router": NICE, "orthanc": NICE,
     }  # fmt: skip
-
-
-def test_threads_that_read_back_what_was_stored_are_nicer_than_those_that_receive(start_node, wait_until):
-    own = _priority(0)
-    start_node()
-    wait_until(lambda: _priorities_of_threads().count(min(19, own + 10)) == 3)
-    assert _priority(os.getpid()) == own
