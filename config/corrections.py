@@ -15,6 +15,8 @@ class CorrectionSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    dark: bool
+    dead_pixels: bool
     flats: Literal["mean", "interpolated"]
     dead_time_ns: NotNegative
     dead_time_model: Literal["nonparalyzable", "paralyzable"]

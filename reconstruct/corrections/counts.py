@@ -12,7 +12,7 @@ from reconstruct.corrections.pile_up import undo_pile_up
 
 @dataclass(frozen=True)
 class CountCorrections:
-    """Which corrections of counts are wanted; the defaults are none.
+    """Which corrections of counts are wanted; the defaults are those that each scan needs.
 
     Attributes
     ----------
@@ -22,12 +22,18 @@ class CountCorrections:
         Whether full counters are replaced by their neighbours.
     interpolated_flats
         Whether flats before, between and after the views are interpolated in time; else their mean is taken.
+    dark
+        Whether the dark frames of a scan are subtracted.
+    dead_pixels
+        Whether pixels that the flats show to be dead or noisy are replaced; one that counts nothing always is.
     """
 
     dead_time_ns: float = 0.0
     dead_time_model: str = "nonparalyzable"
     saturated: bool = False
     interpolated_flats: bool = False
+    dark: bool = True
+    dead_pixels: bool = True
 
     def of(self, counts: NDArray[np.float32], duration_ms: float | None) -> NDArray[np.float32]:
         """Return the counts of a frame, (counter, row, column), without pile-up.
@@ -48,4 +54,4 @@ class CountCorrections:
 
 
 NO_CORRECTIONS = CountCorrections()
-"""Counts as they are, and the mean of the flats."""
+"""Counts as they are, less the dark frames, and the mean of the flats."""

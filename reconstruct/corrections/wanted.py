@@ -24,16 +24,18 @@ APPLIED: Mapping[str, tuple[str, ...]] = {
 }
 """What Corrections Applied (0071,xx08) may say, and which settings then change nothing.
 
-Dark and flat fields need no setting: `projections.open_field` leaves them, and `projections.reference` refuses
+Dark and flat fields are told of each frame: `projections.open_field` leaves them, and `projections.reference` refuses
 flat fields whose gain was not corrected as that of the projections."""
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """What is corrected; the defaults are nothing. ``[corrections]`` of the settings says what each means.
+    """What is corrected; the defaults are what each scan needs. ``[corrections]`` of the settings says what each means.
 
     Attributes
     ----------
+    dark, dead_pixels
+        Whether dark frames are subtracted, and pixels that the flats show to be dead or noisy are replaced.
     flats
         "mean" or "interpolated".
     dead_time_ns, dead_time_model
@@ -60,6 +62,8 @@ class Corrections:
         "given", "missing" (estimated where the scan does not tell it) or "estimated".
     """
 
+    dark: bool = True
+    dead_pixels: bool = True
     flats: str = "mean"
     dead_time_ns: float = 0.0
     dead_time_model: str = "nonparalyzable"
@@ -79,7 +83,7 @@ class Corrections:
     principal_point: str = "given"
 
     def recipe(self) -> dict[str, Any]:
-        """Return what is on: nothing that is off, so that corrections nobody uses change no recipe."""
+        """Return what is not as it is by default, so that corrections nobody uses change no recipe."""
         told: dict[str, Any] = {}
         for switch, also in _TOLD.items():
             if getattr(self, switch) != _OFF[switch]:
@@ -100,7 +104,12 @@ class Corrections:
     def of_counts(self) -> CountCorrections:
         """The part that `Scan.line_integrals` applies."""
         return CountCorrections(
-            self.dead_time_ns, self.dead_time_model, self.saturated, self.flats == "interpolated"
+            self.dead_time_ns,
+            self.dead_time_model,
+            self.saturated,
+            self.flats == "interpolated",
+            self.dark,
+            self.dead_pixels,
         )
 
     def margins(self, scan: Scan) -> tuple[int, int]:
@@ -111,6 +120,8 @@ class Corrections:
 _OFF: Mapping[str, Any] = {field.name: field.default for field in fields(Corrections)}
 
 _TOLD: Mapping[str, tuple[str, ...]] = {
+    "dark": (),
+    "dead_pixels": (),
     "flats": (),
     "dead_time_ns": ("dead_time_model",),
     "saturated": (),
@@ -122,7 +133,7 @@ _TOLD: Mapping[str, tuple[str, ...]] = {
     "truncation": ("truncation_margin",),
     "principal_point": (),
 }
-"""What switches a correction on, and what else determines its result."""
+"""What switches a correction on or off, and what else determines its result."""
 
 
 def _plain(value: Any) -> Any:

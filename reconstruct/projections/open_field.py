@@ -50,7 +50,7 @@ class OpenField:
     ) -> OpenField:
         """Read the flat and dark frames of a bin's counters and find the dead pixels in them."""
         darks = None
-        if all(counter.darks for counter in counters):
+        if corrections.dark and all(counter.darks for counter in counters):
             darks = np.stack([_mean_dark(counter, corrections) for counter in counters])
         if not all(counter.flats for counter in counters):
             first, _ = next(read_frames(counters[0].views[:1]))
@@ -71,7 +71,7 @@ class OpenField:
         series = _series(flats, counters[0]) if corrections.interpolated_flats and not flattened else None
         dead = preprocess.dead_pixels(flats if series is None else series.steadied(flats)) | np.all(full, axis=0)
         flat = _level(flats.mean(axis=0), dead, counters) if flattened else flats.mean(axis=0)
-        if keep_dead:
+        if keep_dead or not corrections.dead_pixels:
             dead &= flat is not None and flat <= 0
         return cls(flat, counters[0].flats[0].duration_ms, darks, dead, counting, corrections, series)
 
