@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -108,16 +109,21 @@ def header_of(scan: Scan) -> Header | None:
             values[keyword] = stored_text(matching, element, charset)
     if not all(values[keyword] for keyword in _IDENTITY):
         return None
-    items = _items(scan, charset) if scan.sequences else ()
+    items: tuple[Item, ...] | None = ()
+    if scan.sequences:
+        items = _items(scan.sequences, scan.is_implicit, scan.transfer_syntax_uid != ExplicitVRBigEndian, told)
     return None if items is None else _header(scan.transfer_syntax_uid, told, values, items)
 
 
-def _items(scan: Scan, charset: Charset) -> tuple[Item, ...] | None:
-    """Return the items of the sequences that one pass has found; None when these cannot be read by themselves."""
-    is_little_endian = scan.transfer_syntax_uid != ExplicitVRBigEndian
+@lru_cache(maxsize=32)
+def _items(encoded: bytes, is_implicit: bool, is_little_endian: bool, charset: str) -> tuple[Item, ...] | None:  # noqa: FBT001
+    """Return the items of sequences that one pass has found; None when these cannot be read by themselves.
+
+    The images of a series have the same ones.
+    """
     try:
-        dataset = read_dataset(BytesIO(scan.sequences), scan.is_implicit, is_little_endian)
-        return read_items(dataset, charset)
+        dataset = read_dataset(BytesIO(encoded), is_implicit, is_little_endian)
+        return read_items(dataset, charset_from_text(charset))
     except Exception:  # noqa: BLE001  (whatever it is, who reads all of it tells what is wrong)
         return None
 

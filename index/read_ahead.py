@@ -18,6 +18,9 @@ from index.instances import StoredInstance
 READ_AHEAD = 4
 """Objects before which a file is brought into the cache."""
 
+_FOLLOWING_BYTES = 4 << 20
+"""What is on its way into the cache while a block of a large file is sent."""
+
 
 def read_ahead(instances: Sequence[StoredInstance]) -> Iterator[StoredInstance]:
     """Yield `instances`; the file of each is on its way into the cache some instances before."""
@@ -46,3 +49,10 @@ def bring_to_cache(path: Path, size: int) -> None:
             os.posix_fadvise(descriptor, 0, BLOCK_BYTES, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(descriptor)
+
+
+def bring_what_follows(descriptor: int, offset: int) -> None:
+    """Have the system read on in an open file, from `offset`, without waiting for that."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, _FOLLOWING_BYTES, os.POSIX_FADV_WILLNEED)

@@ -54,14 +54,19 @@ def measured(folder: Path) -> list[Row]:
 
 def _stages(folder: Path, name: str, side: int) -> list[Row]:
     """Take an image from the fragments that a socket gave to its answer, as the network edge and the archive do."""
-    kind = corpus.make(folder, name, 3 * _TIMES + 1, side=side)
+    kind = corpus.make(folder, name, 2 * _TIMES + 1, side=side)
     archive = Archive(folder / "data", settle_time_s=86400)
     reception = Reception(archive.new_file, "BENCHMARK", past_cache=True)
     objects = [_Object(file) for file in kind.files]
     first = objects.pop()
     archive.ingest(first.received(reception).path, expected=first.identity)  # with what is done once
-    bare, checked, whole = objects[0::3], objects[1::3], objects[2::3]
-    files = [each.received(reception) for each in checked[:_TIMES]]
+    bare, whole = objects[0::2], objects[1::2]
+    begin, memory = first.begin, first.content
+
+    def received(number: int) -> None:
+        file = bare[number].received(reception)
+        file.path = None  # it stays, as if it had another name by now
+        file.leave()
 
     def all_of_it(number: int) -> None:
         file = whole[number].received(reception)
@@ -69,13 +74,10 @@ def _stages(folder: Path, name: str, side: int) -> list[Row]:
         file.leave()
 
     parts: dict[str, Callable[[int], object]] = {
-        "put together, hashed, written, and flushed if large": lambda n: bare[n].received(reception),
-        "checked and its header read": lambda n: header_of(
-            scan(files[n].path, 64, WANTED, (files[n].known.offset, files[n].known.transfer_syntax_uid),
-                 files[n].known.memory)
-        ),
+        "put together, hashed, written, and flushed if large": received,
+        "checked and its header read": lambda _: header_of(scan(kind.files[0], 64, WANTED, begin, memory)),
         "all of it, from the socket's bytes to the commit": all_of_it,
-    }  # fmt: skip
+    }
     rows = [_row(f"{name}: {part}", do) for part, do in parts.items()]
     archive.close()
     return rows
@@ -88,7 +90,9 @@ class _Object:
         header = read_header(path)
         self.identity = header.sop_class_uid, header.sop_instance_uid
         self._syntax = header.transfer_syntax_uid
-        data = memoryview(path.read_bytes())[data_set_offset(path) :]
+        self.content = memoryview(path.read_bytes())
+        self.begin = data_set_offset(path), header.transfer_syntax_uid
+        data = self.content[self.begin[0] :]
         self._fragments = [data[begin : begin + _FRAGMENT] for begin in range(0, len(data), _FRAGMENT)]
 
     def received(self, reception: Reception) -> ReceivedFile:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext
 
+from index.read_ahead import bring_what_follows
 from scp.contexts import STORAGE_COMMITMENT
 from scp.errors import AssociationLost
 from scp.inbox import Inbox, InboxError
@@ -267,6 +268,8 @@ class Channel:
         at_once = max(1, _READ_AT_ONCE // step) * step
         while left > 0:
             block = memoryview(file.read(min(left, at_once)))
+            if len(block) < left:
+                bring_what_follows(file.fileno(), file.tell())
             if not block:
                 raise OSError("it has become shorter")
             for begin in range(0, len(block), step):
