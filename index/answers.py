@@ -27,7 +27,7 @@ from index.archive import Archive
 from index.charset import CODED, SINGLE_VALUED, Charset, charset_from_text, choose_charset, split
 from index.identifier import Query
 from index.keys import Level
-from index.query import Selection, answer_of, select
+from index.query import Selection, answer_of, at_once, select
 
 IS_IMPLICIT = {str(ImplicitVRLittleEndian): True, str(ExplicitVRLittleEndian): False}
 """Transfer syntaxes in which answers are encoded here, and whether their VR is implicit."""
@@ -180,7 +180,7 @@ def answers(
         shape = (query.level, query.keywords, query.empty, query.returns_offset)
         plan = _plan(*shape, tuple(edge.items()), is_implicit=implicit)
     with archive.reading() as database, closing(database.execute(selection.sql, selection.parameters)) as rows:
-        for row in rows:
+        for row in at_once(rows):
             found = None if plan is None else plan.encoded(row, selection)
             yield found if found is not None else with_edge(answer_of(database, selection, row), edge)
 

@@ -40,8 +40,13 @@ _LOG_PAGE_BYTES = 4120
 _READERS_MS = 50
 """How long a commit waits for those who still read from a log that is to begin anew, milliseconds."""
 
-_AGAIN_S = 1.0
-"""When it is tried again, if they went on reading."""
+_PATIENCE = 4
+"""How much longer it waits each time that they went on reading: at most to `_MOST_READERS_MS`."""
+
+_MOST_READERS_MS = 800
+
+_AGAIN = 10
+"""It is tried again after so many times what was waited: however long somebody reads, a tenth of the time is waited."""
 
 _MOST_READERS = 4
 """Connections that are kept for the next query."""
@@ -63,6 +68,7 @@ class Connections:
         self._path = path
         self._log_path = f"{path}-wal"
         self._log_is_kept_until = 0.0
+        self._patience_ms = _READERS_MS
         self._local = threading.local()
         self._readers: deque[_Reader] = deque()
         with first_in_line(path), self.transaction() as database:
@@ -199,13 +205,14 @@ class Connections:
             return
         if size <= _LOG_PAGES * _LOG_PAGE_BYTES or time.monotonic() < self._log_is_kept_until:
             return
-        is_kept = True
+        patience_ms, is_kept = self._patience_ms, True
         with suppress(sqlite3.Error):  # what was committed is in the log, and safe there
-            connection.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
+            connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
             is_kept = bool(connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0])
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
         if is_kept:
-            self._log_is_kept_until = time.monotonic() + _AGAIN_S
+            self._log_is_kept_until = time.monotonic() + _AGAIN * patience_ms / 1000
+        self._patience_ms = min(_PATIENCE * patience_ms, _MOST_READERS_MS) if is_kept else _READERS_MS
 
     def _set_flush(self, connection: sqlite3.Connection) -> None:
         """Have the next commit flushed or not; most are like the one before."""

@@ -7,6 +7,8 @@ cannot disagree about what exists.
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ _STORED = ", ".join(
 """What an instance is sent by, and no more: a retrieve reads a row for each."""
 
 _SHARED_UIDS = ("sop_class_uid", "transfer_syntax_uid", "series_instance_uid", "study_instance_uid")
+
+_SOON_S = 0.05
+_MOST_AT_ONCE = 2000
+"""Rows, of which each takes two kilobytes."""
 
 _JOINS = (
     "{top} JOIN study ON study.patient = patient.id",
@@ -97,6 +103,20 @@ def select(query: Query) -> Selection:
     return Selection(query, sql, parameters, tables)
 
 
+def at_once(rows: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a cursor; those that are found soon are all read before the first is given.
+
+    Who takes the answers to most queries slowly then keeps no old state of the catalogue, in its log, for so long.
+    """
+    read, end = [], time.monotonic() + _SOON_S
+    for row in rows:
+        read.append(row)
+        if len(read) == _MOST_AT_ONCE or time.monotonic() > end:
+            break
+    yield from read
+    yield from rows
+
+
 def find(archive: Archive, query: Query) -> Iterator[Dataset]:
     """Yield one response Identifier for each entity that matches, straight from the cursor.
 
@@ -104,7 +124,7 @@ def find(archive: Archive, query: Query) -> Iterator[Dataset]:
     """
     selection = select(query)
     with archive.reading() as database, closing(database.execute(selection.sql, selection.parameters)) as rows:
-        for row in rows:
+        for row in at_once(rows):
             yield answer_of(database, selection, row)
 
 

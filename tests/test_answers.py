@@ -7,6 +7,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+import index.query
 from index.answers import answers
 from index.keys import KEYS, SEQUENCES, Level
 from index.query import Model, QueryOptions, parse_identifier
@@ -94,3 +95,27 @@ def test_an_answer_is_there_before_the_next_row_is_read(odd, transmit):
     found.close()  # as a C-CANCEL does: the connection is given back or closed, and the archive can be written to
     with odd.transaction() as database:
         database.execute("UPDATE study SET study_id = 'later'")
+
+
+def test_who_takes_few_answers_slowly_keeps_no_old_state_of_the_catalogue(odd, transmit, monkeypatch):
+    asked = Dataset()
+    asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", None
+    query = parse_identifier(transmit(asked), Model.STUDY_ROOT)
+
+    def is_kept() -> bool:
+        with odd.transaction() as database:
+            database.execute("UPDATE study SET study_id = study_id || 'x'")
+        return bool(odd.database.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0])
+
+    odd.database.execute("PRAGMA busy_timeout = 1")
+    found = answers(odd, query, EDGE, str(ImplicitVRLittleEndian))
+    assert next(found)
+    assert not is_kept()
+    assert list(found)
+
+    monkeypatch.setattr(index.query, "_MOST_AT_ONCE", 1)  # as the first of many
+    found = answers(odd, query, EDGE, str(ImplicitVRLittleEndian))
+    assert next(found)
+    assert is_kept()
+    assert list(found)
+    assert not is_kept()
