@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from io import FileIO
+from contextlib import closing
 from pathlib import Path
 
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext
 
-from index.read_ahead import bring_what_follows
+from index.blocks import Blocks
 from scp.contexts import STORAGE_COMMITMENT
 from scp.errors import AssociationLost
 from scp.inbox import Inbox, InboxError
@@ -29,8 +29,6 @@ from scp.wire.stream import Stream
 
 LARGEST_PDU = 1 << 17
 """Bytes of a PDU for a peer that sets no limit to them, or a higher one: nobody has to hold more at a time."""
-
-_READ_AT_ONCE = 1 << 20
 
 
 class Channel:
@@ -251,33 +249,24 @@ class Channel:
             The file cannot be opened: nothing was sent.
         """
         pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self._largest)]
-        with path.open("rb", buffering=0) as file:
-            left = file.seek(0, 2) - offset
-            file.seek(offset)
+        with Blocks(path, offset) as file:
             try:
-                self._send_blocks(pieces, context_id, file, left)
+                self._send_blocks(pieces, context_id, file)
             except OSError as error:  # what comes next would be taken for the rest of it
                 self.end = self.end or Refused(f"{path.name} cannot be read to its end: {error.strerror or error}")
                 raise AssociationLost("the stored file cannot be read to its end") from error
 
-    def _send_blocks(
-        self, pieces: list[bytes | memoryview], context_id: int, file: FileIO, left: int
-    ) -> None:
-        """Send `pieces`, and behind them the next `left` bytes of `file` as a data set; raises what reading raises."""
-        step = pdu.fragment_bytes(self._largest)
-        at_once = max(1, _READ_AT_ONCE // step) * step
-        while left > 0:
-            block = memoryview(file.read(min(left, at_once)))
-            if len(block) < left:
-                bring_what_follows(file.fileno(), file.tell())
-            if not block:
-                raise OSError("it has become shorter")
-            for begin in range(0, len(block), step):
-                piece = block[begin : begin + step]
-                left -= len(piece)
-                pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
-            self._send(pieces)
-            pieces = []
+    def _send_blocks(self, pieces: list[bytes | memoryview], context_id: int, file: Blocks) -> None:
+        """Send `pieces`, and behind them what `file` has as a data set; raises what reading raises."""
+        step, left = pdu.fragment_bytes(self._largest), file.size
+        with closing(file.read(step)) as blocks:
+            for block in blocks:
+                for begin in range(0, len(block), step):
+                    piece = block[begin : begin + step]
+                    left -= len(piece)
+                    pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
+                self._send(pieces)
+                pieces = []
 
     def expect_response(self) -> None:
         """Forget the response to an earlier C-STORE."""
