@@ -29,7 +29,7 @@ LARGE = 8 << 20
 _AHEAD = 2
 """Blocks that are read while one is sent."""
 
-_MOST_READERS = 4
+_MOST_THREADS = 4
 
 _SLOW_BYTES_PER_S = 200e6
 """What a disk gives from which a file is worth the cache. A single hard disk gives less, a solid one more."""
@@ -124,12 +124,12 @@ class Blocks(AbstractContextManager["Blocks"]):
     def _past_cache(self, descriptor: int, step: int) -> Generator[memoryview, None, None]:
         end, at = self._offset + self.size, self._offset // PAGE * PAGE
         coming: deque[tuple[memoryview, int, Future[int]]] = deque()
-        begin, waited_s = at, 0.0
+        begin, waited_s, together = at, 0.0, _READERS.come()
         try:
             while begin < end:
                 while at < end and len(coming) <= _AHEAD:
                     memory = _MEMORY.take()
-                    coming.append((memory, at, _readers().submit(os.preadv, descriptor, [memory], at)))
+                    coming.append((memory, at, _pool().submit(os.preadv, descriptor, [memory], at)))
                     at += len(memory)
                 asked = time.monotonic()
                 memory, begin, reading = coming[0]
@@ -141,7 +141,7 @@ class Blocks(AbstractContextManager["Blocks"]):
                 if found < len(memory):  # its end, or it has become shorter
                     break
                 begin += found
-            if waited_s * _SLOW_BYTES_PER_S > self.size:
+            if waited_s * _SLOW_BYTES_PER_S > self.size * max(together, _READERS.count):
                 _SLOW.add(self._path)
         except OSError as error:
             if error.errno != errno.EINVAL or begin > self._offset:
@@ -152,6 +152,29 @@ class Blocks(AbstractContextManager["Blocks"]):
                 reading.exception()  # nobody writes to that memory any more
                 _MEMORY.give_back(memory)
             os.close(descriptor)
+            _READERS.leave()
+
+
+class _Readers:
+    """Those of this process that read past the cache now, and so share the disk."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = Lock()
+
+    def come(self) -> int:
+        """Be one of them; return how many they are."""
+        with self._lock:
+            self.count += 1
+            return self.count
+
+    def leave(self) -> None:
+        """Be none of them any more."""
+        with self._lock:
+            self.count -= 1
+
+
+_READERS = _Readers()
 
 
 class _Some:
@@ -177,5 +200,5 @@ _SLOW = _Some(_MOST_REMEMBERED)
 
 
 @cache
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MOST_READERS, thread_name_prefix="read-past-cache")
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="read-past-cache")

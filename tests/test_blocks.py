@@ -114,9 +114,13 @@ def test_what_a_disk_is_slow_to_give_goes_into_the_cache_when_it_is_asked_for_ag
     content(path, 0)
     content(path, 0)
     monkeypatch.setattr(blocks, "_SLOW_BYTES_PER_S", 1e15)  # of which any disk gives less
+    with closing(Blocks(path, 0).read(STEP)) as another:
+        assert next(another)
+        assert blocks._READERS.count == 1  # which shares the disk
+    assert blocks._READERS.count == 0
     content(path, 0)
     content(path, 0)
-    assert ways == ["_past_cache"] * 3 + ["_through_cache"]
+    assert ways == ["_past_cache"] * 4 + ["_through_cache"]
 
 
 def test_those_that_were_slow_long_ago_are_forgotten():

@@ -60,6 +60,10 @@ class Corpus:
         studies = -(-len(self.files) // self.instances_a_study)
         return [f"{ROOT}.{_FIRST + self.run}.{_FIRST + study}" for study in range(studies)]
 
+    def series_uids(self) -> list[str]:
+        """Return the Series Instance UIDs of this run, one for each study."""
+        return [f"{study}.{_FIRST + 1}" for study in self.study_uids()]
+
 
 def patient_id(run: int, study: int) -> str:
     """Return the Patient ID of a study of a run."""

@@ -87,6 +87,8 @@ def _stored(node: Node, corpus: Corpus, tool: str, associations: int) -> Row:
         else:
             seconds, latencies = _sent(node, corpus.files, associations), []
     count = len(corpus.files)
+    if "find" in node.services and (held := _held(node, corpus)) != count:  # type: ignore[attr-defined]
+        raise NotMeasured(f"all {count} were answered 0000, but it has {held} of them")
     return {**_rates(count, seconds, corpus.bytes_each), **costs(taken, count), **latencies_of(latencies)}
 
 
@@ -177,6 +179,9 @@ def retrieve(node: Node, corpus: Corpus, *, tool: str, associations: int) -> Row
 
 def _retrieved(node: Node, corpus: Corpus, tool: str, associations: int) -> Row:
     studies = corpus.study_uids()
+    count = _held(node, corpus)  # a peer may have lost some, and the tools call it a success when less is sent
+    if not count:
+        raise NotMeasured("it has none of them")
     with watched(node.pids) as taken:
         commands = []
         for part in filter(None, (studies[first::associations] for first in range(associations))):
@@ -186,8 +191,19 @@ def _retrieved(node: Node, corpus: Corpus, tool: str, associations: int) -> Row:
                 "-k", "StudyInstanceUID=" + "\\".join(part), "127.0.0.1", str(node.port),
             ])  # fmt: skip
         seconds = run_tools(commands)
-    count = len(corpus.files)
-    return {**_rates(count, seconds, corpus.bytes_each), **costs(taken, count), **latencies_of([])}
+    figures = {"count": count, **_rates(count, seconds, corpus.bytes_each), **costs(taken, count)}
+    return {**figures, **latencies_of([])}
+
+
+def _held(node: Node, corpus: Corpus) -> int:
+    """Return how many instances of the corpus a node says that it has."""
+    asked = []
+    for study, series in zip(corpus.study_uids(), corpus.series_uids(), strict=True):
+        one = Dataset()
+        one.QueryRetrieveLevel, one.SOPInstanceUID = "IMAGE", ""
+        one.StudyInstanceUID, one.SeriesInstanceUID = study, series
+        asked.append(one)
+    return client.ask(node.port, node.title, "BENCHMARK", asked).answers
 
 
 def run_tools(commands: Sequence[list[str]]) -> float:
