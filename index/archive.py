@@ -115,6 +115,10 @@ class Archive:
             max_nesting=settings.max_nesting,
         )
 
+    def expect_arrivals(self) -> None:
+        """Make ready for instances to be stored, while other things are done: the first is as quick as the next then."""
+        self._journal.begin()
+
     @property
     def database(self) -> Database:
         """The connection of the calling thread, for reading."""

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import secrets
+import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -24,6 +25,7 @@ from sqlite_utils import Database
 
 from index.arrival_blocks import Arrived, Block, Encoder, blocks
 from index.durable import flush, flush_file_system, write_whole
+from index.errors import ArchiveError
 
 FOLDER = "arrivals"
 _KEY = "key"
@@ -106,6 +108,18 @@ class ArrivalJournal:
         self._lane: _Lane | None = None
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Take a lane, in a thread of its own: that waits until all that was written before has reached the disk.
+
+        Otherwise who stores first waits for it. Where no lane can be had, it is who stores first that is told.
+        """
+
+        def take() -> None:
+            with suppress(ArchiveError, OSError, sqlite3.Error), self._lock:
+                self._lane = self._lane or self._taken_lane()
+
+        threading.Thread(target=take, name="begin-arrivals", daemon=True).start()
 
     def write(self, instances: Sequence[Arrived]) -> Written:
         """Write a block, outside of any transaction; it is on disk when this returns.

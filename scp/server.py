@@ -44,6 +44,7 @@ class Server:
         name: str = "network",
         sharing: Sharing | None = None,
     ) -> None:
+        self._archive = archive
         self._settings = settings
         askers = Askers(name)
         services = NodeServices(archive, settings, similarity, askers)
@@ -80,6 +81,7 @@ class Server:
         """
         self._acceptor.start()
         self._courier.start()
+        self._archive.expect_arrivals()
         own = self._settings.scp
         titles = ", ".join(self._settings.own_titles())
         for port, how in ((self.port, ""), (self.tls_port, " with TLS")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
@@ -377,3 +378,33 @@ def test_a_block_that_a_dead_process_did_not_commit_hides_no_later_one(tmp_path,
     second.open_instance(UID.format(1)).path.unlink()
     cut_power(second, monkeypatch, before)
     require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_who_stores_first_does_not_wait_for_what_others_have_written(tmp_path, send, monkeypatch, wait_until):
+    """A lane is taken behind the start of the node."""
+    flushed = []
+    monkeypatch.setattr(
+        arrivals, "flush_file_system", lambda _path: flushed.append(threading.current_thread().name)
+    )
+    archive = Archive(tmp_path / "data")
+    archive.expect_arrivals()
+    wait_until(lambda: flushed)
+    assert send(archive, 1)[0] is Outcome.STORED
+    assert flushed == ["begin-arrivals"]
+
+
+def test_a_start_that_finds_no_lane_leaves_it_to_who_stores_first(tmp_path, send, monkeypatch, wait_until):
+    tried, real = [], arrivals.flush_file_system
+
+    def flush_file_system(path):
+        tried.append(threading.current_thread())
+        if len(tried) == 1:
+            raise OSError("broken")
+        real(path)
+
+    monkeypatch.setattr(arrivals, "flush_file_system", flush_file_system)
+    archive = Archive(tmp_path / "data")
+    archive.expect_arrivals()
+    wait_until(lambda: tried and not tried[0].is_alive())
+    assert send(archive, 1)[0] is Outcome.STORED
+    assert len(tried) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 import pydicom
 import pytest
@@ -224,7 +225,12 @@ def test_a_killed_node_leaves_no_scratch(serve, start_storescp, dcmtk, make_file
     )
     next(answers)
     incoming = node.data / "incoming"
-    wait_until(lambda: [each for each in incoming.iterdir() if each.stat().st_size])
+
+    def sizes():
+        with suppress(FileNotFoundError):  # it was removed between two looks
+            return sum(each.stat().st_size for each in incoming.iterdir())
+
+    wait_until(sizes)
     os.kill(node.processes()["network"], signal.SIGKILL)
     wait_until(lambda: not list(incoming.iterdir()))
     assoc.abort()

@@ -228,21 +228,29 @@ def conversions(monkeypatch, tmp_path):
     return SimpleNamespace(begun=begun, files=lambda: list(tmp_path.rglob("*.scratch")))
 
 
-def _wait(condition):
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
+@pytest.fixture
+def comes_true(wait_until):
+    """Wait for a condition, and tell whether it came true."""
+
+    def wait(condition):
+        try:
+            wait_until(condition, timeout=30)
+        except AssertionError:
+            return False
+        return True
+
+    return wait
 
 
 @pytest.mark.parametrize("associations", [1, 2])
 def test_the_next_object_is_converted_while_one_waits_for_its_response(
-    move, make_compressed, conversions, associations
+    move, make_compressed, conversions, comes_true, associations
 ):
     """Each association has one on its way and one ready: with a response before that, the object fails."""
 
     def answer(number, _event):
-        return 0xA700 if number <= associations and not _wait(lambda: len(conversions.begun) >= 2 * associations) else 0
+        is_ready = number > associations or comes_true(lambda: len(conversions.begun) >= 2 * associations)
+        return 0x0000 if is_ready else 0xA700
 
     receiver = Receiver(answer)
     status, _ = move(receiver, 6, associations, make=make_compressed)[-1]
@@ -287,10 +295,12 @@ def test_a_cancelled_move_leaves_no_converted_file(move, make_compressed, conver
 
 
 @pytest.mark.parametrize("associations", [1, 2])
-def test_what_was_ready_goes_over_a_new_association_after_an_abort(move, make_compressed, conversions, associations):
+def test_what_was_ready_goes_over_a_new_association_after_an_abort(
+    move, make_compressed, conversions, comes_true, associations
+):
     def answer(number, event):
         if number == 2:
-            _wait(lambda: len(conversions.files()) > 1)
+            comes_true(lambda: len(conversions.files()) > 1)
             event.assoc.abort()
         return 0x0000
 
@@ -301,9 +311,11 @@ def test_what_was_ready_goes_over_a_new_association_after_an_abort(move, make_co
     assert not conversions.files()
 
 
-def test_what_an_association_has_ready_is_sent_by_another_while_it_is_held_up(move, make_compressed, conversions):
+def test_what_an_association_has_ready_is_sent_by_another_while_it_is_held_up(
+    move, make_compressed, conversions, comes_true
+):
     def answer(number, _event):
-        return 0xA700 if number == 1 and not _wait(lambda: len(receiver.stored) == 7) else 0x0000
+        return 0xA700 if number == 1 and not comes_true(lambda: len(receiver.stored) == 7) else 0x0000
 
     receiver = Receiver(answer)
     status, _ = move(receiver, 8, 2, make=make_compressed)[-1]
