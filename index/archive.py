@@ -116,7 +116,7 @@ class Archive:
         )
 
     def expect_arrivals(self) -> None:
-        """Make ready for instances to be stored, while other things are done: the first is as quick as the next then."""
+        """Make ready for instances to be stored, behind what else is done: the first is as quick as the next then."""
         self._journal.begin()
 
     @property
