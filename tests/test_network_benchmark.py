@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pydicom import dcmread
 from routed import Pacs
 
 from index.archive import Archive
@@ -83,7 +84,6 @@ def test_a_catalogue_made_in_bulk_is_as_c_store_leaves_it(archive):
 
 
 def test_a_renewed_corpus_is_of_new_instances_with_the_same_pixels(tmp_path):
-    from pydicom import dcmread
 
     from benchmarks.network import corpus
 
@@ -112,7 +112,9 @@ def test_what_a_peer_does_not_manage_is_told_in_its_row_and_its_objects_are_ther
     answers = iter([0, 0xC000])
     pacs.answer = lambda _event: next(answers, 0)
     pacs.open()
-    node = SimpleNamespace(key="busy", name="busy", title="PACS", port=pacs.port, pids=lambda: [os.getpid()])
+    node = SimpleNamespace(
+        key="busy", name="busy", title="PACS", port=pacs.port, pids=lambda: [os.getpid()], services={"store"}
+    )
     try:
         refused = measure.store(node, kind, tool=tool, associations=2)
         again = measure.store(node, kind, tool=tool, associations=2)
@@ -128,3 +130,35 @@ def test_what_a_peer_does_not_manage_is_told_in_its_row_and_its_objects_are_ther
     table = report.text({"processors": 1, "load_average": 0.0, "seconds": 1.0, "rows": rows})
     assert f"not measured: {refused['not_measured']}" in table
     assert "c000" in refused["not_measured"].lower()
+
+
+def test_a_peer_that_loses_what_it_has_answered_is_found_out(tmp_path, monkeypatch):
+    """Its tools call a C-MOVE of what is left a success."""
+    from benchmarks.network import corpus, measure
+
+    kind = corpus.make(tmp_path, "tiny", 6, side=8, instances_a_study=3)
+    pacs, kept, asked = Pacs(), [5], []
+    pacs.open()
+    node = SimpleNamespace(
+        key="leaky", name="leaky", title="PACS", port=pacs.port, pids=lambda: [os.getpid()], services={"store", "move"}
+    )
+
+    def ask(_port, _called, _calling, identifiers):
+        asked.append([(each.QueryRetrieveLevel, each.StudyInstanceUID, each.SeriesInstanceUID) for each in identifiers])
+        return SimpleNamespace(answers=kept[0])
+
+    monkeypatch.setattr(measure.client, "ask", ask)
+    monkeypatch.setattr(measure, "run_tools", lambda _commands: 2.0)
+    try:
+        stored = measure.store(node, kind, tool="client", associations=1)
+        moved = measure.retrieve(node, kind, tool="movescu", associations=1)
+        kept[0] = 0
+        nothing = measure.retrieve(node, kind, tool="movescu", associations=1)
+    finally:
+        pacs.close()
+
+    assert "has 5 of them" in stored["not_measured"]
+    assert (moved["count"], moved["per_s"]) == (5, 2.5)
+    assert nothing["not_measured"] == "it has none of them"
+    series = {(each.StudyInstanceUID, each.SeriesInstanceUID) for each in map(dcmread, kind.files)}
+    assert {(study, own) for _, study, own in asked[0]} == series

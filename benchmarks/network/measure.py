@@ -87,7 +87,7 @@ def _stored(node: Node, corpus: Corpus, tool: str, associations: int) -> Row:
         else:
             seconds, latencies = _sent(node, corpus.files, associations), []
     count = len(corpus.files)
-    if "find" in node.services and (held := _held(node, corpus)) != count:  # type: ignore[attr-defined]
+    if "move" in node.services and (held := _held(node, corpus)) != count:  # type: ignore[attr-defined]
         raise NotMeasured(f"all {count} were answered 0000, but it has {held} of them")
     return {**_rates(count, seconds, corpus.bytes_each), **costs(taken, count), **latencies_of(latencies)}
 
