@@ -14,7 +14,9 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from index import schema
 from index.changes import now
+from index.files import named_uid
 from index.header import Header
 from index.items import insert_items
 from index.keys import KEYS, SEQUENCES, Level, Matching, keys_of, snake_case
@@ -33,9 +35,18 @@ def find_instance(database: Database, sop_instance_uid: str) -> dict[str, Any] |
     return None if row is None else dict(zip([column[0] for column in cursor.description], row, strict=True))
 
 
+AT_PATH = f"((sop_instance_uid = ? AND path = ?) OR ({schema.HAS_ANOTHER_NAME} AND path = ?))"
+"""Condition for the instance whose file is at a path, by an index: the name of most files has the UID."""
+
+
+def at_path(path: str) -> tuple[str, str, str]:
+    """Return the parameters of `AT_PATH`."""
+    return named_uid(path), path, path
+
+
 def is_known(database: Database, path: str) -> bool:
     """Whether an instance has its file at `path`, below the data folder."""
-    return database.execute("SELECT 1 FROM instance WHERE path = ?", (path,)).fetchone() is not None
+    return database.execute(f"SELECT 1 FROM instance WHERE {AT_PATH}", at_path(path)).fetchone() is not None
 
 
 def has_series(database: Database, series_instance_uid: str) -> bool:

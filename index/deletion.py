@@ -155,7 +155,8 @@ def is_promised(database: Database, path: str) -> bool:
 
 def revoke_promises(database: Database) -> None:
     """Take back what was noted of a file that a row points to."""
-    database.execute("DELETE FROM removal WHERE path IN (SELECT path FROM instance)")
+    paths = [row[0] for row in database.execute("SELECT path FROM removal").fetchall()]
+    keep_promise(database, [path for path in paths if catalogue.is_known(database, path)])
 
 
 def keep_promise(database: Database, paths: Iterable[str]) -> None:

@@ -43,6 +43,11 @@ def _name(uid: str) -> str:
     return uid if is_valid_uid(uid) else "x" + hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
+def named_uid(path: str) -> str:
+    """Return the SOP Instance UID that the name of a stored file has, or what stands for one that is not valid."""
+    return path.rpartition("/")[2].rpartition("-")[0]
+
+
 class FileStore:
     """The files of one archive.
 

@@ -177,3 +177,9 @@ def network_processes(database: Database) -> None:
 def arrivals(database: Database) -> None:
     """How far the journal of arrivals is in the catalogue: a row for each lane."""
     _run(database, schema.ARRIVALS)
+
+
+@migrations()
+def paths(database: Database) -> None:
+    """Find an instance by its file without an index of all paths: most names have the UID."""
+    _run(database, schema.PATHS)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from index import catalogue, changes, deletion, elsewhere, jobs
+from index.catalogue import AT_PATH, at_path
 from index.changes import ChangeKind
 from index.database import BUSY_TIMEOUT_S, Connections
 from index.keys import Level
@@ -108,20 +109,24 @@ class OldCatalogue:
 
     def sha256(self, path: str) -> str | None:
         """Return the digest of what was received as the file at `path`; None: it knows of no such file."""
-        rows = self._rows("SELECT sha256 FROM instance WHERE path = ?", (path,))
+        rows = self._rows(f"SELECT sha256 FROM instance WHERE {AT_PATH}", at_path(path))
         return str(rows[0][0]) if rows else None
 
     def source_aet(self, path: str) -> str | None:
         """Return who sent the file at `path`, "" where nobody did; None: it knows of no such file."""
-        rows = self._rows("SELECT source_aet FROM instance WHERE path = ?", (path,))
+        rows = self._rows(f"SELECT source_aet FROM instance WHERE {AT_PATH}", at_path(path))
         return str(rows[0][0] or "") if rows else None
 
     def removals(self) -> frozenset[str]:
         """Return the paths of the files that a deletion has still to remove."""
-        rows = self._rows(
-            "SELECT path FROM removal WHERE NOT EXISTS (SELECT 1 FROM instance WHERE instance.path = removal.path)"
-        )
-        return frozenset(str(row[0]) for row in rows)
+        gone = set()
+        for (path,) in self._rows("SELECT path FROM removal"):
+            rows = self._read(f"SELECT 1 FROM instance WHERE {AT_PATH}", at_path(str(path)))
+            if rows is None:  # nobody can tell
+                return frozenset()
+            if not rows:
+                gone.add(str(path))
+        return frozenset(gone)
 
     def tell_missing(self, connections: Connections) -> list[Missing]:
         """Append every instance that the new catalogue lacks to its change feed, and return them."""

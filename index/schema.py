@@ -154,6 +154,15 @@ CREATE TABLE activation (
 INSERT INTO activation (model_id, at) SELECT model_id, at FROM encoder WHERE active;
 """
 
+HAS_ANOTHER_NAME = "instr(path, '/' || sop_instance_uid || '-') = 0"
+"""Condition for the instances whose file is not named by their UID, since that is not valid."""
+
+PATHS = f"""
+DROP INDEX instance_path;
+CREATE INDEX instance_other_name ON instance(path) WHERE {HAS_ANOTHER_NAME};
+"""
+"""An index of all paths was a quarter of the catalogue."""
+
 LOOKUPS = """
 CREATE INDEX instance_path ON instance(path);
 CREATE TABLE derivation_output (
