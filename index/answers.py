@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import itemgetter
@@ -27,7 +26,7 @@ from index.archive import Archive
 from index.charset import CODED, SINGLE_VALUED, Charset, charset_from_text, choose_charset, split
 from index.identifier import Query
 from index.keys import Level
-from index.query import Selection, answer_of, at_once, select
+from index.query import Selection, answer_of, found, select
 
 IS_IMPLICIT = {str(ImplicitVRLittleEndian): True, str(ExplicitVRLittleEndian): False}
 """Transfer syntaxes in which answers are encoded here, and whether their VR is implicit."""
@@ -160,7 +159,7 @@ class _Plan:
 def answers(
     archive: Archive, query: Query, edge: Mapping[str, str], transfer_syntax_uid: str
 ) -> Iterator[bytes | Dataset]:
-    """Yield one response Identifier for each entity that matches, straight from the cursor.
+    """Yield one response Identifier for each entity that matches, as they are found.
 
     Parameters
     ----------
@@ -179,10 +178,10 @@ def answers(
     if implicit is not None and not query.sequences and not query.zone:
         shape = (query.level, query.keywords, query.empty, query.returns_offset)
         plan = _plan(*shape, tuple(edge.items()), is_implicit=implicit)
-    with archive.reading() as database, closing(database.execute(selection.sql, selection.parameters)) as rows:
-        for row in at_once(rows):
-            found = None if plan is None else plan.encoded(row, selection)
-            yield found if found is not None else with_edge(answer_of(database, selection, row), edge)
+    with found(archive, selection) as (database, rows):
+        for row in rows:
+            encoded = None if plan is None else plan.encoded(row, selection)
+            yield encoded if encoded is not None else with_edge(answer_of(database, selection, row), edge)
 
 
 def with_edge(identifier: Dataset, edge: Mapping[str, str]) -> Dataset:

@@ -116,7 +116,7 @@ class Archive:
         )
 
     def expect_arrivals(self) -> None:
-        """Make ready for instances to be stored, behind what else is done: the first is as quick as the next then."""
+        """Make ready for instances to be stored, behind what else is done: the first hardly waits for the disk then."""
         self._journal.begin()
 
     @property
@@ -339,7 +339,6 @@ class Archive:
         with self.transaction() as database:
             if only_if is not None and not only_if(database):
                 return 0
-            self._journal.empty(database)
             removed = deletion.remove_rows(database, level, uid)
             detail = f"{removed.instances} instances" + (f": {reason}" if reason else "")
             changes.append(database, ChangeKind.DELETED, level, uid, detail)
@@ -347,6 +346,7 @@ class Archive:
                 jobs.push(database, jobs.SERIES_STABLE, series, not_before=time.time() + self._settle_time_s)
             if counted_as:
                 count(database, counted_as, 1)
+            self._journal.empty(database)  # last: what fails before has taken nothing from it
         self._intake.remove_files(removed.paths)
         return removed.instances
 

@@ -24,7 +24,7 @@ from typing import IO, Protocol
 from sqlite_utils import Database
 
 from index.arrival_blocks import Arrived, Block, Encoder, blocks
-from index.durable import flush, flush_file_system, write_whole
+from index.durable import FileSystem, flush, write_whole
 from index.errors import ArchiveError
 
 FOLDER = "arrivals"
@@ -64,12 +64,12 @@ class Written:
 
     Attributes
     ----------
-    emptied
-        `Standing.emptied` when it was written: emptied since, the journal does not have it any more.
+    segments
+        Of the lane when it was written: of others now, the journal does not have it any more.
     """
 
     number: int
-    emptied: int
+    segments: tuple[_Segment, _Segment]
     instances: tuple[Arrived, ...]
 
 
@@ -102,6 +102,7 @@ class ArrivalJournal:
 
     def __init__(self, root: Path, connections: _Transactions) -> None:
         self._root = root
+        self._file_system = FileSystem(root)
         self._folder = root / FOLDER
         self._connections = connections
         self._boot = boot()
@@ -133,7 +134,7 @@ class ArrivalJournal:
             lane = self._lane = self._lane or self._taken_lane()
             lane.number += 1
             self._put(lane, lane.number, instances)
-            return Written(lane.number, lane.emptied, tuple(instances))
+            return Written(lane.number, lane.segments, tuple(instances))
 
     def note(self, database: Database, written: Written) -> None:
         """Take note of a block inside the transaction with the rows of its instances; raises `OSError`."""
@@ -141,23 +142,26 @@ class ArrivalJournal:
         if lane is None:
             raise RuntimeError("no block was written")
         now = standing(database, lane.id)
-        if now.emptied != written.emptied:
+        if any(segment.is_gone for segment in written.segments):
             with self._lock:
-                if lane.emptied != now.emptied:
+                if lane.segments is written.segments:
+                    lane.segments = self._new_segments(lane.id)
                     lane.begin_anew(now)
                 self._put(lane, written.number, written.instances)
-        lane.ended = written.number - 1
-        _set(database, lane.id, Standing(written.number, lane.settled, now.emptied, self._boot))
-        if 0 < lane.is_left <= lane.ended:
-            self._settle_soon(lane, lane.is_left)
-            lane.is_left = 0
+        with self._lock:
+            lane.ended = written.number - 1
+            settled, left = lane.settled, lane.is_left
+            if 0 < left <= lane.ended:
+                lane.is_left = 0
+                self._settle_soon(lane, left)
+        _set(database, lane.id, Standing(written.number, settled, now.emptied, self._boot))
 
     def _put(self, lane: _Lane, number: int, instances: Sequence[Arrived]) -> None:
         """Write a block where the next one of the lane goes."""
         block = lane.encoder.encoded(lane.key, number, instances)
         if lane.at and lane.at + len(block) > _SEGMENT_BYTES and lane.other <= lane.ended:
             if lane.other > lane.settled:  # the thread that sees to it is late
-                flush_file_system(self._root)
+                self._file_system.flush()
                 lane.settled = lane.other
             lane.other = lane.is_left = lane.last
             lane.segment, lane.at, lane.last = 1 - lane.segment, 0, 0
@@ -169,12 +173,13 @@ class ArrivalJournal:
         """Bring to disk what the blocks up to `number` stand for, while others go on."""
 
         def settle() -> None:
-            flush_file_system(self._root)
+            self._file_system.flush()
             with self._lock:
                 lane.settled = max(lane.settled, number)
 
         self._settling = threading.Thread(target=settle, name="settle-arrivals", daemon=True)
-        self._settling.start()
+        with suppress(RuntimeError):  # there is no thread to be had: who needs the segment sees to it
+            self._settling.start()
 
     def _taken_lane(self) -> _Lane:
         """Take a lane that no living process has, and leave nothing open of what a dead one did there."""
@@ -189,7 +194,14 @@ class ArrivalJournal:
                 held.close()
                 continue
             break
-        flush_file_system(self._root)
+        try:
+            return self._settled_lane(number, held)
+        except BaseException:
+            held.close()  # it is anybody's again
+            raise
+
+    def _settled_lane(self, number: int, held: IO[str]) -> _Lane:
+        self._file_system.flush()
         with self._connections.transaction() as database:
             key = self._key()
             if not key:
@@ -200,8 +212,11 @@ class ArrivalJournal:
             _set(database, number, now)
         # A block that was written, but not noted, bears a number that is given again: it may not be taken for that one.
         _clear(path for path in self._paths_of(number) if path.exists())
-        segments = tuple(_Segment(path) for path in self._paths_of(number))
-        return _Lane(number, held, key, (segments[0], segments[1]), now)
+        return _Lane(number, held, key, self._new_segments(number), now)
+
+    def _new_segments(self, lane: int) -> tuple[_Segment, _Segment]:
+        first, second = self._paths_of(lane)
+        return _Segment(first), _Segment(second)
 
     def _key(self) -> bytes:
         with suppress(FileNotFoundError):
@@ -211,7 +226,7 @@ class ArrivalJournal:
     def settle(self) -> None:
         """Bring to disk what the journal stands for, so that `empty` has little left to wait for."""
         if self._has_any():
-            flush_file_system(self._root)
+            self._file_system.flush()
 
     def empty(self, database: Database) -> None:
         """Leave nothing in the journal, inside a write transaction: all that it stands for is on disk before.
@@ -219,12 +234,16 @@ class ArrivalJournal:
         A block that another thread or process has written, but not noted, is written once more when it is.
         """
         if self._has_any():
-            flush_file_system(self._root)
-            _clear(self._paths())
+            self._file_system.flush()
+            _remove(self._paths())
             database.execute("UPDATE arrivals SET settled = number, emptied = emptied + 1")
 
     def _has_any(self) -> bool:
-        return any(path.stat().st_size for path in self._paths())
+        for path in self._paths():
+            with suppress(FileNotFoundError):  # somebody empties it
+                if path.stat().st_size:
+                    return True
+        return False
 
     def _paths_of(self, lane: int) -> list[Path]:
         return [self._folder / f"{lane}-{segment}" for segment in (0, 1)]
@@ -263,8 +282,8 @@ class ArrivalJournal:
         lanes = standings(database)
         if lanes != since:
             return False
-        flush_file_system(self._root)
-        _clear(self._paths())
+        self._file_system.flush()
+        _remove(self._paths())
         for lane in {*lanes, *last}:
             before = lanes.get(lane, Standing())
             number = max(before.number, last.get(lane, 0))
@@ -305,7 +324,7 @@ class _Lane:
 
     def begin_anew(self, now: Standing) -> None:
         """Begin with empty segments."""
-        self.settled, self.emptied = now.settled, now.emptied
+        self.settled = now.settled
         self.segment = self.at = self.last = self.other = self.is_left = 0
 
 
@@ -329,6 +348,15 @@ def _set(database: Database, lane: int, now: Standing) -> None:
     )
 
 
+def _remove(segments: Sequence[Path]) -> None:
+    """Leave nothing in them, and no name of them: who still writes to one finds out (`_Segment.is_gone`)."""
+    _clear(segments)
+    for path in segments:
+        path.unlink()
+    for folder in {path.parent for path in segments}:
+        flush(folder)
+
+
 def _clear(segments: Iterable[Path]) -> None:
     """Leave nothing in them, on the disk as well."""
     for path in segments:
@@ -346,6 +374,11 @@ class _Segment:
         if is_new:
             flush(path.parent)
         self._direct = os.fdopen(_open_directly(path), "wb", buffering=0)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody has emptied it: nobody who looks for it finds what is written to it now."""
+        return os.fstat(self._plain.fileno()).st_nlink == 0
 
     def write(self, block: memoryview, at: int) -> None:
         """Write `block` at the byte `at`."""

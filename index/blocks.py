@@ -8,26 +8,24 @@ cache when it is asked for again.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
-from index.direct_io import BLOCK_BYTES, PAGE, Memory
+from index.direct_io import BLOCK_BYTES, LARGE, PAGE, Memory
 from index.read_ahead import bring_what_follows
 
-LARGE = 8 << 20
-"""Bytes from which a file may be read past the cache: what is smaller is read ahead as a whole, or nearly."""
-
 _AHEAD = 2
-"""Blocks that are read while one is sent."""
+"""Blocks that are read while one is sent, of a MiB each; of a quarter of that where many large files are sent."""
 
 _MOST_THREADS = 4
 
@@ -78,8 +76,7 @@ class Blocks(AbstractContextManager["Blocks"]):
         OSError
             They cannot be read to the end.
         """
-        descriptor = self._open_past_cache()
-        blocks = self._through_cache(step) if descriptor is None else self._past_cache(descriptor, step)
+        blocks = self._past_cache(step) if self._goes_past_cache() else self._through_cache(step)
         left = self.size
         with closing(blocks):
             for block in blocks:
@@ -88,23 +85,32 @@ class Blocks(AbstractContextManager["Blocks"]):
         if left:
             raise OSError("it has become shorter")
 
-    def _open_past_cache(self) -> int | None:
-        """Return a descriptor to read the file past the cache; None where it is better, or has, to be read through it.
+    def _goes_past_cache(self) -> bool:
+        """Make ready to read the file past the cache; False where it is better, or has, to be read through it.
 
         The parts of a data set have an even length (PS3.8 9.3.5.1): no block may end at an odd byte of it.
         """
         if self.size < LARGE or self._offset % 2 or self._is_cached() or _SLOW.has(self._path):
-            return None
-        with suppress(OSError, AttributeError):  # not on this file system, or system
-            return os.open(self._path, os.O_RDONLY | os.O_DIRECT)
-        return None
+            return False
+        return self._set_direct(os.O_DIRECT) if hasattr(os, "O_DIRECT") else False
+
+    def _set_direct(self, flag: int) -> bool:
+        """Have reads go past the cache, with O_DIRECT as `flag`, or through it; whether the file system does that."""
+        descriptor = self._file.fileno()
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT | flag)
+        except OSError:
+            return False
+        return True
 
     def _is_cached(self) -> bool:
         """Whether the file is in the cache, judged by one byte of it; True as well where the system does not say.
 
-        Another byte each time: to ask for one that is not there may bring its page into the cache.
+        Not by one of its begin, which is read ahead; and another byte each time: to ask for one that is not there may
+        bring its page into the cache.
         """
-        place = self._offset + random.randrange(self.size)  # noqa: S311
+        end = self._offset + self.size
+        place = random.randrange(max(self._offset, min(BLOCK_BYTES, end - 1)), end)  # noqa: S311
         try:
             return bool(os.preadv(self._file.fileno(), [bytearray(1)], place, os.RWF_NOWAIT))
         except BlockingIOError:
@@ -121,8 +127,8 @@ class Blocks(AbstractContextManager["Blocks"]):
                 bring_what_follows(self._file.fileno(), self._file.tell())
             yield block
 
-    def _past_cache(self, descriptor: int, step: int) -> Generator[memoryview, None, None]:
-        end, at = self._offset + self.size, self._offset // PAGE * PAGE
+    def _past_cache(self, step: int) -> Generator[memoryview, None, None]:
+        descriptor, end, at = self._file.fileno(), self._offset + self.size, self._offset // PAGE * PAGE
         coming: deque[tuple[memoryview, int, Future[int]]] = deque()
         begin, waited_s, together = at, 0.0, _READERS.come()
         try:
@@ -146,12 +152,12 @@ class Blocks(AbstractContextManager["Blocks"]):
         except OSError as error:
             if error.errno != errno.EINVAL or begin > self._offset:
                 raise
+            self._set_direct(0)
             yield from self._through_cache(step)  # the file system took the flag, but not what was asked for
         finally:
             for memory, _, reading in coming:
                 reading.exception()  # nobody writes to that memory any more
                 _MEMORY.give_back(memory)
-            os.close(descriptor)
             _READERS.leave()
 
 
@@ -188,6 +194,7 @@ class _Some:
     def add(self, path: Path) -> None:
         with self._lock:
             self._paths[path] = None
+            self._paths.move_to_end(path)
             if len(self._paths) > self._most:
                 self._paths.popitem(last=False)
 

@@ -37,16 +37,12 @@ meanwhile goes there once. SQLite itself would do it after 1000, in one of seven
 _LOG_PAGE_BYTES = 4120
 """What a page takes in the log (https://sqlite.org/walformat.html)."""
 
-_READERS_MS = 50
-"""How long a commit waits for those who still read from a log that is to begin anew, milliseconds."""
-
-_PATIENCE = 4
-"""How much longer it waits each time that they went on reading: at most to `_MOST_READERS_MS`."""
-
-_MOST_READERS_MS = 800
+_READERS_MS, _MOST_READERS_MS = 50, 800
+"""How long a commit waits for those who still read from a log that is to begin anew, milliseconds: four times as long
+where the log is twice as long as it should be, nine times where it is three times as long, until the most."""
 
 _AGAIN = 10
-"""It is tried again after so many times what was waited: however long somebody reads, a tenth of the time is waited."""
+"""It is tried again after so many times what was waited, by whichever process: a tenth of the time is waited."""
 
 _MOST_READERS = 4
 """Connections that are kept for the next query."""
@@ -67,8 +63,6 @@ class Connections:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._log_path = f"{path}-wal"
-        self._log_is_kept_until = 0.0
-        self._patience_ms = _READERS_MS
         self._local = threading.local()
         self._readers: deque[_Reader] = deque()
         with first_in_line(path), self.transaction() as database:
@@ -91,7 +85,10 @@ class Connections:
 
     @property
     def turns(self) -> Path:
-        """A file beside the catalogue, for those who take turns in writing."""
+        """A file beside the catalogue, for those who take turns in writing.
+
+        Its time says until when nobody waits for those who read from a log that is to begin anew.
+        """
         return self._path.with_suffix(".turns")
 
     @property
@@ -199,20 +196,35 @@ class Connections:
         SQLite on its own begins it anew when nobody happens to read, which with many peers may be never: it would grow
         for ever, and be brought into the catalogue with every commit.
         """
+        limit = _LOG_PAGES * _LOG_PAGE_BYTES
         try:
             size = os.stat(self._log_path).st_size  # noqa: PTH116  (it is asked for with every commit)
         except OSError:  # somebody has put another catalogue there
             return
-        if size <= _LOG_PAGES * _LOG_PAGE_BYTES or time.monotonic() < self._log_is_kept_until:
+        if size <= limit or self._is_log_kept():
             return
-        patience_ms, is_kept = self._patience_ms, True
+        patience_ms, is_kept = min(_READERS_MS * (size // limit) ** 2, _MOST_READERS_MS), True
         with suppress(sqlite3.Error):  # what was committed is in the log, and safe there
             connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
             is_kept = bool(connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0])
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
         if is_kept:
-            self._log_is_kept_until = time.monotonic() + _AGAIN * patience_ms / 1000
-        self._patience_ms = min(_PATIENCE * patience_ms, _MOST_READERS_MS) if is_kept else _READERS_MS
+            self._keep_log(_AGAIN * patience_ms / 1000)
+
+    def _is_log_kept(self) -> bool:
+        """Whether some process has found readers that went on, and it is too early to wait for them again."""
+        try:
+            until = self.turns.stat().st_mtime
+        except OSError:  # nobody has
+            return False
+        return 0 < until - time.time() <= _AGAIN * _MOST_READERS_MS / 1000
+
+    def _keep_log(self, seconds: float) -> None:
+        """Have no process wait for readers in that time: others cannot write meanwhile, and there may be many."""
+        until = time.time() + seconds
+        with suppress(OSError):  # then it is tried again sooner
+            self.turns.touch()
+            os.utime(self.turns, (until, until))
 
     def _set_flush(self, connection: sqlite3.Connection) -> None:
         """Have the next commit flushed or not; most are like the one before."""

@@ -24,6 +24,9 @@ BLOCK_BYTES = 1 << 20
 SMALL = 160 << 10
 """Bytes up to which a file is written through the cache: a slice of 256 × 256 is."""
 
+LARGE = 8 << 20
+"""Bytes from which a file may be read past the cache: of what is smaller, all or much is read ahead."""
+
 _MOST_LARGE = _MOST_FREE = 8
 _FEWER_BYTES = 1 << 18
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -56,9 +59,10 @@ class Memory:
 
     def give_back(self, block: memoryview) -> None:
         """Let others have a block that nobody reads any more."""
-        free = self._free[len(block)]
-        if len(free) < _MOST_FREE:
-            free.append(block)
+        with self._lock:
+            free = self._free[len(block)]
+            if len(free) < _MOST_FREE:
+                free.append(block)
 
 
 class NewFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,36 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_file_system(folder: Path) -> None:
-    """Write everything that the system still holds of the file system of `folder` to the disk (syncfs(2)).
+class FileSystem:
+    """The file system of a folder, as one process knows it.
+
+    That something could not be written is told once to each who has had it open since before; another process that
+    opens it later is not told any more (syncfs(2)).
 
     Raises
     ------
     OSError
-        Something could not be written.
+        The folder cannot be opened.
     """
-    if _syncfs is None:
-        os.sync()
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if _syncfs(descriptor):
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def flush(self) -> None:
+        """Write everything that the system still holds of it to the disk.
+
+        Raises
+        ------
+        OSError
+            Something could not be written, since it was opened or flushed last.
+        """
+        if _syncfs is None:
+            os.sync()
+        elif _syncfs(self._descriptor):
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(folder))
-    finally:
-        os.close(descriptor)
+            raise OSError(number, os.strerror(number), str(self._folder))
 
 
 def start_writing(descriptor: int, offset: int) -> None:

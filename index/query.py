@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,28 +104,46 @@ def select(query: Query) -> Selection:
     return Selection(query, sql, parameters, tables)
 
 
-def at_once(rows: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
+@contextmanager
+def found(archive: Archive, selection: Selection) -> Iterator[tuple[Database, Iterator[tuple[Any, ...]]]]:
+    """Give the rows that a query finds, and a connection on which the items of sequences are asked for, row by row."""
+    with archive.reading() as database:
+        if not selection.query.sequences:
+            with closing(database.execute(selection.sql, selection.parameters)) as rows:
+                yield database, _at_once(rows)
+            return
+        database.execute("BEGIN")  # rows and their items are of one state
+        try:
+            with closing(database.execute(selection.sql, selection.parameters)) as rows:
+                yield database, rows
+        finally:
+            database.execute("COMMIT")
+
+
+def _at_once(rows: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a cursor; those that are found soon are all read before the first is given.
 
     Who takes the answers to most queries slowly then keeps no old state of the catalogue, in its log, for so long.
     """
-    read, end = [], time.monotonic() + _SOON_S
+    read: deque[tuple[Any, ...]] = deque()
+    end = time.monotonic() + _SOON_S
     for row in rows:
         read.append(row)
         if len(read) == _MOST_AT_ONCE or time.monotonic() > end:
             break
-    yield from read
+    while read:
+        yield read.popleft()
     yield from rows
 
 
 def find(archive: Archive, query: Query) -> Iterator[Dataset]:
-    """Yield one response Identifier for each entity that matches, straight from the cursor.
+    """Yield one response Identifier for each entity that matches, as they are found.
 
     Keys that only the network edge can answer (Retrieve AE Title, Instance Availability) are left to it.
     """
     selection = select(query)
-    with archive.reading() as database, closing(database.execute(selection.sql, selection.parameters)) as rows:
-        for row in at_once(rows):
+    with found(archive, selection) as (database, rows):
+        for row in rows:
             yield answer_of(database, selection, row)
 
 

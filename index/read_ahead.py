@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from index.direct_io import BLOCK_BYTES, SMALL
+from index.direct_io import BLOCK_BYTES, LARGE, SMALL
 from index.instances import StoredInstance
 
 READ_AHEAD = 4
@@ -39,9 +39,10 @@ def bring_to_cache(path: Path, size: int) -> None:
     Parameters
     ----------
     size
-        Of the file, bytes, as far as is known; nothing is done for a small one, which the cache most often has.
+        Of the file, bytes, as far as is known; nothing is done for a small one, which the cache most often has, and for
+        a large one, which is read past the cache (`index.blocks`).
     """
-    if size <= SMALL or not hasattr(os, "posix_fadvise"):
+    if not SMALL < size < LARGE or not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError):  # it is a wish; whoever reads the file is told what is wrong with it
         descriptor = os.open(path, os.O_RDONLY)

@@ -119,3 +119,26 @@ def test_who_takes_few_answers_slowly_keeps_no_old_state_of_the_catalogue(odd, t
     assert is_kept()
     assert list(found)
     assert not is_kept()
+
+
+def test_items_of_sequences_are_of_the_state_in_which_their_rows_were_found(archive, make_instance, transmit):
+    """Numbers of rows are given again: the items of a later study would be taken for those of one that is gone."""
+
+    def store(number, code):
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, "99X", code
+        where = {"StudyInstanceUID": f"1.2.{number}", "SeriesInstanceUID": f"1.2.{number}.1", "PatientID": str(number)}
+        archive.ingest(make_instance(number, **where, ProcedureCodeSequence=[item]))
+
+    for number in (1, 2, 3):
+        store(number, f"OF{number}")
+    asked = Dataset()
+    asked.QueryRetrieveLevel, asked.StudyInstanceUID, asked.ProcedureCodeSequence = "STUDY", None, []
+    found = answers(archive, parse_identifier(transmit(asked), Model.STUDY_ROOT), EDGE, str(ImplicitVRLittleEndian))
+    got = [next(found)]
+    for number in (2, 3):
+        archive.delete(Level.STUDY, f"1.2.{number}")
+    store(4, "OF4")
+    got += found
+    told = {(each.StudyInstanceUID, each.ProcedureCodeSequence[0].CodeValue) for each in got}
+    assert told == {("1.2.1", "OF1"), ("1.2.2", "OF2"), ("1.2.3", "OF3")}

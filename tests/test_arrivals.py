@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
@@ -384,7 +384,7 @@ def test_who_stores_first_does_not_wait_for_what_others_have_written(tmp_path, s
     """A lane is taken behind the start of the node."""
     flushed = []
     monkeypatch.setattr(
-        arrivals, "flush_file_system", lambda _path: flushed.append(threading.current_thread().name)
+        arrivals.FileSystem, "flush", lambda _self: flushed.append(threading.current_thread().name)
     )
     archive = Archive(tmp_path / "data")
     archive.expect_arrivals()
@@ -394,17 +394,66 @@ def test_who_stores_first_does_not_wait_for_what_others_have_written(tmp_path, s
 
 
 def test_a_start_that_finds_no_lane_leaves_it_to_who_stores_first(tmp_path, send, monkeypatch, wait_until):
-    tried, real = [], arrivals.flush_file_system
+    tried, real = [], arrivals.FileSystem.flush
 
-    def flush_file_system(path):
+    def flush(file_system):
         tried.append(threading.current_thread())
         if len(tried) == 1:
             raise OSError("broken")
-        real(path)
+        real(file_system)
 
-    monkeypatch.setattr(arrivals, "flush_file_system", flush_file_system)
+    monkeypatch.setattr(arrivals.FileSystem, "flush", flush)
     archive = Archive(tmp_path / "data")
     archive.expect_arrivals()
     wait_until(lambda: tried and not tried[0].is_alive())
     assert send(archive, 1)[0] is Outcome.STORED
     assert len(tried) == 2
+    assert [path.name for path in (archive.data / "arrivals").glob("*.lock")] == ["1.lock"]
+
+
+def test_a_deletion_that_finds_nothing_takes_nothing_from_the_journal(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {number: send(archive, number)[1] for number in (1, 2)}
+    with pytest.raises(NotFound):
+        archive.delete(Level.STUDY, "1.2.3.4")
+    before = catalogue_of(archive)
+    sent[3] = send(archive, 3)[1]
+    archive.open_instance(UID.format(3)).path.unlink()
+    cut_power(archive, monkeypatch, before)
+    require_whole(Archive(tmp_path / "data"), sent)
+
+
+@pytest.mark.parametrize("comes", ["after it", "between its block and its rows"])
+def test_a_deletion_that_is_undone_loses_nothing(tmp_path, send, monkeypatch, comes):
+    """It has emptied the journal; that its transaction failed then cannot bring that back."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    for number in (1, 2):
+        send(archive, number)
+    before = catalogue_of(archive)
+    write, write_one = ArrivalJournal.write, []
+
+    def delete():
+        with suppress(ZeroDivisionError), archive.transaction() as database:
+            archive._journal.empty(database)
+            raise ZeroDivisionError
+
+    def write_and_delete(journal, instances):
+        written = write(journal, instances)
+        if not write_one:
+            write_one.append(written)
+            thread = threading.Thread(target=delete)
+            thread.start()
+            thread.join()
+        return written
+
+    if comes == "after it":
+        delete()
+    else:
+        monkeypatch.setattr(ArrivalJournal, "write", write_and_delete)
+    sent = {number: send(archive, number)[1] for number in (3, 4)}
+    for number in sent:
+        archive.open_instance(UID.format(number)).path.unlink()
+    cut_power(archive, monkeypatch, before)
+    archive = Archive(tmp_path / "data")
+    for number, content in sent.items():
+        assert archive.open_instance(UID.format(number)).path.read_bytes() == content

@@ -144,6 +144,8 @@ def test_a_peer_that_loses_what_it_has_answered_is_found_out(tmp_path, monkeypat
     )
 
     def ask(_port, _called, _calling, identifiers):
+        if kept[0] < 0:
+            raise RuntimeError("PACS answered C-FIND with A700")
         asked.append([(each.QueryRetrieveLevel, each.StudyInstanceUID, each.SeriesInstanceUID) for each in identifiers])
         return SimpleNamespace(answers=kept[0])
 
@@ -154,11 +156,14 @@ def test_a_peer_that_loses_what_it_has_answered_is_found_out(tmp_path, monkeypat
         moved = measure.retrieve(node, kind, tool="movescu", associations=1)
         kept[0] = 0
         nothing = measure.retrieve(node, kind, tool="movescu", associations=1)
+        kept[0] = -1
+        refused = measure.retrieve(node, kind, tool="movescu", associations=1)
     finally:
         pacs.close()
 
     assert "has 5 of them" in stored["not_measured"]
     assert (moved["count"], moved["per_s"]) == (5, 2.5)
     assert nothing["not_measured"] == "it has none of them"
+    assert refused["not_measured"] == "PACS answered C-FIND with A700"
     series = {(each.StudyInstanceUID, each.SeriesInstanceUID) for each in map(dcmread, kind.files)}
     assert {(study, own) for _, study, own in asked[0]} == series

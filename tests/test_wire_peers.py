@@ -19,6 +19,7 @@ from pynetdicom.dsutils import encode
 from pynetdicom.presentation import build_context
 from raw_peer import ABORT, ACCEPT, answer, associated, dial, echo_pdu, message_pdus, request_pdu
 
+from index.blocks import Blocks
 from index.errors import NotFound
 from scp.contexts import STUDY_ROOT_GET
 from scp.errors import AssociationLost
@@ -252,6 +253,57 @@ def test_a_file_that_cannot_be_read_to_its_end_ends_the_association(channel, tmp
         sender._stream.close()
         reader.join(10)
     assert isinstance(sender.end, Refused)
+
+
+def test_a_file_without_a_data_set_costs_nothing_but_its_own_object(channel, tmp_path):
+    path = tmp_path / "empty.dcm"
+    path.write_bytes(bytes(352))
+    sender, peer = channel()
+    with pytest.raises(OSError, match="no data set"):
+        sender.send_file(b"command!", 1, path, 352)
+    sender.send(b"the next", 1)
+    assert answer(peer)[12:] == b"the next"
+    assert sender.end is None
+
+
+def test_whatever_fails_in_the_middle_of_a_file_ends_the_association(channel, tmp_path, monkeypatch):
+    """A thread that cannot be had, for instance: the next object would come behind the begin of this one."""
+    path = tmp_path / "large.dcm"
+    path.write_bytes(bytes(3 << 20))
+    sender, peer = channel()
+    reader = threading.Thread(target=lambda: [None for _ in iter(lambda: peer.recv(1 << 20), b"")], daemon=True)
+    reader.start()
+
+    def read(_file, _step):
+        yield memoryview(bytes(1 << 20))
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Blocks, "read", read)
+    try:
+        with pytest.raises(AssociationLost, match="cannot be read to its end"):
+            sender.send_file(b"command!", 1, path, 0)
+    finally:
+        sender._stream.close()
+        reader.join(10)
+    assert isinstance(sender.end, Refused)
+    assert "can't start new thread" in str(sender.end)
+
+
+def test_a_peer_with_tiny_pdus_is_sent_a_file_a_few_at_a_time(channel, tmp_path, monkeypatch):
+    """All the pieces of a block of a MiB would take a hundred times its memory."""
+    path = tmp_path / "image.dcm"
+    content = bytes(range(256)) * 64
+    path.write_bytes(content)
+    sender, _peer = channel()
+    sender.limit(8)
+    sent = []
+    monkeypatch.setattr(sender, "_send", sent.append)
+    sender.send_file(b"command!", 1, path, 0)
+    assert max(map(len, sent)) <= 1024 + 8
+    pieces = [bytes(piece) for each in sent for piece in each]
+    begin = 2 * (len(b"command!") // 2)
+    assert b"".join(pieces[begin + 1 :: 2]) == content
+    assert [head[-1] for head in pieces[begin::2]] == [0] * (len(content) // 2 - 1) + [pdu.LAST]
 
 
 def test_a_peer_that_takes_little_at_a_time_gets_all_of_it(channel):

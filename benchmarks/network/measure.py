@@ -203,7 +203,10 @@ def _held(node: Node, corpus: Corpus) -> int:
         one.QueryRetrieveLevel, one.SOPInstanceUID = "IMAGE", ""
         one.StudyInstanceUID, one.SeriesInstanceUID = study, series
         asked.append(one)
-    return client.ask(node.port, node.title, "BENCHMARK", asked).answers
+    try:
+        return client.ask(node.port, node.title, "BENCHMARK", asked).answers
+    except RuntimeError as error:
+        raise NotMeasured(str(error)) from error
 
 
 def run_tools(commands: Sequence[list[str]]) -> float:

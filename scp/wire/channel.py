@@ -6,6 +6,7 @@ not to fall over it: what it sends next raises `AssociationLost`, and then the t
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from scp.wire.stream import Stream
 
 LARGEST_PDU = 1 << 17
 """Bytes of a PDU for a peer that sets no limit to them, or a higher one: nobody has to hold more at a time."""
+_MOST_PIECES = 1024
+"""Heads of PDUs and what belongs to them that are held at a time: with tiny PDUs a block would be millions."""
 
 
 class Channel:
@@ -246,14 +249,19 @@ class Channel:
         AssociationLost
             Not all of it was sent.
         OSError
-            The file cannot be opened: nothing was sent.
+            The file cannot be opened, or has no data set: nothing was sent.
         """
         pieces: list[bytes | memoryview] = [*pdu.fragments(context_id, pdu.COMMAND, command, self._largest)]
         with Blocks(path, offset) as file:
+            if not file.size:
+                raise OSError(errno.ENODATA, "the stored file has no data set")
             try:
                 self._send_blocks(pieces, context_id, file)
-            except OSError as error:  # what comes next would be taken for the rest of it
-                self.end = self.end or Refused(f"{path.name} cannot be read to its end: {error.strerror or error}")
+            except AssociationLost:
+                raise
+            except Exception as error:  # whatever it is: what comes next would be taken for the rest of the object
+                why = getattr(error, "strerror", None) or error
+                self.end = self.end or Refused(f"{path.name} cannot be read to its end: {why}")
                 raise AssociationLost("the stored file cannot be read to its end") from error
 
     def _send_blocks(self, pieces: list[bytes | memoryview], context_id: int, file: Blocks) -> None:
@@ -265,8 +273,12 @@ class Channel:
                     piece = block[begin : begin + step]
                     left -= len(piece)
                     pieces += (pdu.data_head(context_id, 0 if left else pdu.LAST, len(piece)), piece)
-                self._send(pieces)
-                pieces = []
+                    if len(pieces) >= _MOST_PIECES:
+                        self._send(pieces)
+                        pieces = []
+                if pieces:
+                    self._send(pieces)
+                    pieces = []
 
     def expect_response(self) -> None:
         """Forget the response to an earlier C-STORE."""
