@@ -84,7 +84,7 @@ def _verified_in_words(facts: dict[str, Any]) -> str:
     if not facts["instances"]:
         return "nothing to read"
     since = facts["all_verified_since"]
-    return f"every file since {since[:16].replace('T', ' ')} UTC" if since else "not every file yet"
+    return f"each file, the longest ago {since[:16].replace('T', ' ')} UTC" if since else "not every file yet"
 
 
 def _moment(seconds: float | None) -> str | None:

@@ -46,11 +46,14 @@ def deidentify(
 ) -> None:
     """De-identify files, folders or stored studies; what is refused is named, and the others go on.
 
-    New files are named by their new UIDs: --to/<study>/<series>/<instance>.dcm. None is overwritten. UIDs and
+    New files are named by their new UIDs: FOLDER/STUDY/SERIES/INSTANCE.dcm. None is overwritten. UIDs and
     pseudonyms follow from the key in the data folder: what belongs together still does, also after the next run.
 
-    Examples:  tharsis deidentify scan/ --to clean/ --profile research
-               tharsis deidentify image.dcm --profile research --explain
+    Examples, with [[deidentification]] name = "research" in my.toml:
+
+    tharsis deidentify scan/ --to clean/ --profile research --config my.toml
+
+    tharsis deidentify image.dcm --profile research --explain --config my.toml
     """
     settings = settings_from(config, data=data)
     if not profile:

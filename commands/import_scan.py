@@ -145,15 +145,17 @@ def import_scan(
             count = _write(scan, header, out_folder)
             out.print(f"{count} files in {out_folder}", highlight=False)
             return
-        count = _store(scan, header, open_archive(config, data, must_exist=False))
+        archive = open_archive(config, data, must_exist=False)
+        count = _store(scan, header, archive)
     except (ScanError, ArchiveError) as error:
         fail(str(error), FAILED)
     for note in scan.notes:
         out.print(note, highlight=False)
     out.print(
-        f"{len(scan.views)} views stored in {count} instances of series {header.SeriesInstanceUID}; a running node "
-        "reconstructs them, else: tharsis reconstruct SERIES",
+        f"{len(scan.views)} views stored in {count} instances in {archive.data}; a node that serves it reconstructs "
+        f"them, else: tharsis reconstruct {header.SeriesInstanceUID} --data {archive.data}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

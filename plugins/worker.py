@@ -20,7 +20,7 @@ from index import changes, jobs, plugin_troubles
 from index.archive import Archive
 from index.changes import ChangeKind
 from index.errors import NotFound
-from index.jobs import Job
+from index.jobs import RECURRING, Job
 from index.keys import Level
 from plugins.claim import Claim
 from plugins.hookspecs import JobFunction
@@ -125,7 +125,8 @@ class Worker:
         if self._plugins.not_asked:  # who was not asked this time is asked the next time
             with self._archive.transaction() as database:
                 plugin_troubles.forget_subject(database, job.subject)
-        logger.info("job %d %s %s: %.1f s", job.id, job.kind, job.subject, time.monotonic() - started)
+        level = logging.DEBUG if job.kind in RECURRING else logging.INFO  # those come for ever
+        logger.log(level, "job %d %s %s: %.1f s", job.id, job.kind, job.subject, time.monotonic() - started)
         return True
 
     def _watched(self, job: Job) -> AbstractContextManager[None]:

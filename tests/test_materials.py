@@ -104,9 +104,9 @@ def test_each_material_is_a_series_beside_the_bins(decomposed: Archive) -> None:
     told = [(s.header.SOPClassUID.name, s.header.SeriesDescription, s.header.SeriesNumber) for s in made(decomposed)]
     ct, pm = CTImageStorage.name, ParametricMapStorage.name
     assert told == [
-        (pm, "Water mg/ml", 3101), (pm, "Hydroxyapatite mg/ml", 3102), (pm, "Iodine mg/ml", 3103),
-        (pm, "Unexplained by the materials (chi-square)", 3104),
-        (ct, "Water mg/ml", 4101), (ct, "Hydroxyapatite mg/ml", 4102), (ct, "Iodine mg/ml", 4103),
+        (pm, "Water mg/ml", 5101), (pm, "Hydroxyapatite mg/ml", 5102), (pm, "Iodine mg/ml", 5103),
+        (pm, "Unexplained by the materials (chi-square)", 5104),
+        (ct, "Water mg/ml", 6101), (ct, "Hydroxyapatite mg/ml", 6102), (ct, "Iodine mg/ml", 6103),
     ]  # fmt: skip
     bins = made(decomposed, "reconstruct")
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName"):

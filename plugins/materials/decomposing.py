@@ -25,11 +25,12 @@ from reconstruct.decomposition import Allocate, Decomposition, Method, decompose
 from reconstruct.provenance import in_words
 from reconstruct.working_memory import file_array
 
-VERSION = 2
+VERSION = 3
 """Part of every recipe: raised when the same settings would give other values or other headers than before."""
 
-_MAP_NUMBERS, _CT_NUMBERS = 3000, 4000
-"""Added to the series number of the lowest energy bin, and the number of the material."""
+_MAP_NUMBERS, _CT_NUMBERS = 5000, 6000
+"""Added to the series number of the lowest energy bin, and the number of the material. SEG, reports and pictures have
+1000 to 3999 (`reconstruct.provenance.number_after`)."""
 _READ, _DECOMPOSED = 0.2, 0.7
 """Shares of the work that are done after reading and after decomposition."""
 
