@@ -19,7 +19,7 @@ _MOST_VIEWS = 64
 _LEAST = 0.1
 """Departure from the neighbours, as a line integral, below which a pixel is left to the ring removal."""
 
-_BANDS = 8
+_BANDS = 16
 """Parts of the detector that are looked at one after the other, so that not all of the views is held at once."""
 
 _REACH = 2
