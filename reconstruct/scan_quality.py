@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 
 from reconstruct import preprocess
 from reconstruct.corrections.chain import calibrated, corrected_integrals, tells_principal_point
 from reconstruct.corrections.drift import source_drift
 from reconstruct.corrections.principal_point import estimate_principal_column
-from reconstruct.corrections.rings import remove_rings
 from reconstruct.corrections.unsteady_pixels import unsteady_pixels
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
-from reconstruct.projections.frames import read_frames
+from reconstruct.projections.frames import Counter, read_frames, read_together
 from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.stations import stations_of
 from reconstruct.working_memory import MIB, file_array
 
-VERSION = 1
+VERSION = 2
 """Raised when the same scan would be judged otherwise."""
 
 Image = NDArray[np.float32]
@@ -35,6 +35,17 @@ _EDGE = 0.05
 
 _DRIFT = 0.01
 _STRIPES = 0.004
+"""Constant error of the pixels, as a line integral, standard deviation, that makes rings if it exceeds noise, too."""
+
+_STRIPED_ROWS = 9
+"""Rows in the middle that are looked at for it."""
+
+_STRIPED_VIEWS = 256
+"""Views that are looked at for it, spread over the scan."""
+
+_BRIGHT, _BRIGHT_SHARE = 1.5, 0.01
+"""Pixels that are that many times as bright as their flat field, and the share of them that no noise explains."""
+
 _SHIFT_PX = 0.25
 
 _MOST_VIEWS = 64
@@ -130,8 +141,9 @@ def look_at(
     _require_small_slices(scan.grid(), memory_mb)
     shape = scan.shape
     integrals = scan.line_integrals(bin_number, lambda fraction: tell(0.3 * fraction), file_array(shape, folder))
-    seen = _Seen.of(scan, integrals)
-    facts, advice, needed = _judged(scan, integrals, seen)
+    dead, count = _dead_pixels(scan, bin_number)
+    seen = _Seen.of(scan, integrals, dead)
+    facts, advice, needed = _judged(scan, bin_number, integrals, seen, dead)
     wanted = (needed if corrections == Corrections() else corrections).left_to_do(scan)
     after_scan, _ = calibrated(scan, wanted, folder=folder)
     before, after = wanted.margins(after_scan)
@@ -148,7 +160,6 @@ def look_at(
     grid = scan.grid()
     middle_view, middle_row = shape[0] // 2, shape[1] // 2
     raw, flat = _stored(scan, bin_number, middle_view)
-    dead, count = _dead_pixels(scan, bin_number)
     facts["dead pixels in the flat fields"] = str(count)
     facts["unsteady pixels in the views"] = str(int(seen.unsteady.sum()))
     tell(0.75)
@@ -174,28 +185,31 @@ def look_at(
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What is found in line integrals before they are corrected: drift of the source, unsteady pixels."""
+    """What is found in line integrals before they are corrected: drift of the source, unsteady pixels but dead ones."""
 
     drift: NDArray[np.float64] | None
     unsteady: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, scan: Scan, integrals: Image) -> _Seen:
+    def of(cls, scan: Scan, integrals: Image, dead: NDArray[np.bool_]) -> _Seen:
         try:
             drift = source_drift(integrals)
         except ValueError:
             drift = None
-        unsteady = unsteady_pixels(integrals)
+        unsteady = unsteady_pixels(integrals) & ~dead
         if scan.tiles is not None:
             unsteady &= ~scan.tiles.detector.gap
         return cls(drift, unsteady)
 
 
-def _judged(scan: Scan, integrals: Image, seen: _Seen) -> tuple[dict[str, str], list[str], Corrections]:
+def _judged(
+    scan: Scan, bin_number: int, integrals: Image, seen: _Seen, dead: NDArray[np.bool_]
+) -> tuple[dict[str, str], list[str], Corrections]:
     """Return figures of a scan, sentences on what they ask for, and the corrections that they ask for."""
     facts = {"views × rows × columns": " × ".join(map(str, scan.shape)), "geometry": scan.geometry_from}
     facts |= _put_together(scan)
-    advice, needed = [], Corrections()
+    some = integrals[:: max(1, len(integrals) // _MOST_VIEWS)]
+    advice, needed = _belonging_together(scan, bin_number, some), Corrections()
     if seen.drift is not None:
         span = float(np.ptp(seen.drift))
         facts["drift of the source"] = f"{100 * span:.1f} %"
@@ -205,15 +219,13 @@ def _judged(scan: Scan, integrals: Image, seen: _Seen) -> tuple[dict[str, str], 
     if seen.unsteady.any():
         advice.append("Pixels misbehave in the views that look sound in the flat fields: unsteady_pixels = 8.0.")
         needed = replace(needed, unsteady_pixels=8.0)
-    middle = np.array(integrals[:, scan.shape[1] // 2 : scan.shape[1] // 2 + 1])
-    stripes = float(np.std((middle - remove_rings(middle.copy(), "combined")).mean(axis=0)))
-    facts["stripes in the middle row"] = f"{stripes:.4f} (line integral, standard deviation)"
-    if stripes > _STRIPES:
+    stripes, chance = _stripes(integrals, seen.unsteady | dead, _flat_noise(scan, bin_number))
+    facts["stripes in the middle rows"] = f"{stripes:.4f} (line integral, standard deviation; noise {chance:.4f})"
+    if stripes > max(_STRIPES, chance):
         advice.append('Pixels are off by a constant, which makes rings: rings = "combined", or "sorted" for weak ones.')
         needed = replace(needed, rings="combined")
     cut = float(max(np.median(integrals[:, :, :2].max(axis=1)), np.median(integrals[:, :, -2:].max(axis=1))))
     facts["at the ends of the rows"] = f"{cut:.3f} (line integral; largest {float(integrals.max()):.2f})"
-    some = integrals[:: max(1, len(integrals) // _MOST_VIEWS)]
     if cut > _EDGE * float(np.percentile(some, 99.5)) and seen.drift is None:
         way = "cosine" if scan.bins[0].water_per_cm is None else "water"
         advice.append(f'The object is wider than the detector: truncation = "{way}".')
@@ -224,6 +236,80 @@ def _judged(scan: Scan, integrals: Image, seen: _Seen) -> tuple[dict[str, str], 
         advice += sentences
         needed = replace(needed, principal_point="estimated")
     return facts, advice or ["Nothing: the scan needs no further corrections."], needed
+
+
+def _belonging_together(scan: Scan, bin_number: int, some: Image) -> list[str]:
+    """Return a sentence where views are brighter than their flat fields, which no object makes them."""
+    if not scan.counters[bin_number - 1].flats:
+        return []
+    share = float(np.mean(some < -np.log(_BRIGHT)))
+    if share <= _BRIGHT_SHARE:
+        return []
+    return [
+        f"{100 * share:.0f} % of the pixels of the views are more than {_BRIGHT} times as bright as their flat field: "
+        "flat fields and views do not belong together."
+    ]
+
+
+def _stripes(integrals: Image, unsound: NDArray[np.bool_], flat_noise: float) -> tuple[float, float]:
+    """Return by what constant pixels are off, as a standard deviation, and what noise alone would make of it.
+
+    A pixel is compared with its neighbours in the row, and that with the same in the rows above and below: what goes
+    on along rows or along columns, as the object does, cancels. The median over views leaves what is the same in all.
+
+    Parameters
+    ----------
+    integrals
+        (view, row, column), of which some rows in the middle are read.
+    unsound
+        Pixels that do not count, (row, column).
+    flat_noise
+        Of the mean flat field, as a line integral, which is the same in all views.
+    """
+    rows = integrals.shape[1]
+    start = max(0, (rows - _STRIPED_ROWS) // 2 - 1)
+    band = slice(start, min(rows, start + _STRIPED_ROWS + 2))
+    apart: Image = np.array(integrals[:: max(1, len(integrals) // _STRIPED_VIEWS), band])
+    kept = ~unsound[band]
+    usual = 1.0
+    for axis in (1, 2):
+        if apart.shape[axis] < 3:
+            continue
+        apart = _beside_neighbours(apart, axis)
+        kept = ~scipy.ndimage.binary_dilation(~kept, np.ones((3, 1) if axis == 1 else (1, 3), dtype=bool))
+        kept = kept[1:-1] if axis == 1 else kept[:, 1:-1]
+        usual *= 1.5
+    if not kept.any():
+        return 0.0, 0.0
+    apart = apart[:, kept]
+    constant = np.median(apart, axis=0)
+    spread = 1.4826 * np.median(np.abs(apart - constant), axis=0)
+    # The median of n normal numbers scatters by 1.2533 / √n of their standard deviation.
+    by_chance = float(np.mean(spread**2)) * 1.2533**2 / len(apart) / usual + flat_noise**2
+    return float(np.sqrt(max(0.0, float(np.mean(constant**2)) / usual - by_chance))), float(np.sqrt(by_chance))
+
+
+def _beside_neighbours(values: Image, axis: int) -> Image:
+    """Return how far values are from the mean of both neighbours along an axis, whose ends are left out."""
+    along = np.moveaxis(values, axis, 0)
+    apart: Image = along[1:-1] - np.float32(0.5) * (along[:-2] + along[2:])
+    return np.moveaxis(apart, 0, axis)
+
+
+def _flat_noise(scan: Scan, bin_number: int) -> float:
+    """Return the usual noise of the mean flat field, as a fraction, from how its frames scatter; 0 where one is all."""
+    flats_of = [Counter(counter.flats) for counter in scan.counters_of(scan.counters, bin_number)]
+    if min(len(counter.views) for counter in flats_of) < 2:
+        return 0.0
+    flats = np.stack([preprocess.differential_bins(images.values)[0] for images in read_together(flats_of)])
+    # The beam may change from frame to frame; that is no noise of a pixel.
+    flats /= np.maximum(flats.mean(axis=(1, 2), keepdims=True), preprocess.COUNT_FLOOR)
+    mean = flats.mean(axis=0)
+    lit = mean > 0
+    if not lit.any():
+        return 0.0
+    variance = flats.var(axis=0, ddof=1)[lit] / len(flats)
+    return float(np.sqrt(np.median(variance / mean[lit] ** 2)))
 
 
 def _put_together(scan: Scan) -> dict[str, str]:

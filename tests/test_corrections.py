@@ -350,3 +350,22 @@ def test_pixels_that_misbehave_only_in_the_views_are_found(clean: np.ndarray, ra
     noisy[:, 3, 50] += 0.03
     assert np.argwhere(unsteady_pixels(noisy)).tolist() == [[5, 30], [8, 12]]
     assert not unsteady_pixels(clean).any()
+
+
+def test_what_goes_on_along_a_line_is_the_object(clean: np.ndarray) -> None:
+    """A rib that stays in its row, a needle along the axis, a wire across: bones are thin, and pixels are alone."""
+    bony = clean.copy()
+    bony[:, 6, 20:44] += 0.6
+    bony[:, 2:10, 50] += 0.6
+    bony[:, np.arange(2, 10), np.arange(5, 13)] += 0.6
+    assert not unsteady_pixels(bony).any()
+    bony[:, 9, 30] += 0.6
+    bony[:, 0, 0] += 0.6
+    bony[:, 4:6, 40] -= 0.6
+    assert np.argwhere(unsteady_pixels(bony)).tolist() == [[0, 0], [4, 40], [5, 40], [9, 30]]
+
+
+def test_a_detector_of_one_row_has_neighbours_along_it(clean: np.ndarray, random: np.random.Generator) -> None:
+    row = clean[:, :1] + 0.02 * random.standard_normal(clean[:, :1].shape).astype(np.float32)
+    row[:, 0, 17] += 0.6
+    assert np.argwhere(unsteady_pixels(row)).tolist() == [[0, 17]]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,11 @@ from plugins.pictures import is_drawn
 from plugins.scan_quality.drawing import draw
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.projections.p1 import read_p1
-from reconstruct.scan_quality import ScanReport, look_at
+from reconstruct.scan_quality import ScanReport, _stripes, look_at
 from reconstruct.simulate import Identification, simulate_scan
 from reconstruct.simulated_positions import Positions
 from reconstruct.simulated_scanner import Scanner
+from reconstruct.spectral_phantoms import PHANTOMS
 
 
 def settings(folder: Path, **told: object) -> Settings:
@@ -78,6 +81,71 @@ def test_the_picture_shows_what_the_corrections_change(report: ScanReport) -> No
     red_or_blue = np.ptp(pixels.astype(int), axis=2) > 60
     third = red_or_blue[:, 670:].mean()
     assert third > 5 * red_or_blue[:600, :640].mean(), "only differences are in colour"
+
+
+def judged(phantom: str, scanner: Scanner, **changes: Any) -> ScanReport:
+    size = {"views": 60, "rows": 48, "columns": 64, "thresholds_kev": (20.0, 45.0)}
+    objects = simulate_scan(phantom, scanner=scanner, **size | changes)
+    return look_at(read_p1(objects), 1, Corrections(), lambda _fraction: None)
+
+
+@pytest.mark.parametrize("phantom", PHANTOMS)
+def test_a_scan_without_faults_needs_nothing(phantom: str) -> None:
+    """Ribs and teeth are no unsteady pixels, and what is thin, or round about the axis, is no ring."""
+    report = judged(phantom, Scanner())
+    assert report.advice == ["Nothing: the scan needs no further corrections."]
+    assert report.corrections == {}
+
+
+@pytest.mark.parametrize("phantom", ["mouse-thorax", "mouse-head"])
+def test_faults_are_told_from_thin_bones(phantom: str) -> None:
+    failing = judged(phantom, Scanner(failing_pixels=40, dead_pixels=0))
+    clean = judged(phantom, Scanner(dead_pixels=0))
+    found, bones = failing.pictures.unsound == 2, clean.pictures.unsound == 2
+    assert failing.advice[0].startswith("Pixels misbehave in the views")
+    assert failing.corrections["unsteady_pixels"] == 8.0
+    assert 12 < found.sum() <= 40, "the others count nothing in this bin and borrow from their neighbours"
+    assert not bones.any()
+    changed = judged(phantom, Scanner(gain_change=0.02))
+    assert [sentence.partition(",")[0] for sentence in changed.advice] == ["Pixels are off by a constant"]
+    assert changed.corrections["rings"] == "combined"
+    assert float(changed.facts["stripes in the middle rows"].split()[0]) == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("sparse", [1, 10])
+def test_gains_that_change_in_some_pixels_make_rings(sparse: int) -> None:
+    """By 2 % in every pixel, or by 4 % in one of ten."""
+    random = np.random.default_rng(5)
+    integrals = 0.02 * random.standard_normal((90, 40, 80)).astype(np.float32)
+    changed = 0.02 * random.standard_normal((40, 80)) * (random.random((40, 80)) < 1 / sparse) * min(sparse, 2)
+    sound = np.zeros((40, 80), dtype=bool)
+    stripes, chance = _stripes(integrals + changed.astype(np.float32), sound, 0.0)
+    assert stripes == pytest.approx(np.std(changed[15:24]), rel=0.15)
+    assert _stripes(integrals, sound, 0.0) == (pytest.approx(0, abs=0.001), pytest.approx(chance, rel=0.1))
+
+
+def test_views_that_are_brighter_than_their_flat_fields_are_named_first() -> None:
+    scan = read_p1(simulate_scan("plaque", views=24, rows=24, columns=48, thresholds_kev=(20.0,)))
+    bright = simulate_scan("plaque", views=24, rows=24, columns=48, thresholds_kev=(20.0,), photons_per_pixel=40_000.0)
+    flats = scan.counters[0].flats
+    other = read_p1(bright)
+    mixed = replace(other, counters=(replace(other.counters[0], flats=flats),))
+    first = look_at(mixed, 1, Corrections(), lambda _fraction: None).advice[0]
+    share, _, rest = first.partition(" %")
+    assert 20 < int(share) < 100
+    assert rest == (
+        " of the pixels of the views are more than 1.5 times as bright as their flat field: flat fields and views do "
+        "not belong together."
+    )
+
+
+def test_a_pixel_that_is_dead_is_not_unsteady_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure is what the map shows."""
+    everywhere = np.ones((12, 48), dtype=bool)
+    monkeypatch.setattr("reconstruct.scan_quality.unsteady_pixels", lambda _integrals: everywhere.copy())
+    report = judged("calibration", Scanner(), views=24, rows=12, columns=48)
+    assert int(report.facts["unsteady pixels in the views"]) == np.count_nonzero(report.pictures.unsound == 2)
+    assert int(report.facts["dead pixels in the flat fields"]) == np.count_nonzero(report.pictures.unsound == 1) > 0
 
 
 @pytest.mark.slow

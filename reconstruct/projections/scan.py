@@ -264,7 +264,7 @@ class Scan:
             raise ValueError(f"expected out of shape {self.shape} and float32, got {out.shape} and {out.dtype}")
         readers = [
             _Views(self, counters, self._open_field(counters, corrections), corrections)
-            for counters in (self._counters_of(detector, bin_number) for detector in self.detectors)
+            for counters in (self.counters_of(detector, bin_number) for detector in self.detectors)
         ]
         tell = progress or (lambda _fraction: None)
         if self.tiles is None:
@@ -316,7 +316,7 @@ class Scan:
     def _is_relative(self) -> bool:
         return self.pixel_meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
 
-    def _counters_of(self, detector: tuple[Counter, ...], bin_number: int) -> tuple[Counter, ...]:
+    def counters_of(self, detector: tuple[Counter, ...], bin_number: int) -> tuple[Counter, ...]:
         """Return the counter of a bin and, where counters are cumulative, the one above it."""
         cumulative = self.counter_kind is CounterKind.CUMULATIVE and not self._is_relative()
         return detector[bin_number - 1 : bin_number + 1 if cumulative else bin_number]
