@@ -13,7 +13,18 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
+from commands.console import (
+    FAILED,
+    USAGE,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    fail,
+    out,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from commands.console import settings_from as _settings_from
 from commands.images import (
     ImagesOption,
@@ -157,13 +168,13 @@ def list_jobs(
     if as_json:
         print_json([vars(job) for job in jobs])
         return
-    table = Table("job", "kind", Column("subject", overflow="fold"), "state", "progress", "attempts", "error")
+    table = Table("job", "kind", Column("subject", no_wrap=True), "state", "progress", "attempts", "error")
     for job in jobs:
         to = job.parameters.get("destination", "")
         subject = f"{job.subject} to {to}" if to else job.subject
         row = (str(job.id), job.kind, subject, job.state, f"{job.progress:.0%}", str(job.attempts), job.error)
         table.add_row(*(escape(cell) for cell in row))
-    out.print(table)
+    print_table(table)
 
 
 @jobs_app.command("retry")

@@ -14,13 +14,26 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from config.settings import Settings, SettingsError, load_settings
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 
-out = Console()
+_UNBROKEN = 10_000
+"""Columns of a standard output that is no terminal: what is piped or written to a file is never wrapped."""
+
+
+def _standard_output() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = _UNBROKEN
+    return console
+
+
+out = _standard_output()
 err = Console(stderr=True)
 
 ConfigOption = Annotated[
@@ -48,6 +61,25 @@ def settings_from(
         return load_settings(config, overrides={"scp": scp, "archive": archive})
     except SettingsError as error:
         fail(str(error), USAGE)
+
+
+def print_table(table: Table) -> None:
+    """Print `table`; where the terminal is too narrow for whole words, each row as lines of a name and a value.
+
+    Columns that are not to be wrapped at all, such as UIDs, are made with ``no_wrap=True``.
+    """
+    if Measurement.get(out, out.options.update(width=_UNBROKEN), table).minimum <= out.width:
+        out.print(table)
+        return
+    if table.title:
+        out.print(table.title, style="table.title", soft_wrap=True)
+    names = [str(column.header).replace("\n", " ") for column in table.columns]
+    width = max(map(len, names))
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        for name, cell in zip(names, row, strict=True):
+            if cell:
+                out.print(f"[bold]{escape(name):<{width}}[/]", cell, highlight=False, soft_wrap=True)
+        out.print()
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from commands import commitment
 from commands.archive import find_files
 from commands.commitment import DEFAULT_WAIT_S, ListenOption, Told, WaitOption
-from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, progress_bar
+from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, print_table, progress_bar
 from config.sections import ae_title
 from index.keys import UNIQUE_KEYS, Level
 from scp import client
@@ -62,6 +62,13 @@ _SHOWN = {
                    "SeriesInstanceUID"),
     Level.IMAGE: ("InstanceNumber", "SOPClassUID", "SOPInstanceUID"),
 }
+_SHORT = {
+    "NumberOfPatientRelatedStudies": "Studies",
+    "NumberOfStudyRelatedInstances": "Instances",
+    "NumberOfSeriesRelatedInstances": "Instances",
+    "ModalitiesInStudy": "Modalities",
+}
+"""Names of columns for people, where the keyword is wider than its values; JSON has keywords."""
 
 
 def peer_from(text: str, tls: SSLContext | None = None) -> Peer:
@@ -190,7 +197,9 @@ def find(
 ) -> None:
     """Ask a node what it holds (C-FIND, Study Root; Patient Root for patients).
 
-    Examples:  tharsis find "PatientName=doe*"      tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
+    Examples:  tharsis find "PatientName=doe*"
+
+    tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
     """
     target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
     identifier = identifier_from(keys or [], level)
@@ -233,11 +242,15 @@ def print_answers(
     if as_json:
         print_json(rows)
         return
-    table = Table(*(Column(name, overflow="fold") for name in (rows[0] if rows else wanted)))
+    table = Table(*map(_column, rows[0] if rows else wanted))
     for row in rows:
         table.add_row(*map(escape, row.values()))
-    out.print(table)
+    print_table(table)
     out.print(f"{len(rows)} found", highlight=False)
+
+
+def _column(name: str) -> Column:
+    return Column(_SHORT.get(name, name), overflow="fold", no_wrap=name.endswith("UID"))
 
 
 def _text(answer: Dataset, keyword: str) -> str:

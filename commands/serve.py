@@ -36,7 +36,9 @@ def serve(
     embeds it, and answers queries. Running associations may finish when it stops; a job that is under way goes back
     to the queue.
 
-    Try it:  tharsis serve      then, in another terminal:      echoscu -aec THARSIS localhost 11112
+    Example:  tharsis serve
+
+    Try it from another terminal:  echoscu -aec THARSIS localhost 11112
     """
     settings = settings_from(config, data=data, port=port, aet=aet)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,13 @@ def test_every_command_teaches():
         shown = runner.invoke(app, [command, "--help"])
         assert shown.exit_code == DONE
         assert len(shown.stdout.splitlines()) > 6, command
+
+
+@pytest.mark.parametrize("command", ["find", "reconstruct", "serve", "simulate-scan", "similar"])
+def test_each_example_of_a_command_has_a_line_of_its_own(command):
+    shown = CliRunner().invoke(app, [command, "--help"])
+    lines = shown.stdout.partition("Example")[2].partition("╭")[0].strip().splitlines()
+    assert all(line.count("tharsis ") <= 1 for line in lines)
 
 
 def test_a_command_is_listed_with_the_first_paragraph_of_its_own_help():
@@ -182,6 +191,41 @@ def test_send_and_find_over_the_network(tharsis, peer, make_file):
     found = tharsis("find", "PatientName=DOE*", "--peer", peer, "--json")
     assert json.loads(found.stdout)[0]["PatientName"] == "Doe^Jane"
     assert "0 found" in tharsis("find", "PatientName=roe*", "--peer", peer).stdout
+
+
+def on_terminal(columns, *arguments):
+    """Run the command line with a terminal of so many columns, and return what it shows there."""
+    ours, its = os.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    with subprocess.Popen([sys.executable, "-P", "-m", "tharsis", *map(str, arguments)], stdout=its, env=environment):
+        os.close(its)
+        shown = b""
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
+LONG_UID = "1.2.826.0.1.3680043.9.4245.3115138630835728997848661150714813892"
+
+
+@pytest.mark.parametrize(
+    "command", [["jobs", "list"], ["find"], ["find", "--level", "SERIES", f"StudyInstanceUID={LONG_UID}"]]
+)
+def test_a_uid_is_whole_in_a_pipe_and_on_a_narrow_terminal(tharsis, serve, make_file, command):
+    node = serve()
+    peer = ["--peer", f"THARSIS@127.0.0.1:{node.port}"]
+    tharsis("send", make_file(1, StudyInstanceUID=LONG_UID, SeriesInstanceUID=LONG_UID), *peer)
+    where = ["--data", node.data] if command[0] == "jobs" else peer
+    for columns, form in ((80, "(?m)^[A-Za-z]+ +{}$"), (200, "│ {} +│")):
+        assert re.search(form.format(re.escape(LONG_UID)), on_terminal(columns, *command, *where)), columns
+    narrow = subprocess.run(
+        [sys.executable, "-P", "-m", "tharsis", *command, *map(str, where)],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "40"},
+    )  # fmt: skip
+    assert re.search(rf"│ {re.escape(LONG_UID)} +│", narrow.stdout)
+    assert "NumberOf" not in narrow.stdout
 
 
 def test_similar_needs_the_right_and_then_ranks(tharsis, serve, wait_until, make_file, make_dataset):
