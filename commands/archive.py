@@ -39,10 +39,11 @@ from commands.state import read_state
 from index import integrity, plugin_troubles, tally
 from index.archive import Archive
 from index.bases import files as bases
-from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
+from index.errors import ArchiveError, InstanceConflict, InvalidInstance, NotFound, WrongState
 from index.files import is_part10
 from index.jobs import STATES
 from plugins.found import found, versions
+from scp.part10 import is_directory, with_preamble
 
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
 
@@ -240,9 +241,9 @@ def import_files(
 ) -> None:
     """Bring DICOM files into the archive, without the network; the node may be running meanwhile.
 
-    Files that are not DICOM Part 10 are counted and left alone, unless they are images and `--images` is given: each
-    then becomes a study of its own. A file that is refused is named with the reason; the others go on, and the exit
-    code is then 1.
+    Files without a preamble are taken, too. Files that are not DICOM are counted and left alone, unless they are images
+    and `--images` is given: each then becomes a study of its own. So is a DICOMDIR in a folder. A file that is refused
+    is named with the reason; the others go on, and the exit code is then 1, as it is when nothing could be imported.
     """
     convert = image_converter(modality, patient_pattern, patient_table, images=images)
     archive = open_archive(config, data, must_exist=False)
@@ -254,11 +255,14 @@ def import_files(
         for file in files:
             bar.advance()
             try:
-                source = file if is_part10(file) else content(file, convert)
+                source = file if is_part10(file) else with_preamble(file) or content(file, convert)
                 outcome = "not DICOM" if source is None else archive.ingest(source).outcome.value
             except (ArchiveError, OSError) as error:
                 outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
-                refused.append({"file": str(file), "reason": _reason(file, error)})
+                if file not in paths and isinstance(error, InvalidInstance) and is_directory(file):
+                    outcome = "DICOMDIR"
+                else:
+                    refused.append({"file": str(file), "reason": _reason(file, error)})
             outcomes[outcome] += 1
     seconds = time.monotonic() - started
     if as_json:
@@ -267,7 +271,7 @@ def import_files(
         for item in refused:
             out.print(f"{item['file']}: {item['reason']}", markup=False, soft_wrap=True)
         out.print(f"{sum(outcomes.values())} files in {seconds:.1f} s: " + _list(outcomes), highlight=False)
-    if refused:
+    if refused or (files and not outcomes.keys() - {"not DICOM", "DICOMDIR"}):
         raise typer.Exit(FAILED)
 
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from scp.part10 import data_set_offset
 from tharsis import PANELS, app
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -49,6 +50,8 @@ def one_sentence(text: str) -> bool:
         (["serve", "--aet", "FAR_TOO_LONG_A_TITLE"], USAGE, "16"),
         (["jobs", "list", "--state", "foo", "--data", "nowhere"], USAGE, "no job is ever 'foo'"),
         (["demo", "--folder", __file__], FAILED, "is a file"),
+        (["describe", "/nonexist"], USAGE, "/nonexist: no such file or folder"),
+        (["describe", __file__], FAILED, "test_commands.py is no DICOM file"),
         (["simulate-scan", "--views", "3", "--rows", "4", "--columns", "4", "--out", "/proc/x"], FAILED, "/proc/x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -128,6 +131,55 @@ def test_import_takes_folders_and_says_what_it_could_not_take(tharsis, make_file
     assert again.returncode == DONE
     assert json.loads(again.stdout)["outcomes"] == {"duplicate": 2}
     assert json.loads(tharsis("status", "--data", tmp_path / "data", "--json").stdout)["instances"] == 2
+
+
+def without_preamble(file, *, meta):
+    """Take the preamble from `file`, and the File Meta Information, too, unless `meta`; it goes to a folder `bare`."""
+    content = file.read_bytes()[132 if meta else data_set_offset(file) :]
+    bare = file.parent / "bare" / file.name
+    bare.parent.mkdir(exist_ok=True)
+    bare.write_bytes(content)
+    return bare
+
+
+def test_import_takes_files_without_a_preamble(tharsis, make_file, tmp_path):
+    files = [without_preamble(make_file(number), meta=number == 1) for number in (1, 2)]
+    told = tharsis("import", *files, "--data", tmp_path / "data", "--json")
+    assert (told.returncode, json.loads(told.stdout)["outcomes"]) == (DONE, {"stored": 2})
+    uids = {pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "data" / "files").rglob("*.dcm")}
+    assert uids == {pydicom.dcmread(file, force=True).SOPInstanceUID for file in files}
+    described = tharsis("describe", files[0].parent)
+    assert described.returncode == FAILED
+    assert "have no preamble: bring them in with `tharsis import`" in described.stderr
+
+
+def test_an_import_of_nothing_has_failed(tharsis, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("not DICOM")
+    told = tharsis("import", tmp_path / "in", "--data", tmp_path / "data", "--json")
+    assert (told.returncode, json.loads(told.stdout)["outcomes"]) == (FAILED, {"not DICOM": 1})
+
+
+@pytest.fixture
+def directory(make_file):
+    """A DICOMDIR, as a medium has it beside its files."""
+    file = make_file(9)
+    dataset = pydicom.dcmread(file)
+    file.unlink()
+    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        del dataset[keyword]
+    medium = file.parent / "medium"
+    medium.mkdir()
+    dataset.save_as(medium / "DICOMDIR")
+    return medium / "DICOMDIR"
+
+
+def test_a_dicomdir_in_a_folder_is_left_alone_by_an_import(tharsis, make_file, directory, tmp_path):
+    make_file(1).rename(directory.with_name("1.dcm"))
+    told = tharsis("import", directory.parent, "--data", tmp_path / "data", "--json")
+    assert (told.returncode, json.loads(told.stdout)["outcomes"]) == (DONE, {"stored": 1, "DICOMDIR": 1})
+    assert tharsis("import", directory, "--data", tmp_path / "data").returncode == FAILED
 
 
 @pytest.fixture(scope="module")
