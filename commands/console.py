@@ -52,7 +52,7 @@ def fail(sentence: str, code: int = FAILED) -> NoReturn:
 
 
 def settings_from(
-    config: Path | None, *, data: Path | None = None, port: int | None = None, aet: str | None = None
+    config: Path | None, *, data: Path | None = None, port: str | None = None, aet: str | None = None
 ) -> Settings:
     """Load the settings with what the command line overrides; a mistake in them ends the command."""
     scp = {key: value for key, value in (("port", port), ("aet", aet)) if value is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -50,6 +51,9 @@ def one_sentence(text: str) -> bool:
         (["serve", "--aet", "FAR_TOO_LONG_A_TITLE"], USAGE, "16"),
         (["jobs", "list", "--state", "foo", "--data", "nowhere"], USAGE, "no job is ever 'foo'"),
         (["demo", "--folder", __file__], FAILED, "is a file"),
+        (["serve", "--data", __file__], FAILED, "test_commands.py: it is a file, expected a folder"),
+        (["serve", "--port", "abc"], USAGE, "scp.port: expected a whole number from 0 to 65535, got 'abc'"),
+        (["serve", "--port", "99999"], USAGE, "scp.port: expected a whole number from 0 to 65535, got '99999'"),
         (["describe", "/nonexist"], USAGE, "/nonexist: no such file or folder"),
         (["describe", __file__], FAILED, "test_commands.py is no DICOM file"),
         (["simulate-scan", "--views", "3", "--rows", "4", "--columns", "4", "--out", "/proc/x"], FAILED, "/proc/x"),
@@ -216,7 +220,17 @@ def test_square_brackets_survive_in_messages(tharsis, tmp_path):
     assert "unknown key 'prot' in [scp]; the nearest is 'port'" in told.stderr
     settings.write_text("[scp]\nport = 'x'\n[jobs]\nworkers = 'y'\n")
     told = tharsis("check", "--config", settings)
-    assert "scp.port: expected a whole number, got 'x'; jobs.workers: expected a whole number, got 'y'" in told.stderr
+    assert "scp.port: expected a whole number from 0 to 65535, got 'x'; jobs.workers: expected a " in told.stderr
+    assert "whole number, got 'y'" in told.stderr
+
+
+def test_a_port_that_is_taken_is_told_once(tharsis, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "my.toml").write_text('[scp]\nhost = "127.0.0.1"\n')
+        told = tharsis("serve", "--config", tmp_path / "my.toml", "--data", tmp_path / "data", "--port", port)
+    assert told.returncode == FAILED
+    assert told.stderr == f"tharsis: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
 def test_a_broken_catalogue_is_told_in_one_sentence(tharsis, tmp_path):
@@ -290,6 +304,8 @@ def test_similar_needs_the_right_and_then_ranks(tharsis, serve, wait_until, make
         files.append(make_file(series, SeriesInstanceUID=f"1.2.3.{series}", PixelData=image))
     assert tharsis("send", *files, "--peer", peer).returncode == DONE
     wait_until(lambda: node.jobs() == {"done": 6})
+    unknown = tharsis("similar", "--reference", "NOPE", "--peer", peer, "--aet", "ASKER")
+    assert "the reference names nothing in this archive: 'NOPE'" in unknown.stderr
     refused = tharsis("similar", "--series", "1.2.3.1", "--peer", peer)
     assert refused.returncode == FAILED
     assert "0124" in refused.stderr
