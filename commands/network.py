@@ -109,7 +109,8 @@ def send(
     """Send DICOM files with C-STORE, as they are.
 
     A file that the peer refuses, or answers with a warning, is named with its Status; the others go on, and the exit
-    code is then 1. So it is when the peer does not answer for a file with --commit.
+    code is then 1. So it is when the peer does not answer for a file with --commit. Files in a folder that are no DICOM
+    objects, and a DICOMDIR there, are counted and left alone; when there is nothing else, the exit code is 1.
     """
     if listen is not None and not commit:
         fail("--listen goes with --commit", USAGE)
@@ -130,12 +131,19 @@ def send(
         fail(str(lost), UNREACHABLE)
     answered = {result.path for result in results}
     results += [SentFile(file, None, f"not confirmed: {lost}") for file in files if lost and file not in answered]
+    found = len(results)
+    results = [result for result in results if result.is_object or result.path in paths]
+    left_alone = found - len(results)
     troubled = [result for result in results if result.error]
     stored = sum(result.status is not None and result.status.is_success for result in results)
     if not as_json:
         for item in troubled:
             out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
-        out.print(f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s", highlight=False)
+        what = "is no DICOM object" if left_alone == 1 else "are no DICOM objects"
+        rest = f"; {left_alone} {what} to send" if left_alone else ""
+        out.print(
+            f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s{rest}", highlight=False
+        )
     told: list[Told] = []
     if commit and lost is None:
         kept = [result.path for result in results if result.status is not None and not result.error]
@@ -143,13 +151,14 @@ def send(
     if as_json:
         answer = {
             "sent": stored,
+            "left_alone": left_alone,
             "seconds": round(seconds, 3),
             "refused": [{"file": str(item.path), "reason": item.error} for item in troubled],
         }
         print_json({**answer, "commitment": commitment.as_objects(told)} if commit else answer)
     elif told:
         commitment.show(target, told)
-    if troubled or any(item.reason for item in told):
+    if troubled or any(item.reason for item in told) or (left_alone and not results):
         raise typer.Exit(UNREACHABLE if lost else FAILED)
 
 

@@ -200,6 +200,22 @@ def test_a_warning_is_no_success(tharsis, peer, make_file):
     assert "B006" in other.stdout
 
 
+def test_send_leaves_alone_what_is_no_object_in_a_folder(tharsis, peer, make_file, directory):
+    folder = directory.parent
+    (folder / "LICENSE").write_text("not DICOM")
+    nothing = tharsis("send", folder, "--peer", peer)
+    assert nothing.returncode == FAILED
+    make_file(1).rename(folder / "1.dcm")
+    told = tharsis("send", folder, "--peer", peer)
+    assert (told.returncode, "LICENSE" in told.stdout) == (DONE, False)
+    assert "1 of 1 files stored" in told.stdout
+    assert told.stdout.endswith("; 2 are no DICOM objects to send\n")
+    named = tharsis("send", folder / "LICENSE", directory, "--peer", peer)
+    assert named.returncode == FAILED
+    assert f"{folder / 'LICENSE'}: no DICOM object with" in named.stdout
+    assert f"{directory}: a DICOMDIR, which is not sent" in named.stdout
+
+
 def test_a_truncated_or_unreadable_file_does_not_stop_the_import(tharsis, make_file, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
