@@ -89,7 +89,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress_bar(title: str, total: int | None = None, *, quiet: bool = False) -> Iterator[ProgressBar]:
-    """Show a progress bar on standard error while the block runs."""
+    """Show a progress bar on standard error while the block runs; an error before it has moved takes it away."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -97,7 +97,12 @@ def progress_bar(title: str, total: int | None = None, *, quiet: bool = False) -
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=err, disable=quiet) as progress:
-        yield ProgressBar(progress, title, total or 1)
+        bar = ProgressBar(progress, title, total or 1)
+        try:
+            yield bar
+        except BaseException:
+            bar.hide_unless_moved()
+            raise
 
 
 class ProgressBar:
@@ -115,6 +120,10 @@ class ProgressBar:
     def fraction(self, done: float) -> None:
         """Move to the fraction `done` (0 to 1)."""
         self._progress.update(self._task, completed=done * self._total)
+
+    def hide_unless_moved(self) -> None:
+        """Take the bar away if it stands at the beginning."""
+        self._progress.update(self._task, visible=self._progress.tasks[0].completed > 0)
 
     def describe(self, text: str) -> None:
         """Change the text in front of the bar."""

@@ -68,6 +68,14 @@ def test_a_mistake_is_told_in_one_sentence(tharsis, tmp_path, monkeypatch, argum
     assert one_sentence(told.stderr), told.stderr
 
 
+def test_a_wrong_argument_leaves_no_progress_bar(tharsis, archive, tmp_path):
+    wrong_phantom = tharsis("simulate-scan", "--phantom", "plak", "--out", tmp_path / "scan")
+    wrong_kind = tharsis("jobs", "queue", "foo", "--data", archive.data)
+    for told, said in ((wrong_phantom, "there is no phantom 'plak'"), (wrong_kind, "no plug-in does jobs of kind")):
+        assert told.returncode == USAGE
+        assert told.stderr.strip().startswith(f"tharsis: {said}"), told.stderr
+
+
 def test_every_command_teaches():
     runner = CliRunner()
     listed = re.findall(r"^│ ([a-z][a-z-]+) ", runner.invoke(app, ["--help"]).stdout, re.MULTILINE)
