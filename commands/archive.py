@@ -13,7 +13,18 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from commands.console import FAILED, USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, progress_bar
+from commands.console import (
+    FAILED,
+    USAGE,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    fail,
+    out,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from commands.console import settings_from as _settings_from
 from commands.images import (
     ImagesOption,
@@ -28,10 +39,11 @@ from commands.state import read_state
 from index import integrity, plugin_troubles, tally
 from index.archive import Archive
 from index.bases import files as bases
-from index.errors import ArchiveError, InstanceConflict, NotFound, WrongState
+from index.errors import ArchiveError, InstanceConflict, InvalidInstance, NotFound, WrongState
 from index.files import is_part10
 from index.jobs import STATES
 from plugins.found import found, versions
+from scp.part10 import is_directory, with_preamble
 
 jobs_app = typer.Typer(help="The job queue: what is being worked on, what failed and why.", no_args_is_help=True)
 
@@ -157,13 +169,13 @@ def list_jobs(
     if as_json:
         print_json([vars(job) for job in jobs])
         return
-    table = Table("job", "kind", Column("subject", overflow="fold"), "state", "progress", "attempts", "error")
+    table = Table("job", "kind", Column("subject", no_wrap=True), "state", "progress", "attempts", "error")
     for job in jobs:
         to = job.parameters.get("destination", "")
         subject = f"{job.subject} to {to}" if to else job.subject
         row = (str(job.id), job.kind, subject, job.state, f"{job.progress:.0%}", str(job.attempts), job.error)
         table.add_row(*(escape(cell) for cell in row))
-    out.print(table)
+    print_table(table)
 
 
 @jobs_app.command("retry")
@@ -229,9 +241,9 @@ def import_files(
 ) -> None:
     """Bring DICOM files into the archive, without the network; the node may be running meanwhile.
 
-    Files that are not DICOM Part 10 are counted and left alone, unless they are images and `--images` is given: each
-    then becomes a study of its own. A file that is refused is named with the reason; the others go on, and the exit
-    code is then 1.
+    Files without a preamble are taken, too. Files that are not DICOM are counted and left alone, unless they are images
+    and `--images` is given: each then becomes a study of its own. So is a DICOMDIR in a folder. A file that is refused
+    is named with the reason; the others go on, and the exit code is then 1, as it is when nothing could be imported.
     """
     convert = image_converter(modality, patient_pattern, patient_table, images=images)
     archive = open_archive(config, data, must_exist=False)
@@ -243,11 +255,14 @@ def import_files(
         for file in files:
             bar.advance()
             try:
-                source = file if is_part10(file) else content(file, convert)
+                source = file if is_part10(file) else with_preamble(file) or content(file, convert)
                 outcome = "not DICOM" if source is None else archive.ingest(source).outcome.value
             except (ArchiveError, OSError) as error:
                 outcome = "conflict" if isinstance(error, InstanceConflict) else "refused"
-                refused.append({"file": str(file), "reason": _reason(file, error)})
+                if file not in paths and isinstance(error, InvalidInstance) and is_directory(file):
+                    outcome = "DICOMDIR"
+                else:
+                    refused.append({"file": str(file), "reason": _reason(file, error)})
             outcomes[outcome] += 1
     seconds = time.monotonic() - started
     if as_json:
@@ -256,7 +271,7 @@ def import_files(
         for item in refused:
             out.print(f"{item['file']}: {item['reason']}", markup=False, soft_wrap=True)
         out.print(f"{sum(outcomes.values())} files in {seconds:.1f} s: " + _list(outcomes), highlight=False)
-    if refused:
+    if refused or (files and not outcomes.keys() - {"not DICOM", "DICOMDIR"}):
         raise typer.Exit(FAILED)
 
 

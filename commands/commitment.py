@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from commands.console import FAILED, UNREACHABLE, fail, out
+from commands.console import FAILED, UNREACHABLE, fail, out, print_table
 from index.commitments import Reference, Report
 from scp.client import RequestFailed, Requestor
 from scp.commitment_client import commit
@@ -93,10 +93,10 @@ def as_objects(told: Sequence[Told]) -> list[dict[str, Any]]:
 
 def show(peer: Peer, told: Sequence[Told]) -> None:
     """Print what was told."""
-    table = Table(Column("file", overflow="fold"), Column("SOP Instance UID", overflow="fold"), "committed")
+    table = Table(Column("file", overflow="fold"), Column("SOP Instance UID", no_wrap=True), "committed")
     for item in told:
         table.add_row(escape(str(item.path)), item.sop_instance_uid, escape(item.reason) or "yes")
-    out.print(table)
+    print_table(table)
     safe, asked = ({item.sop_instance_uid or item.path for item in told if not item.reason},
                    {item.sop_instance_uid or item.path for item in told})  # fmt: skip
     out.print(f"{peer.title} answers for {len(safe)} of {len(asked)} instances", highlight=False)

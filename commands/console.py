@@ -14,13 +14,26 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from config.settings import Settings, SettingsError, load_settings
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 
-out = Console()
+_UNBROKEN = 10_000
+"""Columns of a standard output that is no terminal: what is piped or written to a file is never wrapped."""
+
+
+def _standard_output() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = _UNBROKEN
+    return console
+
+
+out = _standard_output()
 err = Console(stderr=True)
 
 ConfigOption = Annotated[
@@ -39,7 +52,7 @@ def fail(sentence: str, code: int = FAILED) -> NoReturn:
 
 
 def settings_from(
-    config: Path | None, *, data: Path | None = None, port: int | None = None, aet: str | None = None
+    config: Path | None, *, data: Path | None = None, port: str | None = None, aet: str | None = None
 ) -> Settings:
     """Load the settings with what the command line overrides; a mistake in them ends the command."""
     scp = {key: value for key, value in (("port", port), ("aet", aet)) if value is not None}
@@ -50,6 +63,25 @@ def settings_from(
         fail(str(error), USAGE)
 
 
+def print_table(table: Table) -> None:
+    """Print `table`; where the terminal is too narrow for whole words, each row as lines of a name and a value.
+
+    Columns that are not to be wrapped at all, such as UIDs, are made with ``no_wrap=True``.
+    """
+    if Measurement.get(out, out.options.update(width=_UNBROKEN), table).minimum <= out.width:
+        out.print(table)
+        return
+    if table.title:
+        out.print(table.title, style="table.title", soft_wrap=True)
+    names = [str(column.header).replace("\n", " ") for column in table.columns]
+    width = max(map(len, names))
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        for name, cell in zip(names, row, strict=True):
+            if cell:
+                out.print(f"[bold]{escape(name):<{width}}[/]", cell, highlight=False, soft_wrap=True)
+        out.print()
+
+
 def print_json(value: Any) -> None:
     """Print `value` as JSON on standard output."""
     typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
@@ -57,7 +89,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress_bar(title: str, total: int | None = None, *, quiet: bool = False) -> Iterator[ProgressBar]:
-    """Show a progress bar on standard error while the block runs."""
+    """Show a progress bar on standard error while the block runs; an error before it has moved takes it away."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -65,7 +97,12 @@ def progress_bar(title: str, total: int | None = None, *, quiet: bool = False) -
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=err, disable=quiet) as progress:
-        yield ProgressBar(progress, title, total or 1)
+        bar = ProgressBar(progress, title, total or 1)
+        try:
+            yield bar
+        except BaseException:
+            bar.hide_unless_moved()
+            raise
 
 
 class ProgressBar:
@@ -83,6 +120,10 @@ class ProgressBar:
     def fraction(self, done: float) -> None:
         """Move to the fraction `done` (0 to 1)."""
         self._progress.update(self._task, completed=done * self._total)
+
+    def hide_unless_moved(self) -> None:
+        """Take the bar away if it stands at the beginning."""
+        self._progress.update(self._task, visible=self._progress.tasks[0].completed > 0)
 
     def describe(self, text: str) -> None:
         """Change the text in front of the bar."""

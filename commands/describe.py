@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from commands.console import ConfigOption, fail, out, settings_from
+from commands.console import USAGE, ConfigOption, fail, out, settings_from
 from index.files import is_part10
+from scp.part10 import with_preamble
 
 
 def describe(
@@ -39,10 +40,17 @@ def describe(
     from reconstruct.projections.p6 import encodings_from
     from reconstruct.projections.registry import read_header
 
+    for given in files:
+        if not given.exists():
+            fail(f"{given}: no such file or folder", USAGE)
     paths = [path for given in files for path in (sorted(given.rglob("*")) if given.is_dir() else [given])]
-    paths = [path for path in paths if path.is_file() and (len(files) == len(paths) or is_part10(path))]
-    if not paths:
+    paths = [path for path in paths if path.is_file()]
+    found = [path for path in paths if path in files or is_part10(path)]
+    if not found and any(with_preamble(path) for path in paths):
+        fail("these files have no preamble: bring them in with `tharsis import`, and describe those of the data folder")
+    if not found:
         fail("none of the files is a DICOM file")
+    paths = found
     try:
         headers = [read_header(path) for path in paths]
         varying = varying_elements(paths)

@@ -23,6 +23,7 @@ from commands.console import (
     fail,
     out,
     print_json,
+    print_table,
     progress_bar,
 )
 from commands.console import settings_from as _settings_from
@@ -299,12 +300,12 @@ def show_retention(config: ConfigOption = None, data: DataOption = None, as_json
     if not studies:
         out.print("No study is to go.", highlight=False)
         return
-    table = Table("received", "patient", Column("study", overflow="fold"), "instances", "MB", "why")
+    table = Table("received", "patient", Column("study", no_wrap=True), "instances", "MB", "why")
     for row in shown:
         why = "quota" if "quota" in row["reason"] else "age"
         cells = (row["received_at"][:10], row["patient_id"], row["study_instance_uid"], f"{row['instances']:,}",
                  f"{row['size'] / 1e6:,.1f}", why)
         table.add_row(*map(escape, cells))
-    out.print(table)
+    print_table(table)
     when = "dry_run is set: nothing is deleted" if limits.dry_run else "a running node deletes them"
     out.print(f"{studies:,} studies, {size / 1e6:,.1f} MB are to go; {when}.", highlight=False)

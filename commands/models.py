@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from commands.archive import open_archive
-from commands.console import ConfigOption, DataOption, JsonOption, fail, out, print_json
+from commands.console import ConfigOption, DataOption, JsonOption, fail, out, print_json, print_table
 from index import embeddings
 from index.archive import Archive
 from index.errors import UnknownModel, WrongState
@@ -45,7 +45,7 @@ def list_models(config: ConfigOption = None, data: DataOption = None, as_json: J
     if as_json:
         print_json([asdict(model) for model in found])
         return
-    table = Table(Column("model", overflow="fold"), "state", "d", "series embedded", "trained on", "held-out mAP")
+    table = Table(Column("model", no_wrap=True), "state", "d", "series embedded", "trained on", "held-out mAP")
     for model in found:
         row = (
             model.model_id,
@@ -56,7 +56,7 @@ def list_models(config: ConfigOption = None, data: DataOption = None, as_json: J
             _figure(model.facts.get("mean_average_precision")),
         )
         table.add_row(*map(escape, row))
-    out.print(table)
+    print_table(table)
 
 
 def _figure(value: object) -> str:

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from commands import commitment
 from commands.archive import find_files
 from commands.commitment import DEFAULT_WAIT_S, ListenOption, Told, WaitOption
-from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, progress_bar
+from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, print_table, progress_bar
 from config.sections import ae_title
 from index.keys import UNIQUE_KEYS, Level
 from scp import client
@@ -62,6 +62,13 @@ _SHOWN = {
                    "SeriesInstanceUID"),
     Level.IMAGE: ("InstanceNumber", "SOPClassUID", "SOPInstanceUID"),
 }
+_SHORT = {
+    "NumberOfPatientRelatedStudies": "Studies",
+    "NumberOfStudyRelatedInstances": "Instances",
+    "NumberOfSeriesRelatedInstances": "Instances",
+    "ModalitiesInStudy": "Modalities",
+}
+"""Names of columns for people, where the keyword is wider than its values; JSON has keywords."""
 
 
 def peer_from(text: str, tls: SSLContext | None = None) -> Peer:
@@ -102,7 +109,8 @@ def send(
     """Send DICOM files with C-STORE, as they are.
 
     A file that the peer refuses, or answers with a warning, is named with its Status; the others go on, and the exit
-    code is then 1. So it is when the peer does not answer for a file with --commit.
+    code is then 1. So it is when the peer does not answer for a file with --commit. Files in a folder that are no DICOM
+    objects, and a DICOMDIR there, are counted and left alone; when there is nothing else, the exit code is 1.
     """
     if listen is not None and not commit:
         fail("--listen goes with --commit", USAGE)
@@ -123,12 +131,19 @@ def send(
         fail(str(lost), UNREACHABLE)
     answered = {result.path for result in results}
     results += [SentFile(file, None, f"not confirmed: {lost}") for file in files if lost and file not in answered]
+    found = len(results)
+    results = [result for result in results if result.is_object or result.path in paths]
+    left_alone = found - len(results)
     troubled = [result for result in results if result.error]
     stored = sum(result.status is not None and result.status.is_success for result in results)
     if not as_json:
         for item in troubled:
             out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
-        out.print(f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s", highlight=False)
+        what = "is no DICOM object" if left_alone == 1 else "are no DICOM objects"
+        rest = f"; {left_alone} {what} to send" if left_alone else ""
+        out.print(
+            f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s{rest}", highlight=False
+        )
     told: list[Told] = []
     if commit and lost is None:
         kept = [result.path for result in results if result.status is not None and not result.error]
@@ -136,13 +151,14 @@ def send(
     if as_json:
         answer = {
             "sent": stored,
+            "left_alone": left_alone,
             "seconds": round(seconds, 3),
             "refused": [{"file": str(item.path), "reason": item.error} for item in troubled],
         }
         print_json({**answer, "commitment": commitment.as_objects(told)} if commit else answer)
     elif told:
         commitment.show(target, told)
-    if troubled or any(item.reason for item in told):
+    if troubled or any(item.reason for item in told) or (left_alone and not results):
         raise typer.Exit(UNREACHABLE if lost else FAILED)
 
 
@@ -190,7 +206,9 @@ def find(
 ) -> None:
     """Ask a node what it holds (C-FIND, Study Root; Patient Root for patients).
 
-    Examples:  tharsis find "PatientName=doe*"      tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
+    Examples:  tharsis find "PatientName=doe*"
+
+    tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
     """
     target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
     identifier = identifier_from(keys or [], level)
@@ -233,11 +251,15 @@ def print_answers(
     if as_json:
         print_json(rows)
         return
-    table = Table(*(Column(name, overflow="fold") for name in (rows[0] if rows else wanted)))
+    table = Table(*map(_column, rows[0] if rows else wanted))
     for row in rows:
         table.add_row(*map(escape, row.values()))
-    out.print(table)
+    print_table(table)
     out.print(f"{len(rows)} found", highlight=False)
+
+
+def _column(name: str) -> Column:
+    return Column(_SHORT.get(name, name), overflow="fold", no_wrap=name.endswith("UID"))
 
 
 def _text(answer: Dataset, keyword: str) -> str:

@@ -58,7 +58,8 @@ def show_routes(
         })
         return
     if not settings.routes:
-        out.print("There are no rules: write [[routes]] into the settings (`tharsis check --defaults` shows how).")
+        told = "There are no rules: write [[routes]] into the settings (`tharsis check --defaults` shows how)."
+        out.print(escape(told))
     else:
         _print_rules(settings)
     if standings:

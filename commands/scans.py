@@ -78,7 +78,8 @@ def simulate(
     with the block THARSIS PROJECTION 1.0 (encoding P1).
 
     Examples:  tharsis simulate-scan --phantom plaque --peer THARSIS@127.0.0.1:11112
-               tharsis simulate-scan --tiles 3x2 --axial-positions=-8,8 --rows 64 --out scan/
+
+    tharsis simulate-scan --tiles 3x2 --axial-positions=-8,8 --rows 64 --out scan/
     """
     from reconstruct.simulate import simulate_scan
     from reconstruct.simulated_positions import Positions
@@ -185,8 +186,11 @@ def reconstruct(
     What was reconstructed before in the same way is not done again.
     A region of interest, or another grid of voxels, becomes series of its own beside those of the whole volume.
 
-    Examples:  tharsis reconstruct scan/ --out ct/      tharsis reconstruct 1.2.3.4 --data ./tharsis-data
-               tharsis reconstruct scan/ --out roi/ --voxel-mm 0.02 --matrix 400 400 200 --centre 3 -12.5 0
+    Examples:  tharsis reconstruct scan/ --out ct/
+
+    tharsis reconstruct 1.2.3.4 --data ./tharsis-data
+
+    tharsis reconstruct scan/ --out roi/ --voxel-mm 0.02 --matrix 400 400 200 --centre 3 -12.5 0
     """
     from reconstruct.projections.frames import ScanError
     from reconstruct.projections.request import request_of_options

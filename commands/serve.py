@@ -27,7 +27,7 @@ product (2²⁸ cycles): a similarity query then takes twice the processor time.
 def serve(
     config: ConfigOption = None,
     data: DataOption = None,
-    port: Annotated[int | None, typer.Option(help="TCP port (0: any free one).")] = None,
+    port: Annotated[str | None, typer.Option(metavar="PORT", help="TCP port (0: any free one).")] = None,
     aet: Annotated[str | None, typer.Option(help="AE title of the node, at most 12 characters.")] = None,
 ) -> None:
     """Run the node until Ctrl-C or SIGTERM.
@@ -36,7 +36,9 @@ def serve(
     embeds it, and answers queries. Running associations may finish when it stops; a job that is under way goes back
     to the queue.
 
-    Try it:  tharsis serve      then, in another terminal:      echoscu -aec THARSIS localhost 11112
+    Example:  tharsis serve
+
+    Try it from another terminal:  echoscu -aec THARSIS localhost 11112
     """
     settings = settings_from(config, data=data, port=port, aet=aet)
 

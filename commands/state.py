@@ -35,7 +35,8 @@ def take_lock(data: Path) -> IO[str]:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (data / _LOCK_FILE).open("a")
     except OSError as error:
-        raise StartError(f"cannot use the data folder {data}: {error.strerror}") from error
+        why = "it is a file, expected a folder" if data.is_file() else error.strerror
+        raise StartError(f"cannot use the data folder {data}: {why}") from error
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:
         try:

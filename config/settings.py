@@ -13,7 +13,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from config import routes
 from config.ae_titles import (
@@ -44,7 +52,14 @@ class SettingsError(ValueError):
     """The settings cannot be used; the message is one sentence for the person who wrote them."""
 
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+def _port(value: object, checked: ValidatorFunctionWrapHandler) -> int:
+    try:
+        return int(checked(value))
+    except ValidationError:
+        raise ValueError(f"expected a whole number from 0 to 65535, got {value!r}") from None
+
+
+Port = Annotated[int, Field(ge=0, le=65535), WrapValidator(_port)]
 
 
 class ScpSettings(_Section):

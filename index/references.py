@@ -85,7 +85,7 @@ def parse_reference(value: str, named: Callable[[str], Reference | None]) -> Ref
         return Reference(k=k)
     found = named(name)
     if found is None:
-        raise UnknownQuery(f"names nothing in this archive: {name[:64]!r}")
+        raise UnknownQuery(f"the reference names nothing in this archive: {name[:64]!r}")
     return replace(found, k=k)
 
 

@@ -14,7 +14,7 @@ from index.archive import Archive
 from index.decoding import open_image
 from index.encoders.encoder import Images
 from index.encoders.pixels import NoPixels, canonical_frames
-from index.encoders.slices import HEADER, LOOKED_AT, Place, chosen, contents, in_order, places_of, spread
+from index.encoders.slices import HEADER, LOOKED_AT, Place, chosen, contents, in_order, no_number, places_of, spread
 from plugins.node import CannotProceed, Series
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _places(series: Series) -> list[Place]:
         try:
             places += places_of(header, index)
         except (TypeError, ValueError) as error:
-            raise CannotProceed(f"Number of Frames is no number: {error}"[:200]) from error
+            raise CannotProceed(no_number(header)) from error
     return in_order(places)
 
 

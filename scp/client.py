@@ -22,7 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.uid import UID, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 from pynetdicom import StoragePresentationContexts, evt
 
 from index.files import is_valid_uid
@@ -55,11 +55,14 @@ class SentFile:
         The peer's answer; None when the file was not sent.
     error
         Why it was not sent, or what the peer said; empty when all is well.
+    is_object
+        False where the file holds no object that could be sent: it is not DICOM, or a DICOMDIR.
     """
 
     path: Path
     status: Status | None
     error: str = ""
+    is_object: bool = True
 
     @property
     def is_stored(self) -> bool:
@@ -100,9 +103,16 @@ def send(peer: Peer, files: Iterable[Path], requestor: Requestor) -> Iterator[Se
     objects: list[EncodedObject] = []
     for path in files:
         try:
-            objects.append(read_object(path))
-        except (NotDicomError, OSError) as error:
+            found = read_object(path)
+        except NotDicomError as error:
+            yield SentFile(path, None, str(error), is_object=False)
+        except OSError as error:
             yield SentFile(path, None, str(error))
+        else:
+            if found.sop_class_uid == MediaStorageDirectoryStorage:
+                yield SentFile(path, None, "a DICOMDIR, which is not sent", is_object=False)
+            else:
+                objects.append(found)
     kinds = [(item.sop_class_uid, item.transfer_syntax_uid) for item in objects]
     for proposals in storage_proposals(kinds, convertible=False):
         classes = {proposal.sop_class_uid for proposal in proposals}

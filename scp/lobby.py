@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import selectors
 import socket
 import ssl
@@ -85,7 +86,9 @@ def open_port(host: str, port: int) -> socket.socket:
         family, *_, address = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
         listener = socket.create_server(address[:2], family=family, backlog=_WAITING_TO_BE_ACCEPTED)
     except OSError as error:
-        raise CannotListen(error.errno, error.strerror, f"{host}:{port}") from error
+        is_named = isinstance(error, socket.gaierror)  # its numbers are its own; else Python adds the address once more
+        why = error.strerror if is_named else os.strerror(error.errno or 0)
+        raise CannotListen(error.errno, why, f"{host}:{port}") from error
     listener.setblocking(False)
     return listener
 

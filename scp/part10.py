@@ -15,11 +15,21 @@ from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
+
+from index.files import is_valid_uid
+from scp.reception import encoded_meta
 
 _PREAMBLE = 128
 _LONG_VR = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN", b"SV", b"UV"}
 _IDENTITY = ["SOPClassUID", "SOPInstanceUID"]
+_FIRST_GROUPS = {b"\x02\x00", b"\x08\x00", b"\x00\x08"}
+"""Of a file without a preamble: 0002 or 0008, little or big endian."""
 _READ_WHOLE = 1 << 20
 """Bytes of a file that is read whole before it is sent: nobody has to hold more for an association."""
 
@@ -106,8 +116,8 @@ def read_object(path: Path) -> EncodedObject:
     OSError
         The file cannot be read.
     """
-    offset = data_set_offset(path)
     try:
+        offset = data_set_offset(path)
         dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_IDENTITY)
         meta = dataset.file_meta
         sop_class = _value(dataset, "SOPClassUID") or _value(meta, "MediaStorageSOPClassUID")
@@ -116,10 +126,41 @@ def read_object(path: Path) -> EncodedObject:
     except OSError:
         raise
     except Exception as error:  # pydicom raises whatever a malformed file makes it stumble over
-        raise NotDicomError(f"{path.name}: unreadable as DICOM ({type(error).__name__}: {error})") from error
+        raise NotDicomError(f"unreadable as DICOM ({type(error).__name__}: {error})") from error
     if not sop_class or not sop_instance:
-        raise NotDicomError(f"{path.name}: no DICOM object with a SOP Class and a SOP Instance UID")
+        raise NotDicomError("no DICOM object with a SOP Class and a SOP Instance UID")
     return EncodedObject(path, offset, transfer_syntax, sop_class, sop_instance)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether the file is a DICOMDIR: it lists the files of a medium and is no object of a patient (PS3.3 F)."""
+    try:
+        return read_object(path).sop_class_uid == MediaStorageDirectoryStorage
+    except (NotDicomError, OSError):
+        return False
+
+
+def with_preamble(path: Path) -> bytes | None:
+    """Return the object of a file without a preamble as a Part 10 file, its data set as it stands; None for no object.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(2) not in _FIRST_GROUPS:
+            return None
+    try:
+        found = read_object(path)
+    except NotDicomError:
+        return None
+    identity = (found.sop_class_uid, found.sop_instance_uid)
+    if not all(map(is_valid_uid, (*identity, found.transfer_syntax_uid))):
+        return None
+    with path.open("rb") as file:
+        file.seek(found.offset)
+        return bytes(_PREAMBLE) + b"DICM" + encoded_meta(identity, found.transfer_syntax_uid, "") + file.read()
 
 
 def _value(dataset: Dataset, keyword: str) -> str:

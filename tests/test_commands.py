@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from scp.part10 import data_set_offset
 from tharsis import PANELS, app
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
@@ -47,6 +51,11 @@ def one_sentence(text: str) -> bool:
         (["serve", "--aet", "FAR_TOO_LONG_A_TITLE"], USAGE, "16"),
         (["jobs", "list", "--state", "foo", "--data", "nowhere"], USAGE, "no job is ever 'foo'"),
         (["demo", "--folder", __file__], FAILED, "is a file"),
+        (["serve", "--data", __file__], FAILED, "test_commands.py: it is a file, expected a folder"),
+        (["serve", "--port", "abc"], USAGE, "scp.port: expected a whole number from 0 to 65535, got 'abc'"),
+        (["serve", "--port", "99999"], USAGE, "scp.port: expected a whole number from 0 to 65535, got '99999'"),
+        (["describe", "/nonexist"], USAGE, "/nonexist: no such file or folder"),
+        (["describe", __file__], FAILED, "test_commands.py is no DICOM file"),
         (["simulate-scan", "--views", "3", "--rows", "4", "--columns", "4", "--out", "/proc/x"], FAILED, "/proc/x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -59,6 +68,14 @@ def test_a_mistake_is_told_in_one_sentence(tharsis, tmp_path, monkeypatch, argum
     assert one_sentence(told.stderr), told.stderr
 
 
+def test_a_wrong_argument_leaves_no_progress_bar(tharsis, archive, tmp_path):
+    wrong_phantom = tharsis("simulate-scan", "--phantom", "plak", "--out", tmp_path / "scan")
+    wrong_kind = tharsis("jobs", "queue", "foo", "--data", archive.data)
+    for told, said in ((wrong_phantom, "there is no phantom 'plak'"), (wrong_kind, "no plug-in does jobs of kind")):
+        assert told.returncode == USAGE
+        assert told.stderr.strip().startswith(f"tharsis: {said}"), told.stderr
+
+
 def test_every_command_teaches():
     runner = CliRunner()
     listed = re.findall(r"^│ ([a-z][a-z-]+) ", runner.invoke(app, ["--help"]).stdout, re.MULTILINE)
@@ -69,6 +86,13 @@ def test_every_command_teaches():
         shown = runner.invoke(app, [command, "--help"])
         assert shown.exit_code == DONE
         assert len(shown.stdout.splitlines()) > 6, command
+
+
+@pytest.mark.parametrize("command", ["find", "reconstruct", "serve", "simulate-scan", "similar"])
+def test_each_example_of_a_command_has_a_line_of_its_own(command):
+    shown = CliRunner().invoke(app, [command, "--help"])
+    lines = shown.stdout.partition("Example")[2].partition("╭")[0].strip().splitlines()
+    assert all(line.count("tharsis ") <= 1 for line in lines)
 
 
 def test_a_command_is_listed_with_the_first_paragraph_of_its_own_help():
@@ -121,6 +145,55 @@ def test_import_takes_folders_and_says_what_it_could_not_take(tharsis, make_file
     assert json.loads(tharsis("status", "--data", tmp_path / "data", "--json").stdout)["instances"] == 2
 
 
+def without_preamble(file, *, meta):
+    """Take the preamble from `file`, and the File Meta Information, too, unless `meta`; it goes to a folder `bare`."""
+    content = file.read_bytes()[132 if meta else data_set_offset(file) :]
+    bare = file.parent / "bare" / file.name
+    bare.parent.mkdir(exist_ok=True)
+    bare.write_bytes(content)
+    return bare
+
+
+def test_import_takes_files_without_a_preamble(tharsis, make_file, tmp_path):
+    files = [without_preamble(make_file(number), meta=number == 1) for number in (1, 2)]
+    told = tharsis("import", *files, "--data", tmp_path / "data", "--json")
+    assert (told.returncode, json.loads(told.stdout)["outcomes"]) == (DONE, {"stored": 2})
+    uids = {pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "data" / "files").rglob("*.dcm")}
+    assert uids == {pydicom.dcmread(file, force=True).SOPInstanceUID for file in files}
+    described = tharsis("describe", files[0].parent)
+    assert described.returncode == FAILED
+    assert "have no preamble: bring them in with `tharsis import`" in described.stderr
+
+
+def test_an_import_of_nothing_has_failed(tharsis, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("not DICOM")
+    told = tharsis("import", tmp_path / "in", "--data", tmp_path / "data", "--json")
+    assert (told.returncode, json.loads(told.stdout)["outcomes"]) == (FAILED, {"not DICOM": 1})
+
+
+@pytest.fixture
+def directory(make_file):
+    """A DICOMDIR, as a medium has it beside its files."""
+    file = make_file(9)
+    dataset = pydicom.dcmread(file)
+    file.unlink()
+    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        del dataset[keyword]
+    medium = file.parent / "medium"
+    medium.mkdir()
+    dataset.save_as(medium / "DICOMDIR")
+    return medium / "DICOMDIR"
+
+
+def test_a_dicomdir_in_a_folder_is_left_alone_by_an_import(tharsis, make_file, directory, tmp_path):
+    make_file(1).rename(directory.with_name("1.dcm"))
+    told = tharsis("import", directory.parent, "--data", tmp_path / "data", "--json")
+    assert (told.returncode, json.loads(told.stdout)["outcomes"]) == (DONE, {"stored": 1, "DICOMDIR": 1})
+    assert tharsis("import", directory, "--data", tmp_path / "data").returncode == FAILED
+
+
 @pytest.fixture(scope="module")
 def peer(serve_all):
     """A node that several tests send objects of one patient to."""
@@ -133,6 +206,22 @@ def test_a_warning_is_no_success(tharsis, peer, make_file):
     assert other.returncode == FAILED
     assert "0 of 1 files stored" in other.stdout
     assert "B006" in other.stdout
+
+
+def test_send_leaves_alone_what_is_no_object_in_a_folder(tharsis, peer, make_file, directory):
+    folder = directory.parent
+    (folder / "LICENSE").write_text("not DICOM")
+    nothing = tharsis("send", folder, "--peer", peer)
+    assert nothing.returncode == FAILED
+    make_file(1).rename(folder / "1.dcm")
+    told = tharsis("send", folder, "--peer", peer)
+    assert (told.returncode, "LICENSE" in told.stdout) == (DONE, False)
+    assert "1 of 1 files stored" in told.stdout
+    assert told.stdout.endswith("; 2 are no DICOM objects to send\n")
+    named = tharsis("send", folder / "LICENSE", directory, "--peer", peer)
+    assert named.returncode == FAILED
+    assert f"{folder / 'LICENSE'}: no DICOM object with" in named.stdout
+    assert f"{directory}: a DICOMDIR, which is not sent" in named.stdout
 
 
 def test_a_truncated_or_unreadable_file_does_not_stop_the_import(tharsis, make_file, tmp_path):
@@ -155,7 +244,17 @@ def test_square_brackets_survive_in_messages(tharsis, tmp_path):
     assert "unknown key 'prot' in [scp]; the nearest is 'port'" in told.stderr
     settings.write_text("[scp]\nport = 'x'\n[jobs]\nworkers = 'y'\n")
     told = tharsis("check", "--config", settings)
-    assert "scp.port: expected a whole number, got 'x'; jobs.workers: expected a whole number, got 'y'" in told.stderr
+    assert "scp.port: expected a whole number from 0 to 65535, got 'x'; jobs.workers: expected a " in told.stderr
+    assert "whole number, got 'y'" in told.stderr
+
+
+def test_a_port_that_is_taken_is_told_once(tharsis, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "my.toml").write_text('[scp]\nhost = "127.0.0.1"\n')
+        told = tharsis("serve", "--config", tmp_path / "my.toml", "--data", tmp_path / "data", "--port", port)
+    assert told.returncode == FAILED
+    assert told.stderr == f"tharsis: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
 def test_a_broken_catalogue_is_told_in_one_sentence(tharsis, tmp_path):
@@ -184,6 +283,41 @@ def test_send_and_find_over_the_network(tharsis, peer, make_file):
     assert "0 found" in tharsis("find", "PatientName=roe*", "--peer", peer).stdout
 
 
+def on_terminal(columns, *arguments):
+    """Run the command line with a terminal of so many columns, and return what it shows there."""
+    ours, its = os.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    with subprocess.Popen([sys.executable, "-P", "-m", "tharsis", *map(str, arguments)], stdout=its, env=environment):
+        os.close(its)
+        shown = b""
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
+LONG_UID = "1.2.826.0.1.3680043.9.4245.3115138630835728997848661150714813892"
+
+
+@pytest.mark.parametrize(
+    "command", [["jobs", "list"], ["find"], ["find", "--level", "SERIES", f"StudyInstanceUID={LONG_UID}"]]
+)
+def test_a_uid_is_whole_in_a_pipe_and_on_a_narrow_terminal(tharsis, serve, make_file, command):
+    node = serve()
+    peer = ["--peer", f"THARSIS@127.0.0.1:{node.port}"]
+    tharsis("send", make_file(1, StudyInstanceUID=LONG_UID, SeriesInstanceUID=LONG_UID), *peer)
+    where = ["--data", node.data] if command[0] == "jobs" else peer
+    for columns, form in ((80, "(?m)^[A-Za-z]+ +{}$"), (200, "│ {} +│")):
+        assert re.search(form.format(re.escape(LONG_UID)), on_terminal(columns, *command, *where)), columns
+    narrow = subprocess.run(
+        [sys.executable, "-P", "-m", "tharsis", *command, *map(str, where)],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "40"},
+    )  # fmt: skip
+    assert re.search(rf"│ {re.escape(LONG_UID)} +│", narrow.stdout)
+    assert "NumberOf" not in narrow.stdout
+
+
 def test_similar_needs_the_right_and_then_ranks(tharsis, serve, wait_until, make_file, make_dataset):
     node = serve(settle_time_s=0.1, more='[[application_entities]]\ntitle = "ASKER"\nrights = ["similar"]\n')
     peer = f"THARSIS@127.0.0.1:{node.port}"
@@ -194,6 +328,8 @@ def test_similar_needs_the_right_and_then_ranks(tharsis, serve, wait_until, make
         files.append(make_file(series, SeriesInstanceUID=f"1.2.3.{series}", PixelData=image))
     assert tharsis("send", *files, "--peer", peer).returncode == DONE
     wait_until(lambda: node.jobs() == {"done": 6})
+    unknown = tharsis("similar", "--reference", "NOPE", "--peer", peer, "--aet", "ASKER")
+    assert "the reference names nothing in this archive: 'NOPE'" in unknown.stderr
     refused = tharsis("similar", "--series", "1.2.3.1", "--peer", peer)
     assert refused.returncode == FAILED
     assert "0124" in refused.stderr

@@ -209,6 +209,14 @@ def clockwise(**changes: Any) -> ConeBeamGeometry:
     return stage(200.0, 320.0, sense=1.0, **changes)
 
 
+@pytest.mark.parametrize("read", [read_bruker, read_nikon])
+def test_a_log_that_is_none_is_told_in_one_line(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "notes.log").write_text("Tuesday\nno section\n")
+    with pytest.raises(ScanError) as told:
+        read(tmp_path / "notes.log")
+    assert str(told.value) == "notes.log is no log of sections and keys: File contains no section headers"
+
+
 @pytest.mark.parametrize("told", [{"ObjectOffsetX": 0.5}, {"CentreOfRotationTop": 0.8, "CentreOfRotationBottom": 0.8}])
 def test_nikon(tmp_path: Path, told: dict[str, float]) -> None:
     """The axis is 0.5 mm beside the central ray, 0.8 mm on the detector: it is seen in later columns."""

@@ -689,7 +689,7 @@ def test_recognition() -> None:
 def test_files_that_are_no_projections_are_named(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not DICOM")
-    with pytest.raises(ScanError, match=r"notes.txt cannot be read"):
+    with pytest.raises(ScanError, match=r"notes.txt is no DICOM file"):
         read_scan([text])
     other = written()[0]
     other.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"

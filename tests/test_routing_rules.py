@@ -215,3 +215,8 @@ def test_the_command_line_shows_rules_destinations_and_reasons(routed, config, m
         told = tharsis("routes", *arguments, "--config", config)
         assert told.exit_code != 0
         assert words in told.stderr
+
+
+def test_without_rules_the_command_line_says_what_to_write(tharsis, archive):
+    told = tharsis("routes", "--data", archive.data).stdout
+    assert told.startswith("There are no rules: write [[routes]] into the settings")

@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage
 
 from index import decoding
 from index.archive import Archive
-from index.encoders.slices import LOOKED_AT, Place, chosen, contents, in_order, places_of
+from index.encoders.slices import HEADER, LOOKED_AT, Place, chosen, contents, in_order, no_number, places_of
 from plugins.node import CannotProceed, Series
 from plugins.slices import Slices, choose_slices
 
@@ -134,6 +136,18 @@ def test_what_cannot_be_decoded_is_left_out_unless_it_is_all(make_dataset: Make,
     assert numbers(choose(tmp_path / "both", [good, bad], 24)) == [1]
     with pytest.raises(CannotProceed, match="cannot be decoded"):
         choose(tmp_path / "one", [bad], 24)
+
+
+def test_a_number_of_frames_that_is_none_is_told_as_it_stands(make_dataset: Make, tmp_path: Path) -> None:
+    path = tmp_path / "1.dcm"
+    mr(make_dataset, 1, np.repeat(body(15)[None], 12, axis=0)).save_as(path, enforce_file_format=True)
+    path.write_bytes(path.read_bytes().replace(b"\x28\0\x08\0IS\2\x0012", b"\x28\0\x08\0IS\2\x001A"))
+    header = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
+    with pytest.raises(ValueError, match="1A"):
+        places_of(header, 0)
+    assert no_number(header) == "Number of Frames (0028,0008) is '1A', no number"
+    with pytest.raises(CannotProceed, match=r"Number of Frames \(0028,0008\) is '1A', no number"):
+        choose_slices(None, SimpleNamespace(paths=[path]), 4, float)  # type: ignore[arg-type]
 
 
 def test_choice_is_the_same_every_time(make_dataset: Make, tmp_path: Path) -> None:

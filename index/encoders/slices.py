@@ -72,6 +72,13 @@ def spread(count: int, most: int) -> list[int]:
     return [int((index + 0.5) * count / most) for index in range(most)]
 
 
+def no_number(header: Dataset) -> str:
+    """Say in one sentence that Number of Frames is no number."""
+    value = header.get_item("NumberOfFrames").value  # as it was read: pydicom converts none that is no number
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    return f"Number of Frames (0028,0008) is {text.strip()[:64]!r}, no number"
+
+
 def places_of(header: Dataset, instance: int) -> list[Place]:
     """Return the frames of one instance, by its `HEADER`.
 

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
+from index.encoders.slices import no_number
 from plugins.node import CannotProceed
 from plugins.segmentation.planes import FrameOf, Planes, planes_of, step_mm_of
 from plugins.segmentation.segmenter import Placement
@@ -187,7 +188,7 @@ def _frame_count(header: Dataset) -> int:
     try:
         return int(header.get("NumberOfFrames") or 1)
     except (TypeError, ValueError) as error:
-        raise CannotProceed(f"Number of Frames is no number: {error}"[:200]) from error
+        raise CannotProceed(no_number(header)) from error
 
 
 def _number(header: Dataset) -> int:

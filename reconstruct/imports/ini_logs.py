@@ -26,7 +26,8 @@ class _Log:
         try:
             parser.read_string(text_of(path))
         except configparser.Error as error:
-            raise ScanError(f"{path.name} is no log of sections and keys: {error.message}") from error
+            first = error.message.splitlines()[0].rstrip(".")
+            raise ScanError(f"{path.name} is no log of sections and keys: {first}") from error
         self._values = {_plain(key): value for section in parser.sections() for key, value in parser.items(section)}
 
     def text(self, *keys: str) -> str:

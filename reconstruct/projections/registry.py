@@ -110,7 +110,9 @@ def read_header(path: Path) -> Dataset:
     """
     try:
         return dcmread(path, stop_before_pixels=True, defer_size=_LONGEST_VALUE)
-    except (InvalidDicomError, OSError, EOFError) as error:
+    except InvalidDicomError as error:
+        raise ScanError(f"{path.name} is no DICOM file") from error
+    except (OSError, EOFError) as error:
         raise ScanError(f"{path.name} cannot be read as a DICOM file: {error}") from error
 
 
