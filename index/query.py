@@ -7,12 +7,15 @@ cannot disagree about what exists.
 from __future__ import annotations
 
 import json
+import marshal
 import sqlite3
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from pydicom.datadict import dictionary_VR
@@ -37,7 +40,9 @@ _STORED = ", ".join(
 
 _SHARED_UIDS = ("sop_class_uid", "transfer_syntax_uid", "series_instance_uid", "study_instance_uid")
 
-_SOON_S = 0.05
+Row = tuple[Any, ...]
+
+_SOON_S, _LONG_S = 0.05, 0.5
 _MOST_AT_ONCE = 2000
 """Rows, of which each takes two kilobytes."""
 
@@ -105,12 +110,12 @@ def select(query: Query) -> Selection:
 
 
 @contextmanager
-def found(archive: Archive, selection: Selection) -> Iterator[tuple[Database, Iterator[tuple[Any, ...]]]]:
+def found(archive: Archive, selection: Selection) -> Iterator[tuple[Database, Iterator[Row]]]:
     """Give the rows that a query finds, and a connection on which the items of sequences are asked for, row by row."""
     with archive.reading() as database:
         if not selection.query.sequences:
             with closing(database.execute(selection.sql, selection.parameters)) as rows:
-                yield database, _at_once(rows)
+                yield database, _at_once(rows, archive.incoming)
             return
         database.execute("BEGIN")  # rows and their items are of one state
         try:
@@ -120,20 +125,40 @@ def found(archive: Archive, selection: Selection) -> Iterator[tuple[Database, It
             database.execute("COMMIT")
 
 
-def _at_once(rows: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a cursor; those that are found soon are all read before the first is given.
+def _at_once(rows: sqlite3.Cursor, folder: Path) -> Iterator[Row]:
+    """Yield the rows of a cursor, and keep an old state of the catalogue, in its log, for no longer than has to be.
 
-    Who takes the answers to most queries slowly then keeps no old state of the catalogue, in its log, for so long.
+    Those that are found soon are all read before the first is given. Who takes many answers slowly has the rest of them
+    put into a file without a name, in `folder`.
     """
-    read: deque[tuple[Any, ...]] = deque()
-    end = time.monotonic() + _SOON_S
+    begun = time.monotonic()
+    read: deque[Row] = deque()
     for row in rows:
         read.append(row)
-        if len(read) == _MOST_AT_ONCE or time.monotonic() > end:
+        if len(read) == _MOST_AT_ONCE or time.monotonic() > begun + _SOON_S:
             break
     while read:
         yield read.popleft()
-    yield from rows
+    for row in rows:
+        yield row
+        if time.monotonic() > begun + _LONG_S:
+            break
+    yield from _put_aside(rows, folder)
+
+
+def _put_aside(rows: sqlite3.Cursor, folder: Path) -> Iterator[Row]:
+    """Read all that is left of a cursor at once, and then yield it."""
+    block = rows.fetchmany(_MOST_AT_ONCE)
+    if not block:
+        return
+    with TemporaryFile(dir=folder) as file:
+        while block:
+            marshal.dump(block, file)
+            block = rows.fetchmany(_MOST_AT_ONCE)
+        file.seek(0)
+        with suppress(EOFError):
+            while True:
+                yield from marshal.load(file)  # noqa: S302  (nobody else has written to it)
 
 
 def find(archive: Archive, query: Query) -> Iterator[Dataset]:

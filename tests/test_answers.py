@@ -113,12 +113,20 @@ def test_who_takes_few_answers_slowly_keeps_no_old_state_of_the_catalogue(odd, t
     assert not is_kept()
     assert list(found)
 
-    monkeypatch.setattr(index.query, "_MOST_AT_ONCE", 1)  # as the first of many
+    monkeypatch.setattr(index.query, "_MOST_AT_ONCE", 3)  # as the first of many
+    now = [1000.0]
+    monkeypatch.setattr(index.query.time, "monotonic", lambda: now[0])
     found = answers(odd, query, EDGE, str(ImplicitVRLittleEndian))
-    assert next(found)
+    got = [next(found) for _ in range(5)]
     assert is_kept()
-    assert list(found)
+    now[0] += 1
+    got += [next(found), next(found)]  # the next one finds that it takes long, and the rest is put aside
     assert not is_kept()
+    got += found
+    at_once = list(answers(odd, query, EDGE, str(ImplicitVRLittleEndian)))
+    assert sorted(map(bytes, got)) == sorted(map(bytes, at_once))
+    assert len(got) == len(ODD) + 1
+    assert not list(odd.incoming.iterdir())
 
 
 def test_items_of_sequences_are_of_the_state_in_which_their_rows_were_found(archive, make_instance, transmit):
