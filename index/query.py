@@ -43,8 +43,8 @@ _SHARED_UIDS = ("sop_class_uid", "transfer_syntax_uid", "series_instance_uid", "
 Row = tuple[Any, ...]
 
 _SOON_S, _LONG_S = 0.05, 0.5
-_MOST_AT_ONCE = 2000
-"""Rows, of which each takes two kilobytes."""
+_MOST_AT_ONCE, _BLOCK = 2000, 100
+"""Rows, of which each takes two kilobytes: those that are held, and those that are put aside together."""
 
 _JOINS = (
     "{top} JOIN study ON study.patient = patient.id",
@@ -148,13 +148,13 @@ def _at_once(rows: sqlite3.Cursor, folder: Path) -> Iterator[Row]:
 
 def _put_aside(rows: sqlite3.Cursor, folder: Path) -> Iterator[Row]:
     """Read all that is left of a cursor at once, and then yield it."""
-    block = rows.fetchmany(_MOST_AT_ONCE)
+    block = rows.fetchmany(_BLOCK)
     if not block:
         return
     with TemporaryFile(dir=folder) as file:
         while block:
             marshal.dump(block, file)
-            block = rows.fetchmany(_MOST_AT_ONCE)
+            block = rows.fetchmany(_BLOCK)
         file.seek(0)
         with suppress(EOFError):
             while True:

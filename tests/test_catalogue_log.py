@@ -85,7 +85,8 @@ def test_it_waits_longer_for_those_who_read_longer(written, tmp_path, monkeypatc
             if is_begun_anew:
                 break
     assert is_begun_anew
-    assert {1, 4} <= waited
+    assert 1 in waited
+    assert waited - {1, 60000}  # longer, as the log has become longer
 
 
 def test_one_who_reads_for_long_keeps_his_state_and_is_waited_for_now_and_then(written, tmp_path, monkeypatch):
