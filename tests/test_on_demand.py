@@ -91,9 +91,10 @@ def test_what_cannot_be_embedded_says_why(filled, search, make_image, request_, 
         ask_for(search, **{"sop_instance_uid": f"{ROOT}.9.0.1", **request_})
 
 
-def test_what_was_made_serves_the_next_query_and_is_forgotten_in_time(filled, search):
+def test_what_was_made_serves_the_next_query_and_is_forgotten_in_time(filled, search, wait_until):
     uid = f"{ROOT}.9.0.1"
     ask_for(search, sop_instance_uid=uid)
+    wait_until(lambda: "done" in filled.jobs.counts())  # which the worker notes behind the answer
     done = filled.jobs.counts()["done"]
     ask_for(search, sop_instance_uid=uid)
     assert filled.jobs.counts()["done"] == done
