@@ -19,6 +19,7 @@ from pynetdicom.presentation import PresentationContext
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
 from config.settings import ScpSettings, TlsSettings
 from scp import extended_negotiation, transport
+from scp.accepting import Accepting
 from scp.carried import Carried
 from scp.carrier import Carrier
 from scp.dispatch import Services, answer, caller_of, peer_of, refuse
@@ -44,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 _AUDIT = logging.getLogger("tharsis.audit")
 
 
-class Acceptor:
+class Acceptor(Accepting[InboundAssociation]):
     """Listens, and serves the associations that peers open.
 
     Parameters
@@ -88,45 +89,15 @@ class Acceptor:
             (evt.EVT_RELEASED, self._ended, ["released"]),
             (evt.EVT_ABORTED, self._ended, ["aborted"]),
         ]
-        self._listener = Listener(self._associate, settings, secure, sharing, places)
+        super().__init__(Listener(self._associate, settings, secure, sharing, places), InboundAssociation)
 
     def _associate(self, arrival: Arrival, ended: Ended) -> InboundAssociation:
         return InboundAssociation(self._entity, arrival, self._handlers, ended)
 
-    def start(self) -> None:
-        """Begin to listen.
-
-        Raises
-        ------
-        OSError
-            A port cannot be had; `filename` of the error is its address.
-        TlsError
-            Certificate, key or authorities cannot be used.
-        """
-        self._listener.start()
-
-    @property
-    def port(self) -> int:
-        """TCP port without TLS; 0 for none."""
-        return self._listener.port
-
-    @property
-    def tls_port(self) -> int:
-        """TCP port with TLS; 0 for none."""
-        return self._listener.tls_port
-
-    @property
-    def associations(self) -> list[InboundAssociation]:
-        """Associations that are open now."""
-        return [each for each in self._listener.associations if isinstance(each, InboundAssociation)]
-
     def stop(self, grace_s: float) -> None:
         """Accept no more, let open associations finish for `grace_s` seconds, then abort them."""
-        self._listener.close()
-        self._listener.join(self.associations, grace_s)
-        left = self.associations
+        left = self._left_open(grace_s)
         for assoc in left:
-            _LOG.warning("aborting the association of %s: still open after %g s", _peer(assoc), grace_s)
             assoc.abort(block=False)
             transport.interrupt(assoc)
         self._listener.join(left, self._settings.acse_timeout_s)

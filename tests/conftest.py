@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -57,6 +57,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if (marker := item.get_closest_marker("own_transport")) is not None:
             item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
+_HAS_FAILED = pytest.StashKey[bool]()
+_LARGE_BYTES = 16 << 20
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note of a test whether it has failed, for `large_files_go`."""
+    report = yield
+    item.stash[_HAS_FAILED] = item.stash.get(_HAS_FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def large_files_go(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the large files that a test leaves, unless it fails: pytest keeps the folders of three runs.
+
+    Only those: objects of gigabytes fill a disk, and a file system may take long to give out an inode again.
+    """
+    yield
+    folder = request.node.funcargs.get("tmp_path")
+    if folder is None or request.node.stash.get(_HAS_FAILED, False):
+        return
+    for place, _, names in os.walk(folder):
+        for path in (Path(place) / name for name in names):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size >= _LARGE_BYTES:
+                path.unlink()
 
 
 @pytest.fixture(scope="session")

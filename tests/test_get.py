@@ -18,30 +18,9 @@ from pydicom.uid import (
     RTDoseStorage,
 )
 from pynetdicom import AE, build_role, evt
+from retrieved import UID_OF, counts, data_set, request_for
 
 from scp.contexts import STUDY_ROOT_GET
-from scp.part10 import data_set_offset
-
-STUDY = "1.2.826.0.1.3680043.9.7133.1"
-UID_OF = "1.2.826.0.1.3680043.9.7133.9.{}".format
-
-
-def _data_set(path: Path) -> bytes:
-    return path.read_bytes()[data_set_offset(path):]
-
-
-def _identifier(level="STUDY", **keys):
-    identifier = Dataset()
-    identifier.QueryRetrieveLevel = level
-    for keyword, value in (keys or {"StudyInstanceUID": STUDY}).items():
-        setattr(identifier, keyword, value)
-    return identifier
-
-
-def _counts(status):
-    return tuple(
-        status.get(f"NumberOf{word}Suboperations") for word in ("Remaining", "Completed", "Failed", "Warning")
-    )
 
 
 def _get(node, identifier, contexts=((CTImageStorage, ExplicitVRLittleEndian),), answer=None, on_pending=None):
@@ -73,23 +52,23 @@ def test_get_sends_the_files_bytes(start_node, make_file):
     files = {UID_OF(number): make_file(number) for number in range(1, 6)}
     for path in files.values():
         node.archive.ingest(path)
-    answers, got = _get(node, _identifier())
-    assert got == {uid: _data_set(path) for uid, path in files.items()}
-    assert (answers[-1][0].Status, _counts(answers[-1][0])) == (0x0000, (None, 5, 0, 0))
+    answers, got = _get(node, request_for())
+    assert got == {uid: data_set(path) for uid, path in files.items()}
+    assert (answers[-1][0].Status, counts(answers[-1][0])) == (0x0000, (None, 5, 0, 0))
 
 
 def test_nothing_that_matches_is_a_success(start_node):
-    [(status, _)], _ = _get(start_node(), _identifier())
-    assert (status.Status, _counts(status)) == (0x0000, (None, 0, 0, 0))
+    [(status, _)], _ = _get(start_node(), request_for())
+    assert (status.Status, counts(status)) == (0x0000, (None, 0, 0, 0))
 
 
 def test_get_without_a_context_for_one_class_sends_the_rest(start_node, make_file):
     node = start_node()
     node.archive.ingest(make_file(1))
     node.archive.ingest(make_file(2, SOPClassUID=MRImageStorage))
-    answers, got = _get(node, _identifier())
+    answers, got = _get(node, request_for())
     status, identifier = answers[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
+    assert (status.Status, counts(status)) == (0xB000, (None, 1, 1, 0))
     assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
     assert list(got) == [UID_OF(1)]
 
@@ -100,23 +79,23 @@ def test_get_converts_when_it_has_to(start_node):
     original = pydicom.dcmread(path)
     assert original.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
     node.archive.ingest(path)
-    identifier = _identifier(StudyInstanceUID=original.StudyInstanceUID)
+    identifier = request_for(StudyInstanceUID=original.StudyInstanceUID)
     answers, got = _get(node, identifier, ((RTDoseStorage, ImplicitVRLittleEndian),))
     assert answers[-1][0].Status == 0x0000
     [data] = got.values()
     assert pydicom.filereader.read_dataset(BytesIO(data), True, True).DoseGridScaling == original.DoseGridScaling
 
 
-@pytest.mark.parametrize(("answer", "counts"), [(0xA700, (None, 2, 1, 0)), (0xB000, (None, 2, 0, 1))])
-def test_a_failure_and_a_warning_are_counted_and_the_rest_goes_on(start_node, make_file, answer, counts):
+@pytest.mark.parametrize(("answer", "told"), [(0xA700, (None, 2, 1, 0)), (0xB000, (None, 2, 0, 1))])
+def test_a_failure_and_a_warning_are_counted_and_the_rest_goes_on(start_node, make_file, answer, told):
     node = start_node()
     for number in (1, 2, 3):
         node.archive.ingest(make_file(number))
     answers, got = _get(
-        node, _identifier(), answer=lambda event: answer if event.request.AffectedSOPInstanceUID == UID_OF(2) else 0
+        node, request_for(), answer=lambda event: answer if event.request.AffectedSOPInstanceUID == UID_OF(2) else 0
     )
     status, identifier = answers[-1]
-    assert (status.Status, _counts(status)) == (0xB000, counts)
+    assert (status.Status, counts(status)) == (0xB000, told)
     assert len(got) == 3
     failed = (identifier or Dataset()).get("FailedSOPInstanceUIDList")
     assert failed == (UID_OF(2) if answer == 0xA700 else None)
@@ -134,8 +113,8 @@ def test_get_can_be_cancelled(start_node, make_file):
             sent.append(1)
             assoc.send_c_cancel(9, query_model=STUDY_ROOT_GET)
 
-    answers, got = _get(node, _identifier(), on_pending=cancel)
-    remaining, completed, failed, warning = _counts(answers[-1][0])
+    answers, got = _get(node, request_for(), on_pending=cancel)
+    remaining, completed, failed, warning = counts(answers[-1][0])
     assert answers[-1][0].Status == 0xFE00
     assert remaining > 0
     assert completed == len(got)

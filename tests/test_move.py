@@ -12,7 +12,6 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import (
     UID,
@@ -26,24 +25,9 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
+from retrieved import UID_OF, counts, data_set, request_for
 
 from scp.contexts import STORAGE, STUDY_ROOT_MOVE
-from scp.part10 import data_set_offset
-
-STUDY = "1.2.826.0.1.3680043.9.7133.1"
-UID_OF = "1.2.826.0.1.3680043.9.7133.9.{}".format
-
-
-def _data_set(path: Path) -> bytes:
-    return path.read_bytes()[data_set_offset(path):]
-
-
-def _identifier(level="STUDY", **keys):
-    identifier = Dataset()
-    identifier.QueryRetrieveLevel = level
-    for keyword, value in (keys or {"StudyInstanceUID": STUDY}).items():
-        setattr(identifier, keyword, value)
-    return identifier
 
 
 class Receiver:
@@ -104,23 +88,17 @@ def _move(node, identifier, destination="RECEIVER", *, msg_id=1, priority=2, on_
     return answers
 
 
-def _counts(status):
-    return tuple(
-        status.get(f"NumberOf{word}Suboperations") for word in ("Remaining", "Completed", "Failed", "Warning")
-    )
-
-
 def test_move_sends_the_files_bytes(start_node, make_file, receive):
     receiver = receive()
     node = _node_for(start_node, receiver.port)
     files = {UID_OF(number): make_file(number) for number in range(1, 6)}
     for path in files.values():
         node.archive.ingest(path)
-    answers = _move(node, _identifier(), msg_id=77, priority=1)
-    assert receiver.stored == {uid: _data_set(path) for uid, path in files.items()}
+    answers = _move(node, request_for(), msg_id=77, priority=1)
+    assert receiver.stored == {uid: data_set(path) for uid, path in files.items()}
     first, final = answers[0][0], answers[-1][0]
-    assert (first.Status, _counts(first)) == (0xFF00, (5, 0, 0, 0))
-    assert (final.Status, _counts(final)) == (0x0000, (None, 5, 0, 0))
+    assert (first.Status, counts(first)) == (0xFF00, (5, 0, 0, 0))
+    assert (final.Status, counts(final)) == (0x0000, (None, 5, 0, 0))
     for request in receiver.requests:
         assert request.MoveOriginatorApplicationEntityTitle == "VIEWER"
         assert request.MoveOriginatorMessageID == 77
@@ -131,7 +109,7 @@ def test_move_sends_the_files_bytes(start_node, make_file, receive):
 def test_an_unknown_destination_is_refused(start_node, make_file, entities):
     node = start_node(entities=entities)
     node.archive.ingest(make_file(1))
-    [(status, _)] = _move(node, _identifier())
+    [(status, _)] = _move(node, request_for())
     assert status.Status == 0xA801
     assert "RECEIVER" in status.ErrorComment
 
@@ -142,17 +120,17 @@ def test_a_closed_destination_fails_every_sub_operation(start_node, make_file):
     node = _node_for(start_node, for_nobody.getsockname()[1])
     for number in (1, 2):
         node.archive.ingest(make_file(number))
-    status, identifier = _move(node, _identifier())[-1]
+    status, identifier = _move(node, request_for())[-1]
     for_nobody.close()
-    assert (status.Status, _counts(status)) == (0xA702, (None, 0, 2, 0))
+    assert (status.Status, counts(status)) == (0xA702, (None, 0, 2, 0))
     assert status.ErrorComment
     assert sorted(identifier.FailedSOPInstanceUIDList) == [UID_OF(1), UID_OF(2)]
 
 
 def test_nothing_that_matches_is_a_success(start_node, receive):
     node = _node_for(start_node, receive().port)
-    [(status, _)] = _move(node, _identifier())
-    assert (status.Status, _counts(status)) == (0x0000, (None, 0, 0, 0))
+    [(status, _)] = _move(node, request_for())
+    assert (status.Status, counts(status)) == (0x0000, (None, 0, 0, 0))
 
 
 def test_the_rest_goes_on_after_a_failure(start_node, make_file, receive):
@@ -160,8 +138,8 @@ def test_the_rest_goes_on_after_a_failure(start_node, make_file, receive):
     node = _node_for(start_node, receiver.port)
     for number in range(1, 5):
         node.archive.ingest(make_file(number))
-    status, identifier = _move(node, _identifier())[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 3, 1, 0))
+    status, identifier = _move(node, request_for())[-1]
+    assert (status.Status, counts(status)) == (0xB000, (None, 3, 1, 0))
     assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
     assert len(receiver.stored) == 3
 
@@ -170,8 +148,8 @@ def test_a_warning_of_the_destination_is_counted_as_one(start_node, make_file, r
     receiver = receive(answer=lambda _event: 0xB007)
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(make_file(1))
-    status, _ = _move(node, _identifier())[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 0, 0, 1))
+    status, _ = _move(node, request_for())[-1]
+    assert (status.Status, counts(status)) == (0xB000, (None, 0, 0, 1))
 
 
 def test_a_class_that_the_destination_lacks_fails_alone(start_node, make_file, receive):
@@ -179,8 +157,8 @@ def test_a_class_that_the_destination_lacks_fails_alone(start_node, make_file, r
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(make_file(1))
     node.archive.ingest(make_file(2, SOPClassUID=MRImageStorage))
-    status, identifier = _move(node, _identifier())[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
+    status, identifier = _move(node, request_for())[-1]
+    assert (status.Status, counts(status)) == (0xB000, (None, 1, 1, 0))
     assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
 
 
@@ -190,8 +168,8 @@ def test_a_file_that_is_gone_fails_alone_and_is_told(start_node, make_file, rece
     node.archive.ingest(make_file(1))
     node.archive.ingest(make_file(2))
     node.archive.open_instance(UID_OF(2)).path.unlink()
-    status, identifier = _move(node, _identifier())[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
+    status, identifier = _move(node, request_for())[-1]
+    assert (status.Status, counts(status)) == (0xB000, (None, 1, 1, 0))
     assert "missing" in status.ErrorComment
     assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
     assert f"instance {UID_OF(2)} cannot be sent" in caplog.text
@@ -204,8 +182,8 @@ def test_a_file_that_is_known_to_be_damaged_fails_alone(start_node, make_file, r
     node.archive.ingest(make_file(2))
     with node.archive.transaction() as database:
         database.execute("UPDATE instance SET damage = 'altered' WHERE sop_instance_uid = ?", (UID_OF(2),))
-    status, identifier = _move(node, _identifier())[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
+    status, identifier = _move(node, request_for())[-1]
+    assert (status.Status, counts(status)) == (0xB000, (None, 1, 1, 0))
     assert "altered" in status.ErrorComment
     assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
 
@@ -222,7 +200,7 @@ def test_a_destination_with_one_transfer_syntax_gets_that_one(start_node, receiv
     receiver = receive([(original.SOPClassUID, [only])])
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(path)
-    status, _ = _move(node, _identifier(StudyInstanceUID=original.StudyInstanceUID))[-1]
+    status, _ = _move(node, request_for(StudyInstanceUID=original.StudyInstanceUID))[-1]
     if name == "MR_small_jp2klossless.dcm" and not _can_decode(original):
         assert status.Status == 0xA702
         assert "convert" in status.ErrorComment
@@ -259,8 +237,8 @@ def test_what_cannot_be_decoded_fails_alone(start_node, receive, make_file):
     path = node.archive.data / "x.dcm"
     dataset.save_as(path)
     node.archive.ingest(path)
-    status, identifier = _move(node, _identifier())[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 1, 1, 0))
+    status, identifier = _move(node, request_for())[-1]
+    assert (status.Status, counts(status)) == (0xB000, (None, 1, 1, 0))
     assert identifier.FailedSOPInstanceUIDList == UID_OF(3)
 
 
@@ -272,8 +250,8 @@ def test_more_contexts_than_an_association_has(start_node, make_file, receive):
     node = _node_for(start_node, receiver.port)
     for number, uid in enumerate(classes, start=1):
         node.archive.ingest(make_file(number, SOPClassUID=uid))
-    status, _ = _move(node, _identifier())[-1]
-    assert (status.Status, _counts(status)) == (0x0000, (None, 140, 0, 0))
+    status, _ = _move(node, request_for())[-1]
+    assert (status.Status, counts(status)) == (0x0000, (None, 140, 0, 0))
     assert receiver.associations > 1
 
 
@@ -289,9 +267,9 @@ def test_pending_goes_out_during_a_long_sub_operation(start_node, make_file, rec
     receiver = receive(answer=lambda _event: 0x0000 if told_again.wait(30) else 0xA700)
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(make_file(1))
-    answers = _move(node, _identifier(), on_pending=tell)
+    answers = _move(node, request_for(), on_pending=tell)
     assert answers[-1][0].Status == 0x0000
-    assert {_counts(status) for status, _ in answers[:-1]} == {(1, 0, 0, 0)}
+    assert {counts(status) for status, _ in answers[:-1]} == {(1, 0, 0, 0)}
 
 
 def test_move_can_be_cancelled(start_node, make_file, receive):
@@ -306,8 +284,8 @@ def test_move_can_be_cancelled(start_node, make_file, receive):
             sent.append(1)
             assoc.send_c_cancel(9, query_model=STUDY_ROOT_MOVE)
 
-    status, _ = _move(node, _identifier(), msg_id=9, on_pending=cancel)[-1]
-    remaining, completed, failed, warning = _counts(status)
+    status, _ = _move(node, request_for(), msg_id=9, on_pending=cancel)[-1]
+    remaining, completed, failed, warning = counts(status)
     assert status.Status == 0xFE00
     assert remaining > 0
     assert completed == len(receiver.stored)
@@ -322,7 +300,7 @@ def test_move_can_be_cancelled(start_node, make_file, receive):
 def test_a_malformed_identifier_is_refused(start_node, make_file, receive, keys, code):
     node = _node_for(start_node, receive().port)
     node.archive.ingest(make_file(1))
-    [(status, _)] = _move(node, _identifier(**keys))
+    [(status, _)] = _move(node, request_for(**keys))
     assert status.Status == code
     assert status.ErrorComment
 
@@ -332,15 +310,15 @@ def test_the_parent_has_to_be_the_right_one(start_node, make_file, receive):
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(make_file(1))
     keys = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.826.0.1.3680043.9.7133.2"}
-    [(status, _)] = _move(node, _identifier("SERIES", **keys))
-    assert (status.Status, _counts(status)) == (0x0000, (None, 0, 0, 0))
+    [(status, _)] = _move(node, request_for("SERIES", **keys))
+    assert (status.Status, counts(status)) == (0x0000, (None, 0, 0, 0))
     assert not receiver.requests
 
 
 def test_the_right_to_move_is_required(start_node, make_file):
     node = start_node(entities=[{"title": "VIEWER", "rights": ["find"]}])
     node.archive.ingest(make_file(1))
-    [(status, _)] = _move(node, _identifier())
+    [(status, _)] = _move(node, request_for())
     assert status.Status == 0x0124
 
 
@@ -351,7 +329,7 @@ def test_a_destination_with_one_rare_transfer_syntax_gets_that_one(start_node, r
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(make_file(3))
     node.archive.ingest(make_file(4, transfer_syntax=ImplicitVRLittleEndian))
-    assert _move(node, _identifier())[-1][0].Status == 0x0000
+    assert _move(node, request_for())[-1][0].Status == 0x0000
     data = receiver.stored[UID_OF(3)]
     sent = read_dataset(BytesIO(zlib.decompress(data, -15) if only.is_deflated else data), False, only.is_little_endian)
     assert sent.PixelData == np.full(64, 3, "<u2" if only.is_little_endian else ">u2").tobytes()
@@ -364,7 +342,7 @@ def test_nothing_is_compressed_for_a_destination(start_node, receive):
     receiver = receive([(original.SOPClassUID, ["1.2.840.10008.1.2.4.90"])])
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(path)
-    status, identifier = _move(node, _identifier(StudyInstanceUID=original.StudyInstanceUID))[-1]
+    status, identifier = _move(node, request_for(StudyInstanceUID=original.StudyInstanceUID))[-1]
     assert status.Status == 0xA702
     assert status.ErrorComment
     assert identifier.FailedSOPInstanceUIDList == original.SOPInstanceUID
@@ -388,6 +366,6 @@ def test_a_lenient_ae_may_retrieve_by_what_it_knows(start_node, receive, make_fi
         ]
     )
     node.archive.ingest(make_file(1))
-    status, _ = _move(node, _identifier(**keys))[-1]
+    status, _ = _move(node, request_for(**keys))[-1]
     assert status.Status == code
     assert len(receiver.stored) == sent

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pydicom
 from pydicom.uid import ImplicitVRLittleEndian
-
-from scp.part10 import data_set_offset
-
-STUDY = "1.2.826.0.1.3680043.9.7133.1"
-
-
-def _data_set(path: Path) -> bytes:
-    return path.read_bytes()[data_set_offset(path):]
+from retrieved import STUDY, data_set
 
 
 def test_getscu(start_node, dcmtk, make_file, tmp_path):
@@ -38,5 +29,5 @@ def test_movescu_to_storescp(start_node, dcmtk, make_file, storescp):
         "movescu", "-v", "-S", "-aec", "THARSIS", "-aem", "STORESCP", *keys, "127.0.0.1", node.port
     ).stdout
     assert "Final Move Response (Success)" in output
-    got = sorted(_data_set(path) for path in folder.iterdir())
-    assert got == sorted(_data_set(path) for path in files)
+    got = sorted(data_set(path) for path in folder.iterdir())
+    assert got == sorted(data_set(path) for path in files)

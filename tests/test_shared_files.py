@@ -9,20 +9,17 @@ from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
+from retrieved import data_set
 
 from index.errors import NotFound
 from scp import client
 from scp.client import Requestor
 from scp.contexts import STUDY_ROOT_FIND, STUDY_ROOT_GET
-from scp.part10 import NotDicomError, data_set_offset, read_object
+from scp.part10 import NotDicomError, read_object
 from scp.requestor import Peer
 
 _BATCH = 100
 """SOP Instance UIDs of one C-GET; and no more than 127 different contexts."""
-
-
-def _data_set(path: Path) -> bytes:
-    return path.read_bytes()[data_set_offset(path):]
 
 
 def _unzipped(path: Path, folder: Path) -> Path:
@@ -76,7 +73,7 @@ def test_every_file_is_stored_as_sent_found_and_returned(shared_data, start_node
                     assert result.status.comment, path
                 continue
             instance = node.archive.open_instance(uid)
-            assert _data_set(instance.path) == _data_set(path), path
+            assert data_set(instance.path) == data_set(path), path
             stored.append(instance)
         _check_found(peer, requestor, stored)
         _check_returned(peer, requestor, stored, tmp_path / f"got{rounds.index(files)}")
@@ -118,7 +115,7 @@ def _check_returned(peer, requestor, stored, folder):
     received = {read_object(path).sop_instance_uid: path for path in folder.glob("*.dcm")}
     for instance in stored:
         back = received[instance.sop_instance_uid]
-        assert _data_set(back) == _data_set(instance.path), instance.sop_instance_uid
+        assert data_set(back) == data_set(instance.path), instance.sop_instance_uid
         assert read_object(back).transfer_syntax_uid == instance.transfer_syntax_uid
 
 

@@ -15,6 +15,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
+from retrieved import UID_OF, data_set
 
 from config.identity import IMPLEMENTATION_CLASS_UID
 from index.errors import NotFound
@@ -24,12 +25,6 @@ from scp.contexts import Proposal
 from scp.part10 import EncodedObject, data_set_offset
 from scp.requestor import Peer, RequestingEntity
 from scp.services import NodeServices
-
-UID_OF = "1.2.826.0.1.3680043.9.7133.9.{}".format
-
-
-def _data_set(path):
-    return path.read_bytes()[data_set_offset(path):]
 
 
 def _send(node, *files, title="MODALITY", called="THARSIS"):
@@ -48,7 +43,7 @@ def test_dcmtk_stores_a_file(start_node, dcmtk, make_file, tool):
     node, path = start_node(), make_file(1)
     dcmtk(tool, "-aec", "THARSIS", "127.0.0.1", node.port, path)
     stored = node.archive.open_instance(UID_OF(1))
-    assert _data_set(stored.path) == _data_set(path)
+    assert data_set(stored.path) == data_set(path)
     meta = pydicom.dcmread(stored.path, stop_before_pixels=True).file_meta
     assert meta.ImplementationClassUID == IMPLEMENTATION_CLASS_UID
     assert meta.SourceApplicationEntityTitle == tool.upper()
@@ -60,7 +55,7 @@ def test_bytes_stay_in_their_transfer_syntax(start_node, make_file, syntax):
     assert _send(node, path)[0].is_stored
     stored = node.archive.open_instance(UID_OF(1))
     assert stored.transfer_syntax_uid == syntax
-    assert _data_set(stored.path) == _data_set(path)
+    assert data_set(stored.path) == data_set(path)
 
 
 def test_an_empty_patient_id_is_stored(start_node, make_file):
@@ -131,7 +126,7 @@ def _request(number, data):
 def test_a_refused_request_leaves_no_file(start_node, make_file, context, sop_class, code):
     node = start_node()
     assoc = _associate(node)
-    request = _request(1, _data_set(make_file(1)))
+    request = _request(1, data_set(make_file(1)))
     request.AffectedSOPClassUID = sop_class
     [context_id] = [accepted.context_id for accepted in assoc.accepted_contexts if accepted.abstract_syntax == context]
     assoc._reactor_checkpoint.clear()
@@ -159,7 +154,7 @@ def test_requests_that_wait_when_the_peer_aborts_leave_no_files(
     assoc = _associate(node)
     assoc._reactor_checkpoint.clear()
     for number in (1, 2, 3, 4):  # without waiting for the answers
-        assoc.dimse.send_msg(_request(number, _data_set(make_file(number))), assoc.accepted_contexts[0].context_id)
+        assoc.dimse.send_msg(_request(number, data_set(make_file(number))), assoc.accepted_contexts[0].context_id)
     [served] = node.server._acceptor.associations
     wait_until(lambda: len(list(node.archive.incoming.iterdir())) == 1)
     if transport_name == "pynetdicom":
@@ -185,7 +180,7 @@ def test_other_content_under_a_known_uid_is_a_warning_and_the_old_is_kept(start_
     [result] = _send(node, second)
     assert result.status.code == 0xB006
     assert result.status.comment
-    assert _data_set(node.archive.open_instance(UID_OF(1)).path) == _data_set(first)
+    assert data_set(node.archive.open_instance(UID_OF(1)).path) == data_set(first)
 
 
 def test_unreadable_bytes_are_not_understood(start_node, make_file):

@@ -13,13 +13,11 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
+from retrieved import STUDY, UID_OF, counts
 
 from scp import conversion, retrieve
 from scp.contexts import STUDY_ROOT_MOVE
 from scp.status import SUCCESS, Status
-
-STUDY = "1.2.826.0.1.3680043.9.7133.1"
-UID_OF = "1.2.826.0.1.3680043.9.7133.9.{}".format
 
 
 class Receiver:
@@ -90,12 +88,6 @@ def _asked(node, syntax=ExplicitVRLittleEndian, on_pending=None):
     return answers
 
 
-def _counts(status):
-    return tuple(
-        status.get(f"NumberOf{word}Suboperations") for word in ("Remaining", "Completed", "Failed", "Warning")
-    )
-
-
 def _lanes():
     return [thread for thread in threading.enumerate() if thread.name.startswith("sub-association")]
 
@@ -105,11 +97,11 @@ def test_so_many_at_the_same_time_as_the_settings_say(move, wait_until):
     together = threading.Barrier(4)
     receiver = Receiver(lambda _number, _event: 0x0000 if together.wait(30) is not None else 0xA700)
     answers = move(receiver, 40, 4)
-    assert (answers[-1][0].Status, _counts(answers[-1][0])) == (0x0000, (None, 40, 0, 0))
+    assert (answers[-1][0].Status, counts(answers[-1][0])) == (0x0000, (None, 40, 0, 0))
     assert receiver.stored == {UID_OF(number) for number in range(1, 41)}
     assert receiver.most_associations == 4
     wait_until(lambda: not receiver.associations and not _lanes())
-    pending = [_counts(status) for status, _ in answers[:-1]]
+    pending = [counts(status) for status, _ in answers[:-1]]
     assert pending[0] == (40, 0, 0, 0)
     assert all(sum(counts) == 40 for counts in pending)
     assert [counts[0] for counts in pending] == sorted((counts[0] for counts in pending), reverse=True)
@@ -124,7 +116,7 @@ def test_no_more_associations_than_instances(move):
 def test_associations_that_the_destination_rejects_cost_no_instance(move):
     receiver = Receiver(lambda _number, _event: time.sleep(0.02) or 0x0000, maximum_associations=2)
     answers = move(receiver, 20, 8)
-    assert (answers[-1][0].Status, _counts(answers[-1][0])) == (0x0000, (None, 20, 0, 0))
+    assert (answers[-1][0].Status, counts(answers[-1][0])) == (0x0000, (None, 20, 0, 0))
     assert receiver.most_associations <= 2
 
 
@@ -132,7 +124,7 @@ def test_associations_that_the_destination_rejects_cost_no_instance(move):
 def test_a_destination_that_rejects_all_of_them(move, associations):
     receiver = Receiver(require_calling_aet=["SOMEBODY"])
     status, identifier = move(receiver, 5, associations)[-1]
-    assert (status.Status, _counts(status)) == (0xA702, (None, 0, 5, 0))
+    assert (status.Status, counts(status)) == (0xA702, (None, 0, 5, 0))
     assert "5 of 5 failed" in status.ErrorComment
     assert sorted(identifier.FailedSOPInstanceUIDList) == [UID_OF(number) for number in range(1, 6)]
 
@@ -146,7 +138,7 @@ def test_after_an_abort_of_the_destination_the_rest_goes_on(move, associations):
 
     receiver = Receiver(answer)
     status, identifier = move(receiver, 12, associations)[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 11, 1, 0))
+    assert (status.Status, counts(status)) == (0xB000, (None, 11, 1, 0))
     assert identifier.FailedSOPInstanceUIDList
 
 
@@ -157,7 +149,7 @@ def test_a_destination_that_hangs_is_given_up_after_the_dimse_timeout(move):
     answers = move(receiver, 4, dimse_timeout_s=1.5, on_pending=lambda _assoc: times.append(time.monotonic()))
     woken.set()
     status, _ = answers[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 3, 1, 0))
+    assert (status.Status, counts(status)) == (0xB000, (None, 3, 1, 0))
     assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 1.0  # a Pending at least every second
 
 
@@ -175,7 +167,7 @@ def test_cancel_stops_what_is_under_way(move, associations, wait_until):
     status, identifier = move(receiver, 30, associations, on_pending=cancel)[-1]
     assert time.monotonic() - sent[0] < 5
     woken.set()
-    remaining, completed, failed, warning = _counts(status)
+    remaining, completed, failed, warning = counts(status)
     assert status.Status == 0xFE00
     assert (completed, warning) == (5, 0)
     assert 1 <= failed <= associations
@@ -254,7 +246,7 @@ def test_the_next_object_is_converted_while_one_waits_for_its_response(
 
     receiver = Receiver(answer)
     status, _ = move(receiver, 6, associations, make=make_compressed)[-1]
-    assert (status.Status, _counts(status)) == (0x0000, (None, 6, 0, 0))
+    assert (status.Status, counts(status)) == (0x0000, (None, 6, 0, 0))
     assert receiver.stored == {UID_OF(number) for number in range(1, 7)}
     assert len(conversions.begun) <= 6 + associations - 1  # once each, but for what is taken over at the end
     assert not conversions.files()
@@ -265,7 +257,7 @@ def test_one_that_cannot_be_converted_while_another_is_sent_fails_with_its_own_s
     move, make_compressed, conversions, associations
 ):
     status, identifier = move(Receiver(), 5, associations, make=partial(make_compressed, broken={3}))[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 4, 1, 0))
+    assert (status.Status, counts(status)) == (0xB000, (None, 4, 1, 0))
     assert identifier.FailedSOPInstanceUIDList == UID_OF(3)
     assert status.ErrorComment == "1 of 5 failed: undecodable RLE Lossless"
     assert not conversions.files()
@@ -287,7 +279,7 @@ def test_a_cancelled_move_leaves_no_converted_file(move, make_compressed, conver
     status, _ = move(receiver, 12, associations, on_pending=cancel, make=make_compressed)[-1]
     woken.set()
     assert sent, "nothing was ready before its turn"
-    remaining, completed, failed, warning = _counts(status)
+    remaining, completed, failed, warning = counts(status)
     assert (status.Status, completed, warning, remaining + failed) == (0xFE00, 2, 0, 10)
     assert failed <= associations
     wait_until(lambda: not _lanes())
@@ -306,7 +298,7 @@ def test_what_was_ready_goes_over_a_new_association_after_an_abort(
 
     receiver = Receiver(answer)
     status, _ = move(receiver, 8, associations, make=make_compressed)[-1]
-    assert (status.Status, _counts(status)) == (0xB000, (None, 7, 1, 0))
+    assert (status.Status, counts(status)) == (0xB000, (None, 7, 1, 0))
     assert len(receiver.stored) >= 7
     assert not conversions.files()
 
@@ -319,7 +311,7 @@ def test_what_an_association_has_ready_is_sent_by_another_while_it_is_held_up(
 
     receiver = Receiver(answer)
     status, _ = move(receiver, 8, 2, make=make_compressed)[-1]
-    assert (status.Status, _counts(status)) == (0x0000, (None, 8, 0, 0))
+    assert (status.Status, counts(status)) == (0x0000, (None, 8, 0, 0))
     assert not conversions.files()
 
 
@@ -349,8 +341,8 @@ def test_more_sub_operations_than_their_counts_can_tell(start_node, make_file, m
     answers = _asked(node, syntax)
     receiver.server.shutdown()
     status, identifier = answers[-1]
-    assert _counts(answers[0][0]) == (0xFFFF, 0, 0, 0)
-    assert (status.Status, _counts(status)) == (0xB000, (None, 2000, 0xFFFF, 0))
+    assert counts(answers[0][0]) == (0xFFFF, 0, 0, 0)
+    assert (status.Status, counts(status)) == (0xB000, (None, 2000, 0xFFFF, 0))
     assert status.ErrorComment == "68000 of 70000 failed: no room"
     failures = identifier.FailedSOPInstanceUIDList
     uids = failures.rstrip(b"\0").decode().split("\\") if isinstance(failures, bytes) else failures
@@ -361,5 +353,5 @@ def test_more_sub_operations_than_their_counts_can_tell(start_node, make_file, m
 def test_many_instances_over_four_associations(move):
     receiver = Receiver()
     answers = move(receiver, 600, 4)
-    assert (answers[-1][0].Status, _counts(answers[-1][0])) == (0x0000, (None, 600, 0, 0))
+    assert (answers[-1][0].Status, counts(answers[-1][0])) == (0x0000, (None, 600, 0, 0))
     assert len(receiver.stored) == 600

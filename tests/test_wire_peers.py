@@ -232,13 +232,24 @@ def test_a_file_that_is_gone_costs_nothing_but_its_own_object(channel, tmp_path)
     assert sender.end is None
 
 
+def _read_away(connection):
+    """Read all that comes until its end, in a thread."""
+
+    def read():
+        while connection.recv(1 << 20):
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return reader
+
+
 def test_a_file_that_cannot_be_read_to_its_end_ends_the_association(channel, tmp_path, monkeypatch):
     """What comes next would be taken for the rest of the object."""
     path = tmp_path / "short.dcm"
     path.write_bytes(bytes(3 << 20))
     sender, peer = channel()
-    reader = threading.Thread(target=lambda: [None for _ in iter(lambda: peer.recv(1 << 20), b"")], daemon=True)
-    reader.start()
+    reader = _read_away(peer)
     send = sender._send
 
     def send_and_cut(pieces):
@@ -271,8 +282,7 @@ def test_whatever_fails_in_the_middle_of_a_file_ends_the_association(channel, tm
     path = tmp_path / "large.dcm"
     path.write_bytes(bytes(3 << 20))
     sender, peer = channel()
-    reader = threading.Thread(target=lambda: [None for _ in iter(lambda: peer.recv(1 << 20), b"")], daemon=True)
-    reader.start()
+    reader = _read_away(peer)
 
     def read(_file, _step):
         yield memoryview(bytes(1 << 20))

@@ -143,17 +143,18 @@ def send(
     association = Association(port, called, calling, proposed, max_pdu=16384, timeout=120)
     largest = min(_LARGEST_PDU, association.peer_max_pdu) - 6
     reader, timed = Reader(association.socket), Timed(0.0)
-    for number, (sop_class, syntax, uid, data) in enumerate(objects):
-        context = association.context_for(sop_class, syntax)
-        command = pdata(context, 3, _store_command(sop_class, uid, number % 65535 + 1))
-        buffers = [command, *_fragments(context, data, largest)]
-        started = time.perf_counter()
-        _send(association.socket, buffers)
-        status = next(iter(reader.statuses()))
-        timed.latencies.append(time.perf_counter() - started)
-        if status != 0:
-            raise RuntimeError(f"{called} answered C-STORE {number + 1} with {status:04X}")
-    association.release()
+    with contextlib.closing(association.socket):
+        for number, (sop_class, syntax, uid, data) in enumerate(objects):
+            context = association.context_for(sop_class, syntax)
+            command = pdata(context, 3, _store_command(sop_class, uid, number % 65535 + 1))
+            buffers = [command, *_fragments(context, data, largest)]
+            started = time.perf_counter()
+            _send(association.socket, buffers)
+            status = next(iter(reader.statuses()))
+            timed.latencies.append(time.perf_counter() - started)
+            if status != 0:
+                raise RuntimeError(f"{called} answered C-STORE {number + 1} with {status:04X}")
+        association.release()
     return timed
 
 
@@ -206,21 +207,22 @@ def ask(
     ready()
     association = Association(port, called, calling, [Context(STUDY_ROOT_FIND, (IMPLICIT,))], timeout=120)
     reader, timed = Reader(association.socket), Timed(0.0)
-    for request in requests:
-        started = time.perf_counter()
-        association.socket.sendall(request)
-        answers = 0
-        for status in reader.statuses():
-            if not answers:
-                timed.first.append(time.perf_counter() - started)
-            if status not in (0xFF00, 0xFF01):
-                break
-            answers += 1
-        timed.latencies.append(time.perf_counter() - started)
-        timed.answers += answers
-        if status != 0:
-            raise RuntimeError(f"{called} answered C-FIND with {status:04X}")
-    association.release()
+    with contextlib.closing(association.socket):
+        for request in requests:
+            started = time.perf_counter()
+            association.socket.sendall(request)
+            answers = 0
+            for status in reader.statuses():
+                if not answers:
+                    timed.first.append(time.perf_counter() - started)
+                if status not in (0xFF00, 0xFF01):
+                    break
+                answers += 1
+            timed.latencies.append(time.perf_counter() - started)
+            timed.answers += answers
+            if status != 0:
+                raise RuntimeError(f"{called} answered C-FIND with {status:04X}")
+        association.release()
     return timed
 
 
