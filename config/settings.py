@@ -439,15 +439,19 @@ def _refuse_unknown(told: Mapping[str, Any], known: Mapping[str, list[str]], whe
                 f"{where}: unknown section [{section}]; the nearest is [{_nearest(section, list(known))}]"
             )
         if not isinstance(table, Mapping):
-            name = f"[[{section}]]" if section in _LISTS_OF_TABLES else f"[{section}]"
             raise SettingsError(
-                f"{where}: {section} is a section, write {name} and its keys below it, got {section} = {table!r}"
+                f"{where}: {section} is a section, write {_heading(section)} and its keys below it, "
+                f"got {section} = {table!r}"
             )
         for key in table:
             if key not in known[section]:
                 raise SettingsError(
                     f"{where}: unknown key {key!r} in [{section}]; the nearest is {_nearest(key, known[section])!r}"
                 )
+
+
+def _heading(section: str) -> str:
+    return f"[[{section}]]" if section in _LISTS_OF_TABLES else f"[{section}]"
 
 
 def _merge(tree: dict[str, Any], told: Mapping[str, Any]) -> None:
