@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydicom.uid import MediaStorageDirectoryStorage
 from rich.markup import escape
 from rich.table import Column, Table
 
 from commands.console import FAILED, UNREACHABLE, fail, out, print_table
 from index.commitments import Reference, Report
+from index.files import is_part10
 from scp.client import RequestFailed, Requestor
 from scp.commitment_client import commit
 from scp.errors import PeerError
@@ -42,11 +44,18 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Told:
-    """What the peer says of one file; `reason` is empty when it answers for it."""
+    """What the peer says of one file; `reason` is empty when it answers for it.
+
+    Attributes
+    ----------
+    is_object
+        False where the file holds nothing to ask about: it is not DICOM, or a DICOMDIR.
+    """
 
     path: Path
     sop_instance_uid: str
     reason: str
+    is_object: bool = True
 
 
 def ask(peer: Peer, files: Sequence[Path], aet: str, *, wait_s: float, listen: int | None) -> list[Told]:
@@ -56,9 +65,14 @@ def ask(peer: Peer, files: Sequence[Path], aet: str, *, wait_s: float, listen: i
     for path in files:
         try:
             item = read_object(path)
-        except (NotDicomError, OSError) as error:
+        except NotDicomError as error:
+            told.append(Told(path, "", str(error), is_object=is_part10(path)))
+        except OSError as error:
             told.append(Told(path, "", str(error)))
         else:
+            if item.sop_class_uid == MediaStorageDirectoryStorage:
+                told.append(Told(path, "", "a DICOMDIR, which is not sent", is_object=False))
+                continue
             references[path] = Reference(item.sop_class_uid, item.sop_instance_uid)
     if not references:
         return told
@@ -91,12 +105,13 @@ def as_objects(told: Sequence[Told]) -> list[dict[str, Any]]:
     ]
 
 
-def show(peer: Peer, told: Sequence[Told]) -> None:
-    """Print what was told."""
+def show(peer: Peer, told: Sequence[Told], passed_over: int = 0) -> None:
+    """Print what was told, and how many files hold nothing to ask about."""
     table = Table(Column("file", overflow="fold"), Column("SOP Instance UID", no_wrap=True), "committed")
     for item in told:
         table.add_row(escape(str(item.path)), item.sop_instance_uid, escape(item.reason) or "yes")
-    print_table(table)
+    if told:
+        print_table(table)
     safe, asked = ({item.sop_instance_uid or item.path for item in told if not item.reason},
                    {item.sop_instance_uid or item.path for item in told})  # fmt: skip
     out.print(f"{peer.title} answers for {len(safe)} of {len(asked)} instances", highlight=False)
@@ -105,3 +120,6 @@ def show(peer: Peer, told: Sequence[Told]) -> None:
             "Some of these files share a SOP Instance UID: the answer is about the one that was stored.",
             highlight=False,
         )
+    if passed_over:
+        which = "file that is no DICOM object was" if passed_over == 1 else "files that are no DICOM objects were"
+        out.print(f"{passed_over} {which} passed over", highlight=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -64,11 +64,14 @@ def settings_from(
 
 
 def print_table(table: Table) -> None:
-    """Print `table`; where the terminal is too narrow for whole words, each row as lines of a name and a value.
+    """Print `table` without a broken word; where the terminal is too narrow, each row as lines of a name and a value.
 
     Columns that are not to be wrapped at all, such as UIDs, are made with ``no_wrap=True``.
     """
-    if Measurement.get(out, out.options.update(width=_UNBROKEN), table).minimum <= out.width:
+    asked = Measurement.get(out, _unbroken(), table)
+    if asked.minimum <= out.width:
+        if asked.maximum > out.width:
+            _share_width(table, out.width - asked.minimum)
         out.print(table)
         return
     if table.title:
@@ -78,8 +81,27 @@ def print_table(table: Table) -> None:
     for row in zip(*(column.cells for column in table.columns), strict=True):
         for name, cell in zip(names, row, strict=True):
             if cell:
-                out.print(f"[bold]{escape(name):<{width}}[/]", cell, highlight=False, soft_wrap=True)
+                value = cell.replace("\n", "\n" + " " * (width + 1)) if isinstance(cell, str) else cell
+                out.print(f"[bold]{escape(name):<{width}}[/]", value, highlight=False, soft_wrap=True)
         out.print()
+
+
+def _unbroken() -> ConsoleOptions:
+    return out.options.update(width=_UNBROKEN)
+
+
+def _share_width(table: Table, left: int) -> None:
+    """Give each column what its longest word takes, and a share of the `left` columns of the terminal as it needs."""
+    asked = []
+    for column in table.columns:
+        cells = [Measurement.get(out, _unbroken(), cell) for cell in (column.header, *column.cells)]
+        most = max(cell.maximum for cell in cells)
+        asked.append((most if column.no_wrap else max(cell.minimum for cell in cells), most))
+    by_need = sorted(range(len(asked)), key=lambda number: asked[number][1] - asked[number][0])
+    for done, number in enumerate(by_need):
+        least, most = asked[number]
+        share = min(most - least, left // (len(by_need) - done))
+        table.columns[number].width, left = least + share, left - share
 
 
 def print_json(value: Any) -> None:

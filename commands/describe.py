@@ -9,9 +9,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from commands.console import USAGE, ConfigOption, fail, out, settings_from
+from commands.console import USAGE, ConfigOption, fail, out, print_table, settings_from
 from index.files import is_part10
 from scp.part10 import with_preamble
+
+_LONGEST = 24
+"""Characters of a value in a terminal, where UIDs and times would leave no room for the table."""
 
 
 def describe(
@@ -62,7 +65,7 @@ def describe(
     table = Table("element", "private creator", "VR", "first values", "different", "rises or falls")
     for each in varying:
         label = f"{each.element} {each.name}" if each.name and each.name != each.element else each.element
-        values = ", ".join(each.values)
+        values = ", ".join(map(_shown, each.values))
         if each.readings:
             values += "  (" + ", ".join(f"{vr}: {value}" for vr, value in each.readings) + ")"
         table.add_row(
@@ -73,7 +76,7 @@ def describe(
             str(each.different),
             "yes" if each.rises else "",
         )
-    out.print(table)
+    print_table(table)
     text = skeleton(headers, varying, name)
     if rule is None:
         if known is None:
@@ -83,3 +86,11 @@ def describe(
         fail(f"{rule} exists already")
     rule.write_text(text, encoding="utf-8")
     out.print(f"the beginning of a rule is in {rule}: complete it, and add it to the settings", highlight=False)
+
+
+def _shown(value: str) -> str:
+    """Return a value as it is, but in a terminal without the middle of a long one: its end is what differs."""
+    if not out.is_terminal or len(value) <= _LONGEST:
+        return value
+    half = (_LONGEST - 1) // 2
+    return f"{value[:half]}…{value[-half:]}"

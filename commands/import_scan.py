@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import pydicom
 import typer
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 
 from commands.archive import open_archive
 from commands.console import FAILED, USAGE, ConfigOption, DataOption, fail, out, progress_bar
 from commands.scans import write_objects
-from config.identity import new_uid
 from index import jobs
 from index.archive import Archive
 from index.errors import ArchiveError, NotFound
 from index.keys import Level
 
 if TYPE_CHECKING:
+    from reconstruct.imports.identity import ScanUids
     from reconstruct.imports.raw_scan import RawScan
 
 _FORMATS = {
@@ -91,7 +94,7 @@ def import_scan(
     study_uid: Annotated[
         str,
         typer.Option(
-            help="Study Instance UID of a study that the scan belongs to; else a new one.", rich_help_panel=_PATIENT
+            help="Study Instance UID of a study that the scan belongs to; else its own.", rich_help_panel=_PATIENT
         ),
     ] = "",
     study_description: Annotated[str, typer.Option(help="Study Description.", rich_help_panel=_PATIENT)] = "",
@@ -110,6 +113,9 @@ def import_scan(
     The ending of FILE says the format: .json (TIFF images or raw pixels), .log (Bruker SkyScan), .xtekct (Nikon),
     .xml (RTK geometry), .h5 (Data Exchange). What it does not say is said by options. docs/scans.md has an example of
     each. Views are read and written a few at a time: memory does not grow with the scan.
+
+    The same scan brought in again, of the same patient and with the same options, is recognised by its pixels: nothing
+    is stored twice, and what an import that was killed has left out is added. All images are read once to find out.
 
     Examples
     --------
@@ -138,22 +144,33 @@ def import_scan(
             pixels=pixels,
             water=water,
         )
+        scan.check()
+        scan.geometry()  # what is missing or impossible is told before all images are read
         header = _header(
             scan, file, patient_id, patient_name, study_uid, study_description, accession_number, body_part
         )
+        uids = _uids(scan, header)
         if out_folder is not None:
-            count = _write(scan, header, out_folder)
+            count = _write(scan, header, uids, out_folder)
             out.print(f"{count} files in {out_folder}", highlight=False)
             return
         archive = open_archive(config, data, must_exist=False)
-        count = _store(scan, header, archive)
+        stored = _store(scan, header, uids, archive)
     except (ScanError, ArchiveError) as error:
         fail(str(error), FAILED)
+    if not stored.new:
+        told = f"this scan is stored already, in study {uids.study} as series {uids.series}, and was not stored again"
+        out.print(told, highlight=False, soft_wrap=True)
+        return
     for note in scan.notes:
         out.print(note, highlight=False)
+    if stored.before:
+        told = f"{stored.before} instances of this scan were there, and {stored.new} that were missing are stored"
+    else:
+        told = f"{len(scan.views)} views stored in {stored.new} instances"
     out.print(
-        f"{len(scan.views)} views stored in {count} instances in {archive.data}; a node that serves it reconstructs "
-        f"them, else: tharsis reconstruct {header.SeriesInstanceUID} --data {archive.data}",
+        f"{told} in {archive.data}; a node that serves it reconstructs them, else: tharsis reconstruct {uids.series} "
+        f"--data {archive.data}",
         highlight=False,
         soft_wrap=True,
     )
@@ -219,19 +236,17 @@ def _header(
     accession: str,
     body: str,
 ) -> Dataset:
-    now = datetime.now().astimezone()
     header = Dataset()
     header.SpecificCharacterSet = "ISO_IR 192"
     header.PatientID = patient_id or file.stem
     header.PatientName = patient_name or file.stem
     header.PatientBirthDate = header.PatientSex = header.ReferringPhysicianName = None
-    header.StudyInstanceUID = study_uid or new_uid()
-    header.StudyDate, header.StudyTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
+    if study_uid:
+        header.StudyInstanceUID = study_uid
     header.StudyID = None
     header.AccessionNumber = accession or None
     if description:
         header.StudyDescription = description
-    header.SeriesInstanceUID = new_uid()
     header.SeriesNumber = 1
     header.SeriesDescription = f"Projections {scan.described}".strip()[:64]
     if body:
@@ -239,36 +254,105 @@ def _header(
     return header
 
 
-def _write(scan: RawScan, header: Dataset, folder: Path) -> int:
-    return _each(scan, header, lambda instance: write_objects([instance], folder))
+def _uids(scan: RawScan, header: Dataset) -> ScanUids:
+    from reconstruct.imports.identity import uids_of
+
+    with progress_bar("Reading") as bar:
+        return uids_of(scan, header, bar.fraction)
 
 
-def _store(scan: RawScan, header: Dataset, archive: Archive) -> int:
-    """Store all instances, and announce the series when it is whole; after a failure nothing of it stays."""
+def _write(scan: RawScan, header: Dataset, uids: ScanUids, folder: Path) -> int:
+    _date(header, folder / f"{uids.instance(1)}.dcm")
+    return _each(scan, header, uids, (), lambda instance: write_objects([instance], folder))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How many instances of a scan were in the archive before, and how many have come to them."""
+
+    before: int
+    new: int
+
+
+def _store(scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive) -> _Stored:
+    """Store what is not there yet, and announce the series when it is whole.
+
+    After a failure nothing of the scan stays, unless some of it had been there: that is kept for the next import.
+    """
 
     def ingest(instance: Dataset) -> None:
         buffer = BytesIO()
         instance.save_as(buffer, enforce_file_format=True)
         archive.ingest(buffer.getvalue(), announce=False)
 
-    series = str(header.SeriesInstanceUID)
+    there = _there(archive, uids.series)
+    _date(header, next(iter(there.values()), None), _date_of_study(archive, uids.study))
     try:
-        count = _each(scan, header, ingest)
+        new = _each(scan, header, uids, there, ingest)
     except BaseException:
-        with suppress(NotFound):
-            archive.delete(Level.SERIES, series)
+        if not there:
+            with suppress(NotFound):
+                archive.delete(Level.SERIES, uids.series)
         raise
     with archive.transaction() as database:
-        jobs.push(database, jobs.SERIES_STABLE, series)
-    return count
+        # One that was killed between its last instance and this has announced nothing.
+        if new or not jobs.was_pushed(database, jobs.SERIES_STABLE, uids.series):
+            jobs.push(database, jobs.SERIES_STABLE, uids.series)
+    return _Stored(len(there), new)
 
 
-def _each(scan: RawScan, header: Dataset, take: Callable[[Dataset], object]) -> int:
+def _there(archive: Archive, series: str) -> dict[str, Path]:
+    """Return the files of the series that are stored and, as far as is known, undamaged, by SOP Instance UID."""
+    rows = archive.database.execute(
+        "SELECT instance.sop_instance_uid FROM instance JOIN series ON series.id = instance.series "
+        "WHERE series.series_instance_uid = ?",
+        (series,),
+    ).fetchall()
+    stored = [archive.open_instance(uid) for (uid,) in rows]
+    return {
+        each.sop_instance_uid: each.path
+        for each in stored
+        if not each.damage and each.path.is_file() and each.path.stat().st_size == each.size
+    }
+
+
+def _date_of_study(archive: Archive, study: str) -> tuple[str, str]:
+    """Return date and time of a study that is stored; empty for one that is not."""
+    row = archive.database.execute(
+        "SELECT study_date, study_time FROM study WHERE study_instance_uid = ?", (study,)
+    ).fetchone()
+    return (row[0] or "", row[1] or "") if row else ("", "")
+
+
+def _date(header: Dataset, earlier: Path | None, study: tuple[str, str] = ("", "")) -> None:
+    """Date the scan: now, or when an earlier import began, of which a file is left.
+
+    Parameters
+    ----------
+    earlier
+        Where that file is, if there is one.
+    study
+        Date and time of the study that the scan is added to; empty: it is new.
+    """
+    now = datetime.now().astimezone()
+    header.SeriesDate, header.SeriesTime = f"{now:%Y%m%d}", f"{now:%H%M%S}"
+    header.StudyDate, header.StudyTime = study if study[0] else (header.SeriesDate, header.SeriesTime)
+    if earlier is None or not earlier.is_file():
+        return
+    dates = ["StudyDate", "StudyTime", "SeriesDate", "SeriesTime"]
+    with suppress(InvalidDicomError, EOFError, OSError):  # cut off while it was written
+        header.update(pydicom.dcmread(earlier, stop_before_pixels=True, specific_tags=[*dates]))
+
+
+def _each(
+    scan: RawScan, header: Dataset, uids: ScanUids, leave_out: Container[str], take: Callable[[Dataset], object]
+) -> int:
     from reconstruct.imports.writing import instances_of
 
     count = 0
     with progress_bar("Importing") as bar:
-        for instance in instances_of(scan, header, bar.fraction):
+        for instance in instances_of(scan, header, bar.fraction, uids=uids, leave_out=leave_out):
             take(instance)
             count += 1
+        bar.fraction(1.0)
     return count

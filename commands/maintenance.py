@@ -145,15 +145,11 @@ def _print_findings(
     if not found:
         out.print(f"{told}: nothing is wrong.", highlight=False)
         return
-    table = Table(
-        Column("problem", no_wrap=True),
-        Column("what", overflow="fold", ratio=2),
-        Column("found", overflow="fold", ratio=3),
-    )
+    table = Table(Column("problem", no_wrap=True), "what", "found")
     for finding in shown:
         detail = escape(finding.detail) + (f"\n[green]{escape(finding.action)}[/]" if finding.action else "")
         table.add_row(finding.problem.value, escape(finding.what), detail)
-    out.print(table)
+    print_table(table)
     for problem, count in found.items():
         more = f", the first {_MOST_SHOWN} are shown" if count > _MOST_SHOWN else ""
         out.print(f"{problem.value}: {count:,} found, {solved[problem]:,} put right{more}", highlight=False)

@@ -176,17 +176,20 @@ def commit(
 ) -> None:
     """Ask a node whether it keeps files safe that it was sent (storage commitment).
 
-    Exit code 1 when it does not answer for all of them.
+    Exit code 1 when it does not answer for all of them. Files in a folder that are no DICOM objects, and a DICOMDIR
+    there, are counted and passed over; when there is nothing else, the exit code is 1.
 
     Example:  tharsis commit study/ --peer PACS@192.0.2.1:104 --listen 11113
     """
     target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
-    told = commitment.ask(target, find_files(paths), aet, wait_s=wait, listen=listen)
+    answers = commitment.ask(target, find_files(paths), aet, wait_s=wait, listen=listen)
+    told = [item for item in answers if item.is_object or item.path in paths]
+    passed_over = len(answers) - len(told)
     if as_json:
         print_json(commitment.as_objects(told))
     else:
-        commitment.show(target, told)
-    if any(item.reason for item in told):
+        commitment.show(target, told, passed_over)
+    if any(item.reason for item in told) or (passed_over and not told):
         raise typer.Exit(FAILED)
 
 

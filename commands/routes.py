@@ -11,10 +11,20 @@ import pydicom
 import typer
 from pydicom.errors import InvalidDicomError
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from commands.archive import open_archive
-from commands.console import USAGE, ConfigOption, DataOption, JsonOption, fail, out, print_json, settings_from
+from commands.console import (
+    USAGE,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    fail,
+    out,
+    print_json,
+    print_table,
+    settings_from,
+)
 from commands.state import read_state
 from config.application_entities import ApplicationEntity
 from config.routes import RouteSettings
@@ -71,11 +81,11 @@ def _rule_facts(rule: RouteSettings) -> dict[str, Any]:
 
 
 def _print_rules(settings: Settings) -> None:
-    table = Table("rule", Column("what", overflow="fold"), "to", Column("when and how", overflow="fold"))
+    table = Table("rule", "what", "to", "when and how")
     for rule in settings.routes:
         cells = (rule.name, _what(rule) or "everything", ", ".join(rule.to), ", ".join(_how(rule)))
         table.add_row(*map(escape, cells))
-    out.print(table)
+    print_table(table)
 
 
 def _what(rule: RouteSettings) -> str:
@@ -144,9 +154,8 @@ def _moment(seconds: float | None) -> str | None:
 
 def _print_standings(standings: list[_Standing]) -> None:
     table = Table(
-        Column("destination", overflow="fold"), "series\nqueued", "sent", "con-\nfirmed", "failing", "refused",
-        "series\nfailed", "next try",
-    )  # fmt: skip
+        "destination", "series\nqueued", "sent", "confirmed", "failing", "refused", "series\nfailed", "next try"
+    )
     troubles = []
     for standing in standings:
         facts = _facts(standing)
@@ -160,7 +169,7 @@ def _print_standings(standings: list[_Standing]) -> None:
         table.add_row(*map(escape, cells))
         if facts["last_error"]:
             troubles.append(f"{facts['title']}: {facts['last_error']}")
-    out.print(table)
+    print_table(table)
     for trouble in troubles:
         out.print(escape(trouble), highlight=False)
 

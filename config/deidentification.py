@@ -56,7 +56,13 @@ class MaskSettings(_Entry):
 class DeidentificationSettings(_Entry):
     """One ``[[deidentification]]``."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$",
+            description="up to 32 letters, digits, dots, hyphens and underscores that begin with a letter or a digit",
+        ),
+    ]
     options: frozenset[Option] = frozenset()
     dates: Literal["remove", "full", "modified"] = "remove"
     burned_in: Literal["refuse", "trust_unmarked"] = "refuse"

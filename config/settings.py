@@ -17,8 +17,6 @@ from pydantic import (
     AfterValidator,
     Field,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -35,6 +33,7 @@ from config.ae_titles import (
 from config.application_entities import ApplicationEntity, ApplicationEntityTable, Right, network
 from config.corrections import CorrectionSettings
 from config.deidentification import DeidentificationSettings
+from config.mistakes import one_sentence
 from config.network import NetworkSettings
 from config.orthanc import OrthancSettings
 from config.plugins import PluginSettings
@@ -52,14 +51,7 @@ class SettingsError(ValueError):
     """The settings cannot be used; the message is one sentence for the person who wrote them."""
 
 
-def _port(value: object, checked: ValidatorFunctionWrapHandler) -> int:
-    try:
-        return int(checked(value))
-    except ValidationError:
-        raise ValueError(f"expected a whole number from 0 to 65535, got {value!r}") from None
-
-
-Port = Annotated[int, Field(ge=0, le=65535), WrapValidator(_port)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class ScpSettings(_Section):
@@ -167,7 +159,9 @@ class ReconstructSettings(_Section):
     limited_arc: bool
     threads: Annotated[int, Field(ge=0)]
     device: Literal["cpu", "cuda", "auto"]
-    scheduler: Annotated[str, Field(pattern=r"^((tcp|tls)://[^\s/]+:\d+)?$")]
+    scheduler: Annotated[
+        str, Field(pattern=r"^((tcp|tls)://[^\s/]+:\d+)?$", description="tcp://HOST:PORT, tls://HOST:PORT or nothing")
+    ]
 
 
 class SegmentationSettings(_Section):
@@ -179,7 +173,10 @@ class SegmentationSettings(_Section):
     object: Literal["binary", "labelmap"]
     min_volume_mm3: NotNegative
     smoothing_voxels: NotNegative
-    learned_model: Annotated[str, Field(pattern=r"^(segmenter-[0-9a-f]{12})?$")]
+    learned_model: Annotated[
+        str,
+        Field(pattern=r"^(segmenter-[0-9a-f]{12})?$", description="a model such as segmenter-0123456789ab, or nothing"),
+    ]
     learned_flips: bool
     totalsegmentator_task: Literal["total", "total_mr"]
     totalsegmentator_fast: bool
@@ -398,7 +395,7 @@ def load_settings(
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(one_sentence(error)) from error
+        raise SettingsError(one_sentence(error, Settings)) from error
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -442,12 +439,19 @@ def _refuse_unknown(told: Mapping[str, Any], known: Mapping[str, list[str]], whe
                 f"{where}: unknown section [{section}]; the nearest is [{_nearest(section, list(known))}]"
             )
         if not isinstance(table, Mapping):
-            raise SettingsError(f"{where}: {section} is a section, write [{section}] and its keys below it")
+            raise SettingsError(
+                f"{where}: {section} is a section, write {_heading(section)} and its keys below it, "
+                f"got {section} = {table!r}"
+            )
         for key in table:
             if key not in known[section]:
                 raise SettingsError(
                     f"{where}: unknown key {key!r} in [{section}]; the nearest is {_nearest(key, known[section])!r}"
                 )
+
+
+def _heading(section: str) -> str:
+    return f"[[{section}]]" if section in _LISTS_OF_TABLES else f"[{section}]"
 
 
 def _merge(tree: dict[str, Any], told: Mapping[str, Any]) -> None:
@@ -483,36 +487,3 @@ def _split_if_list(section: str, key: str, value: str) -> Any:
     field = annotation.model_fields[key].annotation if annotation is not None else None
     is_list = get_origin(field) in (frozenset, tuple) and bool(get_args(field))
     return [part.strip() for part in value.split(",") if part.strip()] if is_list else value
-
-
-_EXPECTED = {
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "path_type": "a path",
-    "frozen_set_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a table",
-}
-
-
-def one_sentence(error: ValidationError) -> str:
-    """Say in one sentence what is wrong with settings, by the keys of the file."""
-    sentences = []
-    for mistake in error.errors():
-        where = ".".join(str(part) for part in mistake["loc"])
-        expected = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"])
-        if mistake["type"] == "tuple_type" and mistake["loc"][-1] in _LISTS_OF_TABLES:
-            expected = f"[[{mistake['loc'][-1]}]], in double brackets"
-        message = mistake["msg"].removeprefix("Value error, ")
-        if mistake["type"] == "extra_forbidden":
-            message = "there is no such key"
-        if expected:
-            message = f"expected {expected}, got {mistake['input']!r}"
-        sentences.append(f"{where}: {message}" if where else message)
-    return "; ".join(sentences)

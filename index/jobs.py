@@ -100,6 +100,12 @@ def _encoded(parameters: Mapping[str, Any] | None) -> str:
     return json.dumps(parameters, sort_keys=True) if parameters else "{}"
 
 
+def was_pushed(database: Database, kind: str, subject: str) -> bool:
+    """Whether there is such a job, in whichever state."""
+    row = database.execute("SELECT 1 FROM job WHERE kind = ? AND subject = ? LIMIT 1", (kind, subject))
+    return row.fetchone() is not None
+
+
 def is_running(database: Database, kind: str, subject: str, parameters: Mapping[str, Any]) -> bool:
     """Whether a worker has such a job in hands, as the caller's transaction sees it."""
     row = database.execute(

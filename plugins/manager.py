@@ -11,8 +11,9 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel, ValidationError
 
+from config.mistakes import one_sentence
 from config.plugins import chosen, read_choice
-from config.settings import Settings, load_settings, one_sentence
+from config.settings import Settings, load_settings
 from index.jobs import NETWORK_KINDS, SERIES_STABLE
 from plugins import hookspecs
 from plugins.found import BUILT_IN, ENTRY_POINT_GROUP, Found, found, in_order, unknown_names
@@ -110,8 +111,8 @@ class Plugins(pluggy.PluginManager):
             try:
                 return model.model_validate(told)
             except ValidationError as error:
-                keys = ", ".join(model.model_fields)
-                raise PluginError(f"[plugins.settings.{name}] {one_sentence(error)}; its keys are {keys}") from error
+                keys, wrong = ", ".join(model.model_fields), one_sentence(error, model)
+                raise PluginError(f"[plugins.settings.{name}] {wrong}; its keys are {keys}") from error
         return told
 
     def own(self, name: str) -> Any:

@@ -245,7 +245,7 @@ def test_square_brackets_survive_in_messages(tharsis, tmp_path):
     settings.write_text("[scp]\nport = 'x'\n[jobs]\nworkers = 'y'\n")
     told = tharsis("check", "--config", settings)
     assert "scp.port: expected a whole number from 0 to 65535, got 'x'; jobs.workers: expected a " in told.stderr
-    assert "whole number, got 'y'" in told.stderr
+    assert "whole number of at least 1, got 'y'" in told.stderr
 
 
 def test_a_port_that_is_taken_is_told_once(tharsis, tmp_path):
@@ -286,7 +286,8 @@ def test_send_and_find_over_the_network(tharsis, peer, make_file):
 def on_terminal(columns, *arguments):
     """Run the command line with a terminal of so many columns, and return what it shows there."""
     ours, its = os.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    # A dumb terminal has 80 columns, unless both sizes are told.
+    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "NO_COLOR": "1", "TERM": "dumb"}
     with subprocess.Popen([sys.executable, "-P", "-m", "tharsis", *map(str, arguments)], stdout=its, env=environment):
         os.close(its)
         shown = b""

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 from pynetdicom import AE, build_role, evt
 
 from index.commitments import Reference
@@ -149,3 +149,41 @@ def test_the_command_line_shows_what_is_safe(start_node, make_file, tharsis):
     assert (told[uid]["safe"], told[uid]["reason"][:4]) == (False, "0110")
     assert [item["safe"] for item in told.values()].count(True) == 1
     assert tharsis("send", *files, "--peer", peer, "--listen", free_port()).returncode == 2
+
+
+@pytest.mark.slow
+def test_what_in_a_folder_is_no_object_is_passed_over(start_node, make_file, make_dataset, tharsis, tmp_path):
+    """A licence and a DICOMDIR are none of the peer's business, unless somebody names them; a broken object is."""
+    node = start_node()
+    peer = f"THARSIS@127.0.0.1:{node.port}"
+    folder = tmp_path / "study"
+    folder.mkdir()
+    file = make_file(1).rename(folder / "1.dcm")
+    licence = folder / "LICENSE"
+    licence.write_text("Do what you like.")
+    assert tharsis("send", file, "--peer", peer).returncode == 0
+    asked = tharsis("commit", folder, "--peer", peer)
+    assert asked.returncode == 0, asked.stdout
+    assert "THARSIS answers for 1 of 1 instances" in asked.stdout
+    assert "1 file that is no DICOM object was passed over" in asked.stdout
+    assert "LICENSE" not in asked.stdout
+    directory = make_dataset(2, SOPClassUID=MediaStorageDirectoryStorage)
+    directory.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    asked = tharsis("commit", folder, "--peer", peer)
+    assert asked.returncode == 0, asked.stdout
+    assert "2 files that are no DICOM objects were passed over" in asked.stdout
+    told = json.loads(tharsis("commit", folder, "--peer", peer, "--json").stdout)
+    assert [item["file"] for item in told] == [str(file)]
+    named = tharsis("commit", file, licence, "--peer", peer, "--json")
+    assert named.returncode == 1
+    assert [item["file"] for item in json.loads(named.stdout) if not item["safe"]] == [str(licence)]
+    (folder / "broken.dcm").write_bytes(file.read_bytes()[:140])
+    asked = tharsis("commit", folder, "--peer", peer)
+    assert asked.returncode == 1
+    assert "broken.dcm" in asked.stdout
+    only = tmp_path / "only"
+    only.mkdir()
+    licence.rename(only / "LICENSE")
+    asked = tharsis("commit", only, "--peer", peer)
+    assert asked.returncode == 1
+    assert "1 file that is no DICOM object was passed over" in asked.stdout

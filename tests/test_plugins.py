@@ -143,8 +143,10 @@ def test_hooks_and_jobs_get_the_settings_of_their_own(archive, make_file):
 @pytest.mark.parametrize(
     ("hooks", "own", "why"),
     [
-        ({"own_settings": lambda: Width}, {"widht": 5}, r"\[plugins.settings.x\] widht: there is no such key; its k"),
-        ({"own_settings": lambda: Width}, {"width": 0}, r"\[plugins.settings.x\] width: Input should be greater"),
+        ({"own_settings": lambda: Width}, {"widht": 5},
+         r"\[plugins.settings.x\] widht: there is no such key; the nearest is 'width'; its k"),
+        ({"own_settings": lambda: Width}, {"width": 0},
+         r"\[plugins.settings.x\] width: expected a whole number of at least 1, got 0; its k"),
         ({"own_settings": lambda: 7}, {}, "own_settings: expected a class of pydantic models, got 7"),
         ({"own_settings": lambda: 1 / 0}, {}, "own_settings: ZeroDivisionError"),
         ({"jobs_for_siries": lambda: None}, {}, "cannot be imported: PluginValidationError"),

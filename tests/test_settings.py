@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
+from datetime import date
 from importlib import resources
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from config.application_entities import Right
 from config.deidentification import DeidentificationSettings
+from config.mistakes import one_sentence
 from config.routes import RouteSettings
 from config.settings import ApplicationEntitySettings, Settings, SettingsError, load_settings
 from config.site_mappings import SiteMapping
@@ -63,7 +66,8 @@ def test_environment_takes_numbers_switches_and_lists():
         ("[scp]\nprot = 1\n", ["'prot'", "[scp]", "'port'"]),
         ("[archiv]\ndata = 'x'\n", ["[archiv]", "[archive]"]),
         ("[[application_entities]]\ntitel = 'A'\n", ["'titel'", "'title'"]),
-        ("scp = 5\n", ["scp"]),
+        ("scp = 5\n", ["scp is a section, write [scp] and its keys below it, got scp = 5"]),
+        ("routes = 5\n", ["routes is a section, write [[routes]] and its keys below it, got routes = 5"]),
         ("[scp]\nport = 70000\n", ["scp.port"]),
         ("[scp]\nport = 'many'\n", ["scp.port"]),
         ("[scp]\naet = 'A\\\\B'\n", ["scp.aet", "backslash"]),
@@ -86,6 +90,108 @@ def test_a_mistake_in_the_file_is_one_sentence_that_names_it(text, words, tmp_pa
     assert "\n" not in message.split("is not valid TOML")[0]
     for word in words:
         assert word in message
+
+
+RULE = "[[routes]]\nname = 'r'\nto = ['A']\n"
+MAPPING = "[[site_mappings]]\nname = 'm'\ncreator = 'C'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[jobs]\nnice = 25", "jobs.nice: expected a whole number from 0 to 19, got 25"),
+        ("[jobs]\nnice = 2.5", "jobs.nice: expected a whole number from 0 to 19, got 2.5"),
+        ("[jobs]\nnice = 'low'", "jobs.nice: expected a whole number from 0 to 19, got 'low'"),
+        ("[jobs]\nworkers = 0", "jobs.workers: expected a whole number of at least 1, got 0"),
+        ("[scp]\nport = 70000", "scp.port: expected a whole number from 0 to 65535, got 70000"),
+        ("[scp]\nmax_pdu_bytes = 5", "scp.max_pdu_bytes: expected a whole number from 4096 to 1048576, got 5"),
+        ("[scp]\nhost = 5", "scp.host: expected text, got 5"),
+        ("[scp]\nacse_timeout_s = 0", "scp.acse_timeout_s: expected a number above 0, got 0"),
+        ("[archive]\nsettle_time_s = -1", "archive.settle_time_s: expected a number of at least 0, got -1"),
+        ("[archive]\nsettle_time_s = inf", "archive.settle_time_s: expected a finite number of at least 0, got inf"),
+        ("[archive]\ndirect_io = 'often'", "archive.direct_io: expected true or false, got 'often'"),
+        ("[archive]\ndata = 5", "archive.data: expected a path, got 5"),
+        ("[reconstruct]\ncutoff = 1.5", "reconstruct.cutoff: expected a number above 0 and at most 1, got 1.5"),
+        ("[corrections]\nscatter_fraction = 1",
+         "corrections.scatter_fraction: expected a number of at least 0 and below 1, got 1"),
+        ("[reconstruct]\nscheduler = 'here'",
+         "reconstruct.scheduler: expected tcp://HOST:PORT, tls://HOST:PORT or nothing, got 'here'"),
+        ("[logs]\nlevel = 'LOUD'", "logs.level: expected 'DEBUG', 'INFO', 'WARNING' or 'ERROR', got 'LOUD'"),
+        ("[network]\ntransport = 'tin'", "network.transport: expected 'own' or 'pynetdicom', got 'tin'"),
+        ("[materials]\nsets = 'k-edge'", "materials.sets: expected a list, got 'k-edge'"),
+        ("[materials]\nobjects = []", "materials.objects: expected a list of at least 1 entry, got []"),
+        ("[materials]\nobjects = ['slab']", "materials.objects.0: expected 'map' or 'ct', got 'slab'"),
+        ("[materials]\ncalibration = { water = [1, 'a'] }",
+         "materials.calibration.water.1: expected a number, got 'a'"),
+        ("[corrections]\nbeam_hardening_polynomial = [[1.0], 2]",
+         "corrections.beam_hardening_polynomial.1: expected a list, got 2"),
+        ("[plugins]\nsettings = { mip = 5 }", "plugins.settings.mip: expected a table, got 5"),
+        ("[[routes]]\nto = ['A']", "routes.0.name: the key is missing, expected text that is not empty"),
+        ("[[routes]]\nname = ''\nto = ['A']", "routes.0.name: expected text that is not empty, got ''"),
+        (f"{RULE}match = {{ Modality = 5 }}", "routes.0.match.Modality: expected text or a list, got 5"),
+        (f"{RULE}derived = 'no idea'", "routes.0.derived: expected true or false, got 'no idea'"),
+        (f"{RULE}from = 'B'", "routes.0.from: expected a list, got 'B'"),
+        ("[[routes]]\nname = 'r'\nto = ['A\\B']",
+         "routes.0.to.0: an AE title has 1 to 16 ASCII characters and no backslash, got 'A\\\\B'"),
+        ("[routes]\nname = 'r'", "routes: expected [[routes]], in double brackets, got {'name': 'r'}"),
+        (f"{MAPPING}angle = 5", "site_mappings.0.angle: expected a table, got 5"),
+        (f"{MAPPING}angle = {{ elemet = 'x', value = 1.0, unit = 'deg' }}",
+         "site_mappings.0.angle.elemet: there is no such key; the nearest is 'element'"),
+        (f"{MAPPING}angle = {{ value = 1.0 }}", "site_mappings.0.angle.unit: the key is missing, expected '', 'deg', "),
+        (f"{MAPPING}matrix = {{ element = '(0029,xx10)', creator = 'C', axes = ['x', 'y'], unit = 'mm' }}",
+         "site_mappings.0.matrix.axes: expected a list of 3 entries, got ['x', 'y']"),
+        ("[[deidentification]]\nname = 'a b'",
+         "deidentification.0.name: expected up to 32 letters, digits, dots, hyphens and underscores that begin with a "
+         "letter or a digit, got 'a b'"),
+        ("[scp]\nhost = 5\nport = -1",
+         "scp.host: expected text, got 5; scp.port: expected a whole number from 0 to 65535, got -1"),
+    ],
+)
+def test_a_value_out_of_its_limits_is_told_with_key_value_and_what_is_allowed(text, sentence, tmp_path):
+    with pytest.raises(SettingsError) as caught:
+        load(text, tmp_path)
+    assert str(caught.value)[: len(sentence)] == sentence
+    if not sentence.endswith(", "):
+        assert str(caught.value) == sentence
+
+
+def test_every_limit_of_the_settings_is_told_in_our_own_words():
+    """A value that fits no key: what is said of it is ours, whichever section and kind it is of."""
+    for section, field in Settings.model_fields.items():
+        if section not in (table := tomllib.loads(DEFAULTS)):
+            continue
+        for key in table[section]:
+            with pytest.raises(SettingsError) as caught:
+                load(overrides={section: {key: object}})
+            words = str(caught.value)
+            assert words.startswith(f"{section}.{key}: expected "), (words, field)
+            assert words.endswith(", got <class 'object'>"), words
+
+
+class Own(BaseModel, extra="forbid"):
+    """As a plug-in might describe its settings."""
+
+    since: date
+    names: list[str] = []
+    inner: list[Own] = []
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({}, "since: the key is missing"),
+        ({"since": "today"}, "since: expected a valid date or datetime, input is too short, got 'today'"),
+        ({"since": 0.5}, "since: Datetimes provided to dates should have zero time - e.g. be exact dates, got 0.5"),
+        ({"since": "2026-01-01", "names": [1]}, "names.0: expected text, got 1"),
+        ({"since": "2026-01-01", "inner": [{"since": "2026-01-01", "nmes": 1}]},
+         "inner.0.nmes: there is no such key; the nearest is 'names'"),
+        (5, "expected a table, got 5"),
+    ],
+)
+def test_settings_of_a_plug_in_are_told_alike(told, sentence):
+    with pytest.raises(ValidationError) as caught:
+        Own.model_validate(told)
+    assert one_sentence(caught.value, Own) == sentence
 
 
 def test_an_unknown_variable_and_an_unknown_override_are_errors():

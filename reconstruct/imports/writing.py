@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Container, Iterator
 
 from pydicom.dataset import Dataset
 
+from reconstruct.imports.identity import ScanUids
 from reconstruct.imports.raw_scan import RawScan
+from reconstruct.projections import elements
 from reconstruct.projections.acquisition import Acquisition, CounterImages
 from reconstruct.projections.p1_writer import p1_instances
 from reconstruct.projections.scan import CounterKind
@@ -15,7 +18,14 @@ _MOST_PIXELS_BYTES = 64 << 20
 """Of one instance, and so of what is held in memory."""
 
 
-def instances_of(scan: RawScan, header: Dataset, progress: Callable[[float], None] | None = None) -> Iterator[Dataset]:
+def instances_of(
+    scan: RawScan,
+    header: Dataset,
+    progress: Callable[[float], None] | None = None,
+    *,
+    uids: ScanUids | None = None,
+    leave_out: Container[str] = (),
+) -> Iterator[Dataset]:
     """Yield the instances of a scan, each to be stored before the next is asked for.
 
     Parameters
@@ -25,7 +35,11 @@ def instances_of(scan: RawScan, header: Dataset, progress: Callable[[float], Non
     header
         Patient, study, series and equipment attributes.
     progress
-        Called with the fraction of the images that are written; may raise to stop the work.
+        Called with the fraction of the instances that are written; may raise to stop the work.
+    uids
+        What the scan is called; None: as nothing before.
+    leave_out
+        SOP Instance UIDs of what is there already: it is neither read nor made again.
 
     Raises
     ------
@@ -42,12 +56,17 @@ def instances_of(scan: RawScan, header: Dataset, progress: Callable[[float], Non
         view_times_s=setup.view_times_s,
         flat_times_s=setup.flat_times_s,
     )
-    total = sum(len(images) for images in (scan.views, scan.flats, scan.darks) if images is not None)
-    done = 0
+    common = copy.deepcopy(header)
+    if uids is not None:
+        common.StudyInstanceUID, common.SeriesInstanceUID = uids.study, uids.series
+        common.FrameOfReferenceUID = uids.frame_of_reference
     for instance in p1_instances(
-        [counter], scan.geometry(), header, acquisition, largest_pixel_data=_MOST_PIXELS_BYTES
-    ):
-        done += int(instance.NumberOfFrames)
+        [counter], scan.geometry(), common, acquisition,
+        scan_uid="" if uids is None else uids.scan_set,
+        largest_pixel_data=_MOST_PIXELS_BYTES,
+        instance_uid=None if uids is None else uids.instance,
+        leave_out=leave_out,
+    ):  # fmt: skip
         yield instance
         if progress is not None:
-            progress(done / total)
+            progress(int(instance.InstanceNumber) / elements.read(instance)["ExpectedInstances"])

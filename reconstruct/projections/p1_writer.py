@@ -7,8 +7,9 @@ twice: there for everybody, and in the private vectors exactly.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +44,21 @@ class _Part:
     images: ImageSource
     first: int
     count: int
-    slope: float
-    intercept: float
 
-    def pixels(self) -> NDArray[np.uint16]:
+    def pixels(self, scale: _Scale) -> NDArray[np.uint16]:
         """Read the images and return their stored values."""
         pixels = np.empty((self.count, *self.images.shape[1:]), dtype="<u2")
         for index in range(self.count):
             values = np.asarray(self.images[self.first + index], dtype=np.float64)
-            pixels[index] = np.rint((values - self.intercept) / self.slope)
+            pixels[index] = np.rint((values - scale.intercept) / scale.slope)
         return pixels
+
+
+class _Scale(NamedTuple):
+    """What makes values of stored ones: slope × stored + intercept."""
+
+    slope: float
+    intercept: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +96,12 @@ def p1_instances(
     *,
     scan_uid: str = "",
     largest_pixel_data: int = LARGEST_PIXEL_DATA,
+    instance_uid: Callable[[int], str] | None = None,
+    leave_out: Container[str] = (),
 ) -> Iterator[Dataset]:
     """Yield the instances of a scan, complete with file meta information, Explicit VR Little Endian.
 
-    Images are read when their instance is asked for.
+    Images are read when their instance is asked for; those that need a rescale once before, for its range.
 
     Counts are stored as they are, in 16 bits, the most that the SOP class allows (PS3.3 A.47); other values are stored
     in 65,535 steps from the least to the largest, with a rescale.
@@ -113,6 +121,10 @@ def p1_instances(
         UID of the scan set; new when empty.
     largest_pixel_data
         Bytes of Pixel Data in one instance.
+    instance_uid
+        Returns the SOP Instance UID for an Instance Number, from 1; None: all are new.
+    leave_out
+        SOP Instance UIDs of instances that are there already: their images are not read.
 
     Raises
     ------
@@ -120,12 +132,20 @@ def p1_instances(
         Shapes that do not agree, counts over 65,535 or not whole, a frame larger than an instance may be.
     """
     _check(counters, geometry, acquisition)
-    parts = [part for counter in counters for part in _parts(counter, acquisition, largest_pixel_data)]
+    parts = [part for counter in counters for part in _parts(counter, largest_pixel_data)]
+    named = [(number, instance_uid(number) if instance_uid else new_uid(), part)
+             for number, part in enumerate(parts, start=1)]  # fmt: skip
+    wanted = [(number, uid, part) for number, uid, part in named if uid not in leave_out]
+    if not wanted:
+        return
+    sources = {id(part.images): part.images for _, _, part in wanted}
+    scales = {key: _rescale(images, acquisition) for key, images in sources.items()}
     level, travel = at_one_height(geometry)
     stand = _Stand(geometry, level, travel, positioner_angles(level))
     series = _series(header, scan_uid or new_uid(), acquisition, counters, parts)
-    for number, part in enumerate(parts, start=1):
-        yield _instance(number, part, series, stand, acquisition)
+    for number, uid, part in wanted:
+        series.SOPInstanceUID, series.InstanceNumber = uid, number
+        yield _instance(part, scales[id(part.images)], series, stand, acquisition)
 
 
 def _check(counters: Sequence[CounterImages], geometry: ConeBeamGeometry, acquisition: Acquisition) -> None:
@@ -143,7 +163,7 @@ def _check(counters: Sequence[CounterImages], geometry: ConeBeamGeometry, acquis
                                 f"got {frames.shape}")
 
 
-def _parts(counter: CounterImages, acquisition: Acquisition, largest: int) -> Iterator[_Part]:
+def _parts(counter: CounterImages, largest: int) -> Iterator[_Part]:
     roles = (("PROJECTION", counter.views), ("FLAT", counter.flats), ("DARK", counter.darks))
     for role, images in roles:
         if images is None:
@@ -151,23 +171,20 @@ def _parts(counter: CounterImages, acquisition: Acquisition, largest: int) -> It
         per_instance = largest // (2 * images.shape[1] * images.shape[2])
         if per_instance == 0:
             raise ScanError(f"a frame of {images.shape[1]} × {images.shape[2]} exceeds {largest} bytes of Pixel Data")
-        slope, intercept = _rescale(images, acquisition)
         for first in range(0, len(images), per_instance):
-            count = min(per_instance, len(images) - first)
-            yield _Part(counter, role, images, first, count, slope, intercept)
+            yield _Part(counter, role, images, first, min(per_instance, len(images) - first))
 
 
-def _rescale(images: ImageSource, acquisition: Acquisition) -> tuple[float, float]:
-    """Return slope and intercept: 1 and 0 for whole numbers that fit, the range in steps of the bits for the rest."""
+def _rescale(images: ImageSource, acquisition: Acquisition) -> _Scale:
+    """Return the scale: 1 and 0 for whole numbers that fit, the range in steps of the bits for the rest."""
     most = (1 << acquisition.bits_stored) - 1
     if np.issubdtype(images.dtype, np.unsignedinteger) and np.iinfo(images.dtype).max <= most:
-        return 1.0, 0.0
-    low = min(float(np.min(images[index])) for index in range(len(images)))
-    high = max(float(np.max(images[index])) for index in range(len(images)))
+        return _Scale(1.0, 0.0)
+    low, high = _range(images)
     if not np.isfinite([low, high]).all():
         raise ScanError(f"the images hold values that are not finite, from {low:g} to {high:g}")
     if acquisition.pixel_meaning is not PixelMeaning.COUNTS:
-        return (high - low) / most or 1.0, low
+        return _Scale((high - low) / most or 1.0, low)
     if low < 0 or high > most:
         raise ScanError(
             f"counts from {low:g} to {high:g} do not fit into {acquisition.bits_stored} bits; "
@@ -176,7 +193,16 @@ def _rescale(images: ImageSource, acquisition: Acquisition) -> tuple[float, floa
     whole = np.issubdtype(images.dtype, np.integer)
     if not whole and not all(np.array_equal(images[index], np.rint(images[index])) for index in range(len(images))):
         raise ScanError(f"counts are whole numbers, got {images.dtype} with fractions")
-    return 1.0, 0.0
+    return _Scale(1.0, 0.0)
+
+
+def _range(images: ImageSource) -> tuple[float, float]:
+    """Return the least and the largest value; not finite if any is not."""
+    low, high = np.inf, -np.inf
+    for index in range(len(images)):
+        image = images[index]
+        low, high = np.minimum(low, np.min(image)), np.maximum(high, np.max(image))
+    return float(low), float(high)
 
 
 def _series(
@@ -208,16 +234,8 @@ def _series(
     return dataset
 
 
-def _instance(
-    number: int,
-    part: _Part,
-    series: Dataset,
-    stand: _Stand,
-    acquisition: Acquisition,
-) -> Dataset:
+def _instance(part: _Part, scale: _Scale, series: Dataset, stand: _Stand, acquisition: Acquisition) -> Dataset:
     dataset = copy.deepcopy(series)
-    dataset.SOPInstanceUID = new_uid()
-    dataset.InstanceNumber = number
     energy = part.counter.bin
     elements.put(
         dataset,
@@ -229,10 +247,10 @@ def _instance(
         EffectiveEnergy=energy.effective_kev,
         WaterAttenuation=energy.water_per_cm,
     )
-    pixels = part.pixels()
+    pixels = part.pixels(scale)
     add_image(dataset, pixels, acquisition.bits_stored)
     dataset.SharedFunctionalGroupsSequence = [
-        shared_item(dataset, stand.level, stand.angles, part.slope, part.intercept)
+        shared_item(dataset, stand.level, stand.angles, scale.slope, scale.intercept)
     ]
     exposure = acquisition.exposure
     duration = exposure.view_ms if part.role == "PROJECTION" else exposure.flat_ms

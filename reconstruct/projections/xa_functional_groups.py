@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from config.identity import new_uid
+from config.identity import derived_uid
 from reconstruct.dicom_items import code, decimal, item_of
 from reconstruct.geometry import ConeBeamGeometry
 from reconstruct.projections.positioner import PositionerAngles
@@ -69,7 +69,9 @@ def shared_item(
             )
         ],
         FrameDetectorParametersSequence=[item_of(DetectorActiveTime=None)],
-        IrradiationEventIdentificationSequence=[item_of(IrradiationEventUID=new_uid())],
+        IrradiationEventIdentificationSequence=[
+            item_of(IrradiationEventUID=derived_uid(str(dataset.SOPInstanceUID), "irradiation event"))
+        ],
         TablePositionSequence=[
             item_of(
                 TableTopVerticalPosition=0,

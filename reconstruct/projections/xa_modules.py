@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from config.identity import new_uid
+from config.identity import derived_uid
 from reconstruct.dicom_items import code, decimal, item_of
 from reconstruct.projections.acquisition import Exposure
 
@@ -31,7 +31,7 @@ _EMPTY_IF_UNKNOWN = (
 
 
 def add_acquisition(dataset: Dataset, exposure: Exposure, views: int) -> None:
-    """Add what describes a scan of `views` views as a whole; what `dataset` has already is kept."""
+    """Add what describes a scan of `views` views as a whole; what `dataset`, of a known series, has already is kept."""
     for keyword in _EMPTY_IF_UNKNOWN:
         if keyword not in dataset:
             setattr(dataset, keyword, None)
@@ -58,7 +58,7 @@ def add_acquisition(dataset: Dataset, exposure: Exposure, views: int) -> None:
         "RadiationSetting": "GR",
         "DetectorType": "DIRECT",
         "DistanceReceptorPlaneToDetectorHousing": None,
-        "SynchronizationFrameOfReferenceUID": new_uid(),
+        "SynchronizationFrameOfReferenceUID": derived_uid(str(dataset.SeriesInstanceUID), "synchronization"),
         "SynchronizationTrigger": "NO TRIGGER",
         "AcquisitionTimeSynchronized": "N",
         "BodyPartExamined": "WHOLEBODY",
@@ -100,7 +100,7 @@ def _add_exposure(dataset: Dataset, exposure: Exposure, views: int) -> None:
 
 
 def add_image(dataset: Dataset, pixels: NDArray[np.uint16], bits_stored: int) -> None:
-    """Add the image modules for frames of pixels in 16 bits, (frame, row, column)."""
+    """Add the image modules for frames of pixels in 16 bits, (frame, row, column), to an instance that has its UID."""
     frames, rows, columns = pixels.shape
     dataset.ImageType = IMAGE_TYPE
     dataset.NumberOfFrames = frames
@@ -113,7 +113,7 @@ def add_image(dataset: Dataset, pixels: NDArray[np.uint16], bits_stored: int) ->
     dataset.LossyImageCompression = "00"
     dataset.ContentQualification = "RESEARCH"
     dataset.PresentationLUTShape = "IDENTITY"
-    uid = new_uid()
+    uid = derived_uid(str(dataset.SOPInstanceUID), "dimensions")
     dataset.DimensionOrganizationSequence = [item_of(DimensionOrganizationUID=uid)]
     dataset.DimensionIndexSequence = [
         item_of(
