@@ -22,7 +22,6 @@ from scp.contexts import STUDY_ROOT_FIND, STUDY_ROOT_GET
 from scp.requestor import Peer
 
 _PER_ROW = 6
-_LONGEST_LINE = 34
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _ABOUT = (
     "SOPClassUID", "PatientName", "PatientID", "StudyDescription", "SeriesDescription", "Modality", "InstanceNumber",
@@ -67,7 +66,7 @@ class Sheet:
         if not pictures:
             fail("there is no image to draw")
         rows = [pictures[start : start + _PER_ROW] for start in range(0, len(pictures), _PER_ROW)]
-        sheet(rows, file, title="A query and the most similar cases")
+        sheet(rows, file, title="A query and the most similar cases (score 1: alike)")
         err.print(f"{len(pictures)} images drawn to {file}", highlight=False)
 
     def _query(self, asked: Asked, folder: Path) -> list[Picture]:
@@ -183,7 +182,7 @@ def _about(image: _Image) -> str:
     number = f"image {found.InstanceNumber}" if found.get("InstanceNumber") else ""
     which = ", ".join(filter(None, [number, f"frame {image.frame}" if image.frame else ""]))
     lines = (str(found.get("PatientName") or found.get("PatientID") or ""), described, which)
-    return "\n".join(line[:_LONGEST_LINE] for line in lines if line)
+    return "\n".join(line for line in lines if line)
 
 
 def _number(value: object) -> int:
