@@ -227,19 +227,3 @@ def _longest_step(most: float) -> float:
 def _percentiles(image: NDArray[np.floating]) -> tuple[float, float]:
     low, high = np.percentile(image, (1.0, 99.5))
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
-
-
-def three_planes(
-    volume: NDArray[np.floating],
-    labels: NDArray[np.integer] | None = None,
-    *,
-    window: tuple[float, float] | None = None,
-    name: str = "",
-) -> list[Picture]:
-    """Return the axial, coronal and sagittal planes through the middle of the volume ``(z, y, x)``."""
-    z, y, x = (size // 2 for size in volume.shape)
-    cuts = (("axial", np.s_[z, :, :]), ("coronal", np.s_[::-1, y, :]), ("sagittal", np.s_[::-1, :, x]))
-    return [
-        Picture(f"{name} {plane}".strip(), volume[cut], window=window, labels=None if labels is None else labels[cut])
-        for plane, cut in cuts
-    ]
