@@ -16,6 +16,9 @@ from index.encoders.learned.loop import Epoch
 mpl.use("Agg")
 
 PAGE = "report.html"
+PLAIN_TEXT = {"text.parse_math": False}
+"""Setting of matplotlib under which labels may hold any sign."""
+
 _LOSS, _FIGURE = "#0072b2", "#d55e00"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c2733;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}
@@ -49,6 +52,11 @@ def curves(history: Sequence[Epoch]) -> Picture:
         kept = max((epoch for epoch in own if epoch.kept), key=lambda epoch: epoch.epoch)
         other.plot(kept.epoch, kept.figure, "o", color=_FIGURE)
     return picture
+
+
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters, the last of them an ellipsis where there are more."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
