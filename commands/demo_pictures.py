@@ -49,7 +49,8 @@ class _Study:
 
     def slice_of(self, volume: Volume) -> NDArray[np.float32]:
         """Return the axial plane of an energy bin, (y, x)."""
-        return volume.values[self.planes[0]]
+        plane: NDArray[np.float32] = volume.values[self.planes[0]]
+        return plane
 
 
 def draw(

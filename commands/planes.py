@@ -108,7 +108,8 @@ def _shares(parts: NDArray[np.int64], count: int, axis: int) -> NDArray[np.float
     size = parts.shape[axis]
     cells = (parts[places] - 1) * size + places[axis]
     voxels = np.bincount(cells, minlength=count * size).reshape(count, size)
-    return voxels / voxels.max(axis=1, keepdims=True)
+    shares: NDArray[np.float64] = voxels / voxels.max(axis=1, keepdims=True)
+    return shares
 
 
 def three_planes(
@@ -128,7 +129,7 @@ def three_planes(
         Segment numbers on its grid, ``(z, y, x)``.
     """
     z, y, x = planes
-    cuts = (np.s_[z, :, :], np.s_[::-1, y, :], np.s_[::-1, :, x])
+    cuts: tuple[tuple[int | slice, ...], ...] = (np.s_[z, :, :], np.s_[::-1, y, :], np.s_[::-1, :, x])
     deep, tall, wide = volume.spacing_mm_zyx
     spacings = ((tall, wide), (deep, wide), (deep, tall))
     return [

@@ -85,7 +85,8 @@ def _slices(told: ScanPictures) -> Picture:
     difference = after - before
     _show(picture, axes[2], difference, "with − without", _reach(difference, 99.5), unit="1/mm", colours=_DIFFERENCE)
     counted = [each[told.in_view] if told.in_view.any() else each.ravel() for each in told.slice_]
-    edges = np.linspace(*np.percentile(np.concatenate(counted), (0.05, 99.95)), 120).tolist()
+    least, most = (float(value) for value in np.percentile(np.concatenate(counted), (0.05, 99.95)))
+    edges = np.linspace(least, most, 120).tolist()
     for values, colour, style, name in zip(
         counted, (_BEFORE, _AFTER), ("--", "-"), ("without corrections", "with corrections"), strict=True
     ):
