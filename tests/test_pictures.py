@@ -7,9 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
+from pydicom.dataset import Dataset
 
 from commands import pictures
 from commands.pictures import Picture, sheet
+from commands.similar_sheet import _about, _Image, _series_to_show
 
 
 def drawn(file: Path, pixel_aspect: float) -> tuple[int, int]:
@@ -63,3 +65,21 @@ def test_texts_neither_overlap_nor_are_cut(tmp_path: Path, monkeypatch: pytest.M
         row = [picture] * columns
         sheet([row, row], tmp_path / "sheet.png", title=long, row_names=[long, "plaque\nz = 1.2 mm"], legend=legend)
         assert overlaps(made[-1]) == []
+
+
+def match(modality: str, series: int, instance: int, description: str = "") -> Dataset:
+    answer = Dataset()
+    answer.Modality, answer.SeriesNumber, answer.InstanceNumber = modality, series, instance
+    answer.SeriesInstanceUID, answer.SeriesDescription = f"1.2.{series}", description
+    answer.PatientName, answer.StudyDescription = "Phantom^Plaque", "Micro-CT"
+    return answer
+
+
+def test_of_a_scan_its_slices_are_shown_and_not_its_projections() -> None:
+    scan = [match("XA", 1, 1), match("OT", 90, 1), match("CT", 101, 2), match("CT", 101, 1), match("CT", 102, 1)]
+    assert [(each.SeriesNumber, each.InstanceNumber) for each in _series_to_show(scan)] == [(101, 1), (101, 2)]
+    assert [each.SeriesNumber for each in _series_to_show(scan[:1])] == [1], "an angiography has nothing else"
+
+
+def test_what_is_said_of_an_image_names_its_series() -> None:
+    assert _about(_Image(match("CT", 101, 7, "FDK 18-30 keV"))) == "Phantom^Plaque\nMicro-CT\nFDK 18-30 keV, image 7"
