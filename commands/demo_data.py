@@ -16,7 +16,9 @@ from commands.scans import write_objects
 from config.identity import new_uid
 from index.files import is_part10
 
-_MODALITIES = ("CT", "MR")
+MODALITIES = ("CT", "MR")
+"""Of the real images."""
+
 _SHARED = ("dcm_qa_ct", "dcm_qa_frag", "dcm_qa_nih", "TotalSegmentator")
 """Folders of real series, used where they exist."""
 
@@ -94,4 +96,4 @@ def _is_picture(file: Path) -> bool:
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, EOFError):
         return False  # some of those files are there to be unreadable
     uids = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-    return header.get("Modality") in _MODALITIES and "Rows" in header and all(header.get(uid) for uid in uids)
+    return header.get("Modality") in MODALITIES and "Rows" in header and all(header.get(uid) for uid in uids)

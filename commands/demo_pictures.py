@@ -12,23 +12,45 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from commands.demo_data import Sample
-from commands.pictures import Picture, sheet, three_planes
+from commands.demo_data import MODALITIES, Sample
+from commands.pictures import Picture, sheet
+from commands.planes import Planes, fullest_contrast, planes_through, position_of, three_planes
 from index.archive import Archive
+from index.encoders.pixels import canonical_frames
 from plugins.node import Series
 from plugins.segmentation.seg_object import read_labels
+from plugins.segmentation.segmenter import Volume
 from plugins.segmentation.volume_reader import read_volume
 
 _HU_WINDOW = (-1000.0, 1500.0)
+_WINDOW = "−1000 (black) to 1500 HU (white)"
+_MOST_FRAMES = 1000
+_COORDINATES = "z towards the head, y towards the back, x towards the left"
 
 
 @dataclass(frozen=True, eq=False)
 class _Study:
-    """The derived series of a study: volumes ``(z, y, x)`` by energy bin, and the labels on the first of them."""
+    """The derived series of a study: volumes by energy bin, the labels on the first of them, the planes to look at."""
 
-    volumes: list[tuple[str, NDArray[np.float32]]]
+    volumes: list[tuple[str, Volume]]
     labels: NDArray[np.uint8] | None
     segments: list[str]
+    planes: Planes
+
+    @property
+    def first(self) -> Volume:
+        """The lowest energy bin."""
+        return self.volumes[0][1]
+
+    @property
+    def axial(self) -> str:
+        """Where the axial plane is."""
+        return position_of(self.first, 0, self.planes[0])
+
+    def slice_of(self, volume: Volume) -> NDArray[np.float32]:
+        """Return the axial plane of an energy bin, (y, x)."""
+        plane: NDArray[np.float32] = volume.values[self.planes[0]]
+        return plane
 
 
 def draw(
@@ -68,7 +90,8 @@ def _projections(samples: Sequence[Sample], file: Path) -> None:
             ]
         )
     names = [sample.scan.name for sample in samples]
-    sheet(rows, file, title="Projections: counts of the lowest counter (logarithm)", row_names=names)
+    title = "Projections of the turning scanner: photon counts of the lowest threshold, logarithm (white: many)"
+    sheet(rows, file, title=title, row_names=names)
 
 
 def _is_first_counter(dataset: Dataset) -> bool:
@@ -88,12 +111,13 @@ def _read_study(archive: Archive, study: str) -> _Study:
     for _, uid in sorted(ct):
         series = Series(archive, uid)
         _, volume = read_volume(series.paths)
-        volumes.append((str(series.header.SeriesDescription), volume.values))
+        volumes.append((str(series.header.SeriesDescription), volume))
+    first = volumes[0][1].values
     if seg is not None:
         dataset = pydicom.dcmread(seg.paths[0])
-        labels = read_labels(dataset, volumes[0][1].shape)
+        labels = read_labels(dataset, (first.shape[0], first.shape[1], first.shape[2]))
         segments = [str(item.SegmentLabel) for item in dataset.SegmentSequence]
-    return _Study(volumes, labels, segments)
+    return _Study(volumes, labels, segments, planes_through(first, labels, window=_HU_WINDOW))
 
 
 def _series_of(archive: Archive, study: str) -> list[Series]:
@@ -106,12 +130,17 @@ def _series_of(archive: Archive, study: str) -> list[Series]:
 
 
 def _reconstructions(samples: Sequence[Sample], studies: dict[str, _Study], file: Path) -> None:
-    rows = [
-        [Picture(name, volume[len(volume) // 2], window=_HU_WINDOW) for name, volume in studies[sample.study].volumes]
-        for sample in samples
-    ]
-    names = [sample.scan.name for sample in samples]
-    sheet(rows, file, title="Reconstructed slices of each energy bin (-1000 to 1500 HU)", row_names=names)
+    rows, names = [], []
+    for sample in samples:
+        study = studies[sample.study]
+        rows.append(
+            [
+                Picture(name, study.slice_of(volume), window=_HU_WINDOW, pixel_mm=volume.spacing_mm_zyx[2])
+                for name, volume in study.volumes
+            ]
+        )
+        names.append(f"{sample.scan.name}\n{study.axial}")
+    sheet(rows, file, title=f"An axial slice in each energy bin, {_WINDOW}", row_names=names)
 
 
 def _segments(samples: Sequence[Sample], studies: dict[str, _Study], file: Path) -> None:
@@ -119,12 +148,12 @@ def _segments(samples: Sequence[Sample], studies: dict[str, _Study], file: Path)
     rows = []
     for sample in samples:
         study = studies[sample.study]
-        volume = study.volumes[0][1]
-        labels = _renumbered(study, legend)
-        plain, *_ = three_planes(volume, window=_HU_WINDOW)
-        rows.append([plain, *three_planes(volume, labels, window=_HU_WINDOW)])
+        plain, *_ = three_planes(study.first, study.planes, window=_HU_WINDOW)
+        over = three_planes(study.first, study.planes, _renumbered(study, legend), window=_HU_WINDOW)
+        rows.append([plain, *over])
     names = [sample.scan.name for sample in samples]
-    sheet(rows, file, title="Segments over the lowest energy bin", row_names=names, legend=legend)
+    title = f"Segments over the lowest energy bin, {_WINDOW}; {_COORDINATES}"
+    sheet(rows, file, title=title, row_names=names, legend=legend)
 
 
 def _renumbered(study: _Study, legend: Sequence[str]) -> NDArray[np.uint8] | None:
@@ -144,17 +173,32 @@ def _neighbours(
     neighbours: Sequence[dict[str, Any]],
     file: Path,
 ) -> None:
-    asked = studies[query.study].volumes[0][1]
-    row = [Picture("query", asked[len(asked) // 2], subtitle=query.scan.patient_name, window=_HU_WINDOW)]
+    row = [_case("query", query.scan.patient_name, studies[query.study])]
     for neighbour in neighbours:
-        title = f"#{neighbour['rank']}  score {neighbour['score']:.4f}"
+        title, patient = f"#{neighbour['rank']}  score {neighbour['score']:.4f}", str(neighbour["patient"])
         known = studies.get(neighbour["study"])
-        if known is not None:
-            volume = known.volumes[0][1]
-            row.append(
-                Picture(title, volume[len(volume) // 2], subtitle=neighbour["patient"], window=_HU_WINDOW)
-            )
-            continue
-        image = pydicom.dcmread(_series_of(archive, neighbour["study"])[0].paths[0]).pixel_array
-        row.append(Picture(title, image.reshape(-1, *image.shape[-2:])[0], subtitle=neighbour["patient"]))
-    sheet([row], file, title="A query and the most similar cases")
+        found = _image(archive, neighbour["study"], title, patient) if known is None else _case(title, patient, known)
+        row.append(found)
+    sheet([row], file, title="A query and the most similar cases (score 1: alike)")
+
+
+def _case(title: str, patient: str, study: _Study) -> Picture:
+    return Picture(
+        title,
+        study.slice_of(study.first),
+        subtitle=f"{patient}\naxial, {study.axial}",
+        window=_HU_WINDOW,
+        pixel_mm=study.first.spacing_mm_zyx[2],
+    )
+
+
+def _image(archive: Archive, study: str, title: str, patient: str) -> Picture:
+    """Return the image of most contrast in the largest series of a study, as encoders see it."""
+    paths = max((series.paths for series in _series_of(archive, study) if str(series.header.Modality) in MODALITIES),
+                key=len)  # fmt: skip
+    seen = [canonical_frames(pydicom.dcmread(path), most=_MOST_FRAMES) for path in paths]
+    images = [image for each in seen for image in each.images]
+    ranges = [extent for each in seen for extent in each.ranges]
+    # In a series a frame of noise fills its greys as well; how much of the modality's unit they stand for is little.
+    best = fullest_contrast([image * extent for image, extent in zip(images, ranges, strict=True)])
+    return Picture(title, images[best], subtitle=f"{patient}\nimage {best + 1} of {len(images)}", window=(0.0, 1.0))

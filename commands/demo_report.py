@@ -38,9 +38,13 @@ def show(report: Report, pictures: list[Path], seconds: float) -> None:
 
 
 def _scans(report: Report) -> Table:
-    table = Table(title="From scan to segmentation", caption="ready after: from the last C-STORE to the stored SEG")
+    caption = (
+        "objects sent: views and flat fields of each threshold\n"
+        "ready after: from the last C-STORE to the stored SEG"
+    )
+    table = Table(title="From scan to segmentation", caption=caption)
     table.add_column("phantom", no_wrap=True)
-    for column in ("projections", "sent in", "CT images", "SEG", "ready after"):
+    for column in ("objects sent", "sent in", "CT series × slices", "SEG", "ready after"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.scans:
         series, images = row["ct"]

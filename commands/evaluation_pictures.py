@@ -17,8 +17,12 @@ from index.encoders.pixels import canonical_frames
 from index.evaluation import ranked
 from index.neighbours import Exclude
 
-_COLOURS = ("#4361ee", "#f3722c", "#43aa8b", "#b5179e")
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 _GREY = "#9aa0a6"
+_LEGEND_COLUMNS = 3
+_LEVEL = 9
+"""Most names of metrics that fit beside each other without being turned."""
+
 _NEIGHBOURS = 6
 _ROWS = 8
 
@@ -47,7 +51,8 @@ def chart(sets: Mapping[str, Mapping[str, Summary]], file: Path, *, grey: str = 
         _bars(axis, figures, grey)
         axis.set_title(title, fontsize=10)
     axes[0].set_ylabel("mean over queries, 95 % interval", fontsize=8)
-    axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    handles, names = axes[0].get_legend_handles_labels()
+    canvas.legend(handles, names, fontsize=8, frameon=False, loc="outside upper center", ncols=_LEGEND_COLUMNS)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(file)
 
@@ -68,7 +73,7 @@ def _bars(axis: Axes, figures: Mapping[str, Summary], grey: str) -> None:
             error_kw={"elinewidth": 1.0, "capsize": 2.0},
             label=encoder,
         )
-    axis.set_xticks(np.arange(len(metrics)), metrics, fontsize=8, rotation=30)
+    axis.set_xticks(np.arange(len(metrics)), metrics, fontsize=8, rotation=0 if len(metrics) <= _LEVEL else 30)
     axis.set_ylim(0.0, 1.05)
     axis.spines[["top", "right"]].set_visible(False)
 

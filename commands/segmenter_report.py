@@ -15,9 +15,10 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Patch
 
 from commands.segmenter_judgement import Judgement
-from commands.training_page import PAGE, curves, facts_of, image, page_of, table
+from commands.training_page import PAGE, PLAIN_TEXT, curves, facts_of, image, page_of, shortened, table
 from index.encoders.learned.loop import Epoch
 from index.evaluation import Figure
+from plugins.scan_quality.words import of_window
 from plugins.segmentation.colours import colour
 from plugins.segmentation.learned.examples import Examples
 from plugins.segmentation.learned.losses import UNKNOWN
@@ -27,6 +28,9 @@ mpl.use("Agg")
 _SHOWN_SLICES, _SHOWN_CLASSES = 5, 24
 _WINDOW_HU = (-160.0, 240.0)
 _OPACITY = 0.55
+_SHORT_NAME = 22
+"""Most characters of a name, six of which fit beside each other."""
+
 _GREY = (0.62, 0.62, 0.62)
 
 
@@ -56,11 +60,12 @@ class Report:
 def write_report(report: Report, folder: Path) -> Path:
     """Write the page and its pictures (PNG) into `folder`, and return the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"curves": curves(report.history)}
-    if report.judgement.dice:
-        pictures |= {"dice": _dice(report.judgement), "slices": _slices(report)}
-    for name, picture in pictures.items():
-        picture.savefig(folder / f"{name}.png", dpi=110)
+    with mpl.rc_context(PLAIN_TEXT):
+        pictures = {"curves": curves(report.history)}
+        if report.judgement.dice:
+            pictures |= {"dice": _dice(report.judgement), "slices": _slices(report)}
+        for name, picture in pictures.items():
+            picture.savefig(folder / f"{name}.png", dpi=110)
     page = folder / PAGE
     page.write_text(_page(report, {name: folder / f"{name}.png" for name in pictures}), encoding="utf-8")
     return page
@@ -76,13 +81,14 @@ def _dice(judgement: Judgement) -> Picture:
     axes.barh(
         places - 0.2, [judgement.dice[name][1] for name in names], 0.4, color="#c9a66b", label="classical, best segment"
     )
-    axes.set_yticks(places, [f"{name[:38]}{' ●' if name in judgement.large else ''}" for name in names], fontsize=8)
+    shown = [shortened(name, 38) + (" ●" if name in judgement.large else "") for name in names]
+    axes.set_yticks(places, shown, fontsize=8)
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("Dice coefficient, held out (● large)")
     axes.grid(axis="x", color="#dde3e9")
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right", fontsize=8)
+    picture.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     return picture
 
 
@@ -98,7 +104,7 @@ def _slices(report: Report) -> Picture:
         maps = (None, _colours(report.held_out), _colours(report.held_out), _classical_colours(told))
         labels = (None, example.truth[at], told.predicted[volume][at], told.classical[volume][at])
         for axis, name, own, palette in zip(
-            line, ("CT", "annotated", "learned", "classical"), labels, maps, strict=True
+            line, (f"CT, {of_window(_WINDOW_HU, 'HU')}", "annotated", "learned", "classical"), labels, maps, strict=True
         ):
             axis.imshow(grey if own is None or palette is None else _over(grey, own, palette))
             axis.set_title(name if volume == shown[0][0] and at == shown[0][1] else "", fontsize=10)
@@ -106,8 +112,9 @@ def _slices(report: Report) -> Picture:
     palette = _colours(report.held_out)
     numbers = {each.name: number for number, each in enumerate(report.held_out.classes, start=1)}
     named = sorted(told.dice, key=lambda name: name not in told.large)[:_SHOWN_CLASSES]
-    patches = [Patch(color=palette[numbers[name]], label=name[:30]) for name in named]
-    picture.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    patches = [Patch(color=palette[numbers[name]], label=shortened(name, 30)) for name in named]
+    columns = 4 if any(len(name) > _SHORT_NAME for name in named) else 6
+    picture.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
     return picture
 
 

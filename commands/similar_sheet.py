@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from scp.contexts import STUDY_ROOT_FIND, STUDY_ROOT_GET
 from scp.requestor import Peer
 
 _PER_ROW = 6
-_LONGEST_LINE = 34
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _ABOUT = (
     "SOPClassUID", "PatientName", "PatientID", "StudyDescription", "SeriesDescription", "Modality", "InstanceNumber",
 )  # fmt: skip
 _SYNTAXES = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 _NOT_PICTURES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "ECG", "REG", "DOC"})
+_RATHER_NOT = frozenset({"XA", "OT"})
+"""Projections of a scan, key pictures: shown of a study that has nothing else."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Sheet:
         if not pictures:
             fail("there is no image to draw")
         rows = [pictures[start : start + _PER_ROW] for start in range(0, len(pictures), _PER_ROW)]
-        sheet(rows, file, title="A query and the most similar cases")
+        sheet(rows, file, title="A query and the most similar cases (score 1: alike)")
         err.print(f"{len(pictures)} images drawn to {file}", highlight=False)
 
     def _query(self, asked: Asked, folder: Path) -> list[Picture]:
@@ -130,11 +132,7 @@ class Sheet:
             return None
         latest = max((str(match.StudyDate or ""), str(match.StudyInstanceUID)) for match in found)
         found = [match for match in found if str(match.StudyInstanceUID) == latest[1]]
-        first = min(found, key=lambda match: (_number(match.SeriesNumber), str(match.SeriesInstanceUID)))
-        own = sorted(
-            (match for match in found if match.SeriesInstanceUID == first.SeriesInstanceUID),
-            key=lambda match: _number(match.InstanceNumber),
-        )
+        own = _series_to_show(found)
         return _Image(own[len(own) // 2])
 
     def _picture(self, image: _Image, folder: Path, *, title: str) -> Picture:
@@ -176,14 +174,29 @@ def _drawn(
     return Picture(title, seen.values, subtitle, window=(0.0, 1.0), region=region, pixel_aspect=shape)
 
 
+def _series_to_show(found: Sequence[Dataset]) -> list[Dataset]:
+    """Return the images of the first series in their order; projections and pictures of results only if all are.
+
+    A scan's projections have the lowest number, and are not what is compared.
+    """
+    first = min(
+        found,
+        key=lambda match: (
+            str(match.Modality) in _RATHER_NOT, _number(match.SeriesNumber), str(match.SeriesInstanceUID)
+        ),
+    )  # fmt: skip
+    own = (match for match in found if match.SeriesInstanceUID == first.SeriesInstanceUID)
+    return sorted(own, key=lambda match: _number(match.InstanceNumber))
+
+
 def _about(image: _Image) -> str:
     """Whose image this is and which one, a line each."""
     found = image.found
-    described = str(found.get("StudyDescription") or found.get("SeriesDescription") or "")
+    study, series = (str(found.get(keyword) or "") for keyword in ("StudyDescription", "SeriesDescription"))
     number = f"image {found.InstanceNumber}" if found.get("InstanceNumber") else ""
-    which = ", ".join(filter(None, [number, f"frame {image.frame}" if image.frame else ""]))
-    lines = (str(found.get("PatientName") or found.get("PatientID") or ""), described, which)
-    return "\n".join(line[:_LONGEST_LINE] for line in lines if line)
+    which = ", ".join(filter(None, [series, number, f"frame {image.frame}" if image.frame else ""]))
+    lines = (str(found.get("PatientName") or found.get("PatientID") or ""), study, which)
+    return "\n".join(line for line in lines if line)
 
 
 def _number(value: object) -> int:

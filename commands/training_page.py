@@ -16,6 +16,10 @@ from index.encoders.learned.loop import Epoch
 mpl.use("Agg")
 
 PAGE = "report.html"
+PLAIN_TEXT = {"text.parse_math": False}
+"""Setting of matplotlib under which labels may hold any sign."""
+
+_LOSS, _FIGURE = "#0072b2", "#d55e00"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c2733;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.2rem}p{max-width:46rem}
@@ -38,21 +42,26 @@ def curves(history: Sequence[Epoch]) -> Picture:
     for axes, stage in zip(picture.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         own = [epoch for epoch in history if epoch.stage == stage]
         numbers = [epoch.epoch for epoch in own]
-        axes.plot(numbers, [epoch.loss for epoch in own], color="#33658a", label="loss, training")
+        axes.plot(numbers, [epoch.loss for epoch in own], color=_LOSS)
         axes.set_title(f"{stage}: {len(own)} of {own[0].epochs} epochs")
         axes.set_xlabel("epoch")
-        axes.set_ylabel("loss, training", color="#33658a")
+        axes.set_ylabel("loss, training", color=_LOSS)
         other = axes.twinx()
-        other.plot(numbers, [epoch.figure for epoch in own], color="#d1495b")
-        other.set_ylabel(f"{own[0].figure_name}, validation", color="#d1495b")
+        other.plot(numbers, [epoch.figure for epoch in own], "--", color=_FIGURE)
+        other.set_ylabel(f"{own[0].figure_name}, validation (dashed)", color=_FIGURE)
         kept = max((epoch for epoch in own if epoch.kept), key=lambda epoch: epoch.epoch)
-        other.plot(kept.epoch, kept.figure, "o", color="#d1495b")
+        other.plot(kept.epoch, kept.figure, "o", color=_FIGURE)
     return picture
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters, the last of them an ellipsis where there are more."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an HTML table; the first cell of a row is text, the others are HTML."""
-    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    """Return an HTML table; the first cell of a row is text, the others are HTML. A head of empty cells is left out."""
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)] if any(head) else []
     lines += ["".join(f"<td>{cell if n else escape(cell)}</td>" for n, cell in enumerate(row)) for row in rows]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 

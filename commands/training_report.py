@@ -8,18 +8,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Rectangle
 
 from commands.training_judgement import Judgement
-from commands.training_page import PAGE, curves, facts_of, image, page_of, table
+from commands.training_page import PAGE, PLAIN_TEXT, curves, facts_of, image, page_of, shortened, table
 from index.encoders.learned.corpus import UNKNOWN, Corpus
 from index.encoders.learned.loop import Epoch
 from index.evaluation import Figure
 
 _METRICS = ("P@1", "P@5", "P@10", "mAP", "NDCG@10")
-_RIGHT, _WRONG, _OPEN = "#2e9e5b", "#d1495b", "#8a94a0"
+_RIGHT, _WRONG, _OPEN = "#0072b2", "#d55e00", "#8a94a0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,9 @@ def write_report(report: Report, folder: Path) -> Path:
         pictures["confusion"] = _confusion
     if report.neighbours:
         pictures["neighbours"] = _neighbours
-    for name, draw in pictures.items():
-        draw(report).savefig(folder / f"{name}.png", dpi=110)
+    with mpl.rc_context(PLAIN_TEXT):
+        for name, draw in pictures.items():
+            draw(report).savefig(folder / f"{name}.png", dpi=110)
     page = folder / PAGE
     page.write_text(_page(report, {name: folder / f"{name}.png" for name in pictures}), encoding="utf-8")
     return page
@@ -78,8 +80,8 @@ def _confusion(report: Report) -> Picture:
     for row, column in np.ndindex(*table.shape):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(table[row, column]), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(names)), [name[:24] for name in names], rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), [name[:24] for name in names])
+    axes.set_xticks(range(len(names)), [shortened(name, 24) for name in names], rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), [shortened(name, 24) for name in names])
     axes.set_xlabel("taken for")
     axes.set_ylabel("label")
     return picture
@@ -99,7 +101,7 @@ def _neighbours(report: Report) -> Picture:
                 continue
             row = query if place == 0 else found[place - 1]
             axis.imshow(corpus.images[row].astype(np.float32), cmap="gray", vmin=0.0, vmax=1.0)
-            axis.set_title(("query: " if place == 0 else "") + names[corpus.labels[row]][:18], fontsize=7)
+            axis.set_title(shortened(("query: " if place == 0 else "") + names[corpus.labels[row]], 20), fontsize=7)
             if place > 0:
                 axis.add_patch(_frame(axis, _colour(corpus, query, row)))
     return picture
@@ -112,7 +114,8 @@ def _colour(corpus: Corpus, query: int, row: int) -> str:
 
 
 def _frame(axis: Any, colour: str) -> Rectangle:
-    return Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4)
+    return Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4, clip_on=False,
+                     linestyle="--" if colour == _WRONG else "-")  # fmt: skip
 
 
 def _page(report: Report, pictures: Mapping[str, Path]) -> str:
@@ -135,8 +138,8 @@ def _page(report: Report, pictures: Mapping[str, Path]) -> str:
         parts += [
             "<h2>Nearest neighbours</h2>",
             "<p>Held-out images and what the encoder finds most similar among the other held-out patients: "
-            "<span style='color:#2e9e5b'>green</span> has the query's label, <span style='color:#d1495b'>red</span> "
-            "another one, grey is not known.</p>",
+            f"<span style='color:{_RIGHT}'>blue</span> has the query's label, <span style='color:{_WRONG}'>orange, "
+            "dashed</span> another one, grey is not known.</p>",
             image(pictures["neighbours"]),
         ]
     parts.append(facts_of(report.facts))

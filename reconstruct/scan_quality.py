@@ -22,11 +22,11 @@ from reconstruct.corrections.wanted import Corrections
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.projections.frames import Counter, read_frames, read_together
 from reconstruct.projections.scan import Scan, ScanError
-from reconstruct.stations import stations_of
+from reconstruct.stations import in_field_of_view, stations_of
 from reconstruct.working_memory import MIB, file_array
 
-VERSION = 2
-"""Raised when the same scan would be judged otherwise."""
+VERSION = 3
+"""Raised when the same scan would be judged or drawn otherwise."""
 
 Image = NDArray[np.float32]
 
@@ -71,6 +71,8 @@ class ScanPictures:
         Of the source, (view,); None where no air is seen.
     slice_
         The central slice, 1/mm, before and after, (y, x).
+    in_view
+        Voxels of it that lie within the field of view, (y, x).
     """
 
     raw: Image | None
@@ -80,6 +82,7 @@ class ScanPictures:
     unsound: NDArray[np.uint8]
     drift: NDArray[np.float64] | None
     slice_: tuple[Image, Image]
+    in_view: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +178,7 @@ def look_at(
         np.where(dead, 1, np.where(seen.unsteady, 2, 0)).astype(np.uint8),
         seen.drift,
         slices,
+        in_field_of_view(scan.geometry, grid),
     )
     tell(1.0)
     label = scan.bins[bin_number - 1].label

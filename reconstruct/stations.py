@@ -127,6 +127,14 @@ def fitted_grid(geometry: ConeBeamGeometry, voxel_mm: float = 0.0) -> VolumeGrid
     return VolumeGrid((along, across, across), (edge, edge, edge), (0.0, 0.0, (low + high) / 2))
 
 
+def in_field_of_view(geometry: ConeBeamGeometry, grid: VolumeGrid) -> NDArray[np.bool_]:
+    """Return which voxels of any slice every view sees, of all axial positions, (y, x)."""
+    seen = [cylinder_seen(station.geometry.sources, station.geometry.corners()) for station in stations_of(geometry)]
+    distances = np.hypot(grid.x_mm[None, :], grid.y_mm[:, None])
+    inside: NDArray[np.bool_] = distances <= min(each.radius_mm for each in seen)
+    return inside
+
+
 @dataclass(frozen=True, eq=False)
 class Merging:
     """What each axial position counts for in a voxel.

@@ -13,19 +13,22 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from plugins.canvas import BACKGROUND, DPI, FONT, QUIET, TEXT, Writer
+from plugins.scan_quality.window import window_of
+from plugins.scan_quality.words import of_corrections, of_window
 from reconstruct.scan_quality import ScanPictures, ScanReport
 
 Image = NDArray[np.float32]
 
 _MARGIN_PX, _GAP_PX, _HEADER_PX, _NAME_PX, _LINE_PX = 20, 24, 74, 24, 19
-_BEFORE, _AFTER, _UNSTEADY = "#f28b82", "#8ab4f8", "#fdd663"
+_DEAD, _UNSTEADY, _CURVE_COLOUR = "#56b4e9", "#f0e442", "#56b4e9"
 _FRAME = "#3c4043"
-_CHARACTER_PX = 7.4
+_TEXT_SIZE, _CHARACTER_PX = 9.5, 7.4
+_MARK = 2.2
+"""Side of a pixel that is replaced, points: it is seen where many pixels of the detector share one of the picture."""
 _TICK_PX = 8
 """Half of a number at the axis of the curve."""
 _TALLEST_MAP = 0.45
@@ -36,13 +39,18 @@ _CURVE = 0.13
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """Before, after and their difference; `tallest` is the most height, as a fraction of the width of the picture."""
+    """Before, after and their difference; `tallest` is the most height, as a fraction of the width of the picture.
+
+    `inside` tells which pixels the window is of.
+    """
 
     name: str
     before: Image
     after: Image
     tallest: float
     stretched: bool = False
+    unit: str = ""
+    inside: NDArray[np.bool_] | None = None
 
     def size(self, cell: float, width: int) -> tuple[float, float]:
         """Return width and height of each of the three images, pixels."""
@@ -68,23 +76,25 @@ def draw(report: ScanReport, *, title: str, width: int) -> NDArray[np.uint8]:
     told = report.pictures
     rows = (
         _Row("Projection, line integrals", *told.view, 0.2),
-        _Row("Sinogram of the middle row: a vertical line makes a ring", *told.sinogram, 0.12, stretched=True),
-        _Row("Central slice, 1/mm", *told.slice_, 0.3),
+        _Row("Sinogram (vertical lines: rings)", *told.sinogram, 0.12, stretched=True),
+        _Row("Central slice", *told.slice_, 0.3, unit="1/mm", inside=told.in_view),
     )
     cell = (width - 2 * _MARGIN_PX - 2 * _GAP_PX) / 3
     lines = list(_lines(report, 2 * cell + _GAP_PX))
-    beside = _CURVE * width + _map_height(told, cell) + 2 * _NAME_PX + 2 * _LINE_PX
+    on = _wrapped(f"“After” is with these corrections: {of_corrections(report.corrections)}",
+                  int((width - 2 * _MARGIN_PX) / _CHARACTER_PX))  # fmt: skip
+    header = _HEADER_PX + _LINE_PX * (len(on) - 1)
+    beside = _CURVE * width + _map_height(told, cell) + 2 * _NAME_PX + 3 * _LINE_PX
     images = sum(row.size(cell, width)[1] + _NAME_PX + 10 for row in rows)
-    height = round(_HEADER_PX + images + max(beside, _LINE_PX * len(lines) + _NAME_PX) + _MARGIN_PX)
+    height = round(header + images + max(beside, _LINE_PX * len(lines) + _NAME_PX) + _MARGIN_PX)
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
         canvas = FigureCanvasAgg(figure)
         write = Writer(figure, width, height)
         write(_MARGIN_PX, 22, title, size=13, weight="bold")
-        on = ", ".join(f"{name} = {value}" for name, value in report.corrections.items()) or "none"
-        write(_MARGIN_PX, 46, textwrap.shorten(f"“After” is with these corrections: {on}", int(width / _CHARACTER_PX)),
-              colour=QUIET)  # fmt: skip
-        top = float(_HEADER_PX)
+        for number, line in enumerate(on):
+            write(_MARGIN_PX, 46 + _LINE_PX * number, line, colour=QUIET)
+        top = float(header)
         for row in rows:
             top += _row(write, row, cell, top) + 10
         _text(write, lines, _MARGIN_PX, top)
@@ -98,24 +108,21 @@ def _row(write: Writer, row: _Row, cell: float, top: float) -> float:
     wide, tall = row.size(cell, write.width)
     difference = row.after - row.before
     reach = float(np.percentile(np.abs(difference), 99.5))
-    window = _window(row.before, row.after)
+    window = window_of(row.after, row.inside)
+    unit = f" {row.unit}".rstrip()
     shown = (
         (f"{row.name}, before", row.before, window, "gray"),
-        ("after", row.after, window, "gray"),
-        (f"after − before, ±{reach:.2g}" if reach else "no difference", difference, (-reach, reach), "RdBu_r"),
+        (f"after; both {of_window(window, row.unit)}", row.after, window, "gray"),
+        (f"after − before, ±{reach:.2g}{unit}" if reach else "no difference", difference, (-reach, reach), "RdBu_r"),
     )
     for place, (name, image, (low, high), colours) in enumerate(shown):
         left = _MARGIN_PX + place * (cell + _GAP_PX)
-        write(left, top + _NAME_PX / 2, name, colour=QUIET)
+        size = _TEXT_SIZE * min(1.0, cell / (_CHARACTER_PX * len(name)))
+        write(left, top + _NAME_PX / 2, name, colour=QUIET, size=size)
         axis = _axes(write, left + (cell - wide) / 2, top + _NAME_PX, wide, tall)
         if low < high:
             axis.imshow(image, cmap=colours, vmin=low, vmax=high, interpolation="antialiased", aspect="auto")
     return tall + _NAME_PX
-
-
-def _window(*images: Image) -> tuple[float, float]:
-    low, high = np.percentile(np.concatenate([each.ravel() for each in images]), (0.5, 99.5))
-    return float(low), float(high) if high > low else float(low) + 1.0
 
 
 def _axes(write: Writer, left: float, top: float, wide: float, tall: float) -> Axes:
@@ -166,7 +173,7 @@ def _detector(write: Writer, told: ScanPictures, left: float, top: float, cell: 
     else:
         output = 100 * np.exp(-told.drift)
         middle = float(np.median(output))
-        axis.plot(output, color=_AFTER, linewidth=1.2)
+        axis.plot(output, color=_CURVE_COLOUR, linewidth=1.2)
         axis.set_ylim(min(float(output.min()), middle - 1), max(float(output.max()), middle + 1))
         low, high = axis.get_ylim()
         axis.set_yticks([low, middle, high], [f"{value:.0f}" for value in (low, middle, high)], color=QUIET, fontsize=8)
@@ -176,9 +183,13 @@ def _detector(write: Writer, told: ScanPictures, left: float, top: float, cell: 
     height = _map_height(told, cell)
     wide = min(cell, height * told.unsound.shape[1] / told.unsound.shape[0])
     axis = _axes(write, left, top + _NAME_PX, wide, height)
-    axis.imshow(told.unsound, cmap=ListedColormap([BACKGROUND, _BEFORE, _UNSTEADY]), vmin=0, vmax=2,
-                interpolation="nearest", aspect="auto")  # fmt: skip
+    rows, columns = told.unsound.shape
+    for kind, colour in ((1, _DEAD), (2, _UNSTEADY)):
+        y, x = np.nonzero(told.unsound == kind)
+        axis.plot(x, y, "s", color=colour, markersize=_MARK, markeredgewidth=0)
+    axis.set_xlim(-0.5, columns - 0.5)
+    axis.set_ylim(rows - 0.5, -0.5)
     dead, unsteady = (int(np.count_nonzero(told.unsound == kind)) for kind in (1, 2))
     top += _NAME_PX + height + _LINE_PX * 0.7
-    write(left, top, f"dead in the flat fields: {dead}", colour=_BEFORE)
-    write(left + cell, top, f"unsteady in the views: {unsteady}", colour=_UNSTEADY, align="right")
+    write(left, top, f"dead in the flat fields: {dead}", colour=_DEAD)
+    write(left, top + _LINE_PX, f"unsteady in the views: {unsteady}", colour=_UNSTEADY)
