@@ -27,7 +27,7 @@ from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.stations import stations_of
 from reconstruct.working_memory import MIB, file_array
 
-VERSION = 2
+VERSION = 3
 """Raised when the same scan would be judged otherwise."""
 
 Image = NDArray[np.float32]
