@@ -175,8 +175,11 @@ PLACES: dict[str, tuple[Place, str]] = {
 IN_THE_FLATS = {"dead": dead, "dark": lambda place: dead(place, 40.0)}
 IN_THE_VIEWS = {"blind": blind, "stuck": stuck, "flickering": flickering, "jumping": jumping, "faint": faint}
 
-MISSED = {("faint", "row"), ("faint", "block of 8 × 8")}
-"""A layer of an object stays in its row; so large a block is found in part where the object slopes down beside it."""
+MISSED = {("faint", "row"), ("faint", "block of 8 × 8"), ("faint", "column at the edge")}
+"""A layer of an object stays in its row; so large a block is found in part where the object slopes down beside it.
+
+What is darker than the only side that it has may be where the object ends.
+"""
 
 
 def mask_of(place: Place) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 
-from reconstruct.corrections.sides import beyond_both_sides
+from reconstruct.corrections.sides import beyond_both_sides, has_both_sides
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -162,8 +162,10 @@ def _failing_segments(rough: Image, opaque: Image, axis: Axis | None, deviations
             kind = (strength > limit) & (tending.mean(axis=0) >= _ALIKE)
             fails |= kind if axis is None else kind & ~axis.mirrors(strength)
         if axis is not None and axis.circle:
+            # At the edge of the detector the one side may be where the object is, and the line where it ends.
+            between = has_both_sides(len(lift), _LINE_GAP)
             for side in (1, -1):
-                kind = (side * lift > _OFF) & ((side * more > _OFF / 2).mean(axis=0) >= _ALIKE)
+                kind = between & (side * lift > _OFF) & ((side * more > _OFF / 2).mean(axis=0) >= _ALIKE)
                 fails |= kind & ~axis.mirrors(side * lift, _WIDE_MIRROR, np.inf)
         failing.append(fails)
     return np.stack(failing)
@@ -184,7 +186,7 @@ def _long(failing: Mask) -> Mask:
 def failing_blocks(behaviour: Behaviour, axis: Axis) -> Mask:
     """Return the blocks of pixels that fail, from 3 × 3 to nine pixels wide, (row, column).
 
-    They depart from both sides in the row and in the column.
+    They depart from both sides in the row and in the column, eleven pixels away and more.
 
     Parameters
     ----------
@@ -202,7 +204,9 @@ def failing_blocks(behaviour: Behaviour, axis: Axis) -> Mask:
     if axis.circle:
         kinds += [(lift > _OFF, _WIDE_MIRROR), (fall > _OFF, _WIDE_MIRROR)]
     found = np.zeros(lift.shape, dtype=bool)
-    for kind, share in kinds:
+    rows, columns = (has_both_sides(length, _BLOCK_GAP) for length in lift.shape)
+    for departing, share in kinds:
+        kind = departing & rows[:, None] & columns
         core = scipy.ndimage.binary_opening(kind, _CORE)
         if core.any():
             found |= _without_image(scipy.ndimage.binary_propagation(core, mask=kind), axis, share)
