@@ -150,16 +150,6 @@ def jumping(place: Place) -> Fault:
     return fault
 
 
-def weak(place: Place, share: float = 0.6) -> Fault:
-    """The gain is another one, as long as the flat fields know."""
-
-    def fault(views: np.ndarray, flats: np.ndarray, random: np.random.Generator) -> None:
-        for images in (views, flats):
-            images[:, *place] = (images[:, *place] * share).astype(images.dtype)
-
-    return fault
-
-
 PLACES: dict[str, tuple[Place, str]] = {
     "column": (column(33), "1 column"),
     "two columns": (column(33, 34), "2 columns"),
