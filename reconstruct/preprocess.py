@@ -1,4 +1,4 @@
-"""From photon counts to line integrals: differences of counters, flat field, dead pixels, logarithm.
+"""From photon counts to line integrals: differences of counters, flat field, logarithm.
 
 Arrays may have any number of leading axes; the last two are always (row, column). No unit: counts in, line integrals
 (attenuation times length) out. Reference for the chain: Buzug, Computed Tomography, Springer 2008, chapters 2 and 9.
@@ -10,13 +10,8 @@ import numpy as np
 import scipy  # loads its parts when they are used
 from numpy.typing import ArrayLike, NDArray
 
-from reconstruct.working_memory import pieces
-
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-_CHANCE = 1e-7
-"""Probability below which what a pixel does is no chance."""
 
 COUNT_FLOOR = 0.5
 """What a pixel without a single photon counts as: half a photon, so that its logarithm is finite.
@@ -186,115 +181,3 @@ def saturated_pixels(counts: ArrayLike, bits_stored: int) -> Mask:
     """
     mask: Mask = np.asarray(counts) >= (1 << bits_stored) - 1
     return mask
-
-
-def dead_pixels(flats: ArrayLike, *, deviations: float = 8.0, least_deviation: float = 0.3) -> Mask:
-    """Return the pixels that do not answer to light as their neighbours do.
-
-    Four kinds: no counts in any frame; the same count in every frame where noise must differ (stuck); a mean that
-    departs from the median of the 5 × 5 neighbours by more than `deviations` robust standard deviations (median
-    absolute deviation × 1.4826) and more than `least_deviation` of it; counts that scatter over the frames as they do
-    by chance in one pixel of ten million (noisy).
-
-    Parameters
-    ----------
-    flats
-        Frames without an object, (frame, row, column) or one of them, (row, column).
-    deviations
-        Number of robust standard deviations.
-    least_deviation
-        Least departure from the neighbours, as a fraction: gain that merely differs is what flat fields correct.
-
-    Returns
-    -------
-    (row, column), True where dead.
-    """
-    frames = np.asarray(flats, dtype=np.float32)
-    if frames.ndim == 2:
-        frames = frames[None]
-    mean = frames.mean(axis=0, dtype=np.float64)
-    # Beyond the edge the outermost pixels are repeated: neighbours never come from the opposite side.
-    around = scipy.ndimage.median_filter(mean, size=5, mode="nearest")
-    departure = mean / np.maximum(around, COUNT_FLOOR) - 1.0
-    spread = 1.4826 * float(np.median(np.abs(departure - np.median(departure))))
-    dead: Mask = (mean <= 0) | (np.abs(departure) > max(deviations * spread, least_deviation))
-    # Poisson counts above 100 repeat by chance in one of 35 pairs: eight equal frames are no chance.
-    if len(frames) >= 8:
-        dead |= (np.ptp(frames, axis=0) == 0) & (mean > 100)
-    return dead | _noisy(frames, mean)
-
-
-def _noisy(frames: NDArray[np.float32], mean: NDArray[np.float64]) -> Mask:
-    """Return the pixels whose variance over the frames no chance explains (χ², against the usual variance / mean)."""
-    freedom = len(frames) - 1
-    if freedom < 2:
-        return np.zeros(mean.shape, dtype=bool)
-    squares = np.zeros(mean.shape)
-    for frame in frames:  # one by one: their variance all at once takes twice their memory
-        squares += (frame - mean) ** 2
-    scatter = squares / freedom / np.maximum(mean, COUNT_FLOOR)
-    usual = float(np.median(scatter))
-    noisy: Mask = scatter > usual * scipy.special.chdtri(freedom, _CHANCE) / freedom
-    return noisy if usual > 0 else np.zeros(mean.shape, dtype=bool)
-
-
-class PixelRepair:
-    """Puts the mean of the nearest sound pixels, weighted by 1 / distance, in the place of masked ones.
-
-    The neighbourhood grows from 3 × 3 until it holds three sound pixels, or reaches the size of the detector; it is
-    cut off at the edges and never wraps around.
-
-    Parameters
-    ----------
-    mask
-        (row, column), True where a pixel is to be replaced.
-    most
-        Largest fraction of masked pixels that can still be called interpolation.
-
-    Raises
-    ------
-    ValueError
-        More pixels are masked than `most`.
-    """
-
-    def __init__(self, mask: Mask, *, most: float = 0.25) -> None:
-        fraction = float(mask.mean())
-        if fraction > most:
-            raise ValueError(
-                f"{fraction:.0%} of the detector's pixels are dead, at most {most:.0%} can be interpolated"
-            )
-        self._masked = np.argwhere(mask)
-        self._near = [_nearest_sound(mask, row, column) for row, column in self._masked]
-
-    def of(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Replace the pixels of images, (…, row, column) float32, in place; they are returned."""
-        for (row, column), (rows, columns, weights) in zip(self._masked, self._near, strict=True):
-            images[..., row, column] = images[..., rows, columns] @ weights
-        return images
-
-
-def _nearest_sound(mask: Mask, row: int, column: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Image]:
-    """Return rows, columns and weights of the pixels that take the place of one."""
-    rows, columns = mask.shape
-    for reach in range(1, max(rows, columns)):
-        top, left = max(row - reach, 0), max(column - reach, 0)
-        sound = ~mask[top : row + reach + 1, left : column + reach + 1]
-        if np.count_nonzero(sound) >= 3:
-            break
-    near_rows, near_columns = np.nonzero(sound)
-    weights = 1.0 / np.hypot(near_rows + top - row, near_columns + left - column)
-    return near_rows + top, near_columns + left, (weights / weights.sum()).astype(np.float32)
-
-
-def interpolate_pixels(images: NDArray[np.float32], mask: Mask, *, most: float = 0.25) -> NDArray[np.float32]:
-    """Replace masked pixels of images, (view, row, column) or (row, column), in place, as `PixelRepair` does.
-
-    Raises
-    ------
-    ValueError
-        More pixels are masked than `most`.
-    """
-    repair = PixelRepair(mask, most=most)
-    for part in pieces(images) if images.ndim > 2 else [images]:
-        repair.of(part)
-    return images

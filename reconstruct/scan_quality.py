@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import scipy  # loads its parts when they are used
 from numpy.typing import NDArray
 
 from reconstruct import preprocess
 from reconstruct.corrections.chain import calibrated, corrected_integrals, tells_principal_point
+from reconstruct.corrections.dead_pixels import dead_pixels
+from reconstruct.corrections.defects import Defects
 from reconstruct.corrections.drift import source_drift
 from reconstruct.corrections.principal_point import estimate_principal_column
-from reconstruct.corrections.unsteady_pixels import unsteady_pixels
+from reconstruct.corrections.stripes import constant_errors
+from reconstruct.corrections.unsteady_pixels import seen_axis, unsteady_pixels
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
 from reconstruct.projections.frames import Counter, read_frames, read_together
@@ -36,12 +38,6 @@ _EDGE = 0.05
 _DRIFT = 0.01
 _STRIPES = 0.004
 """Constant error of the pixels, as a line integral, standard deviation, that makes rings if it exceeds noise, too."""
-
-_STRIPED_ROWS = 9
-"""Rows in the middle that are looked at for it."""
-
-_STRIPED_VIEWS = 256
-"""Views that are looked at for it, spread over the scan."""
 
 _BRIGHT, _BRIGHT_SHARE = 1.5, 0.01
 """Pixels that are that many times as bright as their flat field, and the share of them that no noise explains."""
@@ -165,6 +161,10 @@ def look_at(
     raw, flat = _stored(scan, bin_number, middle_view)
     facts["dead pixels in the flat fields"] = str(count)
     facts["unsteady pixels in the views"] = str(int(seen.unsteady.sum()))
+    for mask, where in ((dead, "dead"), (seen.unsteady, "unsteady")):
+        defects = Defects.of(mask)
+        if defects.together:
+            facts[f"{where} together"] = str(defects)
     tell(0.75)
     slices = (
         _central_slice(scan.geometry, grid, integrals, (0, 0), memory_mb),
@@ -200,7 +200,7 @@ class _Seen:
             drift = source_drift(integrals)
         except ValueError:
             drift = None
-        unsteady = unsteady_pixels(integrals) & ~dead
+        unsteady = unsteady_pixels(integrals, axis=seen_axis(scan.geometry)) & ~dead
         if scan.tiles is not None:
             unsteady &= ~scan.tiles.detector.gap
         return cls(drift, unsteady)
@@ -221,9 +221,12 @@ def _judged(
             advice.append(f"The source drifts by {100 * span:.1f} %: drift = true.")
             needed = replace(needed, drift=True)
     if seen.unsteady.any():
-        advice.append("Pixels misbehave in the views that look sound in the flat fields: unsteady_pixels = 8.0.")
+        advice.append(
+            "Pixels misbehave in the views that look sound in the flat fields "
+            f"({Defects.of(seen.unsteady)}): unsteady_pixels = 8.0."
+        )
         needed = replace(needed, unsteady_pixels=8.0)
-    stripes, chance = _stripes(integrals, seen.unsteady | dead, _flat_noise(scan, bin_number))
+    stripes, chance = constant_errors(integrals, seen.unsteady | dead, _flat_noise(scan, bin_number))
     facts["stripes in the middle rows"] = f"{stripes:.4f} (line integral, standard deviation; noise {chance:.4f})"
     if stripes > max(_STRIPES, chance):
         advice.append('Pixels are off by a constant, which makes rings: rings = "combined", or "sorted" for weak ones.')
@@ -253,51 +256,6 @@ def _belonging_together(scan: Scan, bin_number: int, some: Image) -> list[str]:
         f"{100 * share:.0f} % of the pixels of the views are more than {_BRIGHT} times as bright as their flat field: "
         "flat fields and views do not belong together."
     ]
-
-
-def _stripes(integrals: Image, unsound: NDArray[np.bool_], flat_noise: float) -> tuple[float, float]:
-    """Return by what constant pixels are off, as a standard deviation, and what noise alone would make of it.
-
-    A pixel is compared with its neighbours in the row, and that with the same in the rows above and below: what goes
-    on along rows or along columns, as the object does, cancels. The median over views leaves what is the same in all.
-
-    Parameters
-    ----------
-    integrals
-        (view, row, column), of which some rows in the middle are read.
-    unsound
-        Pixels that do not count, (row, column).
-    flat_noise
-        Of the mean flat field, as a line integral, which is the same in all views.
-    """
-    rows = integrals.shape[1]
-    start = max(0, (rows - _STRIPED_ROWS) // 2 - 1)
-    band = slice(start, min(rows, start + _STRIPED_ROWS + 2))
-    apart: Image = np.array(integrals[:: max(1, len(integrals) // _STRIPED_VIEWS), band])
-    kept = ~unsound[band]
-    usual = 1.0
-    for axis in (1, 2):
-        if apart.shape[axis] < 3:
-            continue
-        apart = _beside_neighbours(apart, axis)
-        kept = ~scipy.ndimage.binary_dilation(~kept, np.ones((3, 1) if axis == 1 else (1, 3), dtype=bool))
-        kept = kept[1:-1] if axis == 1 else kept[:, 1:-1]
-        usual *= 1.5
-    if not kept.any():
-        return 0.0, 0.0
-    apart = apart[:, kept]
-    constant = np.median(apart, axis=0)
-    spread = 1.4826 * np.median(np.abs(apart - constant), axis=0)
-    # The median of n normal numbers scatters by 1.2533 / √n of their standard deviation.
-    by_chance = float(np.mean(spread**2)) * 1.2533**2 / len(apart) / usual + flat_noise**2
-    return float(np.sqrt(max(0.0, float(np.mean(constant**2)) / usual - by_chance))), float(np.sqrt(by_chance))
-
-
-def _beside_neighbours(values: Image, axis: int) -> Image:
-    """Return how far values are from the mean of both neighbours along an axis, whose ends are left out."""
-    along = np.moveaxis(values, axis, 0)
-    apart: Image = along[1:-1] - np.float32(0.5) * (along[:-2] + along[2:])
-    return np.moveaxis(apart, 0, axis)
 
 
 def _flat_noise(scan: Scan, bin_number: int) -> float:
@@ -366,7 +324,7 @@ def _dead_pixels(scan: Scan, bin_number: int) -> tuple[NDArray[np.bool_], int]:
         flats = counters[bin_number - 1].flats
         if not flats:
             continue
-        own = preprocess.dead_pixels(np.stack([values for values, _ in read_frames(flats)]))
+        own = dead_pixels(np.stack([values for values, _ in read_frames(flats)]))
         count += int(own.sum())
         rows, columns = np.nonzero(own)
         rows = np.clip(rows + round(row), 0, dead.shape[0] - 1)

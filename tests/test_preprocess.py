@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from reconstruct.corrections.dead_pixels import dead_pixels
+from reconstruct.corrections.interpolation import interpolate_pixels
 from reconstruct.preprocess import (
     average_starved,
-    dead_pixels,
     differential_bins,
     flat_field,
-    interpolate_pixels,
     line_integrals,
     saturated_pixels,
     unroll,

@@ -20,9 +20,10 @@ from plugins.embedding import is_picture
 from plugins.node import Series
 from plugins.pictures import is_drawn
 from plugins.scan_quality.drawing import draw
+from reconstruct.corrections.stripes import constant_errors
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.projections.p1 import read_p1
-from reconstruct.scan_quality import ScanReport, _stripes, look_at
+from reconstruct.scan_quality import ScanReport, look_at
 from reconstruct.simulate import Identification, simulate_scan
 from reconstruct.simulated_positions import Positions
 from reconstruct.simulated_scanner import Scanner
@@ -119,9 +120,9 @@ def test_gains_that_change_in_some_pixels_make_rings(sparse: int) -> None:
     integrals = 0.02 * random.standard_normal((90, 40, 80)).astype(np.float32)
     changed = 0.02 * random.standard_normal((40, 80)) * (random.random((40, 80)) < 1 / sparse) * min(sparse, 2)
     sound = np.zeros((40, 80), dtype=bool)
-    stripes, chance = _stripes(integrals + changed.astype(np.float32), sound, 0.0)
+    stripes, chance = constant_errors(integrals + changed.astype(np.float32), sound, 0.0)
     assert stripes == pytest.approx(np.std(changed[15:24]), rel=0.15)
-    assert _stripes(integrals, sound, 0.0) == (pytest.approx(0, abs=0.001), pytest.approx(chance, rel=0.1))
+    assert constant_errors(integrals, sound, 0.0) == (pytest.approx(0, abs=0.001), pytest.approx(chance, rel=0.1))
 
 
 def test_views_that_are_brighter_than_their_flat_fields_are_named_first() -> None:
@@ -142,7 +143,7 @@ def test_views_that_are_brighter_than_their_flat_fields_are_named_first() -> Non
 def test_a_pixel_that_is_dead_is_not_unsteady_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure is what the map shows."""
     everywhere = np.ones((12, 48), dtype=bool)
-    monkeypatch.setattr("reconstruct.scan_quality.unsteady_pixels", lambda _integrals: everywhere.copy())
+    monkeypatch.setattr("reconstruct.scan_quality.unsteady_pixels", lambda _integrals, **_how: everywhere.copy())
     report = judged("calibration", Scanner(), views=24, rows=12, columns=48)
     assert int(report.facts["unsteady pixels in the views"]) == np.count_nonzero(report.pictures.unsound == 2)
     assert int(report.facts["dead pixels in the flat fields"]) == np.count_nonzero(report.pictures.unsound == 1) > 0

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reconstruct import preprocess
 from reconstruct.basis import Beam
+from reconstruct.corrections.defects import Defects
 from reconstruct.corrections.drift import remove_drift, source_drift
 from reconstruct.corrections.hardening import Hardening, given_polynomial, harden_back, water_polynomial
+from reconstruct.corrections.interpolation import interpolate_pixels
 from reconstruct.corrections.principal_point import (
     PrincipalColumn,
     estimate_principal_column,
@@ -28,7 +29,7 @@ from reconstruct.corrections.principal_point import (
 from reconstruct.corrections.rings import ROWS_AT_ONCE, remove_rings
 from reconstruct.corrections.scatter import remove_scatter
 from reconstruct.corrections.truncation import extrapolate
-from reconstruct.corrections.unsteady_pixels import unsteady_pixels
+from reconstruct.corrections.unsteady_pixels import seen_axis, unsteady_pixels
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.materials import WATER
 from reconstruct.projections.functional_groups import first_attributes
@@ -189,9 +190,14 @@ def correct(
     """
     tell = progress or (lambda _fraction: None)
     if corrections.unsteady_pixels > 0:
-        unsteady = unsteady_pixels(integrals, deviations=corrections.unsteady_pixels)
-        _log.info("energy bin %d: %d unsteady pixels are interpolated", bin_number, np.count_nonzero(unsteady))
-        preprocess.interpolate_pixels(integrals, unsteady)
+        unsteady = unsteady_pixels(
+            integrals, deviations=corrections.unsteady_pixels, axis=seen_axis(scan.geometry)
+        )
+        _log.info(
+            "energy bin %d: %d unsteady pixels are interpolated: %s",
+            bin_number, np.count_nonzero(unsteady), Defects.of(unsteady),
+        )  # fmt: skip
+        interpolate_pixels(integrals, unsteady)
     tell(0.1)
     remove_scatter(integrals, corrections.scatter_fraction)
     tell(0.2)

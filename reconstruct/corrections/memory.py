@@ -16,7 +16,7 @@ _FLAT_BYTES, _FLATS_BYTES = 15, 60
 _CURVED_BYTES = 48
 """For each pixel that is brought from a cylinder to a plane."""
 
-_UNSTEADY_BYTES = 60
+_UNSTEADY_BYTES = 80
 """For each pixel of a view, while unsteady ones are looked for."""
 
 _SCATTER_BYTES = 20

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from reconstruct import preprocess
 from reconstruct.corrections.counts import NO_CORRECTIONS, CountCorrections
+from reconstruct.corrections.dead_pixels import dead_pixels
 from reconstruct.corrections.flats import FlatSeries
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_frames, read_together
 
@@ -69,7 +70,7 @@ class OpenField:
         flats = np.stack(frames)
         flattened = "FLAT" in counters[0].views[0].corrections
         series = _series(flats, counters[0]) if corrections.interpolated_flats and not flattened else None
-        dead = preprocess.dead_pixels(flats if series is None else series.steadied(flats)) | np.all(full, axis=0)
+        dead = dead_pixels(flats if series is None else series.steadied(flats)) | np.all(full, axis=0)
         flat = _level(flats.mean(axis=0), dead, counters) if flattened else flats.mean(axis=0)
         if keep_dead or not corrections.dead_pixels:
             dead &= flat is not None and flat <= 0

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 
 from reconstruct import preprocess
 from reconstruct.corrections.counts import NO_CORRECTIONS, CountCorrections
+from reconstruct.corrections.interpolation import PixelRepair
 from reconstruct.corrections.saturation import replace_saturated
 from reconstruct.corrections.tiles import VirtualDetector
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
@@ -352,9 +353,9 @@ class _Views:
                 yield images.values[0]
 
 
-def _repair(dead: NDArray[np.bool_]) -> preprocess.PixelRepair:
+def _repair(dead: NDArray[np.bool_]) -> PixelRepair:
     try:
-        return preprocess.PixelRepair(dead)
+        return PixelRepair(dead)
     except ValueError as error:
         raise ScanError(str(error)) from error
 
