@@ -241,18 +241,17 @@ SOUND_OBJECTS: dict[str, tuple[Ellipsoid, ...]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("views", "turns"), [(180, 1.0), (60, 1.0), (60, 0.6)])
+@pytest.mark.parametrize("views", [180, 60])
 @pytest.mark.parametrize("name", SOUND_OBJECTS)
-def test_no_part_of_an_object_is_taken_for_a_failing_part(name: str, views: int, turns: float) -> None:
+def test_no_part_of_an_object_is_taken_for_a_failing_part(name: str, views: int) -> None:
     """Edges along the columns, thin walls that stay in their columns, what stands still in the axis: with noise or not.
 
     Single pixels are the business of `test_corrections.py`.
     """
-    scanned = geometry(view_angles_rad=turns * 2 * np.pi * np.arange(views) / views)
+    scanned = geometry(view_angles_rad=2 * np.pi * np.arange(views) / views)
     exact = line_integrals(SOUND_OBJECTS[name], scanned)
     axis = seen_axis(scanned)
     assert axis is not None
-    assert axis.circle == (turns == 1)
     random = np.random.default_rng(6)
     for photons in (None, 300.0, 20_000.0, 1e6):
         integrals = exact
@@ -262,6 +261,12 @@ def test_no_part_of_an_object_is_taken_for_a_failing_part(name: str, views: int,
         found = unsteady_pixels(integrals, axis=axis)
         alone = unsteady_pixels(integrals)
         assert not (found & ~alone).any(), (photons, str(Defects.of(found & ~alone)))
+
+
+def test_an_arc_tells_nothing_of_failing_parts() -> None:
+    """What is dense may stay on one side of the axis: a pin beside it is seen in some columns for most of the views."""
+    assert seen_axis(geometry(view_angles_rad=0.6 * 2 * np.pi * np.arange(180) / 180)) is None
+    assert seen_axis(geometry(view_angles_rad=2 * np.pi * np.arange(180) / 180)) is not None
 
 
 def test_a_flat_field_without_faults_has_no_dead_parts(sound: Counts) -> None:

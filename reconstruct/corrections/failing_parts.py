@@ -56,18 +56,15 @@ The wide one where nothing but the image tells that it is an object: the axis ma
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the axis of rotation is seen in views of half a turn or more.
+    """Where the axis of rotation is seen in views that go all the way round.
 
     Attributes
     ----------
     column
         0-based.
-    circle
-        Whether the views go all the way round.
     """
 
     column: float
-    circle: bool
 
     def reach(self, columns: int, share: float = _MIRROR) -> int:
         """Return by how many columns an image may be off."""
@@ -161,7 +158,7 @@ def _failing_segments(rough: Image, opaque: Image, axis: Axis | None, deviations
         ):
             kind = (strength > limit) & (tending.mean(axis=0) >= _ALIKE)
             fails |= kind if axis is None else kind & ~axis.mirrors(strength)
-        if axis is not None and axis.circle:
+        if axis is not None:
             # At the edge of the detector the one side may be where the object is, and the line where it ends.
             between = has_both_sides(len(lift), _LINE_GAP)
             for side in (1, -1):
@@ -201,8 +198,7 @@ def failing_blocks(behaviour: Behaviour, axis: Axis) -> Mask:
         (quieter > _ROUGHER, _MIRROR),
         ((lift > _OFF) & (quieter > _QUIETER), _MIRROR),
     ]
-    if axis.circle:
-        kinds += [(lift > _OFF, _WIDE_MIRROR), (fall > _OFF, _WIDE_MIRROR)]
+    kinds += [(lift > _OFF, _WIDE_MIRROR), (fall > _OFF, _WIDE_MIRROR)]
     found = np.zeros(lift.shape, dtype=bool)
     rows, columns = (has_both_sides(length, _BLOCK_GAP) for length in lift.shape)
     for departing, share in kinds:

@@ -74,7 +74,8 @@ def unsteady_pixels(
 def seen_axis(geometry: ConeBeamGeometry) -> Axis | None:
     """Return where the axis is seen; None where it tells nothing of what fails.
 
-    That is where the views go less than half round, are far apart or few, or see the axis in several columns.
+    That is where the views do not go all the way round (what is dense may stay on one side of the axis), are far apart
+    or few, or see the axis in several columns.
     """
     try:
         arc = arc_of(geometry.view_angles_rad)
@@ -82,9 +83,9 @@ def seen_axis(geometry: ConeBeamGeometry) -> Axis | None:
         return None
     columns = axis_columns(geometry)
     sparse = geometry.views < _FEWEST_VIEWS or arc.step_rad > _WIDEST_STEP
-    if sparse or arc.length_rad < np.pi or np.ptp(columns) > _STILL_PX:
+    if sparse or not arc.is_circle or np.ptp(columns) > _STILL_PX:
         return None
-    return Axis(float(np.median(columns)), arc.is_circle)
+    return Axis(float(np.median(columns)))
 
 
 def _beside(view: int, views: int) -> tuple[int, int]:
