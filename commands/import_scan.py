@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from contextlib import suppress
+import fcntl
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -155,7 +156,8 @@ def import_scan(
             out.print(f"{count} files in {out_folder}", highlight=False)
             return
         archive = open_archive(config, data, must_exist=False)
-        stored = _store(scan, header, uids, archive)
+        with _alone(archive, uids.series):
+            stored = _store(scan, header, uids, archive)
     except (ScanError, ArchiveError) as error:
         fail(str(error), FAILED)
     if not stored.new:
@@ -264,6 +266,25 @@ def _uids(scan: RawScan, header: Dataset) -> ScanUids:
 def _write(scan: RawScan, header: Dataset, uids: ScanUids, folder: Path) -> int:
     _date(header, folder / f"{uids.instance(1)}.dcm")
     return _each(scan, header, uids, (), lambda instance: write_objects([instance], folder))
+
+
+@contextmanager
+def _alone(archive: Archive, series: str) -> Iterator[None]:
+    """Keep other processes from importing the same scan: one that fails removes what it has stored.
+
+    Raises
+    ------
+    ScanError
+        One does.
+    """
+    from reconstruct.projections.frames import ScanError
+
+    with (archive.incoming / f"{series}.lock").open("w") as file:  # goes when a node starts, unless it is held
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ScanError(f"another process is importing this scan, as series {series}: nothing stored") from None
+        yield
 
 
 @dataclass(frozen=True)

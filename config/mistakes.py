@@ -37,6 +37,8 @@ class _Place:
         What is allowed, where the limits say that badly.
     owner
         The model that it is a key of, if it is one.
+    is_secret
+        Whether its values are told to nobody: a field with ``repr=False``.
     """
 
     keys: tuple[str, ...]
@@ -44,6 +46,7 @@ class _Place:
     limits: Mapping[str, Any]
     description: str = ""
     owner: type[BaseModel] | None = None
+    is_secret: bool = False
 
 
 def one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -83,7 +86,7 @@ def _message(mistake: Mapping[str, Any], place: _Place) -> str:
     if kind == "finite_number":
         allowed = allowed.replace("a number", "a finite number")
     told = f"expected {allowed}" if allowed else said.replace("Input should be", "expected", 1)
-    return f"{told}, got {mistake['input']!r}"
+    return told if place.is_secret else f"{told}, got {mistake['input']!r}"
 
 
 def _place(model: type[BaseModel], location: Sequence[int | str]) -> _Place:
@@ -130,7 +133,8 @@ def _of(keys: tuple[str, ...], kind: Any, metadata: Iterable[Any], owner: type[B
         description = getattr(each, "description", None) or description
         for limit in each.metadata if isinstance(each, FieldInfo) else [each]:
             limits |= {name: getattr(limit, name) for name in _LIMITS if getattr(limit, name, None) is not None}
-    return _Place(keys, _only(kind), limits, description, owner)
+    is_secret = any(isinstance(each, FieldInfo) and not each.repr for each in told)
+    return _Place(keys, _only(kind), limits, description, owner, is_secret)
 
 
 def _only(kind: Any) -> Any:

@@ -24,14 +24,14 @@ class OrthancSettings(BaseModel):
     enabled: bool
     url: str
     user: str
-    password: str
+    password: Annotated[str, Field(repr=False)]
     password_file: str
     ca: str
     timeout_s: Annotated[float, Field(gt=0)]
     aet: str
     door_host: str
     door_port: Annotated[int, Field(ge=1, le=65535)]
-    key: str
+    key: Annotated[str, Field(repr=False)]
     key_file: str
     compare_hours: Annotated[float, Field(gt=0)]
 

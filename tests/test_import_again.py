@@ -99,6 +99,22 @@ def jobs_of(tmp_path: Path) -> list[str]:
     return [job.kind for job in Archive(tmp_path / "data").jobs.recent()]
 
 
+def test_the_same_scan_is_imported_by_one_process_at_a_time(tmp_path, bring_in, monkeypatch):
+    """One that fails removes what it has stored, which the other would count on."""
+    file = write(tmp_path / "scan")
+    said, store = [], import_scan._store
+
+    def while_another_tries(*arguments):
+        monkeypatch.setattr(import_scan, "_store", store)
+        said.append(bring_in(file, code=1))
+        return store(*arguments)
+
+    monkeypatch.setattr(import_scan, "_store", while_another_tries)
+    assert f"6 views stored in {INSTANCES} instances" in bring_in(file)
+    assert "another process is importing this scan" in said[0]
+    assert "stored already" in bring_in(file)
+
+
 def test_a_second_import_stores_nothing_and_says_so_in_one_sentence(tmp_path, bring_in):
     file = write(tmp_path / "scan")
     assert f"6 views stored in {INSTANCES} instances" in bring_in(file)

@@ -155,6 +155,17 @@ def test_a_value_out_of_its_limits_is_told_with_key_value_and_what_is_allowed(te
         assert str(caught.value) == sentence
 
 
+SECRETS = ("orthanc.password", "orthanc.key")
+
+
+@pytest.mark.parametrize("name", ["password", "key"])
+def test_a_secret_is_not_repeated_in_a_mistake(name, tmp_path):
+    with pytest.raises(SettingsError) as told:
+        load(f"[orthanc]\n{name} = 90125", tmp_path)
+    assert str(told.value) == f"orthanc.{name}: expected text"
+    assert "90125" not in repr(load(f'[orthanc]\n{name} = "90125 is long enough"', tmp_path).orthanc)
+
+
 def test_every_limit_of_the_settings_is_told_in_our_own_words():
     """A value that fits no key: what is said of it is ours, whichever section and kind it is of."""
     for section, field in Settings.model_fields.items():
@@ -165,7 +176,7 @@ def test_every_limit_of_the_settings_is_told_in_our_own_words():
                 load(overrides={section: {key: object}})
             words = str(caught.value)
             assert words.startswith(f"{section}.{key}: expected "), (words, field)
-            assert words.endswith(", got <class 'object'>"), words
+            assert words.endswith(", got <class 'object'>") != (f"{section}.{key}" in SECRETS), words
 
 
 class Own(BaseModel, extra="forbid"):
