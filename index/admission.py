@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -20,6 +21,10 @@ from index.keys import Level
 from index.part10 import is_same_data_set
 
 
+def _is_there() -> None:
+    """Wait for nothing."""
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A received file that has been read, but not yet stored.
@@ -32,6 +37,8 @@ class Arrival:
         Whether it becomes safe by the journal of arrivals, and its file and name need not be flushed.
     content
         The file, where it is small and in memory; empty where it and its name in the incoming folder are on disk.
+    wait
+        Returns when its bytes are on disk; raises `OSError` where they cannot be.
     """
 
     incoming: Path
@@ -42,6 +49,7 @@ class Arrival:
     cut_off: str
     is_journaled: bool = False
     content: bytes = b""
+    wait: Callable[[], None] = _is_there
 
     def arrived(self, path: str) -> Arrived:
         """Return what the journal keeps of it, as it is stored at `path`."""
@@ -93,6 +101,7 @@ def compare(files: FileStore, stored: dict[str, Any] | None, arrival: Arrival) -
     """
     if stored is None:
         return Stored.NOTHING
+    arrival.wait()
     path = files.path(stored["path"])
     try:
         if stored["damage"] or path.stat().st_size != int(stored["size"]):

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -249,7 +249,7 @@ class Archive:
             memory = received.memory if received is not None else None
             found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin, memory)
             cut_off = found.cut_off
-            header = header_of(found) or read_header(incoming, named_by_meta=expected is None)
+            header = header_of(found) or _read_header(incoming, received, named_by_meta=expected is None)
             require_expected(header, expected)
             arrival = _arrival(incoming, header, source_aet, cut_off, received)
             policy = replace(self._policy, overwrite=overwrite) if overwrite else self._policy
@@ -259,6 +259,9 @@ class Archive:
             is_placed = ingested.outcome is not Outcome.DUPLICATE
             return replace(ingested, cut_off=cut_off) if cut_off else ingested
         finally:
+            if received is not None and not is_placed:
+                with suppress(OSError):
+                    received.wait()  # or it would come back
             self._files.release(incoming, is_placed=is_placed)
 
     def _recover(self) -> None:
@@ -351,16 +354,23 @@ class Archive:
         return removed.instances
 
 
+def _read_header(incoming: Path, received: Received | None, *, named_by_meta: bool) -> Header:
+    if received is not None:
+        received.wait()
+    return read_header(incoming, named_by_meta=named_by_meta)
+
+
 def _arrival(incoming: Path, header: Header, source_aet: str, cut_off: str, received: Received | None) -> Arrival:
-    """Return the arrival, after flushing what has to be on disk before its rows are written."""
+    """Return the arrival; what has to be on disk before its rows are written is there, or under way."""
     if received is None:
         return Arrival(incoming, header, flush_and_digest(incoming), incoming.stat().st_size, source_aet, cut_off)
     is_journaled = bool(received.content) or received.is_named
     if not received.content and not received.is_flushed:
         flush(incoming)
     return Arrival(
-        incoming, header, received.sha256, received.size, source_aet, cut_off, is_journaled, received.content
-    )
+        incoming, header, received.sha256, received.size, source_aet, cut_off, is_journaled, received.content,
+        received.wait,
+    )  # fmt: skip
 
 
 __all__ = ["Archive", "Ingested", "Outcome", "StoredInstance"]

@@ -7,7 +7,9 @@ raises is that one's. Nobody waits for others to come, so a single sender has no
 What comes with the bytes of an instance for the journal of arrivals, or flushed beside it, is safe with a block of that
 journal; a commit of such only needs no flush of its own (`index.arrivals`).
 
-A block is written while the group before is committed, its transaction begins when that has ended.
+A block is written while the group before is committed, its transaction begins when that has ended. The bytes of large
+objects may still be on their way to the disk: where nobody else commits, the rows are made meanwhile; where somebody
+does, they are waited for first, so that a transaction is short (`docs/decisions/0019-beside-the-disk.md`).
 
 Several processes commit in turn: they wait for each other at a lock on a file, one after the other, where SQLite would
 have them look again and again.
@@ -18,7 +20,7 @@ from __future__ import annotations
 import fcntl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -53,11 +55,19 @@ NOTHING = Written()
 Work = Callable[[Database], Written]
 """Writes rows, and says what has to be on disk before they are committed."""
 
+Wait = Callable[[], None]
+"""Returns when something is on disk; raises `OSError` where it cannot be."""
+
+
+def _nothing() -> None:
+    """Wait for nothing."""
+
 
 @dataclass(eq=False)
 class _Entry:
     work: Work
     arrived: Arrived | None
+    wait: Wait
     error: BaseException | None = None
     group: _Group | None = None
 
@@ -73,6 +83,12 @@ class _Group:
         self.is_under_way.acquire()
         for entry in entries:
             entry.group = self
+
+    def wait(self) -> None:
+        """Return when nothing of it is on its way to the disk; who has failed is told by its own work."""
+        for entry in self.entries:
+            with suppress(OSError):
+                entry.wait()
 
     def fail(self, error: BaseException) -> None:
         """Have each of them raise `error` in its own thread."""
@@ -101,20 +117,24 @@ class GroupCommit:
         self._committing = threading.Lock()
         self._waiting: list[_Entry] = []
 
-    def run(self, work: Work, arrived: Arrived | None = None) -> None:
+    def run(self, work: Work, arrived: Arrived | None = None, wait: Wait = _nothing) -> None:
         """Run `work` and return when what it wrote is on disk.
 
         Parameters
         ----------
         arrived
             What the journal of arrivals is to keep of it.
+        wait
+            Returns when its bytes are on disk; `work` waits for them as well.
 
         Raises
         ------
         Exception
             What `work`, the journal or the commit raised; nothing of `work` is stored then.
         """
-        entry = _Entry(work, arrived)
+        entry = _Entry(work, arrived, wait)
+        if self._committing.locked():
+            wait()
         with self._lock:
             self._waiting.append(entry)
         with self._writing:
@@ -148,7 +168,7 @@ class GroupCommit:
         """Do and commit what all of the group want."""
         try:
             if not group.has_failed:
-                with self.turn():
+                with self.turn(group.wait):
                     self._commit(group)
         except BaseException as error:  # noqa: BLE001  (each of them raises it in its own thread)
             group.fail(error)
@@ -169,11 +189,21 @@ class GroupCommit:
             self._connections.flush()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Be the one process that commits; the lock ends with the process, too."""
+    def turn(self, meanwhile: Wait = _nothing) -> Iterator[None]:
+        """Be the one process that commits; the lock ends with the process, too.
+
+        Parameters
+        ----------
+        meanwhile
+            Called before this process waits for another one.
+        """
         if self._open_turns is None:
             self._open_turns = self._connections.turns.open("a")
-        fcntl.flock(self._open_turns, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._open_turns, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            meanwhile()
+            fcntl.flock(self._open_turns, fcntl.LOCK_EX)
         try:
             yield
         finally:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from index.background import Background
+
 
 class Outcome(StrEnum):
     """What `Archive.ingest` did."""
@@ -51,7 +53,9 @@ class Received:
     is_named
         Whether its name in the incoming folder is on disk (`index.files.FileStore.named_file`).
     is_flushed
-        Whether its bytes are.
+        Whether its bytes are, once `wait` has returned.
+    writing
+        Writes it meanwhile; None: it is written.
     """
 
     sha256: str
@@ -62,6 +66,18 @@ class Received:
     memory: memoryview | None = None
     is_named: bool = False
     is_flushed: bool = False
+    writing: Background | None = None
+
+    def wait(self) -> None:
+        """Return when it is written.
+
+        Raises
+        ------
+        OSError
+            They cannot be written: the disk is full, above all.
+        """
+        if self.writing is not None:
+            self.writing.wait()
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Intake:
             )
 
         try:
-            self._commits.run(work, arrival.arrived(relative) if arrival.is_journaled else None)
+            self._commits.run(work, arrival.arrived(relative) if arrival.is_journaled else None, arrival.wait)
         except BaseException:
             self._remove_unless_known(relative)
             raise
@@ -115,7 +115,9 @@ class Intake:
         self._insert(database, arrival, relative, kind)
         if announce:
             self._announce(database, header, entry.stored)
-        # Last, inside the transaction: the file has its name before the rows that promise it are committed.
+        # Last, inside the transaction: the file has its name before the rows that promise it are committed. And not
+        # before it is on disk: without rows, it is taken for one that is whole.
+        arrival.wait()
         folders = self._files.place(arrival.incoming, relative, flushed=not arrival.is_journaled)
         if not arrival.is_journaled:
             return Written(folders)

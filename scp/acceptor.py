@@ -109,7 +109,7 @@ class Acceptor(Accepting[InboundAssociation]):
 
         def reception() -> Reception:
             calling = _carrier(assoc).calling
-            return Reception(self._services.new_file, calling, past_cache=self._services.past_cache)
+            return Reception(self._services.new_file, calling, past_cache=self._services.past_cache, waits=False)
 
         transport.prepare(assoc, reception, self._refuse_incomplete)
 

@@ -6,12 +6,14 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from config.identity import IMPLEMENTATION_CLASS_UID, implementation_version_name
+from index.background import Background
 from index.direct_io import SMALL, Memory, NewFile
 from index.durable import start_writing
 from index.errors import InvalidInstance
@@ -31,11 +33,15 @@ class Reception:
         AE title of the sender, for the File Meta Information.
     past_cache
         Write what is not small past the system's cache.
+    waits
+        Whether a file that is closed is whole. Otherwise one that lay in memory may still be on its way to the disk, and
+        whoever reads or moves it waits first (`Received.wait`).
     """
 
     new_file: Callable[[int], Path]
     source_aet: str
     past_cache: bool = False
+    waits: bool = True
 
 
 _READ_AT_ENDS = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
@@ -105,6 +111,7 @@ class ReceivedFile:
         self._size = self._held = self._hashed = self._offset = 0
         self._content = b""
         self._is_closed = self._is_flushed = False
+        self._writing: Background | None = None
         self._transfer_syntax_uid = str(transfer_syntax_uid)
         try:
             meta = encoded_meta(_uids(identity), transfer_syntax_uid, reception.source_aet)
@@ -171,6 +178,7 @@ class ReceivedFile:
             memory[: self._size] if memory is not None else None,
             is_named=not self._content,
             is_flushed=self._is_flushed,
+            writing=self._writing,
         )
 
     def flush(self) -> None:
@@ -184,6 +192,9 @@ class ReceivedFile:
         if self._size <= SMALL:
             self._write_small(self._memory)
             return
+        if self._file is None and not self._reception.waits:
+            self._begin_writing(self._memory)
+            return
         self._write_block(self._memory)
         if self._file is not None and self._file.is_direct:
             try:
@@ -194,6 +205,22 @@ class ReceivedFile:
                 self._is_flushed = True
         elif self._file is not None:  # the archive has its header to read before it flushes it
             self._file.close()
+
+    def _begin_writing(self, memory: memoryview) -> None:
+        """Have all of it written and flushed while others see to what is in it."""
+        try:
+            self._file = file = self._new_file(is_whole=True)
+            held = self._held
+
+            def write() -> None:
+                file.write(memory, held)
+                file.flush()
+
+            self._writing = Background(write)
+        except Exception as error:  # noqa: BLE001  (as above)
+            self.fail(error)
+        else:
+            self._is_flushed = True  # for who waits
 
     def _write_small(self, memory: memoryview) -> None:
         content = bytes(memory[: self._size])
@@ -227,6 +254,9 @@ class ReceivedFile:
     def discard(self) -> None:
         """Close and delete the file, unless it has another name by now."""
         self._memory = None
+        if self._writing is not None:
+            with suppress(OSError):  # who was to store it has been told
+                self._writing.wait()
         file, self._file = self._file, None
         if file is not None:
             file.close()

@@ -282,7 +282,9 @@ class WireAssociation(Carrying):
         return b""
 
     def _reception(self) -> Reception:
-        return Reception(self._services.new_file, self.calling, past_cache=self._services.past_cache)
+        return Reception(
+            self._services.new_file, self.calling, past_cache=self._services.past_cache, waits=False
+        )
 
     def _hurry(self) -> None:
         self._channel.end = self._channel.end or Refused("a large request takes too long")
