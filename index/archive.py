@@ -21,6 +21,7 @@ from sqlite_utils import Database
 from config.settings import ArchiveSettings
 from index import changes, deletion, jobs, recovery
 from index.admission import Arrival, Policy, require_expected
+from index.alike import Alike
 from index.arrivals import FOLDER, ArrivalJournal
 from index.catalogue import find_instance
 from index.changes import ChangeKind
@@ -90,6 +91,7 @@ class Archive:
         self._policy = Policy(overwrite, patient_mismatch)
         self._quota_bytes = quota_bytes
         self._max_nesting = max_nesting
+        self._alike = Alike()
         self.jobs = jobs.JobQueue(self._connections)
         self._journal = ArrivalJournal(self.data, self._connections)
         self._intake = Intake(self._connections, self._files, settle_time_s, quota_bytes, self._journal)
@@ -245,11 +247,8 @@ class Archive:
         incoming = source if content and isinstance(source, Path) else self._files.receive(source)
         is_placed = False
         try:
-            begin = (received.offset, received.transfer_syntax_uid) if received is not None else None
-            memory = received.memory if received is not None else None
-            found = scan(incoming, _DEEPEST if readmit else self._max_nesting, WANTED, begin, memory)
-            cut_off = found.cut_off
-            header = header_of(found) or _read_header(incoming, received, named_by_meta=expected is None)
+            nesting = _DEEPEST if readmit else self._max_nesting
+            header, cut_off = self._read(incoming, received, nesting, named_by_meta=expected is None)
             require_expected(header, expected)
             arrival = _arrival(incoming, header, source_aet, cut_off, received)
             policy = replace(self._policy, overwrite=overwrite) if overwrite else self._policy
@@ -260,9 +259,29 @@ class Archive:
             return replace(ingested, cut_off=cut_off) if cut_off else ingested
         finally:
             if received is not None and not is_placed:
-                with suppress(OSError):
+                with suppress(Exception):
                     received.wait()  # or it would come back
             self._files.release(incoming, is_placed=is_placed)
+
+    def _read(
+        self, incoming: Path, received: Received | None, most_nesting: int, *, named_by_meta: bool
+    ) -> tuple[Header, str]:
+        """Return the header, and where the data set is cut off; raises `InvalidInstance`."""
+        begin = (received.offset, received.transfer_syntax_uid) if received is not None else None
+        memory = received.memory if received is not None else None
+        if memory is not None and begin is not None:
+            header = self._alike.header(memory, begin, most_nesting)
+            if header is not None:
+                return header, ""
+        found = scan(incoming, most_nesting, WANTED, begin, memory)
+        header = header_of(found)
+        if header is not None:
+            if memory is not None:
+                self._alike.keep(memory, found, header, most_nesting)
+            return header, found.cut_off
+        if received is not None:
+            received.wait()
+        return read_header(incoming, named_by_meta=named_by_meta), found.cut_off
 
     def _recover(self) -> None:
         """Bring back what the journal of arrivals has and the disk has lost; one process does."""
@@ -352,12 +371,6 @@ class Archive:
             self._journal.empty(database)  # last: what fails before has taken nothing from it
         self._intake.remove_files(removed.paths)
         return removed.instances
-
-
-def _read_header(incoming: Path, received: Received | None, *, named_by_meta: bool) -> Header:
-    if received is not None:
-        received.wait()
-    return read_header(incoming, named_by_meta=named_by_meta)
 
 
 def _arrival(incoming: Path, header: Header, source_aet: str, cut_off: str, received: Received | None) -> Arrival:

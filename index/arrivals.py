@@ -141,12 +141,11 @@ class ArrivalJournal:
         lane = self._lane
         if lane is None:
             raise RuntimeError("no block was written")
-        now = standing(database, lane.id)
         if any(segment.is_gone for segment in written.segments):
             with self._lock:
                 if lane.segments is written.segments:
                     lane.segments = self._new_segments(lane.id)
-                    lane.begin_anew(now)
+                    lane.begin_anew(standing(database, lane.id))
                 self._put(lane, written.number, written.instances)
         with self._lock:
             lane.ended = written.number - 1
@@ -154,7 +153,12 @@ class ArrivalJournal:
             if 0 < left <= lane.ended:
                 lane.is_left = 0
                 self._settle_soon(lane, left)
-        _set(database, lane.id, Standing(written.number, settled, now.emptied, self._boot))
+        changed = database.execute(
+            "UPDATE arrivals SET number = ?, settled = ?, boot = ? WHERE lane = ?",
+            (written.number, settled, self._boot, lane.id),
+        )
+        if not changed.rowcount:
+            _set(database, lane.id, Standing(written.number, settled, boot=self._boot))
 
     def _put(self, lane: _Lane, number: int, instances: Sequence[Arrived]) -> None:
         """Write a block where the next one of the lane goes."""

@@ -25,6 +25,8 @@ from index.matching import fold_name
 
 def find_instance(database: Database, sop_instance_uid: str) -> dict[str, Any] | None:
     """Return the instance's row, with the UIDs of its series and study, or None."""
+    if not has_instance(database, sop_instance_uid):  # most often, and sooner told than a row of all columns
+        return None
     cursor = database.execute(
         "SELECT instance.*, series.series_instance_uid, study.study_instance_uid FROM instance "
         "JOIN series ON series.id = instance.series JOIN study ON study.id = series.study "
@@ -33,6 +35,12 @@ def find_instance(database: Database, sop_instance_uid: str) -> dict[str, Any] |
     )
     row = cursor.fetchone()
     return None if row is None else dict(zip([column[0] for column in cursor.description], row, strict=True))
+
+
+def has_instance(database: Database, sop_instance_uid: str) -> bool:
+    """Whether there is an instance with that UID."""
+    row = database.execute("SELECT 1 FROM instance WHERE sop_instance_uid = ?", (sop_instance_uid,))
+    return row.fetchone() is not None
 
 
 AT_PATH = f"((sop_instance_uid = ? AND path = ?) OR ({schema.HAS_ANOTHER_NAME} AND path = ?))"

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -34,6 +35,7 @@ _SERIES_DEPTH = 3
 _NAMES_AT_ONCE = 16
 
 
+@lru_cache(maxsize=1024)
 def is_valid_uid(uid: str) -> bool:
     """Whether `uid` is digits and dots, at most 64 characters (PS3.5 9.1; leading zeros are let pass)."""
     return _UID.fullmatch(uid) is not None

@@ -128,6 +128,52 @@ def _items(encoded: bytes, is_implicit: bool, is_little_endian: bool, charset: s
         return None
 
 
+def header_like(header: Header, changed: Mapping[int, bytes], sequences: bytes | None, scan: Scan) -> Header | None:
+    """Return the header of a data set that differs from another one, of the same layout, in some values.
+
+    Parameters
+    ----------
+    header
+        Of the other one.
+    changed
+        Tags and encoded values of elements of the top level that differ.
+    sequences
+        The sequences that are indexed (`Scan.sequences`), where they differ; else None.
+    scan
+        What was found in the other one.
+
+    Returns
+    -------
+    Header or None
+        None when that does not tell all, and all has to be read.
+    """
+    charset, elements = charset_from_text(header.charset), scan.elements or {}
+    values: dict[str, str] = {}
+    for tag, value in changed.items():
+        if (known := _BY_TAG.get(tag)) is None:
+            if tag in WANTED:  # a character set, of which all the others depend
+                return None
+            continue
+        keyword, matching = known
+        element = elements[BaseTag(tag)]._replace(value=value)
+        values[keyword] = text = stored_text(matching, element, charset)
+        if not text.isascii() or keyword in header.originals or (not text and keyword in _IDENTITY):
+            return None
+    timezone = values.pop("TimezoneOffsetFromUTC", header.timezone)
+    items = header.items
+    if sequences is not None:
+        is_little_endian = header.transfer_syntax_uid != ExplicitVRBigEndian
+        found = _items(sequences, scan.is_implicit, is_little_endian, header.charset)
+        if found is None:
+            return None
+        items = found
+    told = {**header.values, **values}
+    return Header(
+        told["SOPClassUID"], told["SOPInstanceUID"], told["SeriesInstanceUID"], told["StudyInstanceUID"],
+        header.transfer_syntax_uid, header.charset, told, header.originals, timezone, items,
+    )  # fmt: skip
+
+
 def read_header(path: Path, *, named_by_meta: bool = True) -> Header:
     """Read the identity and the key values of the Part 10 file at `path`.
 

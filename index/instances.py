@@ -74,7 +74,7 @@ class Received:
         Raises
         ------
         OSError
-            They cannot be written: the disk is full, above all.
+            It cannot be written: the disk is full, above all.
         """
         if self.writing is not None:
             self.writing.wait()

@@ -134,7 +134,7 @@ class OldCatalogue:
             missing = [
                 Missing(uid, path)
                 for uid, path in self._rows("SELECT sop_instance_uid, path FROM instance ORDER BY id")
-                if catalogue.find_instance(database, uid) is None
+                if not catalogue.has_instance(database, uid)
             ]
             for each in missing:
                 detail = f"no file {each.path} when the catalogue was made again: its row is gone"
@@ -207,7 +207,7 @@ class OldCatalogue:
             "FROM orthanc_instance JOIN instance ON instance.id = orthanc_instance.instance"
         )
         with connections.transaction() as database:
-            gaps = {place for uid, _, _, place in held if catalogue.find_instance(database, uid) is None}
+            gaps = {place for uid, _, _, place in held if not catalogue.has_instance(database, uid)}
             for row in series:
                 noted = elsewhere.OrthancSeries(*row)
                 if noted.orthanc_id in gaps:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from index.arrival_blocks import Arrived
 from index.arrivals import ArrivalJournal, Standing, standings
-from index.catalogue import find_instance, is_known
+from index.catalogue import has_instance, is_known
 from index.errors import ArchiveError
 from index.files import FileStore
 from index.header import read_header
@@ -73,7 +73,7 @@ def _ingest(archive: Archive, instance: Arrived) -> bool:
     if source is None:
         return False  # it was cut short: nobody was told that it is stored
     try:
-        if find_instance(archive.database, read_header(source).sop_instance_uid) is not None:
+        if has_instance(archive.database, read_header(source).sop_instance_uid):
             source.unlink()
         else:
             archive.ingest(source, source_aet=instance.source_aet, readmit=True)

@@ -116,7 +116,7 @@ def scan(
         cut_off = _walk(walk, most_nesting)
         if cut_off or walk.elements is None:
             return Scan(cut_off, transfer_syntax, None)
-        return Scan("", transfer_syntax, walk.elements, walk.sequences(), walk.is_implicit)
+        return Scan("", transfer_syntax, walk.elements, walk.sequences(), walk.is_implicit, walk.layout(offset))
 
 
 class _Bytes(BytesIO):
@@ -161,6 +161,8 @@ class Scan:
         The wanted sequences as they are encoded, a data set of nothing else.
     is_implicit
         Whether that is in Implicit VR.
+    layout
+        Where what lies; None where nothing else is laid out like it for sure.
     """
 
     cut_off: str
@@ -168,6 +170,32 @@ class Scan:
     elements: dict[BaseTag, RawDataElement] | None
     sequences: bytes = b""
     is_implicit: bool = False
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the values of a data set lie that ends with its pixels: another one that differs in them only is like it.
+
+    Attributes
+    ----------
+    begin
+        Of the data set in its file.
+    values
+        Begin, end and tag of each value in front of the pixels, in their order; tag 0 of one inside a sequence.
+    pixels
+        Where the value of Pixel Data begins.
+    end
+        Where it ends, and the file with it.
+    sequences
+        Begin and end of the wanted sequences.
+    """
+
+    begin: int
+    values: list[tuple[int, int, int]]
+    pixels: int
+    end: int
+    sequences: list[tuple[int, int]]
 
 
 def _walk(walk: _Walk, most_nesting: int) -> str:
@@ -227,6 +255,8 @@ class _Walk:
         self._kept_from: int | None = None
         self._kept: list[tuple[int, int]] = []
         self._passed = 0
+        self._values: list[tuple[int, int, int]] = []
+        self._is_plain = True
 
     def _begins_with_a_vr(self) -> bool:
         """Whether what is declared to be Implicit VR is written as Explicit VR: readers go by what is there."""
@@ -249,6 +279,15 @@ class _Walk:
             self._file.seek(begin)
             pieces.append(self._file.read(end - begin))
         return b"".join(pieces)
+
+    def layout(self, begin: int) -> Layout | None:
+        """Return where what has been passed lies; None unless it ends with pixels that are as long as they say."""
+        if not self._is_plain or not self._values:
+            return None
+        at, end, tag = self._values[-1]
+        if tag not in _PIXELS or end != self._end:
+            return None
+        return Layout(begin, self._values[:-1], at, end, self._kept)
 
     def run(self, most_nesting: int) -> None:
         """Walk to the end; raises `InvalidInstance`."""
@@ -278,7 +317,7 @@ class _Walk:
 
     def _pass_plain(self, last: int) -> int:
         """Pass elements of Explicit VR with short values at the top level, as most are; return the tag of the last."""
-        at, base, unpack = self._at, self._window_at, self._unpack_explicit
+        at, base, unpack, values = self._at, self._window_at, self._unpack_explicit, self._values
         window = self._window if at >= base else b""
         stop = min(base + len(window), self._end)
         while at + _LONGEST_HEADER <= stop:
@@ -294,6 +333,7 @@ class _Walk:
                 self.elements[key] = RawDataElement(
                     key, vr.decode(), length, value, 0, False, self._is_little_endian
                 )
+            values.append((at + 8, end, last))
             at, self._passed = end, self._passed + 1
         self._at = at
         return last
@@ -358,6 +398,7 @@ class _Walk:
                     self._keep(tag, vr, length)
                 elif tag in _PIXELS:  # who reads keys stops there
                     self._wanted = ()
+            self._values.append((self._at, self._at + length, tag if not self._open else 0))
             self._at += length
         return tag
 
@@ -423,6 +464,7 @@ class _Walk:
         return int(group << 16 | element)
 
     def _fragments(self) -> None:
+        self._is_plain = False
         for _ in range(_MOST_ELEMENTS):
             header = self._bytes(8)
             if len(header) < 8:
@@ -446,6 +488,7 @@ class _Walk:
     def _skip_broken(self, sentence: str, *, is_cut_off: bool = False) -> None:
         """Go on behind the innermost thing of explicit length; raise `sentence` when nothing tells where to go on."""
         self.elements = None  # other readers may make something else of it
+        self._is_plain = False
         while self._open:
             end = self._open[-1][0]
             if end is not None:

@@ -49,6 +49,7 @@ def receive(questions: Questions | None, caller: Caller, request: StoreRequest, 
         if questions is None:
             raise NotOffered(f"similarity is switched off here, and {caller.called} archives nothing")
         caller.require(Right.SIMILAR)
+        request.wait()
         require_structure(request.file, max_nesting)
         header = read_header(request.file, named_by_meta=False)
         require_expected(header, (request.sop_class_uid, request.sop_instance_uid))

@@ -55,6 +55,11 @@ class StoreRequest:
     file: Path
     received: Received | None = None
 
+    def wait(self) -> None:
+        """Return when the file is whole: for who reads it. Raises `OSError` where it cannot be written."""
+        if self.received is not None:
+            self.received.wait()
+
 
 @dataclass(frozen=True)
 class FindRequest:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -34,7 +35,7 @@ class Reception:
     past_cache
         Write what is not small past the system's cache.
     waits
-        Whether a file that is closed is whole. Otherwise one that lay in memory may still be on its way to the disk, and
+        Whether a file that is closed is whole. Otherwise one that lay in memory may still be on its way to the disk:
         whoever reads or moves it waits first (`Received.wait`).
     """
 
@@ -63,16 +64,21 @@ def encoded_meta(identity: tuple[str, str], transfer_syntax_uid: str, source_aet
     identity
         (SOP Class UID, SOP Instance UID) of the C-STORE-RQ.
     """
-    values = (
-        (0x0002, b"UI", identity[0]),
-        (0x0003, b"UI", identity[1]),
+    before, behind = _around_instance(identity[0], transfer_syntax_uid, source_aet)
+    body = before + _element(0x0003, b"UI", identity[1]) + behind
+    return _ELEMENT.pack(0x0002, 0x0000, b"UL", 4) + len(body).to_bytes(4, "little") + body
+
+
+@lru_cache(maxsize=64)
+def _around_instance(sop_class_uid: str, transfer_syntax_uid: str, source_aet: str) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the Media Storage SOP Instance UID: many objects of a sender share it."""
+    behind = (
         (0x0010, b"UI", transfer_syntax_uid),
         (0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
         (0x0013, b"SH", implementation_version_name()),
         (0x0016, b"AE", source_aet),
     )
-    body = _VERSION + b"".join(_element(*value) for value in values)
-    return _ELEMENT.pack(0x0002, 0x0000, b"UL", 4) + len(body).to_bytes(4, "little") + body
+    return _VERSION + _element(0x0002, b"UI", sop_class_uid), b"".join(_element(*value) for value in behind)
 
 
 def _element(number: int, vr: bytes, text: str) -> bytes:
@@ -255,7 +261,7 @@ class ReceivedFile:
         """Close and delete the file, unless it has another name by now."""
         self._memory = None
         if self._writing is not None:
-            with suppress(OSError):  # who was to store it has been told
+            with suppress(Exception):  # who was to store it has been told
                 self._writing.wait()
         file, self._file = self._file, None
         if file is not None:

@@ -72,6 +72,7 @@ def store_deidentified(
     """
     try:
         caller.require(Right.STORE)
+        request.wait()
         _require_readable(request, max_nesting)
         with deidentified_file(deidentifier, request.file, archive.scratch_file) as target:
             archive.ingest(
