@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from index import background
+from index import arrivals, background
+from index.archive import Archive
 from index.background import Background
 from index.direct_io import NewFile
 from index.errors import InvalidInstance, PatientMismatch
@@ -158,6 +160,35 @@ def test_rows_are_made_meanwhile_and_the_file_gets_its_name_when_it_is_on_disk(s
     sender.store(1)
     assert order == ["rows", "flushed", "placed"]
     assert sender.instances == [UID.format(1)]
+
+
+def test_a_power_cut_while_the_file_is_written_and_its_block_is_there(sender, monkeypatch, tmp_path):
+    """Nobody was answered: what is there of the file is no instance, and its sender can send it again."""
+    flush, cut, rows_made = NewFile.flush, tmp_path / "cut", threading.Event()
+    sender.store(1)
+
+    def cutting(self):
+        assert rows_made.wait(30)
+        shutil.copytree(sender.archive.data, cut)
+        flush(self)
+
+    announce = sender.archive._intake._announce
+    monkeypatch.setattr(sender.archive._intake, "_announce", lambda *each: [announce(*each), rows_made.set()])
+    with monkeypatch.context() as patched:
+        patched.setattr(NewFile, "flush", cutting)
+        sender.store(2)
+    part = max((cut / "incoming").iterdir(), key=lambda path: path.stat().st_size)
+    content = part.read_bytes()
+    part.write_bytes(content[: len(content) // 2])
+
+    monkeypatch.setattr(arrivals, "boot", lambda: "another one")
+    blocks = arrivals.ArrivalJournal(cut, None).doubtful(sender.archive.database)
+    assert [each.incoming for block in blocks for each in block.instances][-1:] == [part.name]
+    again = Sender(Archive(cut, settle_time_s=0.0), sender.make_instance)
+    assert again.instances == [UID.format(1)]
+    again.archive.clear_incoming()
+    assert len(again.files) == 1
+    assert again.store(2).outcome == "stored"
 
 
 def test_a_file_that_cannot_be_written_is_not_stored_and_can_be_sent_again(sender, monkeypatch):
