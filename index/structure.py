@@ -76,12 +76,16 @@ def require_structure(path: Path, most_nesting: int) -> str:
         if transfer_syntax != DeflatedExplicitVRLittleEndian:
             size = os.fstat(file.fileno()).st_size
             return _walk(_Walk(file, begin, size, transfer_syntax, is_whole=True), most_nesting)
-        with inflated(file, _LONGEST_INFLATED) as (content, is_whole):
-            if not is_whole and len(content) < _LONGEST_INFLATED:
-                return f"cut off: the deflated data set ends after {len(content)} bytes"
-            return _walk(
-                _Walk(BytesIO(content), 0, len(content), transfer_syntax, is_whole=is_whole), most_nesting
-            )
+        return _walk_inflated(file, most_nesting)
+
+
+def _walk_inflated(file: BinaryIO, most_nesting: int) -> str:
+    """Check a deflated data set, at whose begin `file` stands."""
+    with inflated(file, _LONGEST_INFLATED) as (content, is_whole):
+        if not is_whole and len(content) < _LONGEST_INFLATED:
+            return f"cut off: the deflated data set ends after {len(content)} bytes"
+        walk = _Walk(BytesIO(content), 0, len(content), DeflatedExplicitVRLittleEndian, is_whole=is_whole)
+        return _walk(walk, most_nesting)
 
 
 def scan(
@@ -100,7 +104,7 @@ def scan(
     begin
         Where the data set begins and its Transfer Syntax UID, when that is known.
     memory
-        The file, where it is in memory.
+        The file, where it is in memory: then nothing is read at `path`, where it may not be yet.
 
     Raises
     ------
@@ -109,8 +113,11 @@ def scan(
     """
     with path.open("rb") if memory is None else _Bytes(memory) as file:
         offset, transfer_syntax = begin or begin_of_data_set(file)
-        if not transfer_syntax or transfer_syntax == DeflatedExplicitVRLittleEndian:
-            return Scan(require_structure(path, most_nesting), transfer_syntax, None)
+        if not transfer_syntax:
+            return Scan("", transfer_syntax, None)  # who reads its header refuses it
+        if transfer_syntax == DeflatedExplicitVRLittleEndian:
+            file.seek(offset)
+            return Scan(_walk_inflated(file, most_nesting), transfer_syntax, None)
         size = os.fstat(file.fileno()).st_size if memory is None else len(memory)
         walk = _Walk(file, offset, size, transfer_syntax, is_whole=True, wanted=wanted)
         cut_off = _walk(walk, most_nesting)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+)
 
 from index import arrivals, background
 from index.archive import Archive
@@ -22,7 +32,7 @@ from index.part10 import begin_of_data_set
 from scp.messages import StoreRequest
 from scp.reception import ReceivedFile, Reception
 
-CT, UID = "1.2.840.10008.5.1.4.1.1.2", "1.2.826.0.1.3680043.9.7133.9.{}"
+CT, INSTANCE = "1.2.840.10008.5.1.4.1.1.2", "1.2.826.0.1.3680043.9.7133.9.{}"
 LARGE = 200_000
 
 
@@ -91,10 +101,10 @@ class Sender:
 
     def received(self, number, **values):
         path = self.archive.data.parent / f"sent-{number}"
-        path.write_bytes(self.make_instance(number, PixelData=bytes(LARGE), **values))
+        path.write_bytes(self.make_instance(number, **{"PixelData": os.urandom(LARGE), **values}))
         with path.open("rb") as opened:
             offset, syntax = begin_of_data_set(opened)
-        identity = (CT, UID.format(number))
+        identity = (CT, INSTANCE.format(number))
         file = ReceivedFile(Reception(self.archive.new_file, "SENDER", past_cache=True, waits=False), identity, syntax)
         file.write(path.read_bytes()[offset:])
         return file
@@ -159,7 +169,7 @@ def test_rows_are_made_meanwhile_and_the_file_gets_its_name_when_it_is_on_disk(s
     monkeypatch.setattr(sender.archive._intake, "_announce", announced)
     sender.store(1)
     assert order == ["rows", "flushed", "placed"]
-    assert sender.instances == [UID.format(1)]
+    assert sender.instances == [INSTANCE.format(1)]
 
 
 def test_a_power_cut_while_the_file_is_written_and_its_block_is_there(sender, monkeypatch, tmp_path):
@@ -185,7 +195,7 @@ def test_a_power_cut_while_the_file_is_written_and_its_block_is_there(sender, mo
     blocks = arrivals.ArrivalJournal(cut, None).doubtful(sender.archive.database)
     assert [each.incoming for block in blocks for each in block.instances][-1:] == [part.name]
     again = Sender(Archive(cut, settle_time_s=0.0), sender.make_instance)
-    assert again.instances == [UID.format(1)]
+    assert again.instances == [INSTANCE.format(1)]
     again.archive.clear_incoming()
     assert len(again.files) == 1
     assert again.store(2).outcome == "stored"
@@ -197,10 +207,10 @@ def test_a_file_that_cannot_be_written_is_not_stored_and_can_be_sent_again(sende
         refuse_to_flush(patched)
         with pytest.raises(OSError, match="No space"):
             sender.store(2)
-    assert sender.instances == [UID.format(1)]
+    assert sender.instances == [INSTANCE.format(1)]
     assert len(sender.files) == 1
     sender.store(2)
-    assert sender.instances == [UID.format(1), UID.format(2)]
+    assert sender.instances == [INSTANCE.format(1), INSTANCE.format(2)]
     assert len(sender.files) == 2
 
 
@@ -243,7 +253,7 @@ def test_one_of_those_that_share_a_commit_cannot_be_written(sender, monkeypatch)
         told = [other.exception(30) for other in others]
         assert isinstance(leading.exception(30), InterruptedError)
     assert [type(each) for each in told] == [type(None), OSError, type(None), type(None)]
-    assert sorted(sender.instances) == [UID.format(number) for number in (1, 2, 4, 5)]
+    assert sorted(sender.instances) == [INSTANCE.format(number) for number in (1, 2, 4, 5)]
     assert len(sender.files) == 4
 
 
@@ -271,6 +281,37 @@ def test_who_finds_another_process_at_its_turn_waits_for_its_own_file_first(send
     assert order[:2] == ["waited", "turn"]
 
 
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian,
+        JPEG2000Lossless,
+    ],
+    ids=lambda syntax: UID(syntax).keyword,
+)  # fmt: skip
+def test_nothing_is_read_of_a_file_before_it_is_there(sender, monkeypatch, syntax):
+    """The structure of what lies in memory is looked at there, whatever its transfer syntax is."""
+    write, wait, go_on = NewFile.write, Background.wait, threading.Event()
+
+    def late(self, *arguments):
+        assert go_on.wait(30)
+        write(self, *arguments)
+
+    def waiting(self):
+        go_on.set()
+        wait(self)
+
+    monkeypatch.setattr(NewFile, "write", late)
+    monkeypatch.setattr(Background, "wait", waiting)
+    values = {"PixelData": encapsulate([os.urandom(LARGE)])} if syntax == JPEG2000Lossless else {}
+    for number in (1, 2):
+        go_on.clear()
+        sender.store(number, transfer_syntax=syntax, PatientName=f"Doe^{number}", **values)
+    assert sender.instances == [INSTANCE.format(1), INSTANCE.format(2)]
+    rows = sender.archive.database.execute("SELECT transfer_syntax_uid FROM instance").fetchall()
+    assert rows == [(str(syntax),)] * 2
+
+
 def test_what_is_refused_leaves_nothing_behind_however_slow_the_disk_is(sender, monkeypatch):
     """A file that is still being written when its object is refused does not come back."""
     write, wait, go_on = NewFile.write, Background.wait, threading.Event()
@@ -291,13 +332,13 @@ def test_what_is_refused_leaves_nothing_behind_however_slow_the_disk_is(sender, 
     sender.archive._policy = type(sender.archive._policy)("never", "reject")
     with pytest.raises(PatientMismatch):
         sender.store(3, PatientID="B")
-    assert sender.instances == [UID.format(1)]
+    assert sender.instances == [INSTANCE.format(1)]
     assert len(sender.files) == 1
 
 
 def test_the_same_object_again_is_compared_when_it_is_written(sender):
-    sender.store(1)
-    assert sender.store(1).outcome == "duplicate"
+    sender.store(1, PixelData=bytes(LARGE))
+    assert sender.store(1, PixelData=bytes(LARGE)).outcome == "duplicate"
     assert len(sender.files) == 1
 
 
@@ -312,9 +353,9 @@ def test_an_object_that_is_dropped_is_not_written_any_more(sender):
 def test_who_reads_the_file_itself_waits_for_it(sender):
     file = sender.received(1)
     file.close()
-    request = StoreRequest(CT, UID.format(1), file.path, file.known)
+    request = StoreRequest(CT, INSTANCE.format(1), file.path, file.known)
     request.wait()
-    assert request.file.read_bytes()[-LARGE:] == bytes(LARGE)
+    assert hashlib.sha256(request.file.read_bytes()).hexdigest() == file.known.sha256
     assert request.file.stat().st_size == file.known.size
     file.leave()
 
