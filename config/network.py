@@ -27,7 +27,10 @@ class NetworkSettings(Section):
     acceptors: Annotated[int, Field(ge=0, le=64)]
 
     def acceptor_names(self) -> list[str]:
-        """Return the names of the processes that share the ports: one a processor, four at most, unless told."""
+        """Return the names of the processes that share the ports: two a processor, four at most, unless told.
+
+        Of two associations in one process one waits while the other runs Python, though a processor may be idle.
+        """
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = self.acceptors or min(processors, _MOST_BY_DEFAULT)
+        count = self.acceptors or min(2 * processors, _MOST_BY_DEFAULT)
         return ["network", *(f"network-{number}" for number in range(2, count + 1))]

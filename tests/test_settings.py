@@ -269,3 +269,10 @@ def test_every_key_of_the_default_file_has_a_comment():
     bare = [line for line in keys if not re.search(r" # .{10,}", line[2:]) and line.split(" = ")[0] not in peers]
     allowed = {'level = "INFO"                    # DEBUG, INFO, WARNING, ERROR'}
     assert [line for line in bare if line not in allowed and not line.startswith("# ")] == []
+
+
+@pytest.mark.parametrize(("processors", "told", "count"), [(1, 0, 2), (2, 0, 4), (16, 0, 4), (16, 1, 1), (1, 9, 9)])
+def test_how_many_processes_share_the_ports(monkeypatch, processors, told, count):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(processors)), raising=False)
+    network = load_settings(environment={}, overrides={"network": {"acceptors": told}}).network
+    assert network.acceptor_names() == ["network", *(f"network-{number}" for number in range(2, count + 1))]
