@@ -36,7 +36,8 @@ class Arrival:
     is_journaled
         Whether it becomes safe by the journal of arrivals, and its file and name need not be flushed.
     content
-        The file, where it is small and in memory; empty where it and its name in the incoming folder are on disk.
+        The file, where it is small and in memory; empty where its name in the incoming folder is on disk, and its bytes
+        are once `wait` has returned.
     wait
         Returns when its bytes are on disk; raises `OSError` where they cannot be.
     """

@@ -16,8 +16,6 @@ from index.header import Header, header_like
 from index.structure import Scan
 
 _MOST_LAYOUTS = 32
-_LONGEST_BYTES = 1 << 16
-"""Bytes in front of the pixels of what is kept."""
 
 _DIFFERENT = re.compile(rb"[^\0]+")
 
@@ -52,7 +50,11 @@ class Alike:
             Sequences that may lie inside each other.
         """
         offset, transfer_syntax = begin
-        known = self._known.get((len(memory), offset, transfer_syntax))
+        place = len(memory), offset, transfer_syntax
+        with self._lock:
+            known = self._known.get(place)
+            if known is not None:
+                self._known.move_to_end(place)
         if known is None or known.most_nesting != most_nesting or (layout := known.scan.layout) is None:
             return None
         content = memory[offset : layout.pixels].tobytes()
@@ -79,7 +81,7 @@ class Alike:
     def keep(self, memory: memoryview, scan: Scan, header: Header, most_nesting: int) -> None:
         """Take note of an image that was read, if others may be alike."""
         layout = scan.layout
-        if layout is None or layout.pixels - layout.begin > _LONGEST_BYTES:
+        if layout is None:
             return
         tags = [tag for *_, tag in layout.values if tag]
         if len(set(tags)) < len(tags):  # of an element that is there twice, one counts

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,9 +258,6 @@ class Archive:
             is_placed = ingested.outcome is not Outcome.DUPLICATE
             return replace(ingested, cut_off=cut_off) if cut_off else ingested
         finally:
-            if received is not None and not is_placed:
-                with suppress(Exception):
-                    received.wait()  # or it would come back
             self._files.release(incoming, is_placed=is_placed)
 
     def _read(

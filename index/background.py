@@ -26,7 +26,7 @@ class Background:
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
-        self._work = work
+        self._work: Callable[[], object] | None = work
         self._error: BaseException | None = None
         self._under_way = threading.Lock()
         self._under_way.acquire()
@@ -55,8 +55,10 @@ class Background:
 
     def do(self) -> None:
         """Do it; for the thread that was found."""
+        work, self._work = self._work, None  # nobody holds what it holds any longer than it takes
         try:
-            self._work()
+            if work is not None:
+                work()
         except BaseException as error:  # noqa: BLE001  (who waits raises it)
             self._error = error
 
@@ -98,6 +100,7 @@ class _Worker:
             if is_kept:
                 _idle.append(self)
             given.end()
+            del given
 
 
 _idle: deque[_Worker] = deque()

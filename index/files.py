@@ -28,16 +28,21 @@ from typing import IO
 from index.durable import flush
 from index.errors import OutOfSpace
 
-_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
+_LONGEST_UID = 64
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MIB = 1 << 20
 _PLACE_ATTEMPTS = 100
 _SERIES_DEPTH = 3
 _NAMES_AT_ONCE = 16
 
 
-@lru_cache(maxsize=1024)
 def is_valid_uid(uid: str) -> bool:
     """Whether `uid` is digits and dots, at most 64 characters (PS3.5 9.1; leading zeros are let pass)."""
+    return len(uid) <= _LONGEST_UID and _is_uid(uid)
+
+
+@lru_cache(maxsize=1024)
+def _is_uid(uid: str) -> bool:
     return _UID.fullmatch(uid) is not None
 
 

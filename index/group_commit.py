@@ -87,7 +87,7 @@ class _Group:
     def wait(self) -> None:
         """Return when nothing of it is on its way to the disk; who has failed is told by its own work."""
         for entry in self.entries:
-            with suppress(OSError):
+            with suppress(Exception):
                 entry.wait()
 
     def fail(self, error: BaseException) -> None:
@@ -160,7 +160,8 @@ class GroupCommit:
                 group.block = self._journal.write(arrived)
         except BaseException as error:  # noqa: BLE001  (each of them raises it in its own thread)
             group.fail(error)
-        if entry.arrived is not None:
+        if entry.arrived is not None and not self._committing.acquire(blocking=False):
+            group.wait()
             self._committing.acquire()  # transactions follow each other as their blocks do
         return group
 

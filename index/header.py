@@ -155,8 +155,10 @@ def header_like(header: Header, changed: Mapping[int, bytes], sequences: bytes |
                 return None
             continue
         keyword, matching = known
-        element = elements[BaseTag(tag)]._replace(value=value)
-        values[keyword] = text = stored_text(matching, element, charset)
+        element = elements.get(BaseTag(tag))
+        if element is None:  # it is behind pixels, though not the last ones
+            return None
+        values[keyword] = text = stored_text(matching, element._replace(value=value), charset)
         if not text.isascii() or keyword in header.originals or (not text and keyword in _IDENTITY):
             return None
     timezone = values.pop("TimezoneOffsetFromUTC", header.timezone)

@@ -55,7 +55,7 @@ class Intake:
         self._commits = GroupCommit(connections, journal)
 
     def store(self, arrival: Arrival, policy: Policy, *, announce: bool, within_quota: bool) -> Ingested:
-        """Store an arrival whose bytes are flushed, or go to the journal; see `index.archive.Archive.ingest`.
+        """Store an arrival whose bytes are flushed by and by, or go to the journal: see `index.archive.Archive.ingest`.
 
         Raises
         ------

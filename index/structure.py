@@ -44,6 +44,8 @@ _MOST_ELEMENTS = 1 << 22
 _WINDOW_BYTES = 1 << 15
 _LONGEST_SEQUENCE = 1 << 16
 """Bytes of a sequence that is kept to be read; those that are indexed have a hundred."""
+_LONGEST_LAYOUT, _MOST_LAID_OUT = 1 << 16, 2048
+"""Bytes and values in front of the pixels up to which is told where they lie."""
 _LONGEST_INFLATED = 1 << 26
 """Bytes of a deflated data set that are looked at; a small file may inflate to any size."""
 
@@ -120,6 +122,7 @@ def scan(
             return Scan(_walk_inflated(file, most_nesting), transfer_syntax, None)
         size = os.fstat(file.fileno()).st_size if memory is None else len(memory)
         walk = _Walk(file, offset, size, transfer_syntax, is_whole=True, wanted=wanted)
+        walk.lay_out(memory is not None)
         cut_off = _walk(walk, most_nesting)
         if cut_off or walk.elements is None:
             return Scan(cut_off, transfer_syntax, None)
@@ -262,8 +265,8 @@ class _Walk:
         self._kept_from: int | None = None
         self._kept: list[tuple[int, int]] = []
         self._passed = 0
-        self._values: list[tuple[int, int, int]] = []
-        self._is_plain = True
+        self._values: list[tuple[int, int, int]] | None = None
+        self._laid_out_to = 0
 
     def _begins_with_a_vr(self) -> bool:
         """Whether what is declared to be Implicit VR is written as Explicit VR: readers go by what is there."""
@@ -287,9 +290,14 @@ class _Walk:
             pieces.append(self._file.read(end - begin))
         return b"".join(pieces)
 
+    def lay_out(self, is_wanted: bool) -> None:  # noqa: FBT001
+        """Take note of where values lie, or do not, up to a length behind which nobody asks for it."""
+        self._values = [] if is_wanted else None
+        self._laid_out_to = self._at + _LONGEST_LAYOUT
+
     def layout(self, begin: int) -> Layout | None:
         """Return where what has been passed lies; None unless it ends with pixels that are as long as they say."""
-        if not self._is_plain or not self._values:
+        if not self._values:
             return None
         at, end, tag = self._values[-1]
         if tag not in _PIXELS or end != self._end:
@@ -340,14 +348,23 @@ class _Walk:
                 self.elements[key] = RawDataElement(
                     key, vr.decode(), length, value, 0, False, self._is_little_endian
                 )
-            values.append((at + 8, end, last))
+            if values is not None:
+                values.append((at + 8, end, last))
             at, self._passed = end, self._passed + 1
         self._at = at
+        self._limit_layout()
         return last
+
+    def _limit_layout(self) -> None:
+        """Give up taking note where it has become much."""
+        if self._values and (self._values[-1][0] > self._laid_out_to or len(self._values) > _MOST_LAID_OUT):
+            self._values = None
 
     def _close(self) -> None:
         """Leave whatever ends here."""
         while self._open and (end := self._open[-1][0]) is not None and self._at >= end:
+            if self._at > end:  # what was passed behind it is passed again, as something else
+                self._values = None
             self._at = end
             self._pop()
 
@@ -405,7 +422,9 @@ class _Walk:
                     self._keep(tag, vr, length)
                 elif tag in _PIXELS:  # who reads keys stops there
                     self._wanted = ()
-            self._values.append((self._at, self._at + length, tag if not self._open else 0))
+            if self._values is not None:
+                self._values.append((self._at, self._at + length, tag if not self._open else 0))
+                self._limit_layout()
             self._at += length
         return tag
 
@@ -471,7 +490,7 @@ class _Walk:
         return int(group << 16 | element)
 
     def _fragments(self) -> None:
-        self._is_plain = False
+        self._values = None
         for _ in range(_MOST_ELEMENTS):
             header = self._bytes(8)
             if len(header) < 8:
@@ -495,7 +514,7 @@ class _Walk:
     def _skip_broken(self, sentence: str, *, is_cut_off: bool = False) -> None:
         """Go on behind the innermost thing of explicit length; raise `sentence` when nothing tells where to go on."""
         self.elements = None  # other readers may make something else of it
-        self._is_plain = False
+        self._values = None
         while self._open:
             end = self._open[-1][0]
             if end is not None:

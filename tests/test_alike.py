@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 from pydicom import dcmread
@@ -197,6 +198,67 @@ def test_text_that_is_compared_in_another_form(make_file):
     assert other.read()[1].originals == {"StudyDescription": "Cafe\u0301"}
     assert other.like(kept(image)) is None
     assert image.like(kept(other)) is None
+
+
+def explicit(tag, vr, value):
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr)
+    if vr in (b"OB", b"OW", b"OF", b"SQ", b"UN"):
+        return head + struct.pack("<HL", 0, len(value)) + value
+    return head + struct.pack("<H", len(value)) + value
+
+
+def test_an_element_between_two_of_pixels(make_file):
+    """Who reads keys stops at the first."""
+    path = make_file(1, transfer_syntax=ExplicitVRLittleEndian, PixelData=bytes(64))
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    first = content[:at] + explicit(0x7FE00008, b"OF", bytes(8))
+    one, other = (
+        Image(path, first + explicit(0x0008103E, b"LO", text) + content[at:]) for text in (b"Head", b"Neck")
+    )
+    assert one.read()[1] is not None
+    assert other.like(kept(one)) in (None, other.read()[1])
+
+
+ITEM, ITEM_END, SEQUENCE_END = (struct.pack("<HHL", 0xFFFE, number, length) for number, length in (
+    (0xE000, 0xFFFFFFFF), (0xE00D, 0), (0xE0DD, 0),
+))  # fmt: skip
+
+
+def test_what_is_passed_twice_is_no_example(make_file):
+    """A sequence that ends within the header of its item: what follows is an item, and then a value."""
+    levels = 200
+    path = make_file(1, transfer_syntax=ExplicitVRLittleEndian, PixelData=bytes(64))
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    sequence = b"\x08\x00\x40\x11SQ\0\0" + b"\xff" * 4
+    nested = (sequence + ITEM) * levels + (ITEM_END + SEQUENCE_END) * levels
+    side_by_side = (sequence + ITEM + ITEM_END + SEQUENCE_END) * levels
+    tag = struct.pack("<2sH", b"LO", len(nested) - 4 + len(ITEM_END))  # VR and length to whom all that is a value
+    flat, deep = (tag + each[4:] + ITEM_END for each in (side_by_side, nested))
+    short = struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, 4)
+    one, other = (Image(path, content[:at] + short + ITEM + each + content[at:]) for each in (flat, deep))
+    assert len(one.content) == len(other.content)
+    found, header = one.read()
+    assert (found.cut_off, found.layout) == ("", None)
+    assert header is not None
+    with pytest.raises(InvalidInstance, match="nested deeper"):
+        other.read()
+    assert other.like(kept(one)) is None
+
+
+@pytest.mark.parametrize("much", ["values", "bytes"])
+def test_much_in_front_of_the_pixels_is_not_noted(make_file, much):
+    """Whoever sends it pays for it with its bytes alone."""
+    many = {
+        "values": [procedure(number) for number in range(1500)], "bytes": [procedure("1" * 32) for _ in range(900)],
+    }  # fmt: skip
+    path = make_file(
+        1, transfer_syntax=ExplicitVRLittleEndian, ReferencedPatientSequence=many[much], PixelData=bytes(64)
+    )
+    image = Image(path, path.read_bytes())
+    found, _ = image.read()
+    assert (found.cut_off, found.layout) == ("", None)
 
 
 def test_only_the_last_layouts_are_kept(make_file):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -71,6 +72,17 @@ def test_the_thread_is_used_again_and_few_are_kept():
     for thread in [each for each in threading.enumerate() if each.name == "disk"]:
         thread.join(0.01)
     assert threading.active_count() <= before + background._MOST_IDLE + 1
+
+
+def test_who_has_done_it_holds_nothing_of_it():
+    class Held:
+        pass
+
+    held = Held()
+    gone, work = weakref.ref(held), Background(lambda it=held: id(it))
+    work.wait()
+    del held, work
+    assert gone() is None
 
 
 def test_without_a_thread_to_be_had_it_is_done_at_once(monkeypatch):
