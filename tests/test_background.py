@@ -145,6 +145,24 @@ def sender(archive, make_instance):
     return Sender(archive, make_instance)
 
 
+@pytest.fixture
+def late_disk(monkeypatch):
+    """Let files be written when somebody waits for one, and not before; once the event that it returns is cleared."""
+    write, wait, go_on = NewFile.write, Background.wait, threading.Event()
+
+    def late(self, *arguments):
+        assert go_on.wait(30)
+        write(self, *arguments)
+
+    def waiting(self):
+        go_on.set()
+        wait(self)
+
+    monkeypatch.setattr(NewFile, "write", late)
+    monkeypatch.setattr(Background, "wait", waiting)
+    return go_on
+
+
 def refuse_to_flush(monkeypatch, refused=lambda _file: True):
     flush = NewFile.flush
 
@@ -301,47 +319,25 @@ def test_who_finds_another_process_at_its_turn_waits_for_its_own_file_first(send
     ],
     ids=lambda syntax: UID(syntax).keyword,
 )  # fmt: skip
-def test_nothing_is_read_of_a_file_before_it_is_there(sender, monkeypatch, syntax):
+def test_nothing_is_read_of_a_file_before_it_is_there(sender, late_disk, syntax):
     """The structure of what lies in memory is looked at there, whatever its transfer syntax is."""
-    write, wait, go_on = NewFile.write, Background.wait, threading.Event()
-
-    def late(self, *arguments):
-        assert go_on.wait(30)
-        write(self, *arguments)
-
-    def waiting(self):
-        go_on.set()
-        wait(self)
-
-    monkeypatch.setattr(NewFile, "write", late)
-    monkeypatch.setattr(Background, "wait", waiting)
     values = {"PixelData": encapsulate([os.urandom(LARGE)])} if syntax == JPEG2000Lossless else {}
     for number in (1, 2):
-        go_on.clear()
+        late_disk.clear()
         sender.store(number, transfer_syntax=syntax, PatientName=f"Doe^{number}", **values)
     assert sender.instances == [INSTANCE.format(1), INSTANCE.format(2)]
     rows = sender.archive.database.execute("SELECT transfer_syntax_uid FROM instance").fetchall()
     assert rows == [(str(syntax),)] * 2
 
 
-def test_what_is_refused_leaves_nothing_behind_however_slow_the_disk_is(sender, monkeypatch):
+def test_what_is_refused_leaves_nothing_behind_however_slow_the_disk_is(sender, late_disk):
     """A file that is still being written when its object is refused does not come back."""
-    write, wait, go_on = NewFile.write, Background.wait, threading.Event()
     sender.store(1, PatientID="A")
-
-    def late(self, *arguments):
-        assert go_on.wait(30)
-        write(self, *arguments)
-
-    def waiting(self):
-        go_on.set()
-        wait(self)
-
-    monkeypatch.setattr(NewFile, "write", late)
-    monkeypatch.setattr(Background, "wait", waiting)
+    late_disk.clear()
     with pytest.raises(InvalidInstance):
         sender.store(2, expected=(CT, "1.2.3"))
     sender.archive._policy = type(sender.archive._policy)("never", "reject")
+    late_disk.clear()
     with pytest.raises(PatientMismatch):
         sender.store(3, PatientID="B")
     assert sender.instances == [INSTANCE.format(1)]
