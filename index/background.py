@@ -11,9 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
-_MOST_IDLE = 8
-"""Threads that are kept for what comes next."""
+_MOST = 4
+"""Threads of a process. Where all are at work, so are the processors, and one more would only take memory."""
 
 
 class Background:
@@ -30,11 +31,8 @@ class Background:
         self._error: BaseException | None = None
         self._under_way = threading.Lock()
         self._under_way.acquire()
-        try:
-            worker = _idle.pop()
-        except IndexError:
-            worker = _Worker()
-        if worker.begin(self):
+        worker = _worker()
+        if worker is not None and worker.begin(self):
             time.sleep(0)  # lets go of the interpreter's lock: the disk begins now
         else:  # there is no thread to be had: it takes longer, that is all
             self.do()
@@ -83,27 +81,45 @@ class _Worker:
             try:
                 threading.Thread(target=self._run, name="disk", daemon=True).start()
             except RuntimeError:
+                self._given = None
+                _places.append(None)
                 return False
             self._is_alive = True
         self._called.release()
         return True
 
     def _run(self) -> None:
-        is_kept = True
-        while is_kept:
+        while True:
             self._called.acquire()
             given, self._given = self._given, None
             if given is None:
                 return
             given.do()
-            is_kept = len(_idle) < _MOST_IDLE
-            if is_kept:
-                _idle.append(self)
+            _idle.append(self)
             given.end()
             del given
 
 
 _idle: deque[_Worker] = deque()
+_places: deque[None] = deque([None] * _MOST)
+
+
+def _worker() -> _Worker | None:
+    """Return a worker that has nothing to do, None when all have."""
+    with suppress(IndexError):
+        return _idle.pop()
+    with suppress(IndexError):
+        _places.pop()
+        return _Worker()
+    return None
+
+
+def _forget() -> None:
+    """Begin without a thread: those of another process do not come along."""
+    _idle.clear()
+    _places.clear()
+    _places.extend([None] * _MOST)
+
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # threads do not come along
+    os.register_at_fork(after_in_child=_forget)

@@ -57,21 +57,19 @@ def test_what_it_raises_is_told_to_all_who_wait():
     assert all(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in told)
 
 
-def test_the_thread_is_used_again_and_few_are_kept():
-    before = threading.active_count()
-    go_on = threading.Event()
-    many = [Background(lambda: go_on.wait(30)) for _ in range(background._MOST_IDLE + 5)]
+def test_threads_are_used_again_and_are_few():
+    """Where all of them are at work, the next one does it himself."""
+    go_on, used = threading.Event(), []
+    many = [Background(lambda: go_on.wait(30)) for _ in range(background._MOST)]
+    one_more = Background(lambda: used.append(threading.current_thread()))
+    assert used == [threading.current_thread()]
     go_on.set()
-    for each in many:
+    for each in (*many, one_more):
         each.wait()
-    used = set()
     for _ in range(20):
-        Background(lambda: used.add(threading.current_thread())).wait()
-    assert len(used) < 20
-    assert len(background._idle) <= background._MOST_IDLE
-    for thread in [each for each in threading.enumerate() if each.name == "disk"]:
-        thread.join(0.01)
-    assert threading.active_count() <= before + background._MOST_IDLE + 1
+        Background(lambda: used.append(threading.current_thread())).wait()
+    assert len(set(used)) <= 1 + background._MOST
+    assert sum(each.name == "disk" for each in threading.enumerate()) <= background._MOST
 
 
 def test_who_has_done_it_holds_nothing_of_it():
@@ -90,10 +88,13 @@ def test_without_a_thread_to_be_had_it_is_done_at_once(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(background, "_idle", background.deque())
+    monkeypatch.setattr(background, "_places", background.deque([None]))
     monkeypatch.setattr(threading.Thread, "start", refusing)
     done = []
-    Background(lambda: done.append(threading.current_thread())).wait()
-    assert done == [threading.current_thread()]
+    for _ in range(2):
+        Background(lambda: done.append(threading.current_thread())).wait()
+    assert done == [threading.current_thread()] * 2
+    assert len(background._places) == 1
 
 
 def test_a_forked_process_has_threads_of_its_own():
@@ -101,7 +102,7 @@ def test_a_forked_process_has_threads_of_its_own():
     assert background._idle
     child = os.fork()
     if child == 0:
-        os._exit(bool(background._idle))
+        os._exit(bool(background._idle) or len(background._places) != background._MOST)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
