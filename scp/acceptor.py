@@ -155,11 +155,13 @@ class Acceptor(Accepting[InboundAssociation]):
     # DIMSE requests
 
     def _dispatch(self, assoc: Association, request: DIMSEPrimitive, context: PresentationContext) -> None:
+        received = transport.received_file(request)
         try:
-            exchange = Exchange(_carrier(assoc), request, context, transport.received_file(request))
+            exchange = Exchange(_carrier(assoc), request, context, received)
             answer(self._services, exchange, caller_of(self._services, exchange.carrier))
         finally:
-            transport.discard_received(request)
+            if received is not None:
+                received.leave()
             transport.served(assoc, request)
 
     def _refuse_incomplete(
