@@ -149,7 +149,7 @@ def test_what_has_no_structure_is_refused(judge, name):
     ids=["elements", "zeros", "fragments"],
 )
 def test_the_number_of_elements_is_bounded(judge, monkeypatch, data_set, limit, sentence):
-    monkeypatch.setattr("index.structure._MOST_ELEMENTS", limit)
+    monkeypatch.setattr("index.walk._MOST_ELEMENTS", limit)
     with pytest.raises(InvalidInstance, match=sentence):
         judge(data_set)
 
