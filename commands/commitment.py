@@ -12,7 +12,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from rich.markup import escape
 from rich.table import Column, Table
 
-from commands.console import FAILED, UNREACHABLE, fail, out, print_table
+from commands.console import FAILED, UNREACHABLE, err, fail, out, print_table
 from index.commitments import Reference, Report
 from index.files import is_part10
 from scp.client import RequestFailed, Requestor
@@ -105,8 +105,8 @@ def as_objects(told: Sequence[Told]) -> list[dict[str, Any]]:
     ]
 
 
-def show(peer: Peer, told: Sequence[Told], passed_over: int = 0) -> None:
-    """Print what was told, and how many files hold nothing to ask about."""
+def show(peer: Peer, told: Sequence[Told]) -> None:
+    """Print what was told."""
     table = Table(Column("file", overflow="fold"), Column("SOP Instance UID", no_wrap=True), "committed")
     for item in told:
         table.add_row(escape(str(item.path)), item.sop_instance_uid, escape(item.reason) or "yes")
@@ -120,6 +120,10 @@ def show(peer: Peer, told: Sequence[Told], passed_over: int = 0) -> None:
             "Some of these files share a SOP Instance UID: the answer is about the one that was stored.",
             highlight=False,
         )
-    if passed_over:
-        which = "file that is no DICOM object was" if passed_over == 1 else "files that are no DICOM objects were"
-        out.print(f"{passed_over} {which} passed over", highlight=False)
+
+
+def show_passed_over(count: int, *, as_json: bool) -> None:
+    """Print how many files hold nothing to ask about, beside what is JSON."""
+    if count:
+        which = "file that is no DICOM object was" if count == 1 else "files that are no DICOM objects were"
+        (err if as_json else out).print(f"{count} {which} passed over", highlight=False)

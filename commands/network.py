@@ -188,7 +188,8 @@ def commit(
     if as_json:
         print_json(commitment.as_objects(told))
     else:
-        commitment.show(target, told, passed_over)
+        commitment.show(target, told)
+    commitment.show_passed_over(passed_over, as_json=as_json)
     if any(item.reason for item in told) or (passed_over and not told):
         raise typer.Exit(FAILED)
 

@@ -172,8 +172,9 @@ def test_what_in_a_folder_is_no_object_is_passed_over(start_node, make_file, mak
     asked = tharsis("commit", folder, "--peer", peer)
     assert asked.returncode == 0, asked.stdout
     assert "2 files that are no DICOM objects were passed over" in asked.stdout
-    told = json.loads(tharsis("commit", folder, "--peer", peer, "--json").stdout)
-    assert [item["file"] for item in told] == [str(file)]
+    asked = tharsis("commit", folder, "--peer", peer, "--json")
+    assert [item["file"] for item in json.loads(asked.stdout)] == [str(file)]
+    assert asked.stderr.splitlines()[-1] == "2 files that are no DICOM objects were passed over"
     named = tharsis("commit", file, licence, "--peer", peer, "--json")
     assert named.returncode == 1
     assert [item["file"] for item in json.loads(named.stdout) if not item["safe"]] == [str(licence)]
