@@ -8,6 +8,7 @@ a C-STORE brings is safe by the journal of arrivals before its file has reached 
 from __future__ import annotations
 
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from index.catalogue import find_instance
 from index.changes import ChangeKind
 from index.database import CATALOGUE_FILE, Connections, first_in_line
 from index.durable import flush
-from index.errors import CatalogueLost, NotFound, NotRecovered, OutOfSpace
+from index.errors import ArchiveError, CatalogueLost, NotFound, NotRecovered
 from index.files import FileStore, flush_and_digest, incoming_prefix
 from index.header import WANTED, Header, header_of, read_header
 from index.instances import Ingested, Outcome, Received, StoredInstance
@@ -287,7 +288,7 @@ class Archive:
                 return
             try:
                 recovery.recover(self, self._journal)
-            except (OSError, OutOfSpace) as error:
+            except (OSError, ArchiveError, sqlite3.Error) as error:
                 raise NotRecovered(
                     f"{self.data}: the system went down before all was on disk, and what the journal in {FOLDER}/ has "
                     f"cannot be brought back now ({error}); the journal is kept, so put that right and start again"

@@ -9,13 +9,14 @@ which blocks it still knows. How it is used, and why: `docs/decisions/0016-arriv
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -25,9 +26,15 @@ from sqlite_utils import Database
 
 from index.arrival_blocks import Arrived, Block, Encoder, blocks
 from index.durable import FileSystem, flush, write_whole
-from index.errors import ArchiveError
+from index.errors import ArchiveError, DiskFailed
+
+_LOG = logging.getLogger(__name__)
 
 FOLDER = "arrivals"
+_FAILED = "failed"
+"""A file that says that the system could not write something to the disk that the journal stands for."""
+
+_UNTIL = "nothing more is stored until the node is started again, which brings it back from the journal"
 _KEY = "key"
 _KEY_BYTES = 32
 _SEGMENT = re.compile(r"(\d+)-[01]")
@@ -109,6 +116,7 @@ class ArrivalJournal:
         self._lane: _Lane | None = None
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
+        self._failure = ""
 
     def begin(self) -> None:
         """Take a lane, in a thread of its own: that waits until all that was written before has reached the disk.
@@ -117,7 +125,7 @@ class ArrivalJournal:
         """
 
         def take() -> None:
-            with suppress(ArchiveError, OSError, sqlite3.Error), self._lock:
+            with suppress(ArchiveError, OSError, sqlite3.Error), self._lock:  # what the disk has refused is logged
                 self._lane = self._lane or self._taken_lane()
 
         threading.Thread(target=take, name="begin-arrivals", daemon=True).start()
@@ -129,7 +137,11 @@ class ArrivalJournal:
         ------
         OSError
             It cannot be written: the disk is full, above all.
+        DiskFailed
+            The disk has not taken what was stored before.
         """
+        if self._failure:
+            self._refuse()
         with self._lock:
             lane = self._lane = self._lane or self._taken_lane()
             lane.number += 1
@@ -165,7 +177,7 @@ class ArrivalJournal:
         block = lane.encoder.encoded(lane.key, number, instances)
         if lane.at and lane.at + len(block) > _SEGMENT_BYTES and lane.other <= lane.ended:
             if lane.other > lane.settled:  # the thread that sees to it is late
-                self._file_system.flush()
+                self._flush()
                 lane.settled = lane.other
             lane.other = lane.is_left = lane.last
             lane.segment, lane.at, lane.last = 1 - lane.segment, 0, 0
@@ -177,13 +189,46 @@ class ArrivalJournal:
         """Bring to disk what the blocks up to `number` stand for, while others go on."""
 
         def settle() -> None:
-            self._file_system.flush()
-            with self._lock:
-                lane.settled = max(lane.settled, number)
+            with suppress(OSError, DiskFailed):  # it is logged, and nothing is settled any more
+                self._flush()
+                with self._lock:
+                    lane.settled = max(lane.settled, number)
 
         self._settling = threading.Thread(target=settle, name="settle-arrivals", daemon=True)
         with suppress(RuntimeError):  # there is no thread to be had: who needs the segment sees to it
             self._settling.start()
+
+    def _flush(self) -> None:
+        """Bring all of the file system to the disk, unless that has failed: the system tells of it once (syncfs(2)).
+
+        Raises
+        ------
+        OSError
+            It cannot be. From now on the journal stays as it is: it may have the only copy of what was lost.
+        DiskFailed
+            So it was before, here or in another process.
+        """
+        if self._failure or (self._folder / _FAILED).exists():
+            self._refuse()
+        self._flush_anyway()
+
+    def _flush_anyway(self) -> None:
+        try:
+            self._file_system.flush()
+        except OSError as error:
+            if not self._has_any():  # then it was nothing that the journal stands for
+                _LOG.warning("something else on the disk could not be written (%s)", error.strerror or error)
+                return
+            self._failure = error.strerror or str(error)
+            _LOG.error("the disk has not taken all that was stored (%s): %s", self._failure, _UNTIL)
+            with suppress(OSError):
+                (self._folder / _FAILED).touch(mode=0o600)
+                flush(self._folder)
+            raise
+
+    def _refuse(self) -> None:
+        self._failure = self._failure or "as another process has found"
+        raise DiskFailed(f"the disk has not taken all that was stored before ({self._failure}): {_UNTIL}")
 
     def _taken_lane(self) -> _Lane:
         """Take a lane that no living process has, and leave nothing open of what a dead one did there."""
@@ -205,7 +250,7 @@ class ArrivalJournal:
             raise
 
     def _settled_lane(self, number: int, held: IO[str]) -> _Lane:
-        self._file_system.flush()
+        self._flush()
         with self._connections.transaction() as database:
             key = self._key()
             if not key:
@@ -215,8 +260,11 @@ class ArrivalJournal:
             now = replace(before, settled=before.number, boot=self._boot)
             _set(database, number, now)
         # A block that was written, but not noted, bears a number that is given again: it may not be taken for that one.
-        _clear(path for path in self._paths_of(number) if path.exists())
-        return _Lane(number, held, key, self._new_segments(number), now)
+        # In a transaction, for a deletion empties the journal in one; in another one, so that no lane with segments
+        # ever bears the mark of another start of the system.
+        with self._connections.transaction():
+            _clear(path for path in self._paths_of(number) if path.exists())
+            return _Lane(number, held, key, self._new_segments(number), now)
 
     def _new_segments(self, lane: int) -> tuple[_Segment, _Segment]:
         first, second = self._paths_of(lane)
@@ -230,7 +278,7 @@ class ArrivalJournal:
     def settle(self) -> None:
         """Bring to disk what the journal stands for, so that `empty` has little left to wait for."""
         if self._has_any():
-            self._file_system.flush()
+            self._flush()
 
     def empty(self, database: Database) -> None:
         """Leave nothing in the journal, inside a write transaction: all that it stands for is on disk before.
@@ -238,7 +286,7 @@ class ArrivalJournal:
         A block that another thread or process has written, but not noted, is written once more when it is.
         """
         if self._has_any():
-            self._file_system.flush()
+            self._flush()
             _remove(self._paths())
             database.execute("UPDATE arrivals SET settled = number, emptied = emptied + 1")
 
@@ -259,18 +307,40 @@ class ArrivalJournal:
         return []
 
     def is_in_doubt(self, database: Database) -> bool:
-        """Whether the system was started anew since the last block was written: the disk may lack what came then."""
-        if not self._paths():
+        """Whether the disk may lack what the journal has.
+
+        That is so when the system was started anew since the last block of a lane was written, and when the disk has
+        not taken something; but not while somebody stores, who knows better.
+        """
+        if self.is_failed and not self._is_any_held():
+            return True
+        paths = self._paths()
+        if not paths:
             return False
         lanes = standings(database)
-        return not self._boot or not lanes or any(each.boot != self._boot for each in lanes.values())
+        return not self._boot or any(lanes.get(_lane_of(path), Standing()).boot != self._boot for path in paths)
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the disk has not taken something, since when only what the journal has of it is to be trusted."""
+        return (self._folder / _FAILED).exists()
+
+    def _is_any_held(self) -> bool:
+        """Whether a living process has a lane."""
+        for path in self._folder.glob("*.lock"):
+            with path.open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+        return False
 
     def doubtful(self, database: Database) -> list[Block]:
         """Return the blocks behind the settled ones, those of each lane in their order."""
         lanes, key = standings(database), self._key()
         found: dict[tuple[int, int], Block] = {}
         for path in self._paths():
-            lane = int(path.name.partition("-")[0])
+            lane = _lane_of(path)
             settled = lanes.get(lane, Standing()).settled
             found |= {(lane, block.number): block for block in blocks(path, lane, key) if block.number > settled}
         return [found[each] for each in sorted(found)]
@@ -286,8 +356,12 @@ class ArrivalJournal:
         lanes = standings(database)
         if lanes != since:
             return False
-        self._file_system.flush()
+        self._flush_anyway()
         _remove(self._paths())
+        with suppress(FileNotFoundError):
+            (self._folder / _FAILED).unlink()
+            flush(self._folder)
+        self._failure = ""
         for lane in {*lanes, *last}:
             before = lanes.get(lane, Standing())
             number = max(before.number, last.get(lane, 0))
@@ -353,12 +427,23 @@ def _set(database: Database, lane: int, now: Standing) -> None:
 
 
 def _remove(segments: Sequence[Path]) -> None:
-    """Leave nothing in them, and no name of them: who still writes to one finds out (`_Segment.is_gone`)."""
-    _clear(segments)
-    for path in segments:
-        path.unlink()
-    for folder in {path.parent for path in segments}:
-        flush(folder)
+    """Leave no name of them, and nothing in them: who still writes to one finds out (`_Segment.is_gone`).
+
+    The names go first: of one that has lost what was in it and still has its name, its owner would find out nothing.
+    """
+    with ExitStack() as opened:
+        files = [opened.enter_context(path.open("r+b")) for path in segments]
+        for path in segments:
+            path.unlink()
+        for folder in {path.parent for path in segments}:
+            flush(folder)
+        for file in files:
+            file.truncate(0)
+            os.fsync(file.fileno())
+
+
+def _lane_of(segment: Path) -> int:
+    return int(segment.name.partition("-")[0])
 
 
 def _clear(segments: Iterable[Path]) -> None:

@@ -8,6 +8,7 @@
     ├── PatientMismatch        the study is another patient's, and the policy refuses such an instance
     ├── CatalogueBusy          somebody has held the catalogue for longer than a writer waits
     ├── OutOfSpace             reserve, quota or disk: there is no room; nothing was written
+    ├── DiskFailed             the disk has not taken what was stored before: nothing more is, until it is brought back
     ├── CatalogueLost          files without a catalogue: `tharsis rebuild` makes it again
     ├── NotRecovered           after a power cut, the journal cannot be brought back now; it is kept
     ├── InvalidIdentifier      a query that the information model does not allow
@@ -55,6 +56,10 @@ class CatalogueBusy(ArchiveError, sqlite3.OperationalError):
 
 class OutOfSpace(ArchiveError):
     """Less than the reserve would stay free, the quota is used up, or the disk is full; nothing was written."""
+
+
+class DiskFailed(ArchiveError):
+    """The disk has not taken what was stored before; nothing more is, until the next start has brought it back."""
 
 
 class NotRecovered(ArchiveError):

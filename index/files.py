@@ -246,7 +246,7 @@ class FileStore:
         return target.relative_to(self.root).as_posix()
 
     def borrow(self, relative: str) -> Path:
-        """Return a second name, in the incoming folder, for a stored file: what ingest moves, it moves by that name."""
+        """Return a second name, in the incoming folder, for a file: ingest moves or drops only that."""
         second = self.incoming / f"{incoming_prefix()}{secrets.token_hex(8)}.part"
         try:
             second.hardlink_to(self.root / relative)

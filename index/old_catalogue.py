@@ -29,6 +29,7 @@ _ENCODER = "model_id, dimension, active, wanted, at"
 _ACTIVATION = "id, model_id, at"
 _ORTHANC_SERIES = "orthanc_id, orthanc_study, series_instance_uid, listing, content"
 _TOLD = "profile, uid, original"
+_ARRIVALS = "lane, number, settled, emptied, boot"
 _JOB = "kind, subject, parameters, not_before, attempts, error, created"
 
 
@@ -145,6 +146,11 @@ class OldCatalogue:
         """Copy the promises to remove files."""
         with connections.transaction() as database:
             deletion.promise_removal(database, self.removals())
+
+    def take_over_arrivals(self, connections: Connections) -> None:
+        """Copy which blocks of the journal of arrivals had their rows: what was refused then does not come in now."""
+        with connections.transaction() as database:
+            _insert(database, "arrivals", _ARRIVALS, self._rows(f"SELECT {_ARRIVALS} FROM arrivals"))
 
     def take_over_derivations(self, connections: Connections) -> int:
         """Copy the records of what was made from what, so that nothing of it is made again; return how many."""

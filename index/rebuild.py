@@ -110,6 +110,7 @@ def rebuild(data: Path, *, settle_time_s: float, on_file: Callable[[], None]) ->
         _start_feed(database, old)
         losers = _fill(connections, files, old, on_file)
         old.take_over_removals(connections)
+        old.take_over_arrivals(connections)
         result.missing = old.tell_missing(connections)
         result.derivations = old.take_over_derivations(connections)
         old.take_over_encoders(connections)

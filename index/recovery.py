@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from index.arrival_blocks import Arrived
 from index.arrivals import ArrivalJournal, Standing, standings
-from index.catalogue import has_instance, is_known
-from index.errors import ArchiveError
+from index.catalogue import find_instance, is_known
+from index.errors import InvalidInstance
 from index.files import FileStore
 from index.header import read_header
 
@@ -26,9 +26,9 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
     Raises
     ------
     OSError
-        The journal cannot be read, or a file cannot be written: the journal stays as it is.
-    OutOfSpace
-        There is no room for a file.
+        The journal cannot be read, or a file cannot be written: the journal stays as it is, and what it points to.
+    ArchiveError, sqlite3.Error
+        So it does where there is no room, or somebody keeps the catalogue.
     """
     restored = ingested = 0
     is_resolved = False
@@ -38,7 +38,7 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
         for block in blocks:
             for instance in block.instances:
                 if is_known(archive.database, instance.path):
-                    restored += _restore(archive.files, instance)
+                    restored += _restore(archive.files, instance, trusts_files=not journal.is_failed)
                 elif block.number > since.get(block.lane, Standing()).number:
                     ingested += _ingest(archive, instance)
         last = {block.lane: block.number for block in blocks}  # in their order
@@ -51,48 +51,66 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
         )
 
 
-def _restore(files: FileStore, instance: Arrived) -> bool:
-    """Give an instance of the catalogue its file again, unless that is as it was; return whether it was not."""
+def _restore(files: FileStore, instance: Arrived, *, trusts_files: bool) -> bool:
+    """Give an instance of the catalogue its file again, unless that is as it was; return whether it was not.
+
+    Parameters
+    ----------
+    trusts_files
+        Whether what can be read of a file is on the disk. Where the disk has refused to take it, the system may show
+        what it has in its memory alone; a large one was flushed by itself, and is on disk for sure.
+    """
     final = files.path(instance.path)
-    if _is_whole(final, instance):
+    if _is_whole(final, instance) and (trusts_files or not instance.content):
         return False
-    source = _source(files, instance)
-    if source is None:
+    held = _received(files, instance)
+    if not held:
         _LOG.error("%s is lost: neither its file nor what was received for it is whole", instance.path)
         return False
-    final.unlink(missing_ok=True)
-    files.place(source, instance.path)
+    files.place(files.path(held), instance.path)
     return True
 
 
 def _ingest(archive: Archive, instance: Arrived) -> bool:
-    """Store an instance that the catalogue does not know; return whether it was stored."""
-    final = archive.files.path(instance.path)
-    is_there = _is_whole(final, instance)
-    source = archive.files.borrow(instance.path) if is_there else _source(archive.files, instance)
-    if source is None:
+    """Store an instance that the catalogue does not know; return whether it was stored.
+
+    Whatever raises leaves what there is of it where it is.
+    """
+    files = archive.files
+    held = instance.path if _is_whole(files.path(instance.path), instance) else _received(files, instance)
+    if not held:
         return False  # it was cut short: nobody was told that it is stored
+    is_stored = False
     try:
-        if has_instance(archive.database, read_header(source).sop_instance_uid):
-            source.unlink()
-        else:
-            archive.ingest(source, source_aet=instance.source_aet, readmit=True)
-    except ArchiveError as error:
+        stored = find_instance(archive.database, read_header(files.path(held)).sop_instance_uid)
+        if stored is None:
+            archive.ingest(files.borrow(held), source_aet=instance.source_aet, readmit=True)
+            is_stored = True
+        elif stored["sha256"] != instance.sha256:  # two of the same UID: nobody knows which one was answered for
+            aside = files.quarantine(held)
+            _LOG.warning("%s: another object of its SOP Instance UID is stored; this one is now %s", held, aside)
+            return False
+    except InvalidInstance as error:
         _LOG.warning("%s: %s", instance.path, error)
-        source.unlink(missing_ok=True)
-        return False
-    final.unlink(missing_ok=True)  # no row points there
-    return True
+    except BaseException:
+        if instance.content and held != instance.path:  # the journal has it still
+            files.path(held).unlink(missing_ok=True)
+        raise
+    with archive.transaction() as database:
+        for path in {held, instance.path}:
+            if not is_known(database, path):
+                files.path(path).unlink(missing_ok=True)
+    return is_stored
 
 
-def _source(files: FileStore, instance: Arrived) -> Path | None:
-    """Return a whole file of the instance in the incoming folder; None where there is none."""
+def _received(files: FileStore, instance: Arrived) -> str:
+    """Return where below the data folder what was received of an instance lies, whole; "" where it does not."""
     if instance.content:
         source = files.receive(instance.content)
         files.release(source, is_placed=True)
     else:
         source = files.incoming / instance.incoming
-    return source if _is_whole(source, instance) else None
+    return source.relative_to(files.root).as_posix() if _is_whole(source, instance) else ""
 
 
 def _is_whole(path: Path, instance: Arrived) -> bool:

@@ -21,6 +21,7 @@ from index.decoding import Undecodable, decoder
 from index.errors import (
     CannotDeidentify,
     CatalogueBusy,
+    DiskFailed,
     InstanceConflict,
     InvalidIdentifier,
     InvalidInstance,
@@ -99,7 +100,7 @@ _BEHAVIOURS = {
 }
 
 RAISED: dict[str, tuple[type[Exception], ...]] = {
-    "storage": (InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace, CatalogueBusy, *_ACCESS),
+    "storage": (InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace, DiskFailed, CatalogueBusy, *_ACCESS),
     "inbox": (
         *(InvalidInstance, InstanceConflict, PatientMismatch, CannotDeidentify, OutOfSpace, CatalogueBusy),
         *_ACCESS,

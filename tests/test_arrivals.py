@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 import threading
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
-from index import arrivals
+from index import arrivals, catalogue, recovery
 from index.archive import Archive, Outcome
 from index.arrival_blocks import PAGE, Arrived, Encoder, blocks
 from index.arrivals import ArrivalJournal
-from index.errors import InstanceConflict, NotFound, NotRecovered
+from index.durable import FileSystem
+from index.errors import CatalogueBusy, DiskFailed, InstanceConflict, NotFound, NotRecovered, PatientMismatch
+from index.files import FileStore
 from index.fsck import Options, check
+from index.intake import Intake
 from index.keys import Level
 from index.rebuild import rebuild
 from scp.reception import ReceivedFile, Reception
@@ -394,15 +399,15 @@ def test_who_stores_first_does_not_wait_for_what_others_have_written(tmp_path, s
 
 
 def test_a_start_that_finds_no_lane_leaves_it_to_who_stores_first(tmp_path, send, monkeypatch, wait_until):
-    tried, real = [], arrivals.FileSystem.flush
+    tried, real = [], ArrivalJournal._new_segments
 
-    def flush(file_system):
+    def new_segments(journal, lane):
         tried.append(threading.current_thread())
         if len(tried) == 1:
             raise OSError("broken")
-        real(file_system)
+        return real(journal, lane)
 
-    monkeypatch.setattr(arrivals.FileSystem, "flush", flush)
+    monkeypatch.setattr(ArrivalJournal, "_new_segments", new_segments)
     archive = Archive(tmp_path / "data")
     archive.expect_arrivals()
     wait_until(lambda: tried and not tried[0].is_alive())
@@ -457,3 +462,238 @@ def test_a_deletion_that_is_undone_loses_nothing(tmp_path, send, monkeypatch, co
     archive = Archive(tmp_path / "data")
     for number, content in sent.items():
         assert archive.open_instance(UID.format(number)).path.read_bytes() == content
+
+
+class Stop(Exception):
+    """Whatever comes between."""
+
+
+@pytest.mark.parametrize("why", ["no room", "catalogue busy", "disk"])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_what_cannot_be_brought_back_now_is_brought_back_later(tmp_path, send, monkeypatch, size, why):
+    """Neither the journal nor what was received may go before the instance is stored again."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    before, incoming, place = catalogue_of(archive), {}, archive.files.place
+
+    def noting(source, relative, **how):
+        incoming[relative] = source
+        return place(source, relative, **how)
+
+    monkeypatch.setattr(archive.files, "place", noting)
+    content = send(archive, 1, size)[1]
+    path = archive.open_instance(UID.format(1)).path
+    if size == LARGE:  # the disk has it under its first name only
+        path.rename(incoming[str(path.relative_to(archive.data))])
+    else:
+        path.unlink()
+    cut_power(archive, monkeypatch, before)
+    with monkeypatch.context() as trouble:
+        trouble_of = {"catalogue busy": CatalogueBusy("locked"), "disk": OSError(errno.EIO, "Input/output error")}
+
+        def failing(*_, **__):
+            raise trouble_of[why]
+
+        if why in trouble_of:
+            trouble.setattr(Intake, "store", failing)
+        with pytest.raises(NotRecovered):
+            Archive(tmp_path / "data", settle_time_s=0.0, reserve_mb=1 << 40 if why == "no room" else 0)
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    require_whole(again, {1: content})
+    assert not [path for path in again.incoming.iterdir() if path.stat().st_size]
+
+
+def test_a_lane_that_nobody_has_used_since_the_start_puts_nothing_in_doubt(tmp_path, send, monkeypatch):
+    """A deletion has emptied the journal before: another process that opens the archive leaves who stores alone."""
+    data = tmp_path / "data"
+    archives = [Archive(data, settle_time_s=0.0) for _ in range(2)]
+    for number, archive in enumerate(archives):
+        send(archive, number)
+    archives[0].delete(Level.IMAGE, UID.format(0))
+    for archive in archives:
+        archive.close()
+        archive._journal._lane.held.close()
+    monkeypatch.setattr(arrivals, "boot", lambda: "another one")
+    one = Archive(data, settle_time_s=0.0)
+    send(one, 3)
+    assert {each.boot for each in arrivals.standings(one.database).values()} != {"another one"}
+    assert not ArrivalJournal(data, one._connections).is_in_doubt(one.database)
+    two = Archive(data, settle_time_s=0.0)
+    assert send(two, 4)[0] is Outcome.STORED
+    assert not ArrivalJournal(data, one._connections).is_in_doubt(one.database)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_what_is_stored_while_it_is_brought_back_keeps_its_file(tmp_path, send, monkeypatch, size):
+    """Somebody else has committed it between two looks at the catalogue."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1)
+    block, commits = [], archive._intake._commits
+    commit, write = commits._commit, archive._journal.write
+    monkeypatch.setattr(archive._journal, "write", lambda instances: block.extend(instances) or write(instances))
+
+    def meanwhile(group):
+        """The block is written and its rows are not: in front of them, and behind the last look, they come."""
+        held = catalogue.find_instance
+
+        def late(database, uid):
+            monkeypatch.setattr("index.recovery.find_instance", held)
+            commit(group)
+            return held(database, uid)
+
+        monkeypatch.setattr("index.recovery.find_instance", late)
+        other = Archive(tmp_path / "data", settle_time_s=0.0)
+        with suppress(FileNotFoundError):
+            recovery._ingest(other, block[-1])
+        other.close()
+
+    monkeypatch.setattr(commits, "_commit", meanwhile)
+    content = send(archive, 2, size)[1]
+    assert archive.open_instance(UID.format(2)).path.read_bytes() == content
+
+
+def failing_once(monkeypatch):
+    """Have the system tell once that something could not be written, as it does (syncfs(2))."""
+    flush, told = FileSystem.flush, []
+
+    def failing(file_system):
+        if not told:
+            told.append(threading.current_thread().name)
+            raise OSError(errno.EIO, "Input/output error")
+        flush(file_system)
+
+    monkeypatch.setattr(FileSystem, "flush", failing)
+    return told
+
+
+@pytest.mark.parametrize("told_to", ["a segment that is left", "a deletion", "the next start", "a late segment"])
+def test_what_the_disk_has_not_taken_is_written_again_at_the_next_start(
+    tmp_path, send, monkeypatch, caplog, wait_until, told_to
+):
+    """The system tells of it once, and shows what it has in memory until then: the journal has the only copy."""
+    monkeypatch.setattr(arrivals, "_SEGMENT_BYTES", 3 * PAGE)
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {number: send(archive, number)[1] for number in (1, 2)}
+    told = failing_once(monkeypatch)
+    refused = []
+
+    def store(number):
+        try:
+            sent[number] = send(archive, number)[1]
+        except (DiskFailed, OSError) as error:
+            refused.append(error)
+
+    if told_to == "the next start":
+        archive.close()
+        archive._journal._lane.held.close()
+        archive = Archive(tmp_path / "data", settle_time_s=0.0)
+        archive.expect_arrivals()
+        wait_until(lambda: told == ["begin-arrivals"] and archive._journal._failure)
+    elif told_to == "a deletion":
+        with pytest.raises(OSError, match="Input/output error"):
+            archive.delete(Level.IMAGE, UID.format(2))
+        with pytest.raises(DiskFailed):
+            archive.delete(Level.IMAGE, UID.format(2))
+    elif told_to == "a late segment":
+        monkeypatch.setattr(ArrivalJournal, "_settle_soon", lambda *_: None)
+    for number in range(3, 12):
+        store(number)
+        if archive._journal._settling is not None:
+            archive._journal._settling.join()
+    assert len(told) == 1
+    assert isinstance(refused[-1], DiskFailed)
+    assert sum("the disk has not taken all that was stored" in line for line in caplog.messages) == 1
+    if told_to != "the next start":  # while somebody stores, others leave it as it is, and take nothing from it
+        other = Archive(tmp_path / "data", settle_time_s=0.0)
+        with pytest.raises(DiskFailed):
+            other.delete(Level.IMAGE, UID.format(2))
+        with pytest.raises(DiskFailed):
+            send(other, 20)
+        other.close()
+
+    written, place = set(), FileStore.place
+
+    def placed(files, source, to, **how):
+        written.add(to)
+        return place(files, source, to, **how)
+
+    monkeypatch.setattr(FileStore, "place", placed)
+    archive.close()
+    if archive._journal._lane is not None:
+        archive._journal._lane.held.close()
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    require_whole(again, sent)
+    assert again.open_instance(UID.format(1)).path.relative_to(again.data).as_posix() in written
+    assert send(again, 30)[0] is Outcome.STORED
+
+
+def test_what_else_the_disk_has_not_taken_keeps_nobody_from_storing(tmp_path, send, monkeypatch):
+    told = failing_once(monkeypatch)
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    assert send(archive, 1)[0] is Outcome.STORED
+    assert told
+
+
+@pytest.mark.parametrize("at", ["names", "first name", "content"])
+def test_a_deletion_that_ends_while_it_empties_the_journal_leaves_one_that_protects(tmp_path, send, monkeypatch, at):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {number: send(archive, number)[1] for number in (1, 2)}
+    unlink, truncated = Path.unlink, []
+
+    def stopping(path, *arguments, **how):
+        if path.parent.name == "arrivals":
+            if at == "names" or (at == "first name" and truncated):
+                raise Stop
+            truncated.append(path)
+        unlink(path, *arguments, **how)
+
+    def no_flush(path):
+        if path.name == "arrivals":
+            raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", stopping)
+        if at == "content":
+            patched.setattr(arrivals, "flush", no_flush)
+        with pytest.raises(Stop):
+            Archive(tmp_path / "data", settle_time_s=0.0).delete(Level.IMAGE, UID.format(2))
+    before = catalogue_of(archive)
+    for number in range(3, 8):
+        outcome, sent[number] = send(archive, number)
+        assert outcome is Outcome.STORED
+        archive.open_instance(UID.format(number)).path.unlink()
+    cut_power(archive, monkeypatch, before)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_two_objects_of_one_uid_are_both_kept(tmp_path, send, monkeypatch):
+    """Nobody knows for which of them somebody was answered: one is stored, one lies in quarantine."""
+    one, two = (Archive(tmp_path / "data", settle_time_s=0.0) for _ in range(2))
+    send(one, 8)
+    send(two, 9)
+    before = catalogue_of(one)
+    send(two, 1, PatientName="Answered")
+
+    def cut(*_):
+        raise Stop
+
+    monkeypatch.setattr(one._intake._commits, "_commit", cut)
+    with pytest.raises(Stop):
+        send(one, 1, PatientName="Never answered")
+    cut_power(two, monkeypatch, before)
+    one.close()
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    kept = [again.open_instance(UID.format(1)).path, *(again.data / "quarantine").rglob("*.*")]
+    contents = b"".join(path.read_bytes() for path in kept if path.is_file())
+    assert b"Answered" in contents
+    assert b"Never answered" in contents
+
+
+def test_what_was_refused_does_not_come_in_with_a_new_catalogue(tmp_path, send):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0, patient_mismatch="reject")
+    send(archive, 1)
+    with pytest.raises(PatientMismatch):
+        send(archive, 2, PatientID="somebody else")
+    archive.close()
+    rebuild(archive.data, settle_time_s=0.0, on_file=lambda: None)
+    again = Archive(tmp_path / "data", settle_time_s=0.0, patient_mismatch="reject")
+    assert [row[0] for row in again.database.execute("SELECT sop_instance_uid FROM instance")] == [UID.format(1)]
