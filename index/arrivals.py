@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
-import re
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import IO, Protocol
 from sqlite_utils import Database
 
 from index.arrival_blocks import Arrived, Block, Encoder, blocks
+from index.arrival_segments import Segment, clear, lane_of, remove, segments_in, segments_of
 from index.durable import FileSystem, flush, write_whole
 from index.errors import ArchiveError, DiskFailed
 
@@ -37,10 +36,7 @@ _FAILED = "failed"
 _UNTIL = "nothing more is stored until the node is started again, which brings it back from the journal"
 _KEY = "key"
 _KEY_BYTES = 32
-_SEGMENT = re.compile(r"(\d+)-[01]")
 _SEGMENT_BYTES = 32 << 20
-_STEP_BYTES = 1 << 20
-"""How much a segment has at first. It doubles: to write behind its end would wait for the file system's own journal."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Written:
     """
 
     number: int
-    segments: tuple[_Segment, _Segment]
+    segments: tuple[Segment, Segment]
     instances: tuple[Arrived, ...]
 
 
@@ -263,12 +259,12 @@ class ArrivalJournal:
         # In a transaction, for a deletion empties the journal in one; in another one, so that no lane with segments
         # ever bears the mark of another start of the system.
         with self._connections.transaction():
-            _clear(path for path in self._paths_of(number) if path.exists())
+            clear(path for path in segments_of(self._folder, number) if path.exists())
             return _Lane(number, held, key, self._new_segments(number), now)
 
-    def _new_segments(self, lane: int) -> tuple[_Segment, _Segment]:
-        first, second = self._paths_of(lane)
-        return _Segment(first), _Segment(second)
+    def _new_segments(self, lane: int) -> tuple[Segment, Segment]:
+        first, second = segments_of(self._folder, lane)
+        return Segment(first), Segment(second)
 
     def _key(self) -> bytes:
         with suppress(FileNotFoundError):
@@ -287,24 +283,15 @@ class ArrivalJournal:
         """
         if self._has_any():
             self._flush()
-            _remove(self._paths())
+            remove(segments_in(self._folder))
             database.execute("UPDATE arrivals SET settled = number, emptied = emptied + 1")
 
     def _has_any(self) -> bool:
-        for path in self._paths():
+        for path in segments_in(self._folder):
             with suppress(FileNotFoundError):  # somebody empties it
                 if path.stat().st_size:
                     return True
         return False
-
-    def _paths_of(self, lane: int) -> list[Path]:
-        return [self._folder / f"{lane}-{segment}" for segment in (0, 1)]
-
-    def _paths(self) -> list[Path]:
-        """Return all segments."""
-        with suppress(FileNotFoundError):
-            return [path for path in sorted(self._folder.iterdir()) if _SEGMENT.fullmatch(path.name)]
-        return []
 
     def is_in_doubt(self, database: Database) -> bool:
         """Whether the disk may lack what the journal has.
@@ -314,11 +301,11 @@ class ArrivalJournal:
         """
         if self.is_failed and not self._is_any_held():
             return True
-        paths = self._paths()
+        paths = segments_in(self._folder)
         if not paths:
             return False
         lanes = standings(database)
-        return not self._boot or any(lanes.get(_lane_of(path), Standing()).boot != self._boot for path in paths)
+        return not self._boot or any(lanes.get(lane_of(path), Standing()).boot != self._boot for path in paths)
 
     @property
     def is_failed(self) -> bool:
@@ -339,8 +326,8 @@ class ArrivalJournal:
         """Return the blocks behind the settled ones, those of each lane in their order."""
         lanes, key = standings(database), self._key()
         found: dict[tuple[int, int], Block] = {}
-        for path in self._paths():
-            lane = _lane_of(path)
+        for path in segments_in(self._folder):
+            lane = lane_of(path)
             settled = lanes.get(lane, Standing()).settled
             found |= {(lane, block.number): block for block in blocks(path, lane, key) if block.number > settled}
         return [found[each] for each in sorted(found)]
@@ -357,7 +344,7 @@ class ArrivalJournal:
         if lanes != since:
             return False
         self._flush_anyway()
-        _remove(self._paths())
+        remove(segments_in(self._folder))
         with suppress(FileNotFoundError):
             (self._folder / _FAILED).unlink()
             flush(self._folder)
@@ -392,7 +379,7 @@ class _Lane:
     id: int
     held: IO[str]
     key: bytes
-    segments: tuple[_Segment, _Segment]
+    segments: tuple[Segment, Segment]
     before: Standing
 
     def __post_init__(self) -> None:
@@ -424,74 +411,3 @@ def _set(database: Database, lane: int, now: Standing) -> None:
         "INSERT OR REPLACE INTO arrivals (lane, number, settled, emptied, boot) VALUES (?, ?, ?, ?, ?)",
         (lane, now.number, now.settled, now.emptied, now.boot),
     )
-
-
-def _remove(segments: Sequence[Path]) -> None:
-    """Leave no name of them, and nothing in them: who still writes to one finds out (`_Segment.is_gone`).
-
-    The names go first: of one that has lost what was in it and still has its name, its owner would find out nothing.
-    """
-    with ExitStack() as opened:
-        files = [opened.enter_context(path.open("r+b")) for path in segments]
-        for path in segments:
-            path.unlink()
-        for folder in {path.parent for path in segments}:
-            flush(folder)
-        for file in files:
-            file.truncate(0)
-            os.fsync(file.fileno())
-
-
-def _lane_of(segment: Path) -> int:
-    return int(segment.name.partition("-")[0])
-
-
-def _clear(segments: Iterable[Path]) -> None:
-    """Leave nothing in them, on the disk as well."""
-    for path in segments:
-        with path.open("r+b") as file:
-            file.truncate(0)
-            os.fsync(file.fileno())
-
-
-class _Segment:
-    """One file of the journal, open for writing that has reached the disk when it returns."""
-
-    def __init__(self, path: Path) -> None:
-        is_new = not path.exists()
-        self._plain = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
-        if is_new:
-            flush(path.parent)
-        self._direct = os.fdopen(_open_directly(path), "wb", buffering=0)
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether somebody has emptied it: nobody who looks for it finds what is written to it now."""
-        return os.fstat(self._plain.fileno()).st_nlink == 0
-
-    def write(self, block: memoryview, at: int) -> None:
-        """Write `block` at the byte `at`."""
-        self._grow(at + len(block))
-        descriptor, done = self._direct.fileno(), 0
-        while done < len(block):
-            done += os.pwrite(descriptor, block[done:], at + done)
-
-    def _grow(self, size: int) -> None:
-        """Have bytes on the disk up to `size` at least: what overwrites them waits for nothing else."""
-        descriptor = self._plain.fileno()
-        present = os.fstat(descriptor).st_size
-        if present >= size:
-            return
-        wanted = max(size, 2 * present)
-        while present < wanted:
-            present += os.pwrite(descriptor, bytes(_STEP_BYTES), present)
-        os.fsync(descriptor)
-
-
-def _open_directly(path: Path) -> int:
-    """Open for writes past the system's cache, which is flushed anyway; on file systems without that, through it."""
-    flags = os.O_WRONLY | os.O_DSYNC
-    try:
-        return os.open(path, flags | getattr(os, "O_DIRECT", 0))
-    except OSError:
-        return os.open(path, flags)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from index import arrivals, catalogue, recovery
+from index import arrival_segments, arrivals, catalogue, recovery
 from index.archive import Archive, Outcome
 from index.arrival_blocks import PAGE, Arrived, Encoder, blocks
 from index.arrivals import ArrivalJournal
@@ -653,7 +653,7 @@ def test_a_deletion_that_ends_while_it_empties_the_journal_leaves_one_that_prote
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", stopping)
         if at == "content":
-            patched.setattr(arrivals, "flush", no_flush)
+            patched.setattr(arrival_segments, "flush", no_flush)
         with pytest.raises(Stop):
             Archive(tmp_path / "data", settle_time_s=0.0).delete(Level.IMAGE, UID.format(2))
     before = catalogue_of(archive)
