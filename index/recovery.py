@@ -83,13 +83,13 @@ def _ingest(archive: Archive, instance: Arrived) -> bool:
     is_stored = False
     try:
         stored = find_instance(archive.database, read_header(files.path(held)).sop_instance_uid)
-        if stored is None:
-            archive.ingest(files.borrow(held), source_aet=instance.source_aet, readmit=True)
-            is_stored = True
-        elif stored["sha256"] != instance.sha256:  # two of the same UID: nobody knows which one was answered for
+        if stored is not None and stored["sha256"] != instance.sha256:  # nobody knows which one was answered for
             aside = files.quarantine(held)
             _LOG.warning("%s: another object of its SOP Instance UID is stored; this one is now %s", held, aside)
             return False
+        if stored is None or not _is_whole(files.path(stored["path"]), instance):
+            archive.ingest(files.borrow(held), source_aet=instance.source_aet, readmit=True)
+            is_stored = True
     except InvalidInstance as error:
         _LOG.warning("%s: %s", instance.path, error)
     except BaseException:
