@@ -21,6 +21,10 @@ from index.errors import InvalidInstance
 from index.instances import Received
 
 
+def _any_size(_size: int) -> None:
+    """Take objects of any size."""
+
+
 @dataclass(frozen=True)
 class Reception:
     """Where received data sets go.
@@ -37,12 +41,16 @@ class Reception:
     waits
         Whether a file that is closed is whole. Otherwise one that lay in memory may still be on its way to the disk:
         whoever reads or moves it waits first (`Received.wait`).
+    require_space
+        Called with the size of what is written next to a file that `new_file` was told no size of; what it raises is
+        the answer to that C-STORE.
     """
 
     new_file: Callable[[int], Path]
     source_aet: str
     past_cache: bool = False
     waits: bool = True
+    require_space: Callable[[int], None] = _any_size
 
 
 _READ_AT_ENDS = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
@@ -154,6 +162,7 @@ class ReceivedFile:
     def _write_block(self, memory: memoryview) -> None:
         """Write to the file what is in memory; less than a block where nothing more comes."""
         try:
+            self._reception.require_space(self._held)
             if self._file is None:
                 self._file = self._new_file(is_whole=self._held < len(memory))
             self._file.write(memory, self._held)
@@ -215,8 +224,9 @@ class ReceivedFile:
     def _begin_writing(self, memory: memoryview) -> None:
         """Have all of it written and flushed while others see to what is in it."""
         try:
-            self._file = file = self._new_file(is_whole=True)
             held = self._held
+            self._reception.require_space(held)
+            self._file = file = self._new_file(is_whole=True)
 
             def write() -> None:
                 file.write(memory, held)

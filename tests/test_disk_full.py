@@ -107,6 +107,33 @@ def test_a_c_store_is_answered_a700_and_reads_go_on(step, start_node, make_file,
     assert problems(node.archive) == []
 
 
+@pytest.mark.parametrize("called", ["THARSIS", "THARSIS_ANON", "THARSIS_SIM"])
+@pytest.mark.parametrize("pixels", [700 << 10, 5 << 20], ids=["in memory", "block by block"])
+def test_the_reserve_is_kept_while_an_object_comes(start_node, make_file, monkeypatch, called, pixels):
+    """Its size is told to nobody before; what would take the reserve is not written."""
+    titles = [{"title": "THARSIS_ANON", "deidentify": "ingest", "profile": "research"}]
+    node = start_node(titles=titles, profiles=[{"name": "research"}])
+    room, reserve, left = pixels * 3 // 4, 2 << 20, []
+
+    def disk_usage(_path):
+        taken = sum(path.stat().st_size for path in node.archive.incoming.iterdir())
+        left.append(room - taken)
+        return Usage(1 << 30, 0, reserve + room - taken)
+
+    sent = make_file(1, PixelData=bytes(pixels), Rows=pixels // 512, Columns=256)
+    peer = Peer("127.0.0.1", node.port, called)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", disk_usage)
+        patch.setattr(node.archive.files, "_reserve_bytes", reserve)
+        refused, fits = client.send(peer, [sent, make_file(2)], Requestor())
+    assert (refused.status.code, "in reserve" in refused.status.comment) == (0xA700, True)
+    assert fits.is_stored or called == "THARSIS_SIM"
+    assert min(left) >= 0
+    assert [path for path in node.archive.incoming.iterdir() if path.stat().st_size] == []
+    [again] = client.send(peer, [sent], Requestor())
+    assert again.is_stored or called == "THARSIS_SIM"
+
+
 def test_what_sqlite_says_of_a_full_disk_is_out_of_space(archive, make_instance):
     (pages,) = archive.database.execute("PRAGMA page_count").fetchone()
     archive.database.execute(f"PRAGMA max_page_count = {pages}")

@@ -282,8 +282,13 @@ class WireAssociation(Carrying):
         return b""
 
     def _reception(self) -> Reception:
+        services = self._services
         return Reception(
-            self._services.new_file, self.calling, past_cache=self._services.past_cache, waits=False
+            services.new_file,
+            self.calling,
+            past_cache=services.past_cache,
+            waits=False,
+            require_space=services.require_space,
         )
 
     def _hurry(self) -> None:
