@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from index.direct_io import SMALL, Memory, NewFile
 from index.durable import start_writing
 from index.errors import InvalidInstance
 from index.instances import Received
+
+_LOG = logging.getLogger(__name__)
 
 
 def _any_size(_size: int) -> None:
@@ -268,13 +271,24 @@ class ReceivedFile:
             _MEMORY.give_back(memory)
 
     def discard(self) -> None:
-        """Close and delete the file, unless it has another name by now."""
+        """Close and delete the file, unless it has another name by now; one that cannot be deleted stays.
+
+        The file system may have gone read-only, which is no reason to end an association: the next start looks for
+        such files (`Archive.clear_incoming`).
+        """
         self._memory = None
         if self._writing is not None:
             with suppress(Exception):  # who was to store it has been told
                 self._writing.wait()
         file, self._file = self._file, None
-        if file is not None:
-            file.close()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        path, self.path = self.path, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as error:  # of what is dropped
+            _LOG.error("%s cannot be closed: %s", path, error)
+        try:
+            if path is not None and path.exists():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.error("what was received of an object cannot be removed: %s", error)

@@ -352,12 +352,8 @@ def connection_closed(event: evt.Event) -> None:
 def discard_all(assoc: Association) -> None:
     """Delete data sets that were cut off, or whose requests nobody will answer any more."""
     if isinstance(assoc.dimse, _FileReceivingProvider):
-        try:
-            assoc.dimse.discard()
-            assoc.dimse.discard_waiting()
-        except OSError as error:
-            peer = assoc.requestor.address
-            _LOG.error("%s: what it had begun to send cannot be removed: %s", peer, error)
+        assoc.dimse.discard()
+        assoc.dimse.discard_waiting()
 
 
 def interrupt(assoc: Association) -> None:
