@@ -151,6 +151,10 @@ class Archive:
         self._files.require_space(size)
         require_quota(self.database, self._quota_bytes, size)
 
+    def require_reserve(self, size: int) -> None:
+        """Raise `OutOfSpace` when `size` more bytes of a file that is under way would eat into the reserve."""
+        self._files.require_space(size)
+
     def new_file(self, size: int) -> Path:
         """Return the path of a file in `incoming` for an object to be received; raises `OutOfSpace`.
 
@@ -159,7 +163,7 @@ class Archive:
         size
             Of an object that is there already and ingested with its content (`Received.content`), bytes: it is for the
             caller to write. 0 for one that is still to come: its file is there, empty, and that name is on disk, so
-            that its bytes alone have to be flushed.
+            that its bytes alone have to be flushed; there has to be room for them (`require_reserve`).
         """
         self.require_space(size)
         return self._files.new_name() if size else self._files.named_file()

@@ -108,8 +108,14 @@ class Acceptor(Accepting[InboundAssociation]):
         assoc = event.assoc
 
         def reception() -> Reception:
-            calling = _carrier(assoc).calling
-            return Reception(self._services.new_file, calling, past_cache=self._services.past_cache, waits=False)
+            services = self._services
+            return Reception(
+                services.new_file,
+                _carrier(assoc).calling,
+                past_cache=services.past_cache,
+                waits=False,
+                require_space=services.require_space,
+            )
 
         transport.prepare(assoc, reception, self._refuse_incomplete)
 

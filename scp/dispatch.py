@@ -45,6 +45,9 @@ class Services(Protocol):
     def new_file(self, size: int) -> Path:
         """Return the path of the file for a data set of `size` bytes; 0: not known yet, and the file is there."""
 
+    def require_space(self, size: int) -> None:
+        """Raise what answers the C-STORE when there is no room for `size` more bytes in such a file."""
+
     def store(self, caller: Caller, request: StoreRequest) -> Answer:
         """Answer a C-STORE."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -19,6 +20,12 @@ from index.direct_io import SMALL, Memory, NewFile
 from index.durable import start_writing
 from index.errors import InvalidInstance
 from index.instances import Received
+
+_LOG = logging.getLogger(__name__)
+
+
+def _any_size(_size: int) -> None:
+    """Take objects of any size."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,16 @@ class Reception:
     waits
         Whether a file that is closed is whole. Otherwise one that lay in memory may still be on its way to the disk:
         whoever reads or moves it waits first (`Received.wait`).
+    require_space
+        Called with the size of what is written next to a file that `new_file` was told no size of; what it raises is
+        the answer to that C-STORE.
     """
 
     new_file: Callable[[int], Path]
     source_aet: str
     past_cache: bool = False
     waits: bool = True
+    require_space: Callable[[int], None] = _any_size
 
 
 _READ_AT_ENDS = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
@@ -154,6 +165,7 @@ class ReceivedFile:
     def _write_block(self, memory: memoryview) -> None:
         """Write to the file what is in memory; less than a block where nothing more comes."""
         try:
+            self._reception.require_space(self._held)
             if self._file is None:
                 self._file = self._new_file(is_whole=self._held < len(memory))
             self._file.write(memory, self._held)
@@ -215,8 +227,9 @@ class ReceivedFile:
     def _begin_writing(self, memory: memoryview) -> None:
         """Have all of it written and flushed while others see to what is in it."""
         try:
-            self._file = file = self._new_file(is_whole=True)
             held = self._held
+            self._reception.require_space(held)
+            self._file = file = self._new_file(is_whole=True)
 
             def write() -> None:
                 file.write(memory, held)
@@ -258,13 +271,24 @@ class ReceivedFile:
             _MEMORY.give_back(memory)
 
     def discard(self) -> None:
-        """Close and delete the file, unless it has another name by now."""
+        """Close and delete the file, unless it has another name by now; one that cannot be deleted stays.
+
+        The file system may have gone read-only, which is no reason to end an association: the next start looks for
+        such files (`Archive.clear_incoming`).
+        """
         self._memory = None
         if self._writing is not None:
             with suppress(Exception):  # who was to store it has been told
                 self._writing.wait()
         file, self._file = self._file, None
-        if file is not None:
-            file.close()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        path, self.path = self.path, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as error:  # of what is dropped
+            _LOG.error("%s cannot be closed: %s", path, error)
+        try:
+            if path is not None and path.exists():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.error("what was received of an object cannot be removed: %s", error)

@@ -111,6 +111,10 @@ class NodeServices:
         """Return the path of the file for a received data set; raises `OutOfSpace` before anything is written."""
         return self._archive.new_file(size)
 
+    def require_space(self, size: int) -> None:
+        """Raise `OutOfSpace` when there is no room for `size` more bytes of a received data set."""
+        self._archive.require_reserve(size)
+
     def store(self, caller: Caller, request: StoreRequest) -> Answer:
         """Answer a C-STORE: an image to keep, to de-identify and keep or, at a similarity AE, one to ask about."""
         nesting = self._settings.archive.max_nesting

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -152,6 +153,7 @@ class _FileReceivingProvider(DIMSEServiceProvider):
         self._refuse = refuse
         self._receiving: ReceivedFile | None = None
         self._is_reported_to = False
+        self._deadline: float | None = None
         self._inbox = Inbox(self._hang_up if refuse is not None else None)
         self.msg_queue: Requests = requests
 
@@ -159,6 +161,13 @@ class _FileReceivingProvider(DIMSEServiceProvider):
     def maximum_pdu_size(self) -> int:
         """Largest PDU to send: the peer's limit, or our own when it sets none (its 0) or a higher one."""
         return min(super().maximum_pdu_size or _LARGEST_PDV, _LARGEST_PDV)
+
+    @property
+    def dimse_timeout(self) -> float | None:
+        """How long to wait for a message, seconds; None: for ever."""
+        if self._deadline is not None:
+            return max(0.0, self._deadline - time.monotonic())
+        return super().dimse_timeout
 
     @property
     def cancel_req(self) -> dict[int, C_CANCEL]:
@@ -192,6 +201,26 @@ class _FileReceivingProvider(DIMSEServiceProvider):
         finally:
             discard_received(message)
         return None, None
+
+    def store_response(self, message_id: int) -> C_STORE | None:
+        """Return the response to the C-STORE-RQ `message_id`, None when something else comes, or nothing in time.
+
+        A response to another request, which a peer sends besides, must not stand for this one. One that does not tell
+        is taken for it.
+        """
+        limit_s = self.dimse_timeout
+        self._deadline = time.monotonic() + limit_s if limit_s is not None else None
+        try:
+            while self.dimse_timeout != 0.0:
+                _, message = self.get_msg(block=True)
+                if not isinstance(message, C_STORE):
+                    return None
+                if message.MessageIDBeingRespondedTo in (None, message_id):
+                    return message if message.Status is not None else None
+                _LOG.debug("a C-STORE-RSP to message %s is ignored", message.MessageIDBeingRespondedTo)
+        finally:
+            self._deadline = None
+        return None
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Process a P-DATA primitive one PDV at a time, so that command and data set part in between."""
@@ -323,12 +352,8 @@ def connection_closed(event: evt.Event) -> None:
 def discard_all(assoc: Association) -> None:
     """Delete data sets that were cut off, or whose requests nobody will answer any more."""
     if isinstance(assoc.dimse, _FileReceivingProvider):
-        try:
-            assoc.dimse.discard()
-            assoc.dimse.discard_waiting()
-        except OSError as error:
-            peer = assoc.requestor.address
-            _LOG.error("%s: what it had begun to send cannot be removed: %s", peer, error)
+        assoc.dimse.discard()
+        assoc.dimse.discard_waiting()
 
 
 def interrupt(assoc: Association) -> None:
@@ -407,10 +432,10 @@ def send_store(
         assoc.dimse.send_msg(request, command.context_id)
         if meanwhile is not None:
             meanwhile()
-        _, response = assoc.dimse.get_msg(block=True)
+        response = cast(_FileReceivingProvider, assoc.dimse).store_response(command.message_id)
     finally:
         assoc._reactor_checkpoint.set()
-    if not isinstance(response, C_STORE) or response.Status is None:
+    if response is None:
         if assoc.is_established:
             assoc.abort(block=False)
         raise AssociationLost("no response to C-STORE: aborted, or silent beyond the DIMSE timeout")

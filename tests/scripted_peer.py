@@ -71,11 +71,11 @@ class ScriptedPeer:
 
 
 def stored(status=0, message_id=1, *, comment=""):
-    """A P-DATA-TF with a whole C-STORE-RSP."""
+    """A P-DATA-TF with a whole C-STORE-RSP; with None for the Message ID, one that does not tell what it answers."""
     elements = (
         struct.pack("<HHI", 0, 2, 26) + b"1.2.840.10008.5.1.4.1.1.2\0"
         + struct.pack("<HHIH", 0, 0x0100, 2, 0x8001)
-        + struct.pack("<HHIH", 0, 0x0120, 2, message_id)
+        + (struct.pack("<HHIH", 0, 0x0120, 2, message_id) if message_id is not None else b"")
         + struct.pack("<HHIH", 0, 0x0800, 2, 0x0101)
         + struct.pack("<HHIH", 0, 0x0900, 2, status)
         + (struct.pack("<HHI", 0, 0x0902, len(comment)) + comment.encode() if comment else b"")

@@ -137,6 +137,26 @@ def test_what_is_known_of_a_received_file_is_what_is_in_it(tmp_path, size, synta
     assert (tmp_path / "stored").read_bytes() == content
 
 
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("size", [150_000, 170_000, BLOCK_BYTES // 2, 3 * BLOCK_BYTES + 99])
+def test_for_all_that_is_written_there_has_to_be_room(tmp_path, size, waits):
+    """What is small has its size told when its file is asked for, and is not asked about again."""
+    told, room = [], []
+
+    def new_file(known):
+        told.append(known)
+        return tmp_path / "file"
+
+    reception = Reception(new_file, "SENDER", past_cache=True, waits=waits, require_space=room.append)
+    file = ReceivedFile(reception, (CLASS, INSTANCE), ExplicitVRLittleEndian)
+    file.write(noise(size))
+    file.close()
+    whole = file.known.size
+    assert (told, room) == ([whole], []) if whole < SMALL else (told, sum(room)) == ([0], whole)
+    assert all(asked <= BLOCK_BYTES for asked in room)
+    file.leave()
+
+
 def test_only_what_is_read_from_its_ends_is_written_past_the_cache(tmp_path, monkeypatch):
     """The fragments of a large encapsulated object are looked at before it is stored, one after the other."""
     asked = []

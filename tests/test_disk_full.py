@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -9,6 +10,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE
 
 from index import database as database_module
 from index import files as files_module
@@ -19,6 +22,7 @@ from index.files import FileStore
 from index.fsck import Options
 from scp import client
 from scp.client import Requestor
+from scp.contexts import VERIFICATION
 from scp.requestor import Peer
 
 FULL = OSError(28, "No space left on device")
@@ -104,6 +108,70 @@ def test_a_c_store_is_answered_a700_and_reads_go_on(step, start_node, make_file,
     assert problems(node.archive) == []
     again = list(client.send(peer, [result.path for result in refused], Requestor()))
     assert all(result.is_stored for result in again)
+    assert problems(node.archive) == []
+
+
+@pytest.mark.parametrize("called", ["THARSIS", "THARSIS_ANON", "THARSIS_SIM"])
+@pytest.mark.parametrize("pixels", [700 << 10, 5 << 20], ids=["in memory", "block by block"])
+def test_the_reserve_is_kept_while_an_object_comes(start_node, make_file, monkeypatch, called, pixels):
+    """Its size is told to nobody before; what would take the reserve is not written."""
+    titles = [{"title": "THARSIS_ANON", "deidentify": "ingest", "profile": "research"}]
+    node = start_node(titles=titles, profiles=[{"name": "research"}])
+    room, reserve, left = pixels * 3 // 4, 2 << 20, []
+
+    def disk_usage(_path):
+        taken = sum(path.stat().st_size for path in node.archive.incoming.iterdir())
+        left.append(room - taken)
+        return Usage(1 << 30, 0, reserve + room - taken)
+
+    sent = make_file(1, PixelData=bytes(pixels), Rows=pixels // 512, Columns=256)
+    peer = Peer("127.0.0.1", node.port, called)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", disk_usage)
+        patch.setattr(node.archive.files, "_reserve_bytes", reserve)
+        refused, fits = client.send(peer, [sent, make_file(2)], Requestor())
+    assert (refused.status.code, "in reserve" in refused.status.comment) == (0xA700, True)
+    assert fits.is_stored or called == "THARSIS_SIM"
+    assert min(left) >= 0
+    assert [path for path in node.archive.incoming.iterdir() if path.stat().st_size] == []
+    [again] = client.send(peer, [sent], Requestor())
+    assert again.is_stored or called == "THARSIS_SIM"
+
+
+def test_on_a_file_system_that_has_gone_read_only_objects_are_refused_and_the_association_goes_on(
+    start_node, make_file, monkeypatch
+):
+    """What was begun of the first cannot be removed either: the next start does that."""
+    node = start_node()
+    write, incoming, written = os.write, str(node.archive.incoming), []
+    entity = AE("SENDER")
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    entity.add_requested_context(VERIFICATION)
+    assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
+
+    def refuse_to_write(descriptor, data):
+        if not str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(incoming):
+            return write(descriptor, data)
+        if written:
+            raise OSError(errno.EROFS, "Read-only file system")
+        written.append(len(data))
+        return write(descriptor, data)
+
+    def refuse_to_remove(path, *, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    files = [make_file(number, PixelData=bytes(size)) for number, size in enumerate((5 << 20, 300_000, 128), 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse_to_write)
+        patch.setattr(Path, "unlink", refuse_to_remove)
+        answers = [assoc.send_c_store(path) for path in files]
+        assert [answer.get("Status") for answer in answers] == [0x0110] * 3
+        assert {answer.ErrorComment for answer in answers} == {"processing failed: Read-only file system"}
+        assert assoc.send_c_echo().Status == 0
+    assert [assoc.send_c_store(path).Status for path in files] == [0] * 3
+    assoc.release()
+    assert node.archive.clear_incoming() == 1
+    assert not list(node.archive.incoming.iterdir())
     assert problems(node.archive) == []
 
 

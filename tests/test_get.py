@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +20,13 @@ from pydicom.uid import (
     RTDoseStorage,
 )
 from pynetdicom import AE, build_role, evt
+from pynetdicom.dimse_messages import C_GET_RQ
+from pynetdicom.dimse_primitives import C_GET
+from pynetdicom.dsutils import encode
+from pynetdicom.presentation import build_context
+from raw_peer import answer, associated, message_pdus
 from retrieved import UID_OF, counts, data_set, request_for
+from scripted_peer import stored
 
 from scp.contexts import STUDY_ROOT_GET
 
@@ -99,6 +107,27 @@ def test_a_failure_and_a_warning_are_counted_and_the_rest_goes_on(start_node, ma
     assert len(got) == 3
     failed = (identifier or Dataset()).get("FailedSOPInstanceUIDList")
     assert failed == (UID_OF(2) if answer == 0xA700 else None)
+
+
+def test_a_peer_that_answers_twice_does_not_answer_for_the_next_object(start_node, make_file):
+    """The second answer to the first object comes when the second, which it refuses, is under way."""
+    node = start_node()
+    for number in (1, 2):
+        node.archive.ingest(make_file(number))
+    request = C_GET()
+    request.MessageID, request.Priority, request.AffectedSOPClassUID = 9, 0, STUDY_ROOT_GET
+    request.Identifier = BytesIO(encode(request_for(), False, True))
+    contexts = [build_context(uid, ExplicitVRLittleEndian) for uid in (STUDY_ROOT_GET, CTImageStorage)]
+    connection = associated(node, contexts=contexts, as_scp=[CTImageStorage])
+    connection.sendall(message_pdus(C_GET_RQ(), request))
+    pdus = iter(partial(answer, connection), b"")
+    for answered in (stored(0, 1), stored(0, 1) + stored(0xA700, 2)):
+        next(pdu for pdu in pdus if pdu[11] & 0b11 == 0b10)  # the end of a data set
+        connection.sendall(answered)
+    last = next(pdu for pdu in pdus if struct.pack("<HHLH", 0, 0x0900, 2, 0xB000) in pdu)
+    for element, count in ((0x1021, 1), (0x1022, 1), (0x1023, 0)):
+        assert struct.pack("<HHLH", 0, element, 2, count) in last
+    connection.close()
 
 
 def test_get_can_be_cancelled(start_node, make_file):

@@ -6,10 +6,12 @@ node's own: each row holds for both, but for what is said at the test.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 import ssl
 import threading
+import time
 
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -209,6 +211,56 @@ def test_a_status_and_its_comment_are_the_peers(open_link, peer):
     link = open_link(peer(script))
     refused, warned = store(link), store(link)
     assert (refused.code, refused.comment.strip(), warned.code) == (0xA700, "no room", 0xB007)
+    link.release()
+
+
+@pytest.mark.parametrize("comment", ["", "once more "], ids=["ordinary", "unusual"])
+def test_a_response_to_another_request_is_not_taken_for_this_one(open_link, peer, comment):
+    def script(self):
+        self.accept()
+        for answered in ([stored(0, 1)], [stored(0, 1, comment=comment), stored(0xA700, 2), stored(0, 2)]):
+            self.read_message()
+            self.send(b"".join(answered))
+        self.read()
+        self.send(RELEASE_RP)
+
+    link = open_link(peer(script))
+    assert [store(link).code, store(link).code] == [0, 0xA700]
+    link.release()
+
+
+def test_responses_to_other_requests_do_not_put_off_the_end_of_the_wait(open_link, peer):
+    given_up = threading.Event()
+
+    def script(self):
+        self.accept()
+        self.read_message()
+        latest = time.monotonic() + 15 * TIMEOUTS.dimse
+        with contextlib.suppress(OSError):
+            while not given_up.is_set() and time.monotonic() < latest:
+                self.send(stored(0, 7))
+            self.send(stored(0, 1))
+            self.rest()
+
+    link = open_link(peer(script))
+    try:
+        with pytest.raises(AssociationLost, match="no response to C-STORE"):
+            store(link)
+    finally:
+        given_up.set()
+        link.release()
+
+
+def test_pynetdicom_takes_a_response_that_does_not_tell_what_it_answers(peer):
+    def script(self):
+        self.accept()
+        self.read_message()
+        self.send(stored(0xB007, None))
+        self.read()
+        self.send(RELEASE_RP)
+
+    link = opened("pynetdicom", peer(script))
+    assert store(link).code == 0xB007
     link.release()
 
 

@@ -14,6 +14,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
 from retrieved import STUDY, UID_OF, counts
+from scripted_peer import ScriptedPeer, stored
+from state_table import RELEASE_RP
 
 from scp import conversion, retrieve
 from scp.contexts import STUDY_ROOT_MOVE
@@ -127,6 +129,27 @@ def test_a_destination_that_rejects_all_of_them(move, associations):
     assert (status.Status, counts(status)) == (0xA702, (None, 0, 5, 0))
     assert "5 of 5 failed" in status.ErrorComment
     assert sorted(identifier.FailedSOPInstanceUIDList) == [UID_OF(number) for number in range(1, 6)]
+
+
+def test_a_destination_that_answers_twice_does_not_answer_for_the_next_object(start_node, make_file):
+    """The second answer to the first object comes when the second, which it refuses, is under way."""
+
+    def script(self):
+        self.accept()
+        for answered in (stored(0, 1), stored(0, 1) + stored(0xA700, 2), stored(0, 3)):
+            self.read_message()
+            self.send(answered)
+        self.read()
+        self.send(RELEASE_RP)
+
+    peer = ScriptedPeer(script)
+    node = start_node(entities=[{"title": "RECEIVER", "host": "127.0.0.1", "port": peer.port}])
+    for number in (1, 2, 3):
+        node.archive.ingest(make_file(number).read_bytes())
+    status, identifier = _asked(node)[-1]
+    peer.join()
+    assert (status.Status, counts(status)) == (0xB000, (None, 2, 1, 0))
+    assert identifier.FailedSOPInstanceUIDList == UID_OF(2)
 
 
 @pytest.mark.parametrize("associations", [1, 3])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
 import struct
 import threading
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from authorities import Authority
@@ -23,7 +25,7 @@ from index.blocks import Blocks
 from index.errors import NotFound
 from scp.contexts import STUDY_ROOT_GET
 from scp.errors import AssociationLost
-from scp.reception import ReceivedFile
+from scp.reception import Reception
 from scp.wire import pdu
 from scp.wire.channel import Channel
 from scp.wire.errors import Refused
@@ -46,6 +48,18 @@ def store_pdus(dataset, **values):
         setattr(request, keyword, value)
     request.DataSet = BytesIO(encode(dataset, False, True))
     return message_pdus(C_STORE_RQ(), request)
+
+
+def refuse_to_remove(patch, folder):
+    """Let no file of a folder be removed."""
+    unlink = Path.unlink
+
+    def refusing(path, *, missing_ok=False):
+        if path.parent == folder:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    patch.setattr(Path, "unlink", refusing)
 
 
 @pytest.fixture
@@ -158,20 +172,58 @@ def test_an_association_leaves_its_place_though_its_file_cannot_be_removed(
     start_node, make_dataset, monkeypatch, wait_until
 ):
     node = start_node(max_associations=1)
+    dataset = make_dataset(1, PixelData=bytes(1_600_000), Rows=1000, Columns=800)  # more than is kept in memory
 
-    def fails(_file):
-        raise PermissionError(13, "Permission denied")
+    def left():
+        return [path for path in node.archive.incoming.iterdir() if path.stat().st_size]
 
     with monkeypatch.context() as patch:
-        patch.setattr(ReceivedFile, "discard", fails)
+        refuse_to_remove(patch, node.archive.incoming)
         connection = associated(node, contexts=STORAGE)
-        connection.sendall(store_pdus(make_dataset(1))[:300])
+        connection.sendall(store_pdus(dataset)[:1_590_000])
+        wait_until(left, 10)
         connection.shutdown(socket.SHUT_WR)
         assert answer(connection) == b""
         connection.close()
         wait_until(lambda: not node.server._acceptor.associations, 10)
     connection = associated(node)
     connection.close()
+    assert left()
+    node.archive.clear_incoming()
+    assert not left()
+
+
+def test_of_several_files_one_that_cannot_be_removed_keeps_no_other(channel, make_dataset, tmp_path, monkeypatch):
+    """Two objects wait for their answers, and another one is coming, as the association ends."""
+    names = iter(tmp_path / name / "file" for name in ("first", "second", "third"))
+
+    def new_file(_size):
+        path = next(names)
+        path.parent.mkdir()
+        return path
+
+    receiver, peer = channel(reception=lambda: Reception(new_file, "RAW"))
+    [context] = STORAGE
+    receiver.contexts[1] = context
+    small, large = make_dataset(1), make_dataset(2, PixelData=bytes(1_600_000), Rows=1000, Columns=800)
+
+    def send():
+        peer.sendall(store_pdus(small) * 2 + store_pdus(large)[:1_590_000])
+        peer.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    while receiver.end is None:
+        receiver._take()
+    sender.join(10)
+    assert [len(receiver.waiting), receiver.is_under_way] == [2, True]
+    refuse_to_remove(monkeypatch, tmp_path / "first")
+    refuse_to_remove(monkeypatch, tmp_path / "third")
+    receiver.discard()
+    assert {path.parent.name for path in tmp_path.rglob("file")} == {"first", "third"}
+    assert not receiver.waiting
+    assert not receiver.is_under_way
+    assert receiver.inbox.is_closed
 
 
 # What goes
@@ -201,7 +253,7 @@ def channel():
     """Make a channel, and the other end of its connection."""
     made = []
 
-    def make(patience_s=10.0, buffer=0):
+    def make(patience_s=10.0, buffer=0, reception=lambda: None):
         listener = socket.create_server(("127.0.0.1", 0))
         theirs = socket.socket()
         if buffer:
@@ -215,7 +267,7 @@ def channel():
         alarm = Alarm()
         stream = Stream(ours, 16384, alarm)
         made.extend([theirs, stream, alarm])
-        return Channel(stream, lambda: None, patience_s, lambda: None), theirs
+        return Channel(stream, reception, patience_s, lambda: None), theirs
 
     yield make
     for each in made:

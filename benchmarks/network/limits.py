@@ -58,7 +58,7 @@ def _stages(folder: Path, name: str, side: int) -> list[Row]:
     """Take an image from the fragments that a socket gave to its answer, as the network edge and the archive do."""
     kind = corpus.make(folder, name, 2 * _TIMES + 1, side=side)
     archive = Archive(folder / "data", settle_time_s=86400)
-    reception = Reception(archive.new_file, "BENCHMARK", past_cache=True)
+    reception = Reception(archive.new_file, "BENCHMARK", past_cache=True, require_space=archive.require_reserve)
     beside = replace(reception, waits=False)  # as the node has it
     objects = [_Object(file) for file in kind.files]
     first = objects.pop()

@@ -145,10 +145,10 @@ class Assembly:
     def discard(self) -> None:
         """Delete what was received of a message that will not be completed."""
         file, self._file = self._file, None
-        if file is not None:
-            file.discard()
         self._forget()
         self._inbox.clear()
+        if file is not None:
+            file.discard()
 
 
 def _p_data(context_id: int, header: int, content: bytearray) -> P_DATA:

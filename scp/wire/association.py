@@ -148,16 +148,10 @@ class WireAssociation(Carrying):
             last = pdu.abort_by_provider(pdu.NOT_SPECIFIED)
         finally:
             self._is_established = False
-            self._discard()
+            self._channel.discard()
             self._left(self)
             self._stream.finish(last)
             self._ended(self)
-
-    def _discard(self) -> None:
-        try:
-            self._channel.discard()
-        except OSError as error:
-            _LOG.error("%s: what it had begun to send cannot be removed: %s", peer_of(self), error)
 
     def _lead(self) -> bytes:
         """Lead the association from its request to its end; return the last PDU."""
@@ -282,8 +276,13 @@ class WireAssociation(Carrying):
         return b""
 
     def _reception(self) -> Reception:
+        services = self._services
         return Reception(
-            self._services.new_file, self.calling, past_cache=self._services.past_cache, waits=False
+            services.new_file,
+            self.calling,
+            past_cache=services.past_cache,
+            waits=False,
+            require_space=services.require_space,
         )
 
     def _hurry(self) -> None:

@@ -97,7 +97,7 @@ class Carrying:
         """Send a C-STORE-RQ and return its response; raises `AssociationLost`."""
         channel = self._channel
         encoded = commands.store(command)
-        channel.expect_response()
+        channel.expect_response(command.message_id)
         if isinstance(data, tuple):
             channel.send_file(encoded, command.context_id, *data)
         else:

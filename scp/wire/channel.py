@@ -7,6 +7,7 @@ not to fall over it: what it sends next raises `AssociationLost`, and then the t
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from scp.wire.assembly import Assembly, Message
 from scp.wire.commands import StoreResponse
 from scp.wire.errors import Ended, Idle, PeerAborted, PeerClosed, Refused, Violation
 from scp.wire.stream import Stream
+
+_LOG = logging.getLogger(__name__)
 
 LARGEST_PDU = 1 << 17
 """Bytes of a PDU for a peer that sets no limit to them, or a higher one: nobody has to hold more at a time."""
@@ -76,7 +79,7 @@ class Channel:
         self._cancelled: set[int] = set()
         self._served: int | None = None
         self._response: C_STORE | StoreResponse | None = None
-        self._awaits_response = False
+        self._awaited: int | None = None
         self.end: Ended | None = None
         self.is_releasing = False
 
@@ -156,10 +159,10 @@ class Channel:
         if kind == pdu.RELEASE_RQ:
             self.is_releasing = True
             return
-        if self._awaits_response and not self._assembly.is_under_way:
+        if self._awaited is not None and not self._assembly.is_under_way:
             response = commands.lone_store_response(content)
             if response is not None:  # as nearly always: no message has to be put together
-                self._response = response
+                self._take_response(response)
                 return
         for context_id, header, fragment in pdu.data_values(content):
             try:
@@ -184,12 +187,19 @@ class Channel:
             if isinstance(primitive, N_EVENT_REPORT):
                 self.messages.put((message.context_id, primitive))
             elif isinstance(primitive, (C_STORE, StoreResponse)) and primitive.Status is not None:
-                self._response = primitive
+                self._take_response(primitive)
             return
         is_report = isinstance(primitive, N_EVENT_REPORT)
         if is_report and all(each.abstract_syntax != STORAGE_COMMITMENT for each in self.contexts.values()):
             raise Violation(pdu.INVALID_PARAMETER, "N-EVENT-REPORT is for the requestor of an association to receive")
         self.waiting.append(message)
+
+    def _take_response(self, response: C_STORE | StoreResponse) -> None:
+        """Keep the response that is waited for; one that a peer sends besides must not stand for the next."""
+        if response.MessageIDBeingRespondedTo == self._awaited:
+            self._response, self._awaited = response, None
+        else:
+            _LOG.debug("a C-STORE-RSP to message %s is ignored", response.MessageIDBeingRespondedTo)
 
     def notice(self) -> None:
         """Read what has come: most of all whether the peer has ended the association, or asks for that."""
@@ -280,21 +290,21 @@ class Channel:
                     self._send(pieces)
                     pieces = []
 
-    def expect_response(self) -> None:
-        """Forget the response to an earlier C-STORE."""
-        self._response, self._awaits_response = None, True
+    def expect_response(self, message_id: int) -> None:
+        """Take the response to the C-STORE-RQ `message_id`, which is sent now, and no other."""
+        self._response, self._awaited = None, message_id
 
     def response(self, timeout_s: float) -> C_STORE | StoreResponse:
         """Return the response to the C-STORE that was sent last; raises `AssociationLost`."""
         deadline = time.monotonic() + timeout_s
         while self._response is None:
+            left_s = deadline - time.monotonic()  # whatever else the peer sends meanwhile
             if self.is_releasing:  # it may, though this node's request is under way: nothing will be answered
                 raise AssociationLost("no response to C-STORE: the peer asks for release")
-            if self.end is not None or not self._has_input(max(0.0, deadline - time.monotonic())):
+            if self.end is not None or left_s <= 0.0 or not self._has_input(left_s):
                 self.end = self.end or Refused(f"no response to C-STORE within {timeout_s:g} s")
                 raise AssociationLost("no response to C-STORE: aborted, or silent beyond the DIMSE timeout")
             self._take()
-        self._awaits_response = False
         return self._response
 
     def discard(self) -> None:
