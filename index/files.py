@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -216,18 +216,43 @@ class FileStore:
         return self.root / relative
 
     def remove(self, relative: str) -> None:
-        """Delete a stored file and the folders that it leaves empty."""
-        (self.root / relative).unlink(missing_ok=True)
-        self._remove_empty_folders(relative)
+        """Delete a stored file, durably, and the folders that it leaves empty."""
+        self.remove_all([relative])
 
-    def _remove_empty_folders(self, relative: str) -> None:
-        for folder in (self.root / relative).parents[:2]:
-            if folder == self.root / "files" or not folder.is_relative_to(self.root / "files"):
-                return
+    def remove_all(self, relatives: Iterable[str]) -> None:
+        """Delete stored files, durably, and the folders that they leave empty; each folder is flushed once."""
+        folders = {self._unlink(relative) for relative in relatives}
+        flushed: set[Path] = set()
+        for folder in sorted(folders):
+            self._flush_what_is_left(folder, flushed)
+
+    def _unlink(self, relative: str) -> Path:
+        """Delete a stored file and the folders that it leaves empty; return the folder that has lost a name by it."""
+        (self.root / relative).unlink(missing_ok=True)
+        return self._remove_empty_folders(relative)
+
+    def _flush_what_is_left(self, folder: Path, flushed: set[Path]) -> None:
+        """Flush a folder, or, if somebody has removed it, the nearest above; add it to those that are `flushed`."""
+        while folder not in flushed:
+            try:
+                flush(folder)
+            except FileNotFoundError:
+                if folder.parent == self.root:  # what is not mounted has lost nothing
+                    raise
+                folder = folder.parent
+            else:
+                flushed.add(folder)
+
+    def _remove_empty_folders(self, relative: str) -> Path:
+        """Remove the folders above `relative` that are empty; return the lowest that was not."""
+        folder = (self.root / relative).parent
+        while self.root / "files" in folder.parents:
             try:
                 folder.rmdir()
             except OSError:  # not empty: it still holds other files
-                return
+                break
+            folder = folder.parent
+        return folder
 
     def quarantine(self, relative: str) -> str:
         """Move a file of the data folder to ``quarantine/``, durably, and return its path there.

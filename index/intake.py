@@ -124,9 +124,8 @@ class Intake:
         return Written(is_new=entry.stored is None)
 
     def remove_files(self, paths: Sequence[str]) -> None:
-        """Remove files that no row points to any more, and then the note that says so."""
-        for path in paths:
-            self._files.remove(path)
+        """Remove files that no row points to any more, and, when that is on disk, the note that says so."""
+        self._files.remove_all(paths)
         with self._connections.transaction() as database:
             deletion.keep_promise(database, paths)
 
