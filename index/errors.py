@@ -10,6 +10,7 @@
     ├── OutOfSpace             reserve, quota or disk: there is no room; nothing was written
     ├── CatalogueLost          files without a catalogue: `tharsis rebuild` makes it again
     ├── NotRecovered           after a power cut, the journal cannot be brought back now; it is kept
+    ├── NotRemoved             the disk refuses to remove files of what is deleted; they are still to go
     ├── InvalidIdentifier      a query that the information model does not allow
     ├── NotFound               no such patient, study, series, instance, job
     ├── CannotDeidentify       what would leave could still identify somebody; nothing left
@@ -59,6 +60,20 @@ class OutOfSpace(ArchiveError):
 
 class NotRecovered(ArchiveError):
     """What the journal of arrivals has cannot be brought back now; the archive stays closed, the journal is kept."""
+
+
+class NotRemoved(ArchiveError):
+    """The disk refuses to remove files that no row points to any more; what it let go has gone, the rest is noted.
+
+    Attributes
+    ----------
+    done
+        What would have been returned, had all of them gone.
+    """
+
+    def __init__(self, sentence: str, *, done: int) -> None:
+        super().__init__(sentence)
+        self.done = done
 
 
 class CatalogueLost(ArchiveError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -27,6 +28,8 @@ from typing import IO
 
 from index.durable import flush
 from index.errors import OutOfSpace
+
+_LOG = logging.getLogger(__name__)
 
 _LONGEST_UID = 64
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -217,14 +220,30 @@ class FileStore:
 
     def remove(self, relative: str) -> None:
         """Delete a stored file, durably, and the folders that it leaves empty."""
-        self.remove_all([relative])
+        self._flush_what_is_left(self._unlink(relative), set())
 
-    def remove_all(self, relatives: Iterable[str]) -> None:
-        """Delete stored files, durably, and the folders that they leave empty; each folder is flushed once."""
-        folders = {self._unlink(relative) for relative in relatives}
+    def remove_all(self, relatives: Iterable[str]) -> dict[str, str]:
+        """Delete stored files, durably, and the folders that they leave empty; each folder is flushed once.
+
+        Returns
+        -------
+        dict
+            Path of each file that the disk refuses to remove, or that may still come back, and why.
+        """
+        left: dict[str, str] = {}
+        folders: dict[Path, list[str]] = {}
+        for relative in relatives:
+            try:
+                folders.setdefault(self._unlink(relative), []).append(relative)
+            except OSError as error:
+                left[relative] = error.strerror or str(error)
         flushed: set[Path] = set()
-        for folder in sorted(folders):
-            self._flush_what_is_left(folder, flushed)
+        for folder, removed in folders.items():
+            try:
+                self._flush_what_is_left(folder, flushed)
+            except OSError as error:
+                left.update(dict.fromkeys(removed, error.strerror or str(error)))
+        return left
 
     def _unlink(self, relative: str) -> Path:
         """Delete a stored file and the folders that it leaves empty; return the folder that has lost a name by it."""
@@ -307,16 +326,21 @@ class FileStore:
     def clear_incoming(self, process: int | None = None) -> int:
         """Delete what an earlier run, or the process with that ID, left half-received; return how many files had begun.
 
-        What a process that lives is bringing, an import for instance, stays.
+        What a process that lives is bringing, an import for instance, stays; so does what the disk refuses to delete.
         """
         begin = "" if process is None else incoming_prefix(process)
         left = 0
         for path in self.incoming.iterdir():
             # A draft of such a file has a dot before its name.
-            if path.is_file() and path.name.lstrip(".").startswith(begin) and not _is_held(path):
-                with suppress(FileNotFoundError):
-                    left += bool(path.stat().st_size)  # an empty one is a name that was ready for somebody
-                path.unlink(missing_ok=True)
+            try:
+                if path.is_file() and path.name.lstrip(".").startswith(begin) and not _is_held(path):
+                    size = path.stat().st_size
+                    path.unlink()
+                    left += bool(size)  # an empty one is a name that was ready for somebody
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                _LOG.warning("%s stays: %s", path, error.strerror or error)
         return left
 
 
