@@ -21,7 +21,7 @@ from commands.console import FAILED, USAGE, ConfigOption, DataOption, fail, out,
 from commands.scans import write_objects
 from index import jobs
 from index.archive import Archive
-from index.errors import ArchiveError, NotFound
+from index.errors import ArchiveError, NotFound, NotRemoved
 from index.keys import Level
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def _store(scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive) -> 
         new = _each(scan, header, uids, there, ingest)
     except BaseException:
         if not there:
-            with suppress(NotFound):
+            with suppress(NotFound, NotRemoved):  # the next start removes what this cannot
                 archive.delete(Level.SERIES, uids.series)
         raise
     with archive.transaction() as database:

@@ -31,7 +31,7 @@ from commands.state import StartError, only_user, read_state
 from config.settings import Settings
 from index import deletion, fsck, retention
 from index.archive import Archive
-from index.errors import NotFound
+from index.errors import NotFound, NotRemoved
 from index.keys import Level
 from index.old_catalogue import RebuildError
 from index.rebuild import Rebuilt, count_files
@@ -238,21 +238,31 @@ def delete(
         _print_extent(extent, level, uid, with_derived=derived)
         typer.confirm("Delete it for good?", abort=True)
     also = extent.derived if derived else ()
-    deleted = _delete(archive, level, uid, "by the user")
-    deleted += sum(_delete(archive, Level.SERIES, series, f"made from {uid}") for series in also)
+    left: list[str] = []
+    deleted = _delete(archive, level, uid, "by the user", left)
+    deleted += sum(_delete(archive, Level.SERIES, series, f"made from {uid}", left) for series in also)
     if as_json:
         print_json({"deleted": deleted, **asdict(extent), "with_derived": derived})
-        return
-    things = "instance" if deleted == 1 else "instances"
-    out.print(f"{deleted:,} {things} deleted, {extent.size / 1e6:,.1f} MB freed.", highlight=False)
+    else:
+        things = "instance" if deleted == 1 else "instances"
+        freed = "" if left else f", {extent.size / 1e6:,.1f} MB freed"
+        out.print(f"{deleted:,} {things} deleted{freed}.", highlight=False)
+    if left:
+        fail("; ".join(left))
 
 
-def _delete(archive: Archive, level: Level, uid: str, reason: str) -> int:
-    """Delete and return how many instances that were: none when somebody else has done so."""
+def _delete(archive: Archive, level: Level, uid: str, reason: str, left: list[str]) -> int:
+    """Delete and return how many instances that were: none when somebody else has done so.
+
+    When the disk refuses to remove some of the files, the sentence that says so is added to those in `left`.
+    """
     try:
         return archive.delete(level, uid, reason=reason)
     except NotFound:
         return 0
+    except NotRemoved as error:
+        left.append(str(error))
+        return error.done
 
 
 def _print_extent(extent: deletion.Extent, level: Level, uid: str, *, with_derived: bool) -> None:

@@ -13,7 +13,7 @@ from commands.state import STATE_FILE
 from config.settings import Settings
 from index import deliveries
 from index.archive import Archive
-from index.errors import ArchiveError
+from index.errors import ArchiveError, NotRemoved
 from index.orphans import settle_orphans
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def before_the_start(settings: Settings) -> bool:
     has_deliveries = False
     try:
         has_deliveries = bool(deliveries.queued_for(archive))
-        received, removed = archive.clear_incoming(), archive.finish_removals()
+        received, removed = archive.clear_incoming(), _finish_removals(archive)
         if (data / STATE_FILE).exists():
             logger.warning(
                 "the last run did not stop cleanly: %d half-received files removed, %d deletions finished, "
@@ -81,13 +81,22 @@ def after(settings: Settings, dead: Collection[int]) -> None:
     try:
         archive = Archive.from_settings(settings.archive)
         received = sum(archive.clear_incoming(pid) for pid in dead)
-        archive.finish_removals()
+        _finish_removals(archive)
         told = _settle(archive)
         archive.close()
     except Exception:  # whatever it is, the next death is tidied up after
         logger.exception("what process %s left was not tidied up; `tharsis fsck` finds it", names)
         return
     logger.warning("process %s left %d half-received files, files without a row: %s", names, received, told)
+
+
+def _finish_removals(archive: Archive) -> int:
+    """Finish the deletions, and return how many files that were; what the disk refuses to remove is told."""
+    try:
+        return archive.finish_removals()
+    except NotRemoved as error:
+        logger.error("%s", error)  # noqa: TRY400  (the sentence says it all)
+        return error.done
 
 
 def _settle(archive: Archive) -> str:

@@ -32,7 +32,7 @@ from index.errors import ArchiveError, CatalogueLost, NotFound, NotRecovered
 from index.files import FileStore, flush_and_digest, incoming_prefix
 from index.header import WANTED, Header, header_of, read_header
 from index.instances import Ingested, Outcome, Received, StoredInstance
-from index.intake import Intake
+from index.intake import Intake, not_removed
 from index.keys import Level
 from index.structure import scan
 from index.tally import count, require_quota
@@ -186,13 +186,22 @@ class Archive:
         return self._files.clear_incoming(process)
 
     def finish_removals(self) -> int:
-        """Remove the files that a deletion or replacement left because its process died; return how many."""
-        removed = 0
+        """Remove the files that a deletion or replacement left because its process died; return how many.
+
+        Raises
+        ------
+        NotRemoved
+            The disk refuses to remove some; all others have gone.
+        """
+        removed, last = 0, ""
+        left: dict[str, str] = {}
         with self.transaction() as database:
             deletion.revoke_promises(database)
-        while paths := deletion.promised(self.database, _PAGE):
-            self._intake.remove_files(paths)
-            removed += len(paths)
+        while paths := deletion.promised(self.database, _PAGE, last):
+            left.update(self._intake.remove_files(paths))
+            removed, last = removed + len(paths), paths[-1]
+        if left:
+            raise not_removed(left, removed - len(left))
         return removed
 
     @property
@@ -357,6 +366,8 @@ class Archive:
         ------
         NotFound
             There is none, or `uid` is empty.
+        NotRemoved
+            It is deleted, but the disk refuses to remove some of its files; `finish_removals` goes on.
         """
         self._refuse_outer_transaction()
         self._journal.settle()  # while others go on
@@ -371,7 +382,8 @@ class Archive:
             if counted_as:
                 count(database, counted_as, 1)
             self._journal.empty(database)  # last: what fails before has taken nothing from it
-        self._intake.remove_files(removed.paths)
+        if left := self._intake.remove_files(removed.paths):
+            raise not_removed(left, removed.instances)
         return removed.instances
 
 

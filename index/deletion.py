@@ -143,9 +143,10 @@ def promise_removal(database: Database, paths: Iterable[str]) -> None:
     )
 
 
-def promised(database: Database, limit: int) -> list[str]:
-    """Return paths that are still to be removed, at most `limit`."""
-    return [row[0] for row in database.execute("SELECT path FROM removal LIMIT ?", (limit,))]
+def promised(database: Database, limit: int, after: str = "") -> list[str]:
+    """Return paths that are still to be removed, in order, at most `limit` of those behind `after`."""
+    rows = database.execute("SELECT path FROM removal WHERE path > ? ORDER BY path LIMIT ?", (after, limit))
+    return [row[0] for row in rows]
 
 
 def is_promised(database: Database, path: str) -> bool:

@@ -11,6 +11,7 @@
     ├── DiskFailed             the disk has not taken what was stored before: nothing more is, until it is brought back
     ├── CatalogueLost          files without a catalogue: `tharsis rebuild` makes it again
     ├── NotRecovered           after a power cut, the journal cannot be brought back now; it is kept
+    ├── NotRemoved             the disk refuses to remove files of what is deleted; they are still to go
     ├── InvalidIdentifier      a query that the information model does not allow
     ├── NotFound               no such patient, study, series, instance, job
     ├── CannotDeidentify       what would leave could still identify somebody; nothing left
@@ -64,6 +65,20 @@ class DiskFailed(ArchiveError):
 
 class NotRecovered(ArchiveError):
     """What the journal of arrivals has cannot be brought back now; the archive stays closed, the journal is kept."""
+
+
+class NotRemoved(ArchiveError):
+    """The disk refuses to remove files that no row points to any more; what it let go has gone, the rest is noted.
+
+    Attributes
+    ----------
+    done
+        What would have been returned, had all of them gone.
+    """
+
+    def __init__(self, sentence: str, *, done: int) -> None:
+        super().__init__(sentence)
+        self.done = done
 
 
 class CatalogueLost(ArchiveError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -27,6 +28,8 @@ from typing import IO
 
 from index.durable import flush
 from index.errors import OutOfSpace
+
+_LOG = logging.getLogger(__name__)
 
 _LONGEST_UID = 64
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -216,18 +219,59 @@ class FileStore:
         return self.root / relative
 
     def remove(self, relative: str) -> None:
-        """Delete a stored file and the folders that it leaves empty."""
-        (self.root / relative).unlink(missing_ok=True)
-        self._remove_empty_folders(relative)
+        """Delete a stored file, durably, and the folders that it leaves empty."""
+        self._flush_what_is_left(self._unlink(relative), set())
 
-    def _remove_empty_folders(self, relative: str) -> None:
-        for folder in (self.root / relative).parents[:2]:
-            if folder == self.root / "files" or not folder.is_relative_to(self.root / "files"):
-                return
+    def remove_all(self, relatives: Iterable[str]) -> dict[str, str]:
+        """Delete stored files, durably, and the folders that they leave empty; each folder is flushed once.
+
+        Returns
+        -------
+        dict
+            Path of each file that the disk refuses to remove, or that may still come back, and why.
+        """
+        left: dict[str, str] = {}
+        folders: dict[Path, list[str]] = {}
+        for relative in relatives:
+            try:
+                folders.setdefault(self._unlink(relative), []).append(relative)
+            except OSError as error:
+                left[relative] = error.strerror or str(error)
+        flushed: set[Path] = set()
+        for folder, removed in folders.items():
+            try:
+                self._flush_what_is_left(folder, flushed)
+            except OSError as error:
+                left.update(dict.fromkeys(removed, error.strerror or str(error)))
+        return left
+
+    def _unlink(self, relative: str) -> Path:
+        """Delete a stored file and the folders that it leaves empty; return the folder that has lost a name by it."""
+        (self.root / relative).unlink(missing_ok=True)
+        return self._remove_empty_folders(relative)
+
+    def _flush_what_is_left(self, folder: Path, flushed: set[Path]) -> None:
+        """Flush a folder, or, if somebody has removed it, the nearest above; add it to those that are `flushed`."""
+        while folder not in flushed:
+            try:
+                flush(folder)
+            except FileNotFoundError:
+                if folder.parent == self.root:  # what is not mounted has lost nothing
+                    raise
+                folder = folder.parent
+            else:
+                flushed.add(folder)
+
+    def _remove_empty_folders(self, relative: str) -> Path:
+        """Remove the folders above `relative` that are empty; return the lowest that was not."""
+        folder = (self.root / relative).parent
+        while self.root / "files" in folder.parents:
             try:
                 folder.rmdir()
             except OSError:  # not empty: it still holds other files
-                return
+                break
+            folder = folder.parent
+        return folder
 
     def quarantine(self, relative: str) -> str:
         """Move a file of the data folder to ``quarantine/``, durably, and return its path there.
@@ -282,16 +326,21 @@ class FileStore:
     def clear_incoming(self, process: int | None = None) -> int:
         """Delete what an earlier run, or the process with that ID, left half-received; return how many files had begun.
 
-        What a process that lives is bringing, an import for instance, stays.
+        What a process that lives is bringing, an import for instance, stays; so does what the disk refuses to delete.
         """
         begin = "" if process is None else incoming_prefix(process)
         left = 0
         for path in self.incoming.iterdir():
             # A draft of such a file has a dot before its name.
-            if path.is_file() and path.name.lstrip(".").startswith(begin) and not _is_held(path):
-                with suppress(FileNotFoundError):
-                    left += bool(path.stat().st_size)  # an empty one is a name that was ready for somebody
-                path.unlink(missing_ok=True)
+            try:
+                if path.is_file() and path.name.lstrip(".").startswith(begin) and not _is_held(path):
+                    size = path.stat().st_size
+                    path.unlink()
+                    left += bool(size)  # an empty one is a name that was ready for somebody
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                _LOG.warning("%s stays: %s", path, error.strerror or error)
         return left
 
 

@@ -8,13 +8,12 @@ is not: no path is ever used twice, so that what was read belongs to that row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from index import counts
 from index.archive import Archive
-from index.errors import ArchiveError, NotFound
+from index.errors import ArchiveError, NotFound, NotRemoved
 from index.integrity import COLUMNS, Damage, StoredFile, Verdict, examine, is_current, record
 from index.keys import Level
 from index.orphans import Fate, find_orphans, settle
@@ -122,7 +121,10 @@ def _database(archive: Archive, options: Options, progress: Progress) -> Iterato
 def _files(archive: Archive, options: Options, progress: Progress) -> Iterator[Finding]:
     """Files without a row, folder by folder."""
     if options.repair:
-        archive.finish_removals()
+        try:
+            archive.finish_removals()
+        except NotRemoved as error:
+            yield Finding(Problem.UNREADABLE, "files", str(error))
     (folders,) = archive.database.execute("SELECT count(*) FROM series").fetchone()
     try:
         for done, orphans in enumerate(find_orphans(archive)):
@@ -191,15 +193,20 @@ def _judge(archive: Archive, file: StoredFile, verdict: Verdict, options: Option
 
 
 def _forget(archive: Archive, file: StoredFile, verdict: Verdict, action: str) -> Finding:
-    with suppress(NotFound):  # somebody else deleted it
+    told = f"{action.partition(';')[0]}; row deleted" if action else "row deleted"
+    is_solved = True
+    try:
         archive.delete(
             Level.IMAGE,
             file.sop_instance_uid,
             reason=f"its content is lost: {verdict.detail}",
             only_if=lambda database: is_current(database, file),
         )
-    told = f"{action.partition(';')[0]}; row deleted" if action else "row deleted"
-    return Finding(Problem(str(verdict.damage)), file.sop_instance_uid, verdict.detail, told, is_solved=True)
+    except NotFound:  # somebody else deleted it
+        pass
+    except NotRemoved as error:
+        told, is_solved = f"{told}; {error}", False
+    return Finding(Problem(str(verdict.damage)), file.sop_instance_uid, verdict.detail, told, is_solved=is_solved)
 
 
 def _counts(archive: Archive, options: Options, progress: Progress) -> Iterator[Finding]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,13 +16,15 @@ from index.admission import Arrival, Policy, Stored, compare, is_same_row, refus
 from index.arrivals import ArrivalJournal
 from index.changes import ChangeKind
 from index.database import Connections
-from index.errors import ArchiveError, OutOfSpace
+from index.errors import ArchiveError, NotRemoved, OutOfSpace
 from index.files import FileStore, is_valid_uid
 from index.group_commit import NOTHING, GroupCommit, Written
 from index.header import Header
 from index.instances import Ingested, Outcome
 from index.keys import Level
 from index.tally import require_quota
+
+_LOG = logging.getLogger(__name__)
 
 _MOST_SLACK_S = 1.0
 """How much later than after the settle time, or a tenth of it, a series may become stable, seconds."""
@@ -123,17 +126,24 @@ class Intake:
             return Written(folders)
         return Written(is_new=entry.stored is None)
 
-    def remove_files(self, paths: Sequence[str]) -> None:
-        """Remove files that no row points to any more, and then the note that says so."""
-        for path in paths:
-            self._files.remove(path)
+    def remove_files(self, paths: Sequence[str]) -> dict[str, str]:
+        """Remove files that no row points to any more, and, when that is on disk, the note that says so.
+
+        Returns
+        -------
+        dict
+            Path of each file that the disk refuses to remove, whose note stays, and why.
+        """
+        left = self._files.remove_all(paths)
         with self._connections.transaction() as database:
-            deletion.keep_promise(database, paths)
+            deletion.keep_promise(database, [path for path in paths if path not in left])
+        return left
 
     def _put_away(self, replaced: str, standing: Stored) -> None:
         """Remove the file of a replaced version; one that was damaged may still be of use to somebody."""
         if standing is Stored.OTHER:
-            self.remove_files([replaced])
+            if left := self.remove_files([replaced]):
+                _LOG.error("%s", not_removed(left))
         elif self._files.path(replaced).exists():
             self._files.quarantine(replaced)
 
@@ -169,6 +179,17 @@ class Intake:
         with suppress(sqlite3.Error, OSError, OutOfSpace), self._connections.transaction() as database:
             if not catalogue.is_known(database, relative):
                 self._files.remove(relative)
+
+
+def not_removed(left: Mapping[str, str], done: int = 0) -> NotRemoved:
+    """Return the error that says which files `remove_files` has left, and why the first of them."""
+    path, why = next(iter(left.items()))
+    more = f" and {len(left) - 1:,} more" if len(left) > 1 else ""
+    return NotRemoved(
+        f"the disk refuses to remove {path}{more} ({why}), whose rows are deleted: the next start of a node tries "
+        "again, and so does `tharsis fsck --repair`",
+        done=done,
+    )
 
 
 class _Entry:

@@ -15,7 +15,7 @@ from sqlite_utils import Database
 
 from config.settings import RetentionSettings
 from index.archive import Archive
-from index.errors import NotFound
+from index.errors import NotFound, NotRemoved
 from index.jobs import ROUTE
 from index.keys import Level
 from index.tally import STUDIES_DELETED_BY_RETENTION, stored_bytes
@@ -103,7 +103,11 @@ def _excess(database: Database, settings: RetentionSettings) -> float:
 
 
 def delete(archive: Archive, study: Due) -> bool:
-    """Delete the study and tell it; False when something was received of it meanwhile, so that it stays."""
+    """Delete the study and tell it; False when something was received of it meanwhile, so that it stays.
+
+    Files of it that the disk refuses to remove are told as well.
+    """
+    left = ""
     try:
         deleted = archive.delete(
             Level.STUDY,
@@ -114,12 +118,16 @@ def delete(archive: Archive, study: Due) -> bool:
         )
     except NotFound:  # somebody else deleted it
         return False
+    except NotRemoved as error:
+        deleted, left = error.done, str(error)
     if not deleted:
         return False
     audit.warning(
         "deleted study %s of patient %r: %d instances, %d bytes (%s)",
         study.study_instance_uid, study.patient_id, study.instances, study.size, study.reason,
     )
+    if left:
+        audit.error("study %s: %s", study.study_instance_uid, left)
     return True
 
 

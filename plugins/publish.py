@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -13,9 +13,11 @@ from config.identity import UID_ROOT
 from index import derivations, jobs
 from index.archive import Archive
 from index.derivations import Output
-from index.errors import NotFound
+from index.errors import NotFound, NotRemoved
 from index.keys import Level
 from plugins.node import CannotProceed
+
+logger = logging.getLogger(__name__)
 
 _DERIVED = f"{UID_ROOT}.3."
 """How the UIDs of derived objects begin, see `config.identity.derived_uid`."""
@@ -64,8 +66,7 @@ def record(
     Removed first: when this is interrupted, the old record no longer counts as whole and the work is done again.
     """
     for uid in derivations.stale_outputs(archive.database, source, recipe, outputs):
-        with suppress(NotFound):  # somebody else removed it
-            archive.delete(Level.SERIES, uid)
+        _remove(archive, Level.SERIES, uid)
     with archive.transaction() as database:
         derivations.record(database, source, recipe, digest, outputs)
         for output in outputs:
@@ -75,8 +76,7 @@ def record(
 def withdraw(archive: Archive, series_instance_uid: str) -> None:
     """Remove a series that was published, perhaps in part, for work that was given up; one that is recorded stays."""
     if derivations.maker(archive.database, series_instance_uid) is None:
-        with suppress(NotFound):  # somebody else removed it
-            archive.delete(Level.SERIES, series_instance_uid)
+        _remove(archive, Level.SERIES, series_instance_uid)
 
 
 def _refuse_other_study(archive: Archive, dataset: Dataset) -> None:
@@ -100,5 +100,14 @@ def _remove_others(archive: Archive, series: str, written: set[str]) -> None:
     ).fetchall()
     for (uid,) in rows:
         if uid not in written and uid.startswith(_DERIVED):
-            with suppress(NotFound):  # somebody else removed it
-                archive.delete(Level.IMAGE, uid)
+            _remove(archive, Level.IMAGE, uid)
+
+
+def _remove(archive: Archive, level: Level, uid: str) -> None:
+    """Delete what was derived; a file that the disk keeps is no reason to derive it again."""
+    try:
+        archive.delete(level, uid)
+    except NotFound:  # somebody else removed it
+        pass
+    except NotRemoved as error:
+        logger.error("%s", error)  # noqa: TRY400  (the sentence says it all)

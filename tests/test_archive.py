@@ -375,14 +375,14 @@ def test_a_deleted_instance_may_come_again(archive, make_instance):
 
 def test_removing_a_deleted_file_late_does_not_touch_its_successor(archive, make_instance, monkeypatch):
     archive.ingest(make_instance(1))
-    remove = FileStore.remove
+    unlink = FileStore._unlink
 
     def come_again_first(files, relative):
-        monkeypatch.setattr(FileStore, "remove", remove)
+        monkeypatch.setattr(FileStore, "_unlink", unlink)
         Archive(archive.data).ingest(make_instance(1))
-        remove(files, relative)
+        return unlink(files, relative)
 
-    monkeypatch.setattr(FileStore, "remove", come_again_first)
+    monkeypatch.setattr(FileStore, "_unlink", come_again_first)
     archive.delete(Level.IMAGE, uid(1))
     assert archive.open_instance(uid(1)).path.exists()
     check_consistent(archive)
@@ -556,7 +556,7 @@ archive.ingest(Path(sys.argv[2]), overwrite="always")
         ("files", "place", "before", False),
         ("files", "place", "after", False),
         ("jobs", "push", "after", False),
-        ("files", "remove", "before", True),
+        ("files", "_unlink", "before", True),
     ],
 )
 def test_a_process_that_dies_leaves_the_old_or_the_new_and_never_half(

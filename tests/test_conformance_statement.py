@@ -8,7 +8,7 @@ import pytest
 from pydicom.uid import UID
 
 from config.settings import load_settings
-from index.errors import CatalogueLost, NotRecovered, WrongState
+from index.errors import CatalogueLost, NotRecovered, NotRemoved, WrongState
 from index.keys import KEYS, SEQUENCES
 from scp import conformance, status
 from scp.contexts import QUERY_RETRIEVE, STORAGE, TRANSFER_SYNTAXES
@@ -30,7 +30,7 @@ def test_the_document_is_what_the_code_says(text):
 
 def test_every_refusal_of_the_status_table_belongs_to_a_service():
     told = {error for errors in conformance.RAISED.values() for error in errors}
-    elsewhere = {WrongState, CatalogueLost, NotRecovered}  # of the command line, and of the start
+    elsewhere = {WrongState, CatalogueLost, NotRecovered, NotRemoved}  # of the command line, and of the start
     assert told == set(status.CODES) - elsewhere
 
 

@@ -127,16 +127,16 @@ def test_a_uid_that_two_studies_use_keeps_the_work_on_the_one_that_is_left(archi
 
 def test_files_that_a_crash_left_are_removed_at_the_next_start(worked_on, monkeypatch):
     removed = []
-    remove = FileStore.remove
+    unlink = FileStore._unlink
 
     def die(files, relative):
         if removed:
             raise SystemExit(9)
         removed.append(relative)
-        remove(files, relative)
+        return unlink(files, relative)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FileStore, "remove", die)
+        patch.setattr(FileStore, "_unlink", die)
         with pytest.raises(SystemExit):
             worked_on.delete(Level.SERIES, SERIES)
     reopened = Archive(worked_on.data)

@@ -294,7 +294,7 @@ def test_what_somebody_is_just_bringing_is_no_stray(filled):
 
 def test_what_a_deletion_left_is_removed_and_does_not_come_back(filled, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Intake, "remove_files", lambda *_arguments: None)  # the process died before
+        patch.setattr(Intake, "remove_files", lambda *_arguments: {})  # the process died before
         filled.delete(Level.IMAGE, uid(1))
     left = filled.data / filled.database.execute("SELECT path FROM removal").fetchone()[0]
     assert left.exists()

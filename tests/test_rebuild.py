@@ -270,7 +270,7 @@ def test_what_was_deleted_does_not_come_back(filled, monkeypatch):
     path = filled.open_instance(uid(4)).path
     relative = path.relative_to(filled.data).as_posix()
     with monkeypatch.context() as patch:
-        patch.setattr(Intake, "remove_files", lambda *_arguments: None)  # the process dies before it removes any
+        patch.setattr(Intake, "remove_files", lambda *_arguments: {})  # the process dies before it removes any
         filled.delete(Level.IMAGE, uid(4))
     assert path.exists()
     made = make_again(filled.data)
