@@ -35,6 +35,7 @@ from index.errors import (
     WrongDimension,
 )
 from index.keys import SEQUENCES, UNIQUE_KEYS, Key, Level, Matching, SequenceKey, keys_of
+from index.matching import takes_wild_cards
 from scp import extended_negotiation, private_elements
 from scp.contexts import (
     QUERY_RETRIEVE,
@@ -71,13 +72,14 @@ from scp.status import (
 
 _MATCHING = {
     Matching.UID: "list of UID",
-    Matching.TEXT: "single value, wild card",
-    Matching.PERSON_NAME: "single value, wild card; any component group, without case and accents",
+    Matching.TEXT: "single value{}",
+    Matching.PERSON_NAME: "single value{}; any component group, without case and accents",
     Matching.DATE: "single value, range",
     Matching.TIME: "single value, range",
     Matching.NUMBER: "single value, numeric",
-    Matching.MODALITIES: "any value; single value, wild card",
+    Matching.MODALITIES: "any value; single value{}",
 }
+"""With room for what `takes_wild_cards` says of the key."""
 
 
 _ACCESS: tuple[type[Exception], ...] = (NotAuthorized, NotOffered, UnrecognizedOperation)
@@ -309,7 +311,8 @@ _Row = tuple[str, str, str, str, str]
 
 def _key_row(key: Key, depth: str) -> _Row:
     kind = "U" if UNIQUE_KEYS[key.level] == key.keyword and not depth else "O"
-    matching = _MATCHING[key.matching] + (" (kept by the node)" if key.counted else "")
+    wild_card = ", wild card" if takes_wild_cards(key) else ""
+    matching = _MATCHING[key.matching].format(wild_card) + (" (kept by the node)" if key.counted else "")
     return tag(key.keyword), depth + dictionary_description(key.keyword), dictionary_VR(key.keyword), kind, matching
 
 

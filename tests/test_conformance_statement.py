@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from pydicom.uid import UID
 
 from config.settings import load_settings
-from index.errors import CatalogueLost, NotRecovered, WrongState
-from index.keys import KEYS, SEQUENCES
+from index.errors import CatalogueLost, InvalidIdentifier, NotRecovered, WrongState
+from index.keys import KEYS, SEQUENCES, Key, Matching, SequenceKey
+from index.matching import condition
 from scp import conformance, status
 from scp.contexts import QUERY_RETRIEVE, STORAGE, TRANSFER_SYNTAXES
 from scp.private_elements import ELEMENTS
@@ -62,3 +64,33 @@ def test_the_command_writes_it(tharsis, tmp_path):
     told = tharsis("conformance", "--out", file)
     assert told.returncode == 0, told.stderr
     assert file.read_text(encoding="utf-8").startswith("# DICOM Conformance Statement")
+
+
+def _of_items(sequence: SequenceKey) -> list[Key]:
+    return [*sequence.keys, *(key for inner in sequence.sequences for key in _of_items(inner))]
+
+
+IN_ITEMS = [key for sequence in SEQUENCES.values() for key in _of_items(sequence)]
+
+
+def _takes(key: Key, value: str) -> bool:
+    try:
+        condition(key, [value])
+    except InvalidIdentifier:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", [*KEYS.values(), *IN_ITEMS], ids=lambda key: f"{key.level}-{key.keyword}")
+def test_what_it_claims_of_a_key_the_matching_takes_and_refuses_the_rest(text, key):
+    rows = re.findall(rf"^\| {re.escape(conformance.tag(key.keyword))} \| .*? \| (.*) \|$", text, re.MULTILINE)
+    claims = {row.rpartition(" | ")[2].removesuffix(" (kept by the node)") for row in rows if row[:2] != "SQ"}
+    assert len(claims) == 1, "a key is matched alike wherever it stands"
+    claim = claims.pop()
+    for wild in ("1*", "?", "1.2.*"):
+        assert _takes(key, wild) is ("wild card" in claim), f"{claim}: {wild}"
+    assert _takes(key, "*") is ("list of UID" not in claim)
+    if "range" in claim:
+        assert _takes(key, {Matching.DATE: "20240131-", Matching.TIME: "10-"}[key.matching])
+    if "numeric" in claim:
+        assert (_takes(key, "02"), _takes(key, "1-5")) == (True, False)
