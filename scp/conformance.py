@@ -61,9 +61,11 @@ from scp.status import (
     CANCELLED,
     CANNOT_UNDERSTAND,
     CODES,
+    MISTYPED_ARGUMENT,
     PENDING,
     PENDING_WARNING,
     PROCESSING_FAILURE,
+    STORED_WITH_A_WARNING,
     SUB_OPERATIONS_FAILED,
     SUB_OPERATIONS_WARNING,
     SUCCESS,
@@ -82,7 +84,7 @@ _MATCHING = {
 """With room for what `takes_wild_cards` says of the key."""
 
 
-_ACCESS: tuple[type[Exception], ...] = (NotAuthorized, NotOffered, UnrecognizedOperation)
+_ANYWHERE: tuple[type[Exception], ...] = (OutOfSpace, CatalogueBusy, NotAuthorized, NotOffered, UnrecognizedOperation)
 _QUERY: tuple[type[Exception], ...] = (InvalidIdentifier,)
 _SIMILAR: tuple[type[Exception], ...] = (
     SimilarityError,
@@ -101,22 +103,24 @@ _BEHAVIOURS = {
 }
 
 RAISED: dict[str, tuple[type[Exception], ...]] = {
-    "storage": (InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace, CatalogueBusy, *_ACCESS),
-    "inbox": (
-        *(InvalidInstance, InstanceConflict, PatientMismatch, CannotDeidentify, OutOfSpace, CatalogueBusy),
-        *_ACCESS,
-    ),
-    "commitment": (NotFound, UnknownAction, InvalidArgument, ResourceLimitation, *_ACCESS),
-    "query": (*_QUERY, *_ACCESS),
-    "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ACCESS),
-    "similarity": (*_QUERY, *_SIMILAR, *_ACCESS),
-    "asking": (InvalidInstance, NotEmbedded, UnknownModel, OutOfSpace, CatalogueBusy, *_ACCESS),
+    "storage": (InvalidInstance, InstanceConflict, PatientMismatch, *_ANYWHERE),
+    "inbox": (InvalidInstance, InstanceConflict, PatientMismatch, CannotDeidentify, *_ANYWHERE),
+    "commitment": (NotFound, UnknownAction, InvalidArgument, ResourceLimitation, *_ANYWHERE),
+    "query": (*_QUERY, *_ANYWHERE),
+    "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ANYWHERE),
+    "similarity": (*_QUERY, *_SIMILAR, *_ANYWHERE),
+    "asking": (InvalidInstance, NotEmbedded, UnknownModel, *_ANYWHERE),
 }
 """What each service refuses; `scp.status` has the codes."""
 
+_ANSWERED_ANYWHERE = (
+    (PROCESSING_FAILURE, "anything else that goes wrong in the node"),
+    (MISTYPED_ARGUMENT, "a mandatory parameter of the request is missing or empty"),
+)
 _ANSWERS: dict[str, tuple[tuple[int, str], ...]] = {
     "storage": (
         (SUCCESS.code, "the object and its catalogue rows are on disk"),
+        (STORED_WITH_A_WARNING, "as for 0000, but the data set is cut off: it is stored as it came"),
         (CANNOT_UNDERSTAND, "the data set cannot be read"),
     ),
     "inbox": (
@@ -269,10 +273,14 @@ def _policies(settings: Settings) -> str:
     return _table(("Policy", "value"), rows)
 
 
+def answered(service: str) -> list[tuple[int, str]]:
+    """Return each Status code that a service of `RAISED` answers, with when that is; some codes more than once."""
+    refused = ((CODES[error], _meaning(error)) for error in RAISED[service])
+    return sorted([*_ANSWERS[service], *_ANSWERED_ANYWHERE, *refused])
+
+
 def _statuses(service: str) -> str:
-    rows = [*_ANSWERS.get(service, ()), (PROCESSING_FAILURE, "anything else that goes wrong in the node")]
-    rows += [(CODES[error], _meaning(error)) for error in RAISED[service]]
-    return _table(("Status", "type", "when"), sorted((f"{code:04X}", _kind(code), why) for code, why in rows))
+    return _table(("Status", "type", "when"), [(f"{code:04X}", _kind(code), why) for code, why in answered(service)])
 
 
 def _kind(code: int) -> str:

@@ -12,10 +12,12 @@ from config.settings import load_settings
 from index.errors import CatalogueLost, InvalidIdentifier, NotRecovered, WrongState
 from index.keys import KEYS, SEQUENCES, Key, Matching, SequenceKey
 from index.matching import condition
-from scp import conformance, status
+from scp import asking, commitment, conformance, dispatch, query, retrieve, similarity, status, storage
 from scp.contexts import QUERY_RETRIEVE, STORAGE, TRANSFER_SYNTAXES
 from scp.private_elements import ELEMENTS
+from scp.wire import association
 
+ANY_REQUEST = [dispatch.answer, association.WireAssociation._refuse_incomplete]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "conformance-statement.md"
 
 
@@ -34,6 +36,31 @@ def test_every_refusal_of_the_status_table_belongs_to_a_service():
     told = {error for errors in conformance.RAISED.values() for error in errors}
     elsewhere = {WrongState, CatalogueLost, NotRecovered}  # of the command line, and of the start
     assert told == set(status.CODES) - elsewhere
+
+
+@pytest.mark.parametrize(
+    ("service", "functions"),
+    [
+        ("storage", [storage.store]),
+        ("inbox", [storage.store_deidentified]),
+        ("asking", [asking.receive]),
+        ("commitment", [commitment.commit, commitment.take_report]),
+        ("query", [query.find]),
+        ("similarity", [similarity.find]),
+        ("retrieve", [retrieve.sub_operations, retrieve._Tally.final]),
+        *((service, ANY_REQUEST) for service in conformance.RAISED),
+    ],
+)
+def test_every_status_that_a_service_names_is_in_its_table(text, service, functions):
+    """What it raises is in a table of its own; `tests/answered.py` listens to what nodes answer in all other tests."""
+    names = {name for function in functions for name in function.__code__.co_names}
+    named = [value for name, value in vars(status).items() if name in names]
+    codes = {value.code if isinstance(value, status.Status) else value for value in named if not callable(value)}
+    rows = conformance.answered(service)
+    assert codes
+    assert codes <= {code for code, _ in rows}
+    told = re.findall(r"^\| ([0-9A-F]{4}) \| [a-z]+ \| (.*) \|$", text, re.MULTILINE)
+    assert {(f"{code:04X}", when) for code, when in rows} <= set(told)
 
 
 @pytest.mark.parametrize(
