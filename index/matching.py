@@ -25,8 +25,10 @@ from index.phonetic import sounds_like
 _MOST_VALUES = 1000
 """Values that a key other than a UID may have in one query; only UIDs have lists without end."""
 
+_TEXTUAL = frozenset({Matching.TEXT, Matching.PERSON_NAME, Matching.MODALITIES})
 _NO_WILD_CARDS = frozenset({"UI", "AS"})
 """VRs whose values are compared as text, and take no wild card all the same (C.2.2.2.4)."""
+_SORTS = {"UI": "a UID", "AS": "an age", "DA": "a date", "TM": "a time"}
 
 SEVERAL_GROUPS = "*[=\\]*"
 """GLOB of folded names that have several component groups, or are several names; an index of the catalogue has it."""
@@ -66,6 +68,11 @@ def _fold_group(group: str) -> str:
 def has_wild_card(value: str) -> bool:
     """Whether `value` holds ``*`` or ``?``."""
     return "*" in value or "?" in value
+
+
+def takes_wild_cards(key: Key) -> bool:
+    """Whether ``*`` and ``?`` may stand in a value for `key` (C.2.2.2.4)."""
+    return key.matching in _TEXTUAL and dictionary_VR(key.keyword) not in _NO_WILD_CARDS
 
 
 def is_universal(value: str, matching: Matching) -> bool:
@@ -225,7 +232,7 @@ def condition(key: Key, values: list[str], *, fuzzy: bool = False, columns: Colu
     wanted = wanted_values(key, values)
     if not wanted:
         return None
-    if dictionary_VR(key.keyword) in _NO_WILD_CARDS:
+    if not takes_wild_cards(key):
         _refuse_wild_cards(key, wanted)
     if key.matching is Matching.UID:
         return uid_list(key.column, wanted, key)
@@ -241,7 +248,7 @@ def condition(key: Key, values: list[str], *, fuzzy: bool = False, columns: Colu
 
 
 def _refuse_wild_cards(key: Key, values: list[str]) -> None:
-    what = "a UID" if dictionary_VR(key.keyword) == "UI" else "an age"
+    what = _SORTS.get(dictionary_VR(key.keyword), "a number")
     wrong = next((value for value in values if has_wild_card(value)), None)
     if wrong is not None:
         raise InvalidIdentifier(f"{key.keyword}: {what} takes no wild card, got {wrong[:20]}", element=key.keyword)

@@ -36,6 +36,7 @@ from index.errors import (
     WrongDimension,
 )
 from index.keys import SEQUENCES, UNIQUE_KEYS, Key, Level, Matching, SequenceKey, keys_of
+from index.matching import takes_wild_cards
 from scp import extended_negotiation, private_elements
 from scp.contexts import (
     QUERY_RETRIEVE,
@@ -61,9 +62,11 @@ from scp.status import (
     CANCELLED,
     CANNOT_UNDERSTAND,
     CODES,
+    MISTYPED_ARGUMENT,
     PENDING,
     PENDING_WARNING,
     PROCESSING_FAILURE,
+    STORED_WITH_A_WARNING,
     SUB_OPERATIONS_FAILED,
     SUB_OPERATIONS_WARNING,
     SUCCESS,
@@ -72,16 +75,17 @@ from scp.status import (
 
 _MATCHING = {
     Matching.UID: "list of UID",
-    Matching.TEXT: "single value, wild card",
-    Matching.PERSON_NAME: "single value, wild card; any component group, without case and accents",
+    Matching.TEXT: "single value{}",
+    Matching.PERSON_NAME: "single value{}; any component group, without case and accents",
     Matching.DATE: "single value, range",
     Matching.TIME: "single value, range",
     Matching.NUMBER: "single value, numeric",
-    Matching.MODALITIES: "any value; single value, wild card",
+    Matching.MODALITIES: "any value; single value{}",
 }
+"""With room for what `takes_wild_cards` says of the key."""
 
 
-_ACCESS: tuple[type[Exception], ...] = (NotAuthorized, NotOffered, UnrecognizedOperation)
+_ANYWHERE: tuple[type[Exception], ...] = (OutOfSpace, CatalogueBusy, NotAuthorized, NotOffered, UnrecognizedOperation)
 _QUERY: tuple[type[Exception], ...] = (InvalidIdentifier,)
 _SIMILAR: tuple[type[Exception], ...] = (
     SimilarityError,
@@ -100,22 +104,24 @@ _BEHAVIOURS = {
 }
 
 RAISED: dict[str, tuple[type[Exception], ...]] = {
-    "storage": (InvalidInstance, InstanceConflict, PatientMismatch, OutOfSpace, DiskFailed, CatalogueBusy, *_ACCESS),
-    "inbox": (
-        *(InvalidInstance, InstanceConflict, PatientMismatch, CannotDeidentify, OutOfSpace, CatalogueBusy),
-        *_ACCESS,
-    ),
-    "commitment": (NotFound, UnknownAction, InvalidArgument, ResourceLimitation, *_ACCESS),
-    "query": (*_QUERY, *_ACCESS),
-    "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ACCESS),
-    "similarity": (*_QUERY, *_SIMILAR, *_ACCESS),
-    "asking": (InvalidInstance, NotEmbedded, UnknownModel, OutOfSpace, CatalogueBusy, *_ACCESS),
+    "storage": (InvalidInstance, InstanceConflict, PatientMismatch, DiskFailed, *_ANYWHERE),
+    "inbox": (InvalidInstance, InstanceConflict, PatientMismatch, CannotDeidentify, *_ANYWHERE),
+    "commitment": (NotFound, UnknownAction, InvalidArgument, ResourceLimitation, *_ANYWHERE),
+    "query": (*_QUERY, *_ANYWHERE),
+    "retrieve": (*_QUERY, UnknownDestination, ConversionError, PeerError, *_ANYWHERE),
+    "similarity": (*_QUERY, *_SIMILAR, *_ANYWHERE),
+    "asking": (InvalidInstance, NotEmbedded, UnknownModel, *_ANYWHERE),
 }
 """What each service refuses; `scp.status` has the codes."""
 
+_ANSWERED_ANYWHERE = (
+    (PROCESSING_FAILURE, "anything else that goes wrong in the node"),
+    (MISTYPED_ARGUMENT, "a mandatory parameter of the request is missing or empty"),
+)
 _ANSWERS: dict[str, tuple[tuple[int, str], ...]] = {
     "storage": (
         (SUCCESS.code, "the object and its catalogue rows are on disk"),
+        (STORED_WITH_A_WARNING, "as for 0000, but the data set is cut off: it is stored as it came"),
         (CANNOT_UNDERSTAND, "the data set cannot be read"),
     ),
     "inbox": (
@@ -268,10 +274,14 @@ def _policies(settings: Settings) -> str:
     return _table(("Policy", "value"), rows)
 
 
+def answered(service: str) -> list[tuple[int, str]]:
+    """Return each Status code that a service of `RAISED` answers, with when that is; some codes more than once."""
+    refused = ((CODES[error], _meaning(error)) for error in RAISED[service])
+    return sorted([*_ANSWERS[service], *_ANSWERED_ANYWHERE, *refused])
+
+
 def _statuses(service: str) -> str:
-    rows = [*_ANSWERS.get(service, ()), (PROCESSING_FAILURE, "anything else that goes wrong in the node")]
-    rows += [(CODES[error], _meaning(error)) for error in RAISED[service]]
-    return _table(("Status", "type", "when"), sorted((f"{code:04X}", _kind(code), why) for code, why in rows))
+    return _table(("Status", "type", "when"), [(f"{code:04X}", _kind(code), why) for code, why in answered(service)])
 
 
 def _kind(code: int) -> str:
@@ -310,7 +320,8 @@ _Row = tuple[str, str, str, str, str]
 
 def _key_row(key: Key, depth: str) -> _Row:
     kind = "U" if UNIQUE_KEYS[key.level] == key.keyword and not depth else "O"
-    matching = _MATCHING[key.matching] + (" (kept by the node)" if key.counted else "")
+    wild_card = ", wild card" if takes_wild_cards(key) else ""
+    matching = _MATCHING[key.matching].format(wild_card) + (" (kept by the node)" if key.counted else "")
     return tag(key.keyword), depth + dictionary_description(key.keyword), dictionary_VR(key.keyword), kind, matching
 
 

@@ -8,9 +8,9 @@ from config.application_entities import Right
 from index.admission import require_expected
 from index.archive import Archive
 from index.deidentification.deidentifier import Deidentifier
-from index.errors import ArchiveError, CannotDeidentify, InvalidInstance
+from index.deidentification.files import require_complete
+from index.errors import ArchiveError, InvalidInstance
 from index.header import read_header
-from index.structure import require_structure
 from scp.caller import Caller
 from scp.deidentifying import deidentified_file
 from scp.errors import NotAuthorized, ScpError
@@ -91,12 +91,10 @@ def store_deidentified(
 def _require_readable(request: StoreRequest, max_nesting: int) -> None:
     """Raise unless the data set is whole and is the one that the command named; no sentence has a value of it."""
     try:
-        cut_off = require_structure(request.file, max_nesting)
+        require_complete(request.file, max_nesting)
         header = read_header(request.file, named_by_meta=False)
     except InvalidInstance as error:
         if error.element:
             raise
         raise InvalidInstance("the data set cannot be read") from None
-    if cut_off:
-        raise CannotDeidentify("the data set is cut off: nobody knows what its end would tell")
     require_expected(header, (request.sop_class_uid, request.sop_instance_uid))

@@ -117,11 +117,19 @@ class Node:
 
 
 @pytest.fixture
-def start_node(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., Node]]:
-    """Start nodes on 127.0.0.1 and free ports; keyword ``scp`` overrides settings, ``entities`` names peers."""
+def start_node(
+    tmp_path: Path, transport_name: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Node]]:
+    """Start nodes on 127.0.0.1 and free ports; keyword ``scp`` overrides settings, ``entities`` names peers.
+
+    Whatever a test has them answer, the Conformance Statement has to say.
+    """
+    from answered import Answered
+
     from scp.server import Server
 
     nodes: list[Node] = []
+    answers = Answered(monkeypatch)
 
     def start(
         *, entities: list[dict[str, Any]] | None = None, similarity: Any = None, overwrite: str = "never",
@@ -152,6 +160,7 @@ def start_node(tmp_path: Path, transport_name: str) -> Iterator[Callable[..., No
     for node in nodes:
         node.server.stop(1.0)
         node.archive.close()
+    assert answers.undeclared([node.settings for node in nodes]) == {}
 
 
 @pytest.fixture

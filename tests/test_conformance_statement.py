@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from pydicom.uid import UID
 
 from config.settings import load_settings
-from index.errors import CatalogueLost, NotRecovered, NotRemoved, WrongState
-from index.keys import KEYS, SEQUENCES
-from scp import conformance, status
+from index.errors import CatalogueLost, InvalidIdentifier, NotRecovered, NotRemoved, WrongState
+from index.keys import KEYS, SEQUENCES, Key, Matching, SequenceKey
+from index.matching import condition
+from scp import asking, commitment, conformance, dispatch, query, retrieve, similarity, status, storage
 from scp.contexts import QUERY_RETRIEVE, STORAGE, TRANSFER_SYNTAXES
 from scp.private_elements import ELEMENTS
+from scp.wire import association
 
+ANY_REQUEST = [dispatch.answer, association.WireAssociation._refuse_incomplete]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "conformance-statement.md"
 
 
@@ -32,6 +36,31 @@ def test_every_refusal_of_the_status_table_belongs_to_a_service():
     told = {error for errors in conformance.RAISED.values() for error in errors}
     elsewhere = {WrongState, CatalogueLost, NotRecovered, NotRemoved}  # of the command line, and of the start
     assert told == set(status.CODES) - elsewhere
+
+
+@pytest.mark.parametrize(
+    ("service", "functions"),
+    [
+        ("storage", [storage.store]),
+        ("inbox", [storage.store_deidentified]),
+        ("asking", [asking.receive]),
+        ("commitment", [commitment.commit, commitment.take_report]),
+        ("query", [query.find]),
+        ("similarity", [similarity.find]),
+        ("retrieve", [retrieve.sub_operations, retrieve._Tally.final]),
+        *((service, ANY_REQUEST) for service in conformance.RAISED),
+    ],
+)
+def test_every_status_that_a_service_names_is_in_its_table(text, service, functions):
+    """What it raises is in a table of its own; `tests/answered.py` listens to what nodes answer in all other tests."""
+    names = {name for function in functions for name in function.__code__.co_names}
+    named = [value for name, value in vars(status).items() if name in names]
+    codes = {value.code if isinstance(value, status.Status) else value for value in named if not callable(value)}
+    rows = conformance.answered(service)
+    assert codes
+    assert codes <= {code for code, _ in rows}
+    told = re.findall(r"^\| ([0-9A-F]{4}) \| [a-z]+ \| (.*) \|$", text, re.MULTILINE)
+    assert {(f"{code:04X}", when) for code, when in rows} <= set(told)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +91,33 @@ def test_the_command_writes_it(tharsis, tmp_path):
     told = tharsis("conformance", "--out", file)
     assert told.returncode == 0, told.stderr
     assert file.read_text(encoding="utf-8").startswith("# DICOM Conformance Statement")
+
+
+def _of_items(sequence: SequenceKey) -> list[Key]:
+    return [*sequence.keys, *(key for inner in sequence.sequences for key in _of_items(inner))]
+
+
+IN_ITEMS = [key for sequence in SEQUENCES.values() for key in _of_items(sequence)]
+
+
+def _takes(key: Key, value: str) -> bool:
+    try:
+        condition(key, [value])
+    except InvalidIdentifier:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", [*KEYS.values(), *IN_ITEMS], ids=lambda key: f"{key.level}-{key.keyword}")
+def test_what_it_claims_of_a_key_the_matching_takes_and_refuses_the_rest(text, key):
+    rows = re.findall(rf"^\| {re.escape(conformance.tag(key.keyword))} \| .*? \| (.*) \|$", text, re.MULTILINE)
+    claims = {row.rpartition(" | ")[2].removesuffix(" (kept by the node)") for row in rows if row[:2] != "SQ"}
+    assert len(claims) == 1, "a key is matched alike wherever it stands"
+    claim = claims.pop()
+    for wild in ("1*", "?", "1.2.*"):
+        assert _takes(key, wild) is ("wild card" in claim), f"{claim}: {wild}"
+    assert _takes(key, "*") is ("list of UID" not in claim)
+    if "range" in claim:
+        assert _takes(key, {Matching.DATE: "20240131-", Matching.TIME: "10-"}[key.matching])
+    if "numeric" in claim:
+        assert (_takes(key, "02"), _takes(key, "1-5")) == (True, False)

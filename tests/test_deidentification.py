@@ -18,8 +18,15 @@ from pydicom import dcmread
 from pydicom._uid_dict import UID_dictionary
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    SecondaryCaptureImageStorage,
+)
 
 from config.deidentification import Option
 from config.settings import SettingsError, load_settings
@@ -501,6 +508,33 @@ def test_nothing_is_left_of_a_file_that_cannot_be_read(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.dcm"]
 
 
+CUT_OFF = "the data set is cut off: nobody knows what its end would tell"
+
+
+@pytest.mark.parametrize(
+    ("values", "syntax", "missing"),
+    [
+        pytest.param({"PixelData": None, "StorageMediaFileSetUID": "1.2.826.0.1.3680043.9.7133.77"},
+                     ExplicitVRLittleEndian, 6, id="half a UID"),
+        pytest.param({}, ExplicitVRLittleEndian, 20, id="pixels"),
+        pytest.param({}, ImplicitVRLittleEndian, 20, id="pixels, implicit"),
+        pytest.param({"Rows": 1024, "Columns": 1024, "PixelData": bytes(2 << 20)}, ExplicitVRLittleEndian, 20,
+                     id="pixels that are left in the file"),
+        pytest.param({"PixelData": encapsulate([b"\0" * 64])}, JPEGBaseline8Bit, 8, id="the end of fragments"),
+        pytest.param({}, DeflatedExplicitVRLittleEndian, 20, id="deflated"),
+    ],
+)  # fmt: skip
+def test_what_is_cut_off_is_refused(make_dataset, tmp_path, values, syntax, missing):
+    path = tmp_path / "original.dcm"
+    make_dataset(1, transfer_syntax=syntax, **values).save_as(path, enforce_file_format=True)
+    under(BASIC).deidentify_file(path, tmp_path / "out.dcm")
+    (tmp_path / "out.dcm").unlink()
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(CannotDeidentify, match=f"^{CUT_OFF}$"):
+        under(BASIC).deidentify_file(path, tmp_path / "out.dcm")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["original.dcm"]
+
+
 def test_an_answer_keeps_its_keys(make_dataset):
     answer = Dataset()
     answer.QueryRetrieveLevel, answer.RetrieveAETitle = "STUDY", "THARSIS"
@@ -597,6 +631,21 @@ def test_the_shell_goes_on_behind_a_refused_file(make_file, tmp_path, tharsis: C
     shown = tharsis("deidentify", files[0], "--explain", *common)
     assert "PatientName" in shown.stdout
     assert "pseudonym" in shown.stdout
+
+
+def test_the_shell_refuses_what_is_cut_off(make_file, tmp_path, tharsis: Callable):
+    (tmp_path / "my.toml").write_text('[[deidentification]]\nname = "basic"\n', encoding="utf-8")
+    cut_off, whole = make_file(1), make_file(2)
+    cut_off.write_bytes(cut_off.read_bytes()[:-20])
+    common = ["--profile", "basic", "--config", tmp_path / "my.toml", "--data", tmp_path / "data"]
+    told = tharsis("deidentify", cut_off, whole, "--to", tmp_path / "out", *common)
+    assert told.returncode == 1
+    assert f"refused {cut_off}: {CUT_OFF}" in told.stdout
+    assert "1 files in" in told.stdout
+    assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == 1
+    shown = tharsis("deidentify", cut_off, "--explain", *common)
+    assert shown.returncode == 1
+    assert CUT_OFF in " ".join(shown.stderr.split())
 
 
 # A scan, and what validators say

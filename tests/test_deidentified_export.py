@@ -171,6 +171,20 @@ def test_what_cannot_be_deidentified_fails_alone(node, dcmtk, make_file, told):
     assert not list(node.archive.incoming.iterdir())
 
 
+def test_what_is_cut_off_fails_alone(node, make_file):
+    cut_off = make_file(7)
+    uid, study = (pydicom.dcmread(cut_off)[keyword].value for keyword in ("SOPInstanceUID", "StudyInstanceUID"))
+    cut_off.write_bytes(cut_off.read_bytes()[:-20])
+    node.archive.ingest(cut_off)
+    node.archive.ingest(make_file(8))
+    last, identifier = _status_of_move(node, study, "DOCTOR")[-1]
+    assert (last.Status, last.NumberOfCompletedSuboperations, last.NumberOfFailedSuboperations) == (0xB000, 1, 1)
+    assert "cut off" in last.ErrorComment
+    assert identifier.FailedSOPInstanceUIDList == uid
+    assert len(_received(node)) == 1
+    assert not list(node.archive.incoming.iterdir())
+
+
 def test_the_failed_list_of_a_requestor_with_a_profile_has_the_uids_it_was_told(node, make_file):
     node.archive.ingest(make_file(7, BurnedInAnnotation="YES"))
     answers = _ask(node, STUDY_ROOT_FIND, _keys("IMAGE", StudyInstanceUID="", SeriesInstanceUID="", SOPInstanceUID="",

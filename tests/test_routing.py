@@ -374,6 +374,20 @@ def test_a_peer_may_ask_for_what_a_rule_told_it(routed, start_pacs, make_file):
     assert rows.fetchone() is not None
 
 
+def test_what_is_cut_off_goes_through_no_profile(routed, start_pacs, make_file):
+    pacs = start_pacs().open()
+    node = routed([{**RULE, "profile": "research"}], [pacs.entity], deidentification=[{"name": "research"}])
+    cut_off = make_file(1)
+    cut_off.write_bytes(cut_off.read_bytes()[:-20])
+    node.store(cut_off, make_file(2))
+    node.work()
+    assert len(pacs.received) == 1
+    assert node.states() == {"1": "refused", "2": "sent"}
+    (job,) = node.jobs()
+    assert job.state == "failed", "it is not tried again"
+    assert "the data set is cut off: nobody knows what its end would tell" in job.error
+
+
 def test_an_object_that_the_deidentifier_stumbles_over_keeps_back_nothing_else(
     routed, start_pacs, make_file, monkeypatch
 ):

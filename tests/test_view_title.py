@@ -8,14 +8,14 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, build_role, evt
 from wire import identifiers, leaked
 
 from index.archive import Archive
 from index.commitments import Reference
 from index.rebuild import rebuild
 from scp.commitment import SOP_INSTANCE_UID, request_information
-from scp.contexts import PATIENT_ROOT_FIND, STORAGE_COMMITMENT, STUDY_ROOT_FIND, STUDY_ROOT_MOVE
+from scp.contexts import PATIENT_ROOT_FIND, STORAGE_COMMITMENT, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
 
 PROFILES = [
     {"name": "teaching", "options": ["retain_patient_characteristics"]},
@@ -259,6 +259,45 @@ def test_a_get_at_the_view(node, dcmtk, tmp_path, told):
     [path] = folder.iterdir()
     assert pydicom.dcmread(path, force=True).StudyInstanceUID == dx.StudyInstanceUID
     assert leaked(folder, told) == set()
+
+
+@pytest.mark.parametrize("by_get", [False, True])
+def test_what_is_cut_off_is_found_and_fails_alone(start_node, storescp, make_file, by_get):
+    viewer = {"title": "STORESCP", "host": "127.0.0.1", "port": storescp[1]}
+    node = start_node(entities=[viewer], titles=TITLES, profiles=PROFILES)
+    cut_off = make_file(1)
+    cut_off.write_bytes(cut_off.read_bytes()[:-20])
+    assert node.archive.ingest(cut_off).cut_off
+    node.archive.ingest(make_file(2))
+    [study] = _matches(node, _keys("STUDY", ["StudyInstanceUID"]))
+    [series] = _matches(node, _keys("SERIES", ["SeriesInstanceUID"], StudyInstanceUID=study.StudyInstanceUID))
+    images = _matches(node, _keys("IMAGE", ["SOPInstanceUID"], StudyInstanceUID=series.StudyInstanceUID,
+                                  SeriesInstanceUID=series.SeriesInstanceUID))  # fmt: skip
+    identifier = _keys("STUDY", StudyInstanceUID=series.StudyInstanceUID)
+    entity, got = AE("VIEWER"), []
+    entity.add_requested_context(STUDY_ROOT_MOVE)
+    entity.add_requested_context(STUDY_ROOT_GET)
+    entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+
+    def keep(event):
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return 0x0000
+
+    assoc = entity.associate(
+        "127.0.0.1", node.port, ae_title="TEACHING", ext_neg=[build_role(CTImageStorage, scp_role=True)],
+        evt_handlers=[(evt.EVT_C_STORE, keep)],
+    )  # fmt: skip
+    *_, (last, failed) = (
+        assoc.send_c_get(identifier, STUDY_ROOT_GET)
+        if by_get
+        else assoc.send_c_move(identifier, "STORESCP", STUDY_ROOT_MOVE)
+    )
+    assoc.release()
+    got += [str(pydicom.dcmread(path).SOPInstanceUID) for path in storescp[0].iterdir()]
+    assert (last.Status, last.NumberOfCompletedSuboperations, last.NumberOfFailedSuboperations) == (0xB000, 1, 1)
+    assert "cut off" in last.ErrorComment
+    assert sorted([failed.FailedSOPInstanceUIDList, *got]) == sorted(each.SOPInstanceUID for each in images)
+    assert not list(node.archive.incoming.iterdir())
 
 
 def test_a_lenient_ae_does_not_retrieve_by_what_is_not_matched(start_node, storescp, make_file):

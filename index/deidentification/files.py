@@ -15,9 +15,13 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from index.durable import flush
 from index.errors import CannotDeidentify, InvalidInstance
 from index.part10 import begin_of_data_set
+from index.structure import require_structure
 
 _DEFERRED_BYTES = 1 << 20
 """Values longer than this are left in the file until they are written."""
+
+_DEEPEST = 128
+"""Sequences inside each other: as many as settings may let into an archive."""
 
 
 def convert(source: Path, target: Path, deidentify: Callable[[Dataset], Dataset]) -> None:
@@ -26,7 +30,7 @@ def convert(source: Path, target: Path, deidentify: Callable[[Dataset], Dataset]
     Raises
     ------
     CannotDeidentify
-        No Part 10 file, or one that cannot be read or written again.
+        No Part 10 file, or one that is cut off, or cannot be read or written again.
     OSError
         The disk is at fault.
     """
@@ -61,21 +65,36 @@ def _write(path: Path, made: Dataset) -> None:
     dcmwrite(path, made, implicit_vr=False, little_endian=True, force_encoding=True)  # pydicom does not know it
 
 
+def require_complete(source: Path, most_nesting: int = _DEEPEST) -> None:
+    """Raise `CannotDeidentify` when the Part 10 file is cut off: its last value is not what it says, the rest unknown.
+
+    Raises
+    ------
+    InvalidInstance, OSError
+        As `index.structure.require_structure`.
+    """
+    if require_structure(source, most_nesting):
+        raise CannotDeidentify("the data set is cut off: nobody knows what its end would tell")
+
+
 def read(source: Path) -> Dataset:
     """Return the object in a Part 10 file, its long values left there.
 
     Raises
     ------
     CannotDeidentify
-        It is none, or cannot be read.
+        It is none, is cut off, or cannot be read.
     OSError
         The disk is at fault.
     """
     try:
+        require_complete(source)
         with source.open("rb") as file:
             _, syntax = begin_of_data_set(file)
         is_deflated = syntax == DeflatedExplicitVRLittleEndian
         return dcmread(source, defer_size=None if is_deflated else _DEFERRED_BYTES)
+    except CannotDeidentify:
+        raise
     except InvalidInstance as error:
         raise CannotDeidentify(str(error)) from error
     except OSError as error:
