@@ -34,12 +34,10 @@ from index.header import WANTED, Header, header_of, read_header
 from index.instances import Ingested, Outcome, Received, StoredInstance
 from index.intake import Intake, not_removed
 from index.keys import Level
-from index.structure import scan
+from index.structure import DEEPEST, scan
 from index.tally import count, require_quota
 
 _PAGE = 1000
-_DEEPEST = 128
-"""Sequences inside each other that any settings let in."""
 
 
 class Archive:
@@ -261,7 +259,7 @@ class Archive:
         incoming = source if content and isinstance(source, Path) else self._files.receive(source)
         is_placed = False
         try:
-            nesting = _DEEPEST if readmit else self._max_nesting
+            nesting = DEEPEST if readmit else self._max_nesting
             header, cut_off = self._read(incoming, received, nesting, named_by_meta=expected is None)
             require_expected(header, expected)
             arrival = _arrival(incoming, header, source_aet, cut_off, received)

@@ -21,6 +21,8 @@ from index.errors import InvalidInstance
 from index.part10 import begin_of_data_set, inflated
 from index.walk import CutOff, Layout, Walk
 
+DEEPEST = 128
+"""Sequences inside each other that any settings let in."""
 _LONGEST_INFLATED = 1 << 26
 """Bytes of a deflated data set that are looked at; a small file may inflate to any size."""
 

@@ -26,6 +26,7 @@ from index.archive import StoredInstance
 from index.decoding import Undecodable
 from index.errors import OutOfSpace
 from index.part10 import NewFile, inflated_file
+from index.structure import DEEPEST, require_structure
 from scp import pixel_data, transcoding
 from scp.contexts import UNCOMPRESSED
 from scp.errors import ConversionError
@@ -113,6 +114,8 @@ def _convert(instance: StoredInstance, target: UID, new_file: NewFile) -> tuple[
 @contextmanager
 def _data_set(instance: StoredInstance, new_file: NewFile) -> Iterator[tuple[BinaryIO, int]]:
     """Give a file with the data set, not deflated, and its offset there."""
+    if cut_off := require_structure(instance.path, DEEPEST):  # what is made of it would look whole
+        raise ConversionError(f"its data set is {cut_off}")
     with instance.path.open("rb") as file:
         offset = data_set_offset(instance.path)
         if instance.transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
@@ -134,8 +137,6 @@ def _read(file: BinaryIO, offset: int, stored: UID, target: UID) -> tuple[Datase
         is_little_endian=stored != ExplicitVRBigEndian,
         defer_size=_DEFERRED_BYTES,
     )
-    if not dataset:  # pydicom returns nothing at all of a data set whose pixel data has no end
-        raise ConversionError("its data set is cut off")
     for item in dataset.get("IconImageSequence") or []:
         icon = pixel_data.decoded(item, file, stored, target)
         if icon is not None:

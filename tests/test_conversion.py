@@ -395,3 +395,13 @@ def test_no_more_is_inflated_than_the_limit(archive, monkeypatch):
         converted(stored, ImplicitVRLittleEndian, lambda _size: Path()),
     ):
         pass
+
+
+@pytest.mark.parametrize("stored", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_what_is_cut_off_is_not_made_to_look_whole(send_as, make_instance, stored):
+    """Its pixels would be fewer than it says, and no receiver could tell."""
+    whole = make_instance(1, transfer_syntax=stored, PixelData=bytes(2048))
+    target = ImplicitVRLittleEndian if stored == ExplicitVRLittleEndian else ExplicitVRLittleEndian
+    assert send_as(whole, target).PixelData == bytes(2048)
+    with pytest.raises(ConversionError, match="its data set is cut off"):
+        send_as(make_instance(2, transfer_syntax=stored, PixelData=bytes(2048))[:-12], target)

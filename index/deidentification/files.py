@@ -15,13 +15,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from index.durable import flush
 from index.errors import CannotDeidentify, InvalidInstance
 from index.part10 import begin_of_data_set
-from index.structure import require_structure
+from index.structure import DEEPEST, require_structure
 
 _DEFERRED_BYTES = 1 << 20
 """Values longer than this are left in the file until they are written."""
-
-_DEEPEST = 128
-"""Sequences inside each other: as many as settings may let into an archive."""
 
 
 def convert(source: Path, target: Path, deidentify: Callable[[Dataset], Dataset]) -> None:
@@ -65,7 +62,7 @@ def _write(path: Path, made: Dataset) -> None:
     dcmwrite(path, made, implicit_vr=False, little_endian=True, force_encoding=True)  # pydicom does not know it
 
 
-def require_complete(source: Path, most_nesting: int = _DEEPEST) -> None:
+def require_complete(source: Path, most_nesting: int = DEEPEST) -> None:
     """Raise `CannotDeidentify` when the Part 10 file is cut off: its last value is not what it says, the rest unknown.
 
     Raises
