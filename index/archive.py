@@ -139,6 +139,10 @@ class Archive:
         with self._connections.transaction() as database:
             yield database
 
+    def write_catalogue(self) -> None:
+        """Write to the catalogue's file, and flush, what its log has; raises `CatalogueBusy` when others keep it."""
+        self._connections.write_log()
+
     @property
     def incoming(self) -> Path:
         """Folder for half-received files, on the file system of the archive."""
@@ -238,8 +242,8 @@ class Archive:
             Let the series become stable after the settle time. False for one who makes a whole series and queues
             `series_stable` when it is whole.
         readmit
-            It was accepted once and its file is stored already: neither the quota nor what the settings say by now of
-            other patients and of nesting keeps it out.
+            It was accepted once and its file is stored already: neither reserve nor quota, nor what the settings say by
+            now of other patients and of nesting keeps it out.
         received
             What is known of `source`, a path in `incoming`, already: it is not read again to find out.
 
@@ -256,7 +260,10 @@ class Archive:
         """
         self._refuse_outer_transaction()
         content = received.content if received is not None else b""
-        incoming = source if content and isinstance(source, Path) else self._files.receive(source)
+        if content and isinstance(source, Path):
+            incoming = source
+        else:
+            incoming = self._files.receive(source, within_reserve=not readmit)
         is_placed = False
         try:
             nesting = DEEPEST if readmit else self._max_nesting
@@ -301,7 +308,7 @@ class Archive:
                 recovery.recover(self, self._journal)
             except (OSError, ArchiveError, sqlite3.Error) as error:
                 raise NotRecovered(
-                    f"{self.data}: the system went down before all was on disk, and what the journal in {FOLDER}/ has "
+                    f"{self.data}: not all that was stored has reached the disk, and what the journal in {FOLDER}/ has "
                     f"cannot be brought back now ({error}); the journal is kept, so put that right and start again"
                 ) from error
 

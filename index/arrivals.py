@@ -30,8 +30,9 @@ from index.errors import ArchiveError, DiskFailed
 _LOG = logging.getLogger(__name__)
 
 FOLDER = "arrivals"
-_FAILED = "failed"
-"""A file that says that the system could not write something to the disk that the journal stands for."""
+_FAILED, _RECOVERED = "failed", "recovered"
+"""Files that say that the system could not write something to the disk that the journal stands for, and when it was
+written anew last."""
 
 _UNTIL = "nothing more is stored until the node is started again, which brings it back from the journal"
 _KEY = "key"
@@ -113,6 +114,8 @@ class ArrivalJournal:
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
         self._failure = ""
+        self._is_told = False
+        self._recovery = self._last_recovery()
 
     def begin(self) -> None:
         """Take a lane, in a thread of its own: that waits until all that was written before has reached the disk.
@@ -122,7 +125,7 @@ class ArrivalJournal:
 
         def take() -> None:
             with suppress(ArchiveError, OSError, sqlite3.Error), self._lock:  # what the disk has refused is logged
-                self._lane = self._lane or self._taken_lane()
+                self._lane = self._lane or self._taken_lane(is_first=True)
 
         threading.Thread(target=take, name="begin-arrivals", daemon=True).start()
 
@@ -137,7 +140,7 @@ class ArrivalJournal:
             The disk has not taken what was stored before.
         """
         if self._failure:
-            self._refuse()
+            self._require_sound()
         with self._lock:
             lane = self._lane = self._lane or self._taken_lane()
             lane.number += 1
@@ -151,7 +154,7 @@ class ArrivalJournal:
             raise RuntimeError("no block was written")
         if any(segment.is_gone for segment in written.segments):
             with self._lock:
-                if lane.segments is written.segments:
+                if any(segment.is_gone for segment in lane.segments):  # others may have been made and emptied since
                     lane.segments = self._new_segments(lane.id)
                     lane.begin_anew(standing(database, lane.id))
                 self._put(lane, written.number, written.instances)
@@ -194,8 +197,13 @@ class ArrivalJournal:
         with suppress(RuntimeError):  # there is no thread to be had: who needs the segment sees to it
             self._settling.start()
 
-    def _flush(self) -> None:
+    def _flush(self, *, is_first: bool = False) -> None:
         """Bring all of the file system to the disk, unless that has failed: the system tells of it once (syncfs(2)).
+
+        Parameters
+        ----------
+        is_first
+            Nothing was received here so far: where the journal is empty, what failed is nothing that it stands for.
 
         Raises
         ------
@@ -204,29 +212,55 @@ class ArrivalJournal:
         DiskFailed
             So it was before, here or in another process.
         """
-        if self._failure or (self._folder / _FAILED).exists():
-            self._refuse()
-        self._flush_anyway()
+        self._require_sound()
+        try:
+            self._flush_anyway()
+        except OSError as error:
+            if is_first and not self._has_any():
+                _LOG.warning("something else on the disk could not be written (%s)", error.strerror or error)
+                return
+            self._fail(error)
+            raise
 
     def _flush_anyway(self) -> None:
         try:
             self._file_system.flush()
+        except OSError:
+            before, self._recovery = self._recovery, self._last_recovery()
+            if before == self._recovery:
+                raise
+            self._file_system.flush()  # that was of the time before all was written anew
+
+    def _last_recovery(self) -> int:
+        with suppress(OSError):
+            return (self._folder / _RECOVERED).stat().st_mtime_ns
+        return 0
+
+    def _fail(self, error: OSError) -> None:
+        self._failure = error.strerror or str(error)
+        _LOG.error("the disk has not taken all that was stored (%s): %s", self._failure, _UNTIL)
+        with suppress(OSError):
+            (self._folder / _FAILED).touch(mode=0o600)
+            flush(self._folder)
+            self._is_told = True
+
+    def _require_sound(self) -> None:
+        """Raise `DiskFailed` while the disk has not got what it has not taken."""
+        is_failed = self.is_failed
+        if self._failure and self._is_told and not is_failed:  # somebody has written it anew
+            self._failure, self._is_told = "", False
+        if self._failure or is_failed:
+            why = self._failure or "as another process has found"
+            raise DiskFailed(f"the disk has not taken all that was stored before ({why}): {_UNTIL}")
+
+    def ask_the_disk(self) -> None:
+        """Hear of what the disk has not taken before now, so that what is said later is of what is written now."""
+        try:
+            self._flush_anyway()
         except OSError as error:
-            if not self._has_any():  # then it was nothing that the journal stands for
-                _LOG.warning("something else on the disk could not be written (%s)", error.strerror or error)
-                return
-            self._failure = error.strerror or str(error)
-            _LOG.error("the disk has not taken all that was stored (%s): %s", self._failure, _UNTIL)
-            with suppress(OSError):
-                (self._folder / _FAILED).touch(mode=0o600)
-                flush(self._folder)
-            raise
+            self._fail(error)
 
-    def _refuse(self) -> None:
-        self._failure = self._failure or "as another process has found"
-        raise DiskFailed(f"the disk has not taken all that was stored before ({self._failure}): {_UNTIL}")
-
-    def _taken_lane(self) -> _Lane:
+    def _taken_lane(self, *, is_first: bool = False) -> _Lane:
         """Take a lane that no living process has, and leave nothing open of what a dead one did there."""
         if not self._folder.exists():
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -240,13 +274,13 @@ class ArrivalJournal:
                 continue
             break
         try:
-            return self._settled_lane(number, held)
+            return self._settled_lane(number, held, is_first=is_first)
         except BaseException:
             held.close()  # it is anybody's again
             raise
 
-    def _settled_lane(self, number: int, held: IO[str]) -> _Lane:
-        self._flush()
+    def _settled_lane(self, number: int, held: IO[str], *, is_first: bool) -> _Lane:
+        self._flush(is_first=is_first)
         with self._connections.transaction() as database:
             key = self._key()
             if not key:
@@ -317,7 +351,7 @@ class ArrivalJournal:
         for path in self._folder.glob("*.lock"):
             with path.open("a") as file:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that ask are no owner
                 except BlockingIOError:
                     return True
         return False
@@ -343,12 +377,17 @@ class ArrivalJournal:
         lanes = standings(database)
         if lanes != since:
             return False
-        self._flush_anyway()
+        try:
+            self._flush_anyway()
+        except OSError as error:
+            self._fail(error)
+            raise
         remove(segments_in(self._folder))
-        with suppress(FileNotFoundError):
+        if self.is_failed:
+            (self._folder / _RECOVERED).write_bytes(b"")
             (self._folder / _FAILED).unlink()
             flush(self._folder)
-        self._failure = ""
+        self._failure, self._is_told = "", False
         for lane in {*lanes, *last}:
             before = lanes.get(lane, Standing())
             number = max(before.number, last.get(lane, 0))

@@ -190,6 +190,11 @@ class Connections:
                 raise OutOfSpace("the disk is full: the catalogue cannot grow, nothing stored") from error
             raise
 
+    def write_log(self) -> None:
+        """Bring the log into the catalogue's file, and cut it off; raises `CatalogueBusy` when others use it."""
+        if self.get().conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise CatalogueBusy(f"{self._path.name}: others use its log")
+
     def _shorten_log(self, connection: sqlite3.Connection) -> None:
         """Bring a log that has become long into the catalogue, and have the next transaction begin it anew.
 

@@ -110,10 +110,15 @@ class FileStore:
                     flush(self.incoming)
                     self._named.extend(made)
 
-    def receive(self, source: Path | bytes) -> Path:
+    def receive(self, source: Path | bytes, *, within_reserve: bool = True) -> Path:
         """Bring `source` into the incoming folder and return its path there; a file already there stays.
 
         A copy is held until `release`: nobody takes it for one that a dead process left.
+
+        Parameters
+        ----------
+        within_reserve
+            False: what is to stay free does not matter.
 
         Raises
         ------
@@ -122,13 +127,15 @@ class FileStore:
         """
         if isinstance(source, Path) and self._is_incoming(source):
             try:
-                self.require_space()
+                if within_reserve:
+                    self.require_space()
             except OutOfSpace:
                 source.unlink(missing_ok=True)
                 raise
             return source
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        self.require_space(size)
+        if within_reserve:
+            self.require_space(size)
         handle, name = tempfile.mkstemp(dir=self.incoming, prefix=incoming_prefix(), suffix=".part")
         path = Path(name)
         target = self._held[path] = os.fdopen(handle, "wb")
@@ -273,14 +280,19 @@ class FileStore:
             folder = folder.parent
         return folder
 
-    def quarantine(self, relative: str) -> str:
+    def quarantine(self, relative: str, content_name: str = "") -> str:
         """Move a file of the data folder to ``quarantine/``, durably, and return its path there.
 
         Nothing there is ever found, sent or removed by the node: it is for a person to look at.
+
+        Parameters
+        ----------
+        content_name
+            Its name there, which nothing but the same content bears: once there is enough.
         """
         origin = self.root / relative
-        target = self.root / "quarantine" / Path(relative).relative_to(Path(relative).parts[0])
-        if target.exists():
+        target = self.root / "quarantine" / (content_name or Path(relative).relative_to(Path(relative).parts[0]))
+        if target.exists() and not content_name:
             target = target.with_name(f"{secrets.token_hex(8)}-{target.name}")
         _make_durable_folder(target.parent)
         origin.replace(target)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from index import catalogue, changes, deletion, elsewhere, jobs
+from index.arrivals import ArrivalJournal
 from index.catalogue import AT_PATH, at_path
 from index.changes import ChangeKind
 from index.database import BUSY_TIMEOUT_S, Connections
@@ -147,10 +148,15 @@ class OldCatalogue:
         with connections.transaction() as database:
             deletion.promise_removal(database, self.removals())
 
-    def take_over_arrivals(self, connections: Connections) -> None:
-        """Copy which blocks of the journal of arrivals had their rows: what was refused then does not come in now."""
+    def take_over_arrivals(self, connections: Connections, journal: ArrivalJournal) -> None:
+        """Copy which blocks of the journal of arrivals had their rows: what was refused then does not come in now.
+
+        Not after a power cut: what the new catalogue lacks since its file was lost is brought back from all blocks.
+        """
         with connections.transaction() as database:
             _insert(database, "arrivals", _ARRIVALS, self._rows(f"SELECT {_ARRIVALS} FROM arrivals"))
+            if journal.is_in_doubt(database):
+                database.execute("DELETE FROM arrivals")
 
     def take_over_derivations(self, connections: Connections) -> int:
         """Copy the records of what was made from what, so that nothing of it is made again; return how many."""

@@ -18,6 +18,7 @@ from pydicom.filereader import read_file_meta_info
 from sqlite_utils import Database
 
 from index import catalogue, changes, jobs, old_catalogue
+from index.arrivals import ArrivalJournal
 from index.changes import ChangeKind
 from index.database import CATALOGUE_FILE, Connections, first_in_line
 from index.durable import flush
@@ -110,7 +111,7 @@ def rebuild(data: Path, *, settle_time_s: float, on_file: Callable[[], None]) ->
         _start_feed(database, old)
         losers = _fill(connections, files, old, on_file)
         old.take_over_removals(connections)
-        old.take_over_arrivals(connections)
+        old.take_over_arrivals(connections, ArrivalJournal(files.root, connections))
         result.missing = old.tell_missing(connections)
         result.derivations = old.take_over_derivations(connections)
         old.take_over_encoders(connections)

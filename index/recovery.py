@@ -32,6 +32,7 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
     """
     restored = ingested = 0
     is_resolved = False
+    journal.ask_the_disk()
     while not is_resolved:
         since = standings(archive.database)
         blocks = journal.doubtful(archive.database)
@@ -40,8 +41,10 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
                 if is_known(archive.database, instance.path):
                     restored += _restore(archive.files, instance, trusts_files=not journal.is_failed)
                 elif block.number > since.get(block.lane, Standing()).number:
-                    ingested += _ingest(archive, instance)
+                    ingested += _ingest(archive, instance, trusts_files=not journal.is_failed)
         last = {block.lane: block.number for block in blocks}  # in their order
+        if journal.is_failed:  # the system may show a log that the disk has not got
+            archive.write_catalogue()
         with archive.transaction() as database:
             is_resolved = journal.resolved(database, since, last)
     if restored or ingested:
@@ -71,24 +74,34 @@ def _restore(files: FileStore, instance: Arrived, *, trusts_files: bool) -> bool
     return True
 
 
-def _ingest(archive: Archive, instance: Arrived) -> bool:
+def _ingest(archive: Archive, instance: Arrived, *, trusts_files: bool) -> bool:
     """Store an instance that the catalogue does not know; return whether it was stored.
 
     Whatever raises leaves what there is of it where it is.
+
+    Parameters
+    ----------
+    trusts_files
+        As for `_restore`.
     """
     files = archive.files
-    held = instance.path if _is_whole(files.path(instance.path), instance) else _received(files, instance)
+    is_trusted = trusts_files or not instance.content
+    is_there = is_trusted and _is_whole(files.path(instance.path), instance)
+    held = instance.path if is_there else _received(files, instance)
     if not held:
         return False  # it was cut short: nobody was told that it is stored
     is_stored = False
     try:
         stored = find_instance(archive.database, read_header(files.path(held)).sop_instance_uid)
         if stored is not None and stored["sha256"] != instance.sha256:  # nobody knows which one was answered for
-            aside = files.quarantine(held)
+            aside = files.quarantine(held, f"{instance.sha256}.dcm")
             _LOG.warning("%s: another object of its SOP Instance UID is stored; this one is now %s", held, aside)
             return False
-        if stored is None or not _is_whole(files.path(stored["path"]), instance):
+        if stored is None:
             archive.ingest(files.borrow(held), source_aet=instance.source_aet, readmit=True)
+            is_stored = True
+        elif not is_trusted or not _is_whole(files.path(stored["path"]), instance):
+            files.place(files.borrow(held), stored["path"])
             is_stored = True
     except InvalidInstance as error:
         _LOG.warning("%s: %s", instance.path, error)
@@ -106,7 +119,7 @@ def _ingest(archive: Archive, instance: Arrived) -> bool:
 def _received(files: FileStore, instance: Arrived) -> str:
     """Return where below the data folder what was received of an instance lies, whole; "" where it does not."""
     if instance.content:
-        source = files.receive(instance.content)
+        source = files.receive(instance.content, within_reserve=False)
         files.release(source, is_placed=True)
     else:
         source = files.incoming / instance.incoming

@@ -16,7 +16,15 @@ from index.archive import Archive, Outcome
 from index.arrival_blocks import PAGE, Arrived, Encoder, blocks
 from index.arrivals import ArrivalJournal
 from index.durable import FileSystem
-from index.errors import CatalogueBusy, DiskFailed, InstanceConflict, NotFound, NotRecovered, PatientMismatch
+from index.errors import (
+    CatalogueBusy,
+    DiskFailed,
+    InstanceConflict,
+    NotFound,
+    NotRecovered,
+    OutOfSpace,
+    PatientMismatch,
+)
 from index.files import FileStore
 from index.fsck import Options, check
 from index.intake import Intake
@@ -259,9 +267,53 @@ def test_without_room_to_bring_back_the_archive_stays_closed_and_keeps_the_journ
     sent = {1: send(archive, 1)[1]}
     archive.open_instance(UID.format(1)).path.unlink()
     cut_power(archive, monkeypatch)
-    with pytest.raises(NotRecovered, match=r"kept in reserve.*the journal is kept"):
-        Archive(tmp_path / "data", settle_time_s=0.0, reserve_mb=1 << 40)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(FileStore, "receive", full)
+        with pytest.raises(NotRecovered, match=r"No space.*the journal is kept"):
+            Archive(tmp_path / "data", settle_time_s=0.0)
     require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+
+
+def test_the_reserve_is_there_to_bring_back_what_was_answered(tmp_path, send, monkeypatch):
+    """Else the archive would stay closed, for reading as well, where nobody can make room by a deletion."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(archive)
+    sent = {number: send(archive, number, size)[1] for number, size in ((1, SMALL), (2, LARGE))}
+    archive.open_instance(UID.format(1)).path.unlink()
+    cut_power(archive, monkeypatch, before)
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0, reserve_mb=1 << 40), sent)
+
+
+@pytest.mark.parametrize("harm", [truncate, empty, lose])
+def test_a_rebuild_after_a_power_cut_takes_nothing_from_the_journal(tmp_path, send, monkeypatch, harm):
+    """The old catalogue says that the block had its rows; the new one has none of a file that is lost."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {number: send(archive, number)[1] for number in (1, 2)}
+    harm(archive.open_instance(UID.format(2)).path)
+    cut_power(archive, monkeypatch)
+    rebuild(archive.data, settle_time_s=0.0, on_file=lambda: None)
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    for number, content in sent.items():
+        assert again.open_instance(UID.format(number)).path.read_bytes() == content
+
+
+def test_two_deletions_between_a_block_and_its_rows(tmp_path, send, monkeypatch):
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    journal = archive._journal
+    other = Archive(tmp_path / "data", settle_time_s=0.0)._journal
+    send(archive, 1)
+    arrived = [Arrived(f"files/a/b/{name}.dcm", "", 4, "0" * 64, "SENDER", b"DICM") for name in "cd"]
+    written = [journal.write([each]) for each in arrived]
+    for block in written:
+        with archive.transaction() as database:
+            other.empty(database)
+        with archive.transaction() as database:
+            journal.note(database, block)
+    assert [each.path for block in journal.doubtful(archive.database) for each in block.instances] == [arrived[1].path]
 
 
 def test_what_a_sender_chose_is_never_taken_for_a_block(tmp_path, send, monkeypatch):
@@ -488,15 +540,18 @@ def test_what_cannot_be_brought_back_now_is_brought_back_later(tmp_path, send, m
         path.unlink()
     cut_power(archive, monkeypatch, before)
     with monkeypatch.context() as trouble:
-        trouble_of = {"catalogue busy": CatalogueBusy("locked"), "disk": OSError(errno.EIO, "Input/output error")}
+        error = {
+            "no room": OutOfSpace("the disk is full"),
+            "catalogue busy": CatalogueBusy("locked"),
+            "disk": OSError(errno.EIO, "Input/output error"),
+        }[why]
 
         def failing(*_, **__):
-            raise trouble_of[why]
+            raise error
 
-        if why in trouble_of:
-            trouble.setattr(Intake, "store", failing)
+        trouble.setattr(Intake, "store", failing)
         with pytest.raises(NotRecovered):
-            Archive(tmp_path / "data", settle_time_s=0.0, reserve_mb=1 << 40 if why == "no room" else 0)
+            Archive(tmp_path / "data", settle_time_s=0.0)
     again = Archive(tmp_path / "data", settle_time_s=0.0)
     require_whole(again, {1: content})
     assert not [path for path in again.incoming.iterdir() if path.stat().st_size]
@@ -543,7 +598,7 @@ def test_what_is_stored_while_it_is_brought_back_keeps_its_file(tmp_path, send, 
         monkeypatch.setattr("index.recovery.find_instance", late)
         other = Archive(tmp_path / "data", settle_time_s=0.0)
         with suppress(FileNotFoundError):
-            recovery._ingest(other, block[-1])
+            recovery._ingest(other, block[-1], trusts_files=True)
         other.close()
 
     monkeypatch.setattr(commits, "_commit", meanwhile)
@@ -626,11 +681,66 @@ def test_what_the_disk_has_not_taken_is_written_again_at_the_next_start(
     assert send(again, 30)[0] is Outcome.STORED
 
 
-def test_what_else_the_disk_has_not_taken_keeps_nobody_from_storing(tmp_path, send, monkeypatch):
+def test_what_else_the_disk_has_not_taken_keeps_nobody_from_storing(tmp_path, send, monkeypatch, wait_until):
+    """At the start of a process, with a journal that stands for nothing."""
     told = failing_once(monkeypatch)
     archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    archive.expect_arrivals()
+    wait_until(lambda: archive._journal._lane)
     assert send(archive, 1)[0] is Outcome.STORED
     assert told
+
+
+def test_what_was_just_received_may_be_what_the_disk_has_not_taken(tmp_path, send, monkeypatch):
+    failing_once(monkeypatch)
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    with pytest.raises(OSError, match="Input/output error"):
+        send(archive, 1)
+    with pytest.raises(DiskFailed):
+        send(archive, 2)
+    archive.close()
+    assert send(Archive(tmp_path / "data", settle_time_s=0.0), 3)[0] is Outcome.STORED
+
+
+def test_who_goes_on_beside_a_recovery_stores_and_deletes_again(tmp_path, send, monkeypatch):
+    """The disk's error is told to each who asks, also when all has been written anew: that is an old one."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    sent = {number: send(archive, number)[1] for number in (1, 2)}
+    others = [Archive(tmp_path / "data", settle_time_s=0.0) for _ in range(2)]
+    failing_once(monkeypatch)
+    with pytest.raises(OSError, match="Input/output error"):
+        archive.delete(Level.IMAGE, UID.format(2))
+    with pytest.raises(DiskFailed):
+        others[0].delete(Level.IMAGE, UID.format(2))
+    archive.close()
+    archive._journal._lane.held.close()
+    require_whole(Archive(tmp_path / "data", settle_time_s=0.0), sent)
+    failing_once(monkeypatch)
+    assert send(others[1], 3)[0] is Outcome.STORED
+    monkeypatch.undo()
+    others[0].delete(Level.IMAGE, UID.format(2))
+    assert send(others[0], 4)[0] is Outcome.STORED
+
+
+def test_the_log_of_the_catalogue_is_on_disk_before_the_journal_lets_go(tmp_path, send, monkeypatch):
+    """What the disk has not taken may have been a part of it."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1)
+    failing_once(monkeypatch)
+    with pytest.raises(OSError, match="Input/output error"):
+        archive.delete(Level.IMAGE, UID.format(2))
+    archive.close()
+    archive._journal._lane.held.close()
+    remove, logs = arrivals.remove, []
+
+    def noted(paths):
+        with closing(sqlite3.connect(f"file:{archive.data / 'catalogue.sqlite'}?immutable=1", uri=True)) as alone:
+            logs.append(alone.execute("SELECT sop_instance_uid FROM instance").fetchall())
+        remove(paths)
+
+    monkeypatch.setattr(arrivals, "remove", noted)
+    Archive(tmp_path / "data", settle_time_s=0.0)
+    assert logs == [[(UID.format(1),)]]
 
 
 @pytest.mark.parametrize("at", ["names", "first name", "content"])
