@@ -111,6 +111,9 @@ def send(
     A file that the peer refuses, or answers with a warning, is named with its Status; the others go on, and the exit
     code is then 1. So it is when the peer does not answer for a file with --commit. Files in a folder that are no DICOM
     objects, and a DICOMDIR there, are counted and left alone; when there is nothing else, the exit code is 1.
+
+    A file answered with a warning is stored: it counts as such, and --commit asks about it. With --json, "sent" is the
+    number of files stored, "warned" has those of them that were stored with a warning, "refused" those that were not.
     """
     if listen is not None and not commit:
         fail("--listen goes with --commit", USAGE)
@@ -134,32 +137,41 @@ def send(
     found = len(results)
     results = [result for result in results if result.is_object or result.path in paths]
     left_alone = found - len(results)
-    troubled = [result for result in results if result.error]
-    stored = sum(result.status is not None and result.status.is_success for result in results)
+    stored = [result for result in results if result.is_stored]
+    warned = [result for result in stored if result.error]
+    refused = [result for result in results if not result.is_stored]
     if not as_json:
-        for item in troubled:
-            out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
+        for item in results:
+            if item.error:
+                how = "stored, with the warning " if item.is_stored else ""
+                out.print(f"{item.path}: {how}{item.error}", markup=False, soft_wrap=True)
         what = "is no DICOM object" if left_alone == 1 else "are no DICOM objects"
+        warnings = f", {len(warned)} with a warning" if warned else ""
         rest = f"; {left_alone} {what} to send" if left_alone else ""
         out.print(
-            f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s{rest}", highlight=False
+            f"{len(stored)} of {len(results)} files stored by {target.title} in {seconds:.1f} s{warnings}{rest}",
+            highlight=False,
         )
     told: list[Told] = []
     if commit and lost is None:
-        kept = [result.path for result in results if result.status is not None and not result.error]
-        told = commitment.ask(target, kept, aet, wait_s=wait, listen=listen)
+        told = commitment.ask(target, [result.path for result in stored], aet, wait_s=wait, listen=listen)
     if as_json:
         answer = {
-            "sent": stored,
+            "sent": len(stored),
             "left_alone": left_alone,
             "seconds": round(seconds, 3),
-            "refused": [{"file": str(item.path), "reason": item.error} for item in troubled],
+            "warned": _with_reasons(warned),
+            "refused": _with_reasons(refused),
         }
         print_json({**answer, "commitment": commitment.as_objects(told)} if commit else answer)
     elif told:
         commitment.show(target, told)
-    if troubled or any(item.reason for item in told) or (left_alone and not results):
+    if warned or refused or any(item.reason for item in told) or (left_alone and not results):
         raise typer.Exit(UNREACHABLE if lost else FAILED)
+
+
+def _with_reasons(files: list[SentFile]) -> list[dict[str, str]]:
+    return [{"file": str(item.path), "reason": item.error} for item in files]
 
 
 def commit(

@@ -15,6 +15,8 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
 from scp.part10 import data_set_offset
@@ -200,12 +202,46 @@ def peer(serve_all):
     return f"THARSIS@127.0.0.1:{serve_all().port}"
 
 
-def test_a_warning_is_no_success(tharsis, peer, make_file):
+@pytest.fixture
+def hesitant():
+    """A peer that answers instances 1 to 4 with three warnings and a failure, all others with Success."""
+    answers = {"1": 0xB000, "2": 0xB006, "3": 0xB007, "4": 0xA700}
+    entity = AE("HESITANT")
+    entity.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+
+    def answer(event):
+        return answers.get(event.request.AffectedSOPInstanceUID.rpartition(".")[2], 0x0000)
+
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+    yield f"HESITANT@127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def test_what_is_answered_with_a_warning_is_stored_and_no_success(tharsis, hesitant, make_file):
+    files = [make_file(number) for number in range(1, 6)]
+    told = tharsis("send", *files, "--peer", hesitant, "--json")
+    assert told.returncode == FAILED
+    result = json.loads(told.stdout)
+    assert result["sent"] == 4
+    assert result["warned"] == [
+        {"file": str(file), "reason": reason} for file, reason in zip(files, ("B000", "B006", "B007"), strict=False)
+    ]
+    assert result["refused"] == [{"file": str(files[3]), "reason": "A700"}]
+    told = tharsis("send", files[2], files[4], "--peer", hesitant)
+    assert told.returncode == FAILED
+    first, second = told.stdout.splitlines()
+    assert first == f"{files[2]}: stored, with the warning B007"
+    assert re.fullmatch(r"2 of 2 files stored by HESITANT in \d\.\d s, 1 with a warning", second)
+
+
+def test_commitment_is_also_asked_of_what_is_stored_with_a_warning(tharsis, peer, make_file):
     assert tharsis("send", make_file(1), "--peer", peer).returncode == DONE
-    other = tharsis("send", make_file(1, PatientComments="changed"), "--peer", peer)
+    other = tharsis("send", make_file(1, PatientComments="changed"), "--peer", peer, "--commit", "--json")
     assert other.returncode == FAILED
-    assert "0 of 1 files stored" in other.stdout
-    assert "B006" in other.stdout
+    result = json.loads(other.stdout)
+    assert (result["sent"], result["refused"]) == (1, [])
+    assert "B006" in result["warned"][0]["reason"]
+    assert [item["safe"] for item in result["commitment"]] == [True]
 
 
 def test_send_leaves_alone_what_is_no_object_in_a_folder(tharsis, peer, make_file, directory):
