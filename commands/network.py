@@ -19,6 +19,7 @@ from commands.archive import find_files
 from commands.commitment import DEFAULT_WAIT_S, ListenOption, Told, WaitOption
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, print_table, progress_bar
 from config.sections import ae_title
+from index.charset import CODED, charset_in, encoded, split
 from index.keys import UNIQUE_KEYS, Level
 from scp import client
 from scp.client import Requestor, SentFile
@@ -53,6 +54,9 @@ TlsCertificateOption = Annotated[
 TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM: its private key.")]
 DEFAULT_PEER = "THARSIS@127.0.0.1:11112"
 DEFAULT_TITLE = "THARSIS_CLI"
+
+_UNICODE = "ISO_IR 192"
+_ABOUT_THE_REQUEST = frozenset({"SpecificCharacterSet", "QueryRetrieveLevel"})
 
 _SHOWN = {
     Level.PATIENT: ("PatientID", "PatientName", "PatientBirthDate", "NumberOfPatientRelatedStudies"),
@@ -222,6 +226,8 @@ def find(
 ) -> None:
     """Ask a node what it holds (C-FIND, Study Root; Patient Root for patients).
 
+    Letters are sent in Unicode (ISO_IR 192), or in the set that SpecificCharacterSet=VALUE tells.
+
     Examples:  tharsis find "PatientName=doe*"
 
     tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
@@ -234,7 +240,7 @@ def find(
         fail(str(error))
     except PeerError as error:
         fail(str(error), UNREACHABLE)
-    print_answers(matches, [element.keyword for element in identifier if element.keyword], as_json=as_json)
+    print_answers(matches, columns_of(identifier, keys or []), as_json=as_json)
 
 
 def _find_model(level: Level) -> str:
@@ -242,32 +248,59 @@ def _find_model(level: Level) -> str:
 
 
 def identifier_from(keys: list[str], level: Level) -> Dataset:
-    """Return the Identifier that asks for `keys`, and for what one wants to see at `level` anyway."""
+    """Return the Identifier that asks for `keys`, and for what one wants to see at `level` anyway.
+
+    Its text is in ISO_IR 192, or encoded in the Specific Character Set that `keys` give; a mistake ends the command.
+    """
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level.value
-    identifier.SpecificCharacterSet = "ISO_IR 192"
+    identifier.SpecificCharacterSet = _UNICODE
     for keyword in (*_SHOWN[level], UNIQUE_KEYS[level]):
         setattr(identifier, keyword, None)
     for key in keys:
         keyword, _, value = key.partition("=")
         if tag_for_keyword(keyword) is None:
             fail(f"{keyword!r} is no DICOM keyword", USAGE)
+        if keyword == "SpecificCharacterSet" and not value:
+            continue  # every answer has it, and what is asked for needs one
         setattr(identifier, keyword, value.split("\\") if "\\" in value else value or None)
-    return identifier
+    _require_letters(identifier)
+    return identifier if identifier.SpecificCharacterSet == _UNICODE else encoded(identifier)
+
+
+def _require_letters(identifier: Dataset) -> None:
+    """End the command where a value cannot be written: of letters that a set lacks ``?`` is made, a wild card."""
+    charset = charset_in(identifier)
+    for element in identifier:
+        text = _text(identifier, element.keyword)
+        if element.VR not in CODED and not text.isascii():
+            fail(f"{element.keyword} has letters of ASCII only, got {text!r}", USAGE)
+        if element.VR in CODED and any(charset.encode(part, element.VR) is None for part in split(text, element.VR)):
+            told = f"SpecificCharacterSet={_text(identifier, 'SpecificCharacterSet')}"
+            fail(f"{told} has not all letters of {element.keyword}={text}; without it, {_UNICODE} is used", USAGE)
+
+
+def columns_of(identifier: Dataset, keys: list[str]) -> list[str]:
+    """Return the keywords in `identifier`, without those that are about the request unless `keys` name them."""
+    named = {key.partition("=")[0] for key in keys}
+    return [
+        element.keyword
+        for element in identifier
+        if element.keyword and not element.tag.is_private and element.keyword not in _ABOUT_THE_REQUEST - named
+    ]
 
 
 def print_answers(
     answers: list[Dataset], keywords: list[str], *, as_json: bool, first: list[dict[str, Any]] | None = None
 ) -> None:
     """Print response Identifiers as a table, or as a list of objects by keyword, with the columns `first` in front."""
-    wanted = [keyword for keyword in keywords if keyword not in ("SpecificCharacterSet", "QueryRetrieveLevel")]
-    rows = [{keyword: _text(answer, keyword) for keyword in wanted} for answer in answers]
+    rows = [{keyword: _text(answer, keyword) for keyword in keywords} for answer in answers]
     if first:
         rows = [{**front, **row} for front, row in zip(first, rows, strict=True)]
     if as_json:
         print_json(rows)
         return
-    table = Table(*map(_column, rows[0] if rows else wanted))
+    table = Table(*map(_column, rows[0] if rows else keywords))
     for row in rows:
         table.add_row(*map(escape, row.values()))
     print_table(table)

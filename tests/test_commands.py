@@ -41,6 +41,11 @@ def one_sentence(text: str) -> bool:
         (["send", __file__, "--peer", "A@b:99999"], USAGE, "AET@HOST:PORT"),
         (["find", "--peer", NOBODY], UNREACHABLE, "cannot reach NOBODY"),
         (["find", "NoKeyword=1", "--peer", NOBODY], USAGE, "'NoKeyword' is no DICOM keyword"),
+        (["find", "PatientName=山田*", "SpecificCharacterSet=ISO_IR 100", "--peer", NOBODY], USAGE,
+         "SpecificCharacterSet=ISO_IR 100 has not all letters of PatientName=山田*; without it, ISO_IR 192 is used"),
+        (["find", "StudyDate=昨日", "--peer", NOBODY], USAGE, "StudyDate has letters of ASCII only, got '昨日'"),
+        (["similar", "--key", "PatientName=山*", "--key", "SpecificCharacterSet=ISO_IR 6", "--series", "1.2"], USAGE,
+         "SpecificCharacterSet=ISO_IR 6 has not all letters of PatientName=山*"),
         (["similar", "--peer", NOBODY], USAGE, "exactly one of"),
         (["similar", "--series", "1.2", "--peer", NOBODY], UNREACHABLE, "cannot reach NOBODY"),
         (["simulate-scan"], USAGE, "where the scan goes"),
@@ -317,6 +322,29 @@ def test_send_and_find_over_the_network(tharsis, peer, make_file):
     found = tharsis("find", "PatientName=DOE*", "--peer", peer, "--json")
     assert json.loads(found.stdout)[0]["PatientName"] == "Doe^Jane"
     assert "0 found" in tharsis("find", "PatientName=roe*", "--peer", peer).stdout
+
+
+@pytest.mark.parametrize(
+    ("charset", "answered"),
+    [
+        ([], None),
+        (["SpecificCharacterSet"], "ISO_IR 192"),
+        (["SpecificCharacterSet="], "ISO_IR 192"),
+        (["SpecificCharacterSet=GB18030"], "GB18030"),
+        (["SpecificCharacterSet=\\ISO 2022 IR 87"], "\\ISO 2022 IR 87"),
+    ],
+)
+def test_letters_of_a_key_are_not_made_wild_cards(tharsis, start_node, make_file, charset, answered):
+    node = start_node()
+    names = {"1": "山田^太郎", "2": "Do^Jane"}
+    for number, name in names.items():
+        node.archive.ingest(make_file(
+            int(number), PatientName=name, PatientID=number, StudyInstanceUID=f"1.2.{number}",
+            SeriesInstanceUID=f"1.3.{number}", SpecificCharacterSet="ISO_IR 192",
+        ))  # fmt: skip
+    found = tharsis("find", *charset, "PatientName=山田*", "--peer", f"THARSIS@127.0.0.1:{node.port}", "--json")
+    (study,) = json.loads(found.stdout)
+    assert (study["PatientName"], study.get("SpecificCharacterSet")) == ("山田^太郎", answered)
 
 
 def on_terminal(columns, *arguments):
