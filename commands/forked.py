@@ -66,10 +66,17 @@ class Ties:
                 line = line[os.write(self._words, line) :]
 
     def on_stop(self, stop: Callable[[], None]) -> None:
-        """Call `stop` on SIGTERM and when the parent is gone; the process ends soon after the latter in any case."""
-        signal.signal(signal.SIGTERM, lambda *_: stop())
+        """Call `stop` on SIGTERM and when the parent is gone; the process ends soon after the latter in any case.
 
-        def wait_for_parent() -> None:
+        It is called in a thread of its own, where it may take locks: whatever a signal interrupts may hold them.
+        """
+        bell = Bell()
+        signal.signal(signal.SIGTERM, lambda *_: bell.ring())
+
+        def wait_for_either() -> None:
+            wait_for_any((), None, self._lifeline, bell.listener)
+            if is_readable(bell.listener):
+                stop()
             while os.read(self._lifeline, 1):
                 pass
             logger.info("the supervisor is gone: stopping")
@@ -77,7 +84,7 @@ class Ties:
             time.sleep(_ORPHAN_GRACE_S)
             os._exit(1)
 
-        threading.Thread(target=wait_for_parent, name="lifeline", daemon=True).start()
+        threading.Thread(target=wait_for_either, name="lifeline", daemon=True).start()
 
 
 class Child:
@@ -179,8 +186,10 @@ class Bell:
         self.listener = self._ringer = -1
 
 
-def wait_for_any(children: Iterable[Child], timeout_s: float, *others: int) -> None:
+def wait_for_any(children: Iterable[Child], timeout_s: float | None, *others: int) -> None:
     """Wait until a child says something or ends, one of `others` can be read, or `timeout_s` seconds have passed.
+
+    None waits for as long as that takes.
 
     What the children have said is in their `told` afterwards; a child that ends may run for another moment.
     """
@@ -188,7 +197,7 @@ def wait_for_any(children: Iterable[Child], timeout_s: float, *others: int) -> N
     by_descriptor = {child.words: child for child in children if child.words >= 0}
     for descriptor in (*by_descriptor, *others):
         poll.register(descriptor, select.POLLIN)
-    for descriptor, _ in poll.poll(timeout_s * 1000):
+    for descriptor, _ in poll.poll(None if timeout_s is None else timeout_s * 1000):
         if (child := by_descriptor.get(descriptor)) is not None:
             child.listen()
             if child.words < 0:

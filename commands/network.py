@@ -19,6 +19,7 @@ from commands.archive import find_files
 from commands.commitment import DEFAULT_WAIT_S, ListenOption, Told, WaitOption
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail, out, print_json, print_table, progress_bar
 from config.sections import ae_title
+from index.charset import CODED, charset_in, encoded, split
 from index.keys import UNIQUE_KEYS, Level
 from scp import client
 from scp.client import Requestor, SentFile
@@ -53,6 +54,9 @@ TlsCertificateOption = Annotated[
 TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM: its private key.")]
 DEFAULT_PEER = "THARSIS@127.0.0.1:11112"
 DEFAULT_TITLE = "THARSIS_CLI"
+
+_UNICODE = "ISO_IR 192"
+_ABOUT_THE_REQUEST = frozenset({"SpecificCharacterSet", "QueryRetrieveLevel"})
 
 _SHOWN = {
     Level.PATIENT: ("PatientID", "PatientName", "PatientBirthDate", "NumberOfPatientRelatedStudies"),
@@ -111,6 +115,9 @@ def send(
     A file that the peer refuses, or answers with a warning, is named with its Status; the others go on, and the exit
     code is then 1. So it is when the peer does not answer for a file with --commit. Files in a folder that are no DICOM
     objects, and a DICOMDIR there, are counted and left alone; when there is nothing else, the exit code is 1.
+
+    A file answered with a warning is stored: it counts as such, and --commit asks about it. With --json, "sent" is the
+    number of files stored, "warned" has those of them that were stored with a warning, "refused" those that were not.
     """
     if listen is not None and not commit:
         fail("--listen goes with --commit", USAGE)
@@ -134,32 +141,41 @@ def send(
     found = len(results)
     results = [result for result in results if result.is_object or result.path in paths]
     left_alone = found - len(results)
-    troubled = [result for result in results if result.error]
-    stored = sum(result.status is not None and result.status.is_success for result in results)
+    stored = [result for result in results if result.is_stored]
+    warned = [result for result in stored if result.error]
+    refused = [result for result in results if not result.is_stored]
     if not as_json:
-        for item in troubled:
-            out.print(f"{item.path}: {item.error}", markup=False, soft_wrap=True)
+        for item in results:
+            if item.error:
+                how = "stored, with the warning " if item.is_stored else ""
+                out.print(f"{item.path}: {how}{item.error}", markup=False, soft_wrap=True)
         what = "is no DICOM object" if left_alone == 1 else "are no DICOM objects"
+        warnings = f", {len(warned)} with a warning" if warned else ""
         rest = f"; {left_alone} {what} to send" if left_alone else ""
         out.print(
-            f"{stored} of {len(results)} files stored by {target.title} in {seconds:.1f} s{rest}", highlight=False
+            f"{len(stored)} of {len(results)} files stored by {target.title} in {seconds:.1f} s{warnings}{rest}",
+            highlight=False,
         )
     told: list[Told] = []
     if commit and lost is None:
-        kept = [result.path for result in results if result.status is not None and not result.error]
-        told = commitment.ask(target, kept, aet, wait_s=wait, listen=listen)
+        told = commitment.ask(target, [result.path for result in stored], aet, wait_s=wait, listen=listen)
     if as_json:
         answer = {
-            "sent": stored,
+            "sent": len(stored),
             "left_alone": left_alone,
             "seconds": round(seconds, 3),
-            "refused": [{"file": str(item.path), "reason": item.error} for item in troubled],
+            "warned": _with_reasons(warned),
+            "refused": _with_reasons(refused),
         }
         print_json({**answer, "commitment": commitment.as_objects(told)} if commit else answer)
     elif told:
         commitment.show(target, told)
-    if troubled or any(item.reason for item in told) or (left_alone and not results):
+    if warned or refused or any(item.reason for item in told) or (left_alone and not results):
         raise typer.Exit(UNREACHABLE if lost else FAILED)
+
+
+def _with_reasons(files: list[SentFile]) -> list[dict[str, str]]:
+    return [{"file": str(item.path), "reason": item.error} for item in files]
 
 
 def commit(
@@ -210,6 +226,8 @@ def find(
 ) -> None:
     """Ask a node what it holds (C-FIND, Study Root; Patient Root for patients).
 
+    Letters are sent in Unicode (ISO_IR 192), or in the set that SpecificCharacterSet=VALUE tells.
+
     Examples:  tharsis find "PatientName=doe*"
 
     tharsis find --level SERIES StudyInstanceUID=1.2.3 Modality=CT
@@ -222,7 +240,7 @@ def find(
         fail(str(error))
     except PeerError as error:
         fail(str(error), UNREACHABLE)
-    print_answers(matches, [element.keyword for element in identifier if element.keyword], as_json=as_json)
+    print_answers(matches, columns_of(identifier, keys or []), as_json=as_json)
 
 
 def _find_model(level: Level) -> str:
@@ -230,32 +248,59 @@ def _find_model(level: Level) -> str:
 
 
 def identifier_from(keys: list[str], level: Level) -> Dataset:
-    """Return the Identifier that asks for `keys`, and for what one wants to see at `level` anyway."""
+    """Return the Identifier that asks for `keys`, and for what one wants to see at `level` anyway.
+
+    Its text is in ISO_IR 192, or encoded in the Specific Character Set that `keys` give; a mistake ends the command.
+    """
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level.value
-    identifier.SpecificCharacterSet = "ISO_IR 192"
+    identifier.SpecificCharacterSet = _UNICODE
     for keyword in (*_SHOWN[level], UNIQUE_KEYS[level]):
         setattr(identifier, keyword, None)
     for key in keys:
         keyword, _, value = key.partition("=")
         if tag_for_keyword(keyword) is None:
             fail(f"{keyword!r} is no DICOM keyword", USAGE)
+        if keyword == "SpecificCharacterSet" and not value:
+            continue  # every answer has it, and what is asked for needs one
         setattr(identifier, keyword, value.split("\\") if "\\" in value else value or None)
-    return identifier
+    _require_letters(identifier)
+    return identifier if identifier.SpecificCharacterSet == _UNICODE else encoded(identifier)
+
+
+def _require_letters(identifier: Dataset) -> None:
+    """End the command where a value cannot be written: of letters that a set lacks ``?`` is made, a wild card."""
+    charset = charset_in(identifier)
+    for element in identifier:
+        text = _text(identifier, element.keyword)
+        if element.VR not in CODED and not text.isascii():
+            fail(f"{element.keyword} has letters of ASCII only, got {text!r}", USAGE)
+        if element.VR in CODED and any(charset.encode(part, element.VR) is None for part in split(text, element.VR)):
+            told = f"SpecificCharacterSet={_text(identifier, 'SpecificCharacterSet')}"
+            fail(f"{told} has not all letters of {element.keyword}={text}; without it, {_UNICODE} is used", USAGE)
+
+
+def columns_of(identifier: Dataset, keys: list[str]) -> list[str]:
+    """Return the keywords in `identifier`, without those that are about the request unless `keys` name them."""
+    named = {key.partition("=")[0] for key in keys}
+    return [
+        element.keyword
+        for element in identifier
+        if element.keyword and not element.tag.is_private and element.keyword not in _ABOUT_THE_REQUEST - named
+    ]
 
 
 def print_answers(
     answers: list[Dataset], keywords: list[str], *, as_json: bool, first: list[dict[str, Any]] | None = None
 ) -> None:
     """Print response Identifiers as a table, or as a list of objects by keyword, with the columns `first` in front."""
-    wanted = [keyword for keyword in keywords if keyword not in ("SpecificCharacterSet", "QueryRetrieveLevel")]
-    rows = [{keyword: _text(answer, keyword) for keyword in wanted} for answer in answers]
+    rows = [{keyword: _text(answer, keyword) for keyword in keywords} for answer in answers]
     if first:
         rows = [{**front, **row} for front, row in zip(first, rows, strict=True)]
     if as_json:
         print_json(rows)
         return
-    table = Table(*map(_column, rows[0] if rows else wanted))
+    table = Table(*map(_column, rows[0] if rows else keywords))
     for row in rows:
         table.add_row(*map(escape, row.values()))
     print_table(table)

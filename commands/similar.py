@@ -21,6 +21,7 @@ from commands.network import (
     TlsCertificateOption,
     TlsKeyOption,
     TlsOption,
+    columns_of,
     identifier_from,
     peer_from,
     print_answers,
@@ -213,7 +214,7 @@ def _print(answers: list[Dataset], identifier: Dataset, keys: list[str], *, as_j
     named = [key.partition("=")[0] for key in keys]
     columns = list(dict.fromkeys([*named, *_IN_TABLE[level]]))
     if as_json:
-        columns = [element.keyword for element in identifier if element.keyword and not element.tag.is_private]
+        columns = columns_of(identifier, keys)
     rankings = [_ranking(answer, everything=as_json) for answer in answers]
     print_answers(answers, columns, as_json=as_json, first=rankings)
 

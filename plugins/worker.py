@@ -81,7 +81,7 @@ class Worker:
         self._plugins.ask_limits()
 
     def stop(self) -> None:
-        """Ask the worker to stop at the next point where its job can (safe in a signal handler)."""
+        """Ask the worker to stop at the next point where its job can (safe in another thread)."""
         self._stop.set()
 
     def run(self) -> None:

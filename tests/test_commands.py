@@ -15,6 +15,8 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
 from scp.part10 import data_set_offset
@@ -39,6 +41,11 @@ def one_sentence(text: str) -> bool:
         (["send", __file__, "--peer", "A@b:99999"], USAGE, "AET@HOST:PORT"),
         (["find", "--peer", NOBODY], UNREACHABLE, "cannot reach NOBODY"),
         (["find", "NoKeyword=1", "--peer", NOBODY], USAGE, "'NoKeyword' is no DICOM keyword"),
+        (["find", "PatientName=山田*", "SpecificCharacterSet=ISO_IR 100", "--peer", NOBODY], USAGE,
+         "SpecificCharacterSet=ISO_IR 100 has not all letters of PatientName=山田*; without it, ISO_IR 192 is used"),
+        (["find", "StudyDate=昨日", "--peer", NOBODY], USAGE, "StudyDate has letters of ASCII only, got '昨日'"),
+        (["similar", "--key", "PatientName=山*", "--key", "SpecificCharacterSet=ISO_IR 6", "--series", "1.2"], USAGE,
+         "SpecificCharacterSet=ISO_IR 6 has not all letters of PatientName=山*"),
         (["similar", "--peer", NOBODY], USAGE, "exactly one of"),
         (["similar", "--series", "1.2", "--peer", NOBODY], UNREACHABLE, "cannot reach NOBODY"),
         (["simulate-scan"], USAGE, "where the scan goes"),
@@ -200,12 +207,46 @@ def peer(serve_all):
     return f"THARSIS@127.0.0.1:{serve_all().port}"
 
 
-def test_a_warning_is_no_success(tharsis, peer, make_file):
+@pytest.fixture
+def hesitant():
+    """A peer that answers instances 1 to 4 with three warnings and a failure, all others with Success."""
+    answers = {"1": 0xB000, "2": 0xB006, "3": 0xB007, "4": 0xA700}
+    entity = AE("HESITANT")
+    entity.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+
+    def answer(event):
+        return answers.get(event.request.AffectedSOPInstanceUID.rpartition(".")[2], 0x0000)
+
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+    yield f"HESITANT@127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def test_what_is_answered_with_a_warning_is_stored_and_no_success(tharsis, hesitant, make_file):
+    files = [make_file(number) for number in range(1, 6)]
+    told = tharsis("send", *files, "--peer", hesitant, "--json")
+    assert told.returncode == FAILED
+    result = json.loads(told.stdout)
+    assert result["sent"] == 4
+    assert result["warned"] == [
+        {"file": str(file), "reason": reason} for file, reason in zip(files, ("B000", "B006", "B007"), strict=False)
+    ]
+    assert result["refused"] == [{"file": str(files[3]), "reason": "A700"}]
+    told = tharsis("send", files[2], files[4], "--peer", hesitant)
+    assert told.returncode == FAILED
+    first, second = told.stdout.splitlines()
+    assert first == f"{files[2]}: stored, with the warning B007"
+    assert re.fullmatch(r"2 of 2 files stored by HESITANT in \d\.\d s, 1 with a warning", second)
+
+
+def test_commitment_is_also_asked_of_what_is_stored_with_a_warning(tharsis, peer, make_file):
     assert tharsis("send", make_file(1), "--peer", peer).returncode == DONE
-    other = tharsis("send", make_file(1, PatientComments="changed"), "--peer", peer)
+    other = tharsis("send", make_file(1, PatientComments="changed"), "--peer", peer, "--commit", "--json")
     assert other.returncode == FAILED
-    assert "0 of 1 files stored" in other.stdout
-    assert "B006" in other.stdout
+    result = json.loads(other.stdout)
+    assert (result["sent"], result["refused"]) == (1, [])
+    assert "B006" in result["warned"][0]["reason"]
+    assert [item["safe"] for item in result["commitment"]] == [True]
 
 
 def test_send_leaves_alone_what_is_no_object_in_a_folder(tharsis, peer, make_file, directory):
@@ -281,6 +322,29 @@ def test_send_and_find_over_the_network(tharsis, peer, make_file):
     found = tharsis("find", "PatientName=DOE*", "--peer", peer, "--json")
     assert json.loads(found.stdout)[0]["PatientName"] == "Doe^Jane"
     assert "0 found" in tharsis("find", "PatientName=roe*", "--peer", peer).stdout
+
+
+@pytest.mark.parametrize(
+    ("charset", "answered"),
+    [
+        ([], None),
+        (["SpecificCharacterSet"], "ISO_IR 192"),
+        (["SpecificCharacterSet="], "ISO_IR 192"),
+        (["SpecificCharacterSet=GB18030"], "GB18030"),
+        (["SpecificCharacterSet=\\ISO 2022 IR 87"], "\\ISO 2022 IR 87"),
+    ],
+)
+def test_letters_of_a_key_are_not_made_wild_cards(tharsis, start_node, make_file, charset, answered):
+    node = start_node()
+    names = {"1": "山田^太郎", "2": "Do^Jane"}
+    for number, name in names.items():
+        node.archive.ingest(make_file(
+            int(number), PatientName=name, PatientID=number, StudyInstanceUID=f"1.2.{number}",
+            SeriesInstanceUID=f"1.3.{number}", SpecificCharacterSet="ISO_IR 192",
+        ))  # fmt: skip
+    found = tharsis("find", *charset, "PatientName=山田*", "--peer", f"THARSIS@127.0.0.1:{node.port}", "--json")
+    (study,) = json.loads(found.stdout)
+    assert (study["PatientName"], study.get("SpecificCharacterSet")) == ("山田^太郎", answered)
 
 
 def on_terminal(columns, *arguments):

@@ -264,6 +264,63 @@ os.kill(os.getpid(), signal.SIGKILL)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
+def test_what_stops_a_child_may_hold_a_lock_when_the_next_signal_comes():
+    program = """
+import threading
+def serve(ties):
+    lock, stopped = threading.Lock(), threading.Event()
+    def stop():
+        with lock:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stopped.set()
+    ties.on_stop(stop)
+    ties.tell({"ready": True})
+    stopped.wait()
+    return 0
+child = fork(serve, "serves", [])
+while not child.told:
+    wait_for_any([child], 60.0)
+child.terminate()
+print(child.wait(20.0))
+child.kill()
+"""
+    assert told_by(program)[0].split() == ["0"]
+
+
+def test_a_network_process_that_is_told_to_stop_many_times_within_a_moment_stops(tmp_path):
+    """As when a whole process group is signalled; a handler that takes a lock waits for itself when the next comes."""
+    program = f"folder = {str(tmp_path)!r}\n" + """
+from pathlib import Path
+from commands.process import preload, run_as
+from config.settings import load_settings
+from scp.sharing import Sharing
+preload()
+prepare_to_fork()
+def serve(number):
+    overrides = {"scp": {"host": "127.0.0.1", "port": 0}, "archive": {"data": Path(folder, str(number))}}
+    settings = load_settings(environment={}, overrides=overrides)
+    return lambda ties: run_as("network", "network", settings, ties, sharing=Sharing())
+children = []
+for number in range(10):
+    children.append(fork(serve(number), "network", children[:]))
+while not all(child.told.get("ready") or child.poll() is not None for child in children):
+    wait_for_any(children, 60.0)
+for child in children:
+    for _ in range(200):
+        child.terminate()
+        due = time.perf_counter() + 20e-6
+        while time.perf_counter() < due:
+            pass
+deadline = time.monotonic() + 60.0
+ended = [child.wait(deadline - time.monotonic()) for child in children]
+for child in children:
+    child.kill()
+print(ended)
+"""
+    out, err = told_by(program)
+    assert out.strip() == str([0] * 10), err
+
+
 def test_a_node_beside_a_command_ends_with_it(tmp_path, wait_until):
     config = tmp_path / "tharsis.toml"
     config.write_text(

@@ -69,7 +69,7 @@ class Router:
         self._make_lane = lane
 
     def stop(self) -> None:
-        """Ask the router to stop (safe in a signal handler); each lane stops behind the instance under way."""
+        """Ask the router to stop (safe in another thread); each lane stops behind the instance under way."""
         self._stop.set()
 
     def run(self) -> None:
