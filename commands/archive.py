@@ -246,8 +246,8 @@ def import_files(
     is named with the reason; the others go on, and the exit code is then 1, as it is when nothing could be imported.
     """
     convert = image_converter(modality, patient_pattern, patient_table, images=images)
-    archive = open_archive(config, data, must_exist=False)
     files = find_files(paths)
+    archive = open_archive(config, data, must_exist=False)
     outcomes: Counter[str] = Counter()
     refused: list[dict[str, str]] = []
     started = time.monotonic()
@@ -271,7 +271,7 @@ def import_files(
         for item in refused:
             out.print(f"{item['file']}: {item['reason']}", markup=False, soft_wrap=True)
         out.print(f"{sum(outcomes.values())} files in {seconds:.1f} s: " + _list(outcomes), highlight=False)
-    if refused or (files and not outcomes.keys() - {"not DICOM", "DICOMDIR"}):
+    if refused or not outcomes.keys() - {"not DICOM", "DICOMDIR"}:
         raise typer.Exit(FAILED)
 
 
@@ -282,12 +282,14 @@ def _reason(file: Path, error: ArchiveError | OSError) -> str:
 
 
 def _list(outcomes: Counter[str]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in outcomes.most_common()) or "nothing found"
+    return ", ".join(f"{count} {what}" for what, count in outcomes.most_common())
 
 
 def find_files(paths: list[Path]) -> list[Path]:
-    """Return the files among `paths` and below the folders among them, sorted within each."""
+    """Return the files among `paths` and below the folders among them, sorted within each; none ends the command."""
     found: list[Path] = []
     for path in paths:
         found += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if not found:
+        fail(f"there is no file in {' or '.join(map(str, paths))}")
     return found

@@ -266,9 +266,7 @@ def send_series(
     from plugins.node import CannotProceed, Series
 
     settings, archive = settings_from(config, data=data), open_archive(config, data)
-    entity = settings.entity_table().get(to)
-    if entity is None or not entity.is_destination:
-        fail(f"[[application_entities]] has no {to} with host and port", USAGE)
+    _require_destination(settings, to)
     if not settings.routes:
         fail("there are no [[routes]] in the settings, and a node without rules runs no router", USAGE)
     try:
@@ -280,6 +278,12 @@ def send_series(
     out.print(f"job {job} queued: {count} instances, of these what {to} does not have is {done}", highlight=False)
 
 
+def _require_destination(settings: Settings, title: str) -> None:
+    entity = settings.entity_table().get(title)
+    if entity is None or not entity.is_destination:
+        fail(f"[[application_entities]] has no {title} with host and port", USAGE)
+
+
 @routes_app.command("try")
 def try_now(
     to: Annotated[str, typer.Argument(metavar="AET", help="A destination that could not be reached.")],
@@ -287,6 +291,7 @@ def try_now(
     data: DataOption = None,
 ) -> None:
     """Try a destination again now, instead of when its wait is over."""
+    _require_destination(settings_from(config, data=data), to)
     archive = open_archive(config, data)
     was = deliveries.trouble(archive, to)
     deliveries.end_trouble(archive, to)

@@ -179,6 +179,17 @@ def test_an_import_of_nothing_has_failed(tharsis, tmp_path):
     assert (told.returncode, json.loads(told.stdout)["outcomes"]) == (FAILED, {"not DICOM": 1})
 
 
+@pytest.mark.parametrize("command", [["import"], ["import", "--json"], ["send"], ["send", "--commit"], ["commit"]])
+def test_an_empty_folder_is_nothing_to_import_send_or_ask_about(tharsis, tmp_path, command):
+    for folder in ("one", "other"):
+        (tmp_path / folder / "empty").mkdir(parents=True)
+    where = ["--data", tmp_path / "data"] if command[0] == "import" else ["--peer", NOBODY]
+    told = tharsis(*command, tmp_path / "one", tmp_path / "other", *where)
+    assert (told.returncode, told.stdout) == (FAILED, "")
+    assert told.stderr == f"tharsis: there is no file in {tmp_path / 'one'} or {tmp_path / 'other'}\n"
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.fixture
 def directory(make_file):
     """A DICOMDIR, as a medium has it beside its files."""
