@@ -224,6 +224,7 @@ class Archive:
         expected: tuple[str, str] | None = None,
         announce: bool = True,
         readmit: bool = False,
+        within_reserve: bool = True,
         received: Received | None = None,
     ) -> Ingested:
         """Store one instance. When this returns, neither a crash nor a power cut takes it away.
@@ -242,8 +243,10 @@ class Archive:
             Let the series become stable after the settle time. False for one who makes a whole series and queues
             `series_stable` when it is whole.
         readmit
-            It was accepted once and its file is stored already: neither reserve nor quota, nor what the settings say by
-            now of other patients and of nesting keeps it out.
+            It was accepted once and its file is stored already: neither the quota nor what the settings say by now of
+            other patients and of nesting keeps it out.
+        within_reserve
+            False: nor does what is to stay free.
         received
             What is known of `source`, a path in `incoming`, already: it is not read again to find out.
 
@@ -263,7 +266,7 @@ class Archive:
         if content and isinstance(source, Path):
             incoming = source
         else:
-            incoming = self._files.receive(source, within_reserve=not readmit)
+            incoming = self._files.receive(source, within_reserve=within_reserve)
         is_placed = False
         try:
             nesting = DEEPEST if readmit else self._max_nesting

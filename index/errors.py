@@ -76,7 +76,7 @@ class NotRemoved(ArchiveError):
         What would have been returned, had all of them gone.
     """
 
-    def __init__(self, sentence: str, *, done: int) -> None:
+    def __init__(self, sentence: str, *, done: int = 0) -> None:
         super().__init__(sentence)
         self.done = done
 

@@ -98,7 +98,9 @@ def _ingest(archive: Archive, instance: Arrived, *, trusts_files: bool) -> bool:
             _LOG.warning("%s: another object of its SOP Instance UID is stored; this one is now %s", held, aside)
             return False
         if stored is None:
-            archive.ingest(files.borrow(held), source_aet=instance.source_aet, readmit=True)
+            archive.ingest(
+                files.borrow(held), source_aet=instance.source_aet, readmit=True, within_reserve=False
+            )
             is_stored = True
         elif not is_trusted or not _is_whole(files.path(stored["path"]), instance):
             files.place(files.borrow(held), stored["path"])
