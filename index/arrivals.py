@@ -114,7 +114,7 @@ class ArrivalJournal:
         self._lock = threading.Lock()
         self._settling: threading.Thread | None = None
         self._failure = ""
-        self._is_told = False
+        self._is_marked = False
         self._recovery = self._last_recovery()
 
     def begin(self) -> None:
@@ -242,13 +242,13 @@ class ArrivalJournal:
         with suppress(OSError):
             (self._folder / _FAILED).touch(mode=0o600)
             flush(self._folder)
-            self._is_told = True
+            self._is_marked = True
 
     def _require_sound(self) -> None:
         """Raise `DiskFailed` while the disk has not got what it has not taken."""
         is_failed = self.is_failed
-        if self._failure and self._is_told and not is_failed:  # somebody has written it anew
-            self._failure, self._is_told = "", False
+        if self._failure and self._is_marked and not is_failed:  # somebody has written it anew
+            self._failure, self._is_marked = "", False
         if self._failure or is_failed:
             why = self._failure or "as another process has found"
             raise DiskFailed(f"the disk has not taken all that was stored before ({why}): {_UNTIL}")
@@ -387,7 +387,7 @@ class ArrivalJournal:
             (self._folder / _RECOVERED).write_bytes(b"")
             (self._folder / _FAILED).unlink()
             flush(self._folder)
-        self._failure, self._is_told = "", False
+        self._failure, self._is_marked = "", False
         for lane in {*lanes, *last}:
             before = lanes.get(lane, Standing())
             number = max(before.number, last.get(lane, 0))

@@ -49,7 +49,7 @@ def recover(archive: Archive, journal: ArrivalJournal) -> None:
             is_resolved = journal.resolved(database, since, last)
     if restored or ingested:
         _LOG.warning(
-            "the system went down before all was on disk: %d files and %d instances were brought back from the journal",
+            "not all that was stored had reached the disk: %d files and %d instances came back from the journal",
             restored, ingested,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 import sqlite3
 import threading
@@ -807,3 +808,59 @@ def test_what_was_refused_does_not_come_in_with_a_new_catalogue(tmp_path, send):
     rebuild(archive.data, settle_time_s=0.0, on_file=lambda: None)
     again = Archive(tmp_path / "data", settle_time_s=0.0, patient_mismatch="reject")
     assert [row[0] for row in again.database.execute("SELECT sop_instance_uid FROM instance")] == [UID.format(1)]
+
+
+def test_two_that_look_whether_somebody_stores_do_not_take_each_other_for_one(tmp_path, send, monkeypatch):
+    """Else one of two that start at the same time would open the archive as it is."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1)
+    failing_once(monkeypatch)
+    with pytest.raises(OSError, match="Input/output error"):
+        archive.delete(Level.IMAGE, UID.format(1))
+    other = Archive(tmp_path / "data", settle_time_s=0.0)
+    assert not other._journal.is_in_doubt(other.database)
+    archive._journal._lane.held.close()
+    flock, answers = arrivals.fcntl.flock, []
+
+    def looking(file, operation):
+        flock(file, operation)
+        if file.name.endswith(".lock") and not answers:
+            answers.append(None)
+            answers.append(other._journal.is_in_doubt(other.database))
+
+    monkeypatch.setattr(arrivals.fcntl, "flock", looking)
+    assert archive._journal.is_in_doubt(archive.database)
+    assert answers == [None, True]
+
+
+def test_rows_that_are_lost_as_well_bring_no_file_back_that_the_disk_may_lack(tmp_path, send, monkeypatch):
+    """The file can be read, and may be nowhere but in memory: what the journal has is written to another one."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    before = catalogue_of(archive)
+    content = send(archive, 1)[1]
+    old = archive.open_instance(UID.format(1)).path.stat().st_ino
+    failing_once(monkeypatch)
+    with pytest.raises(OSError, match="Input/output error"):
+        archive.delete(Level.IMAGE, UID.format(1))
+    held = archive.open_instance(UID.format(1)).path.open("rb")  # so that its number is not given away again
+    archive._journal._lane.held.close()
+    cut_power(archive, monkeypatch, before)
+    again = Archive(tmp_path / "data", settle_time_s=0.0)
+    require_whole(again, {1: content})
+    assert again.open_instance(UID.format(1)).path.stat().st_ino != old
+    held.close()
+
+
+def test_what_goes_to_quarantine_goes_there_once(tmp_path, send, monkeypatch):
+    """However often it is tried to bring back what comes behind it."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    send(archive, 1, PatientName="Stored")
+    other = Archive(tmp_path / "other", settle_time_s=0.0)
+    content = send(other, 1, PatientName="Another")[1]
+    sha256 = hashlib.sha256(content).hexdigest()
+    arrived = Arrived("files/a/b/c.dcm", "", len(content), sha256, "SENDER", content)
+    for _ in range(3):
+        assert not recovery._ingest(archive, arrived, trusts_files=True)
+    kept = [path for path in (archive.data / "quarantine").rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in kept] == [content]
+    assert not [path for path in archive.incoming.iterdir() if path.stat().st_size]
