@@ -32,7 +32,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-pytest_plugins = ["cases", "peers", "routed", "wire"]
+pytest_plugins = ["cases", "peers", "requestors", "routed", "wire"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -543,60 +543,3 @@ def same_answers() -> Callable[..., int]:
         return from_rows
 
     return same
-
-
-@pytest.fixture
-def steady() -> Callable[[Any], Any]:
-    """Let an association of pynetdicom's send requests and take reports (N-EVENT-REPORT) at the same time.
-
-    Its loop says that it is paused just before it looks whether it is to pause; whoever sends then may have the loop
-    take the response away. And it serves a report in a thread of its own, which at its end says that the loop is not
-    paused, and whose answer may get between the fragments of a request. Here the loop is paused while it waits, and at
-    no other time, and a message is sent whole.
-    """
-    from pynetdicom.association import Association
-
-    class Pause:
-        def __init__(self) -> None:
-            self._changed = threading.Condition()
-            self._is_open = True
-            self.is_waited_at = False
-
-        def clear(self) -> None:
-            with self._changed:
-                self._is_open = False
-
-        def set(self) -> None:
-            with self._changed:
-                self._is_open = True
-                self._changed.notify_all()
-
-        def wait(self) -> None:
-            with self._changed:
-                while not self._is_open:
-                    self.is_waited_at = True
-                    self._changed.wait()
-                self.is_waited_at = False
-
-    class Steady(Association):
-        @property
-        def _is_paused(self) -> bool:
-            return bool(self._reactor_checkpoint.is_waited_at)
-
-        @_is_paused.setter
-        def _is_paused(self, _value: bool) -> None:
-            pass
-
-    def make(assoc: Any) -> Any:
-        assoc._reactor_checkpoint = Pause()
-        send, one_at_a_time = assoc.dimse.send_msg, threading.Lock()
-
-        def send_whole(*arguments: Any) -> None:
-            with one_at_a_time:
-                send(*arguments)
-
-        assoc.dimse.send_msg = send_whole
-        assoc.__class__ = Steady
-        return assoc
-
-    return make

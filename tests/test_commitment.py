@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -42,9 +41,7 @@ REPORT_ANSWER = bytes.fromhex("0000 0001 0200 0000 0081")
 class Scu:
     """A peer that asks for storage commitment and takes the reports on the same association."""
 
-    def __init__(
-        self, steady, port, *, title="MODALITY", called="THARSIS", syntaxes=(ExplicitVRLittleEndian,), role=()
-    ):
+    def __init__(self, port, *, title="MODALITY", called="THARSIS", syntaxes=(ExplicitVRLittleEndian,), role=()):
         self.reports = []
         self.came = threading.Event()
         self.answered = threading.Semaphore(0)
@@ -56,9 +53,7 @@ class Scu:
             (evt.EVT_DATA_SENT, self._sent),
             (evt.EVT_DIMSE_RECV, lambda event: self.commands.append(event.message.command_set)),
         ]
-        self.assoc = steady(
-            entity.associate("127.0.0.1", port, ae_title=called, ext_neg=list(role), evt_handlers=handlers)
-        )
+        self.assoc = entity.associate("127.0.0.1", port, ae_title=called, ext_neg=list(role), evt_handlers=handlers)
 
     def _take(self, event):
         self.reports.append((event.event_type, event.event_information))
@@ -93,12 +88,6 @@ class Scu:
             self.assoc.release()
 
 
-@pytest.fixture
-def call(steady):
-    """Open an association as `Scu`."""
-    return partial(Scu, steady)
-
-
 def request(*references, uid="1.2.3.4.5"):
     information = Dataset()
     if uid is not None:
@@ -127,9 +116,9 @@ def stored(start_node, make_instance):
     return node, [(CTImageStorage, uid) for uid in uids]
 
 
-def test_what_is_whole_on_the_disk_is_committed(stored, call):
+def test_what_is_whole_on_the_disk_is_committed(stored):
     node, references = stored
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         answer = scu.ask(request(*references))
         assert answer.Status == 0
         event_type, information = scu.report()
@@ -144,9 +133,9 @@ def test_what_is_whole_on_the_disk_is_committed(stored, call):
 @pytest.mark.parametrize(
     "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian], ids=lambda uid: uid.name
 )
-def test_request_and_report_in_every_uncompressed_transfer_syntax(stored, syntax, call):
+def test_request_and_report_in_every_uncompressed_transfer_syntax(stored, syntax):
     node, references = stored
-    with call(node.port, syntaxes=[syntax]) as scu:
+    with Scu(node.port, syntaxes=[syntax]) as scu:
         assert scu.ask(request(*references)).Status == 0
         event_type, information = scu.report()
     assert (event_type, len(information.ReferencedSOPSequence)) == (1, 3)
@@ -164,10 +153,10 @@ def alter(path):
      (lambda path: path.unlink(), ChangeKind.MISSING)],
     ids=["one bit", "shortened", "gone"],
 )  # fmt: skip
-def test_a_file_that_is_not_what_was_received_is_reported_with_0110(stored, spoil, change, call):
+def test_a_file_that_is_not_what_was_received_is_reported_with_0110(stored, spoil, change):
     node, references = stored
     spoil(node.archive.open_instance(references[1][1]).path)
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         assert scu.ask(request(*references)).Status == 0
         event_type, information = scu.report()
     assert event_type == 2
@@ -187,10 +176,10 @@ def test_a_file_that_is_not_what_was_received_is_reported_with_0110(stored, spoi
         ((MRImageStorage, "1.2.826.0.1.3680043.9.7133.9.1"), 0x0119),
     ],
 )
-def test_failure_reasons(stored, reference, reason, call):
+def test_failure_reasons(stored, reference, reason):
     """PS3.3 C.14.1.1; with nothing committed there is neither Referenced SOP Sequence nor Retrieve AE Title."""
     node, _ = stored
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         assert scu.ask(request(reference)).Status == 0
         event_type, information = scu.report()
     assert event_type == 2
@@ -218,10 +207,10 @@ CT1 = (CTImageStorage, "1.2.826.0.1.3680043.9.7133.9.1")
     ids=["no transaction", "empty transaction", "no items", "no class", "no instance", "two UIDs", "nothing at all",
          "another action", "another SOP instance"],
 )  # fmt: skip
-def test_what_is_wrong_with_a_request_is_told(start_node, information, told, status, offending, words, call):
+def test_what_is_wrong_with_a_request_is_told(start_node, information, told, status, offending, words):
     """PS3.7 10.1.4.1.10: the request is refused, nothing is kept of it, and the association goes on."""
     node = start_node()
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         answer = scu.ask(information, **told)
         assert answer.Status == status
         assert scu.offending == offending
@@ -234,32 +223,32 @@ def test_what_is_wrong_with_a_request_is_told(start_node, information, told, sta
 @pytest.mark.parametrize(
     ("told", "status"), [({"title": "GUEST"}, 0x0124), ({"called": "THARSIS_SIM"}, 0x0122)], ids=["rights", "similar"]
 )
-def test_who_may_not_store_gets_no_commitment(start_node, told, status, call):
+def test_who_may_not_store_gets_no_commitment(start_node, told, status):
     node = start_node(entities=[{"title": "GUEST", "rights": ["find", "move"]}])
-    with call(node.port, **told) as scu:
+    with Scu(node.port, **told) as scu:
         answer = scu.ask(request(CT1))
     assert answer.Status == status
     assert answer.ErrorComment
 
 
-def test_the_response_names_instance_and_action(start_node, call):
+def test_the_response_names_instance_and_action(start_node):
     """PS3.7 table 10.3-8: Affected SOP Class and Instance UID, Action Type ID."""
     node = start_node()
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         scu.ask(request())
         [command] = scu.commands
     assert (command.AffectedSOPClassUID, command.AffectedSOPInstanceUID) == (STORAGE_COMMITMENT, SOP_INSTANCE_UID)
     assert command.ActionTypeID == 1
 
 
-def test_asking_again_is_answered_again(stored, call):
+def test_asking_again_is_answered_again(stored):
     """The requestor may have missed the report: the same request is checked and reported anew."""
     node, references = stored
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         assert scu.ask(request(*references)).Status == 0
         assert scu.report()[0] == 1
     alter(node.archive.open_instance(references[0][1]).path)
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         assert scu.ask(request(*references)).Status == 0
         assert scu.report()[0] == 2
 
@@ -294,9 +283,9 @@ def test_asking_again_before_the_report_is_one_request(archive):
     assert commitments.ask(archive, "B", "1.2", once, address=""), "Transaction UIDs of two AEs are not compared"
 
 
-def test_a_transaction_uid_that_was_used_for_something_else_is_refused(stored, call):
+def test_a_transaction_uid_that_was_used_for_something_else_is_refused(stored):
     node, references = stored
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         assert scu.ask(request(*references)).Status == 0
         answer = scu.ask(request(references[0]))
         assert answer.Status == 0x0115
@@ -304,12 +293,12 @@ def test_a_transaction_uid_that_was_used_for_something_else_is_refused(stored, c
 
 
 @pytest.mark.parametrize(("scu_role", "scp_role"), [(True, False), (True, True)])
-def test_the_requestor_may_say_that_it_is_the_scu(stored, scu_role, scp_role, call):
+def test_the_requestor_may_say_that_it_is_the_scu(stored, scu_role, scp_role):
     """PS3.7 D.3.3.4: roles that are proposed anyway change nothing."""
     node, references = stored
     role = SCP_SCU_RoleSelectionNegotiation()
     role.sop_class_uid, role.scu_role, role.scp_role = STORAGE_COMMITMENT, scu_role, scp_role
-    with call(node.port, role=[role]) as scu:
+    with Scu(node.port, role=[role]) as scu:
         assert scu.ask(request(*references)).Status == 0
         assert scu.report()[0] == 1
 
@@ -343,10 +332,10 @@ def test_an_instance_that_is_replaced_while_it_is_read_is_judged_by_its_new_file
 
 
 @pytest.mark.slow
-def test_ten_thousand_references(stored, call):
+def test_ten_thousand_references(stored):
     node, references = stored
     many = references + [(CTImageStorage, f"1.2.826.0.1.3680043.9.7133.77.{number}") for number in range(10_000)]
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         assert scu.ask(request(*many)).Status == 0
         assert scu.came.wait(60)
         event_type, information = scu.report()
@@ -355,21 +344,21 @@ def test_ten_thousand_references(stored, call):
     assert len(information.FailedSOPSequence) == 10_000
 
 
-def test_other_operations_are_none_of_this_sop_class(start_node, call):
+def test_other_operations_are_none_of_this_sop_class(start_node):
     """PS3.7 10.1.2: N-GET of the well-known instance is an unrecognized operation."""
     node = start_node()
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         status, _ = scu.assoc.send_n_get([0x00081195], STORAGE_COMMITMENT, SOP_INSTANCE_UID)
         assert status.Status == 0x0211
         assert scu.ask(request(CT1)).Status == 0
 
 
-def test_a_full_disk_is_a_resource_limitation(start_node, monkeypatch, call):
+def test_a_full_disk_is_a_resource_limitation(start_node, monkeypatch):
     node = start_node()
 
     def full(*_, **__):
         raise OutOfSpace("the disk is full")
 
     monkeypatch.setattr(commitments, "ask", full)
-    with call(node.port) as scu:
+    with Scu(node.port) as scu:
         assert scu.ask(request(CT1)).Status == 0x0213

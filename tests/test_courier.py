@@ -55,8 +55,7 @@ class Mailbox:
 class Modality:
     """A peer that asks for storage commitment, and may listen for reports."""
 
-    def __init__(self, steady, title="MODALITY"):
-        self.steady = steady
+    def __init__(self, title="MODALITY"):
         self.title = title
         self.inbox = Mailbox()
         self.gone = threading.Event()
@@ -79,7 +78,7 @@ class Modality:
         handlers = [(evt.EVT_N_EVENT_REPORT, mailbox.take)]
         assoc = entity.associate("127.0.0.1", port, ae_title="THARSIS", evt_handlers=handlers)
         assert assoc.is_established
-        return self.steady(assoc)
+        return assoc
 
     @property
     def entity(self):
@@ -97,8 +96,8 @@ class Modality:
 
 
 @pytest.fixture
-def modality(steady):
-    modality = Modality(steady)
+def modality():
+    modality = Modality()
     yield modality
     modality.close()
 

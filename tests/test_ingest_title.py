@@ -137,13 +137,13 @@ def test_it_answers_storage_commitment_and_echo_and_nothing_else(node):
     assert (found.Status, moved.Status) == (0x0122, 0x0122)
 
 
-def test_storage_commitment_is_asked_and_reported_with_the_uids_that_were_sent(node, originals, steady, wait_until):
+def test_storage_commitment_is_asked_and_reported_with_the_uids_that_were_sent(node, originals, wait_until):
     _send(node, *originals[:2])
     sent = [pydicom.dcmread(path) for path in originals[:2]]
     references = [(str(each.SOPClassUID), str(each.SOPInstanceUID)) for each in sent]
     references.append((str(CTImageStorage), "1.2.826.0.1.3680043.9.7133.404"))
     for _ in range(2):  # the same request again is checked and reported anew
-        event_type, report = _commit(node, steady, wait_until, "1.2.3.4", references)
+        event_type, report = _commit(node, wait_until, "1.2.3.4", references)
         assert event_type == 2
         committed = report.ReferencedSOPSequence
         assert [(each.ReferencedSOPClassUID, each.ReferencedSOPInstanceUID) for each in committed] == references[:2]
@@ -152,28 +152,28 @@ def test_storage_commitment_is_asked_and_reported_with_the_uids_that_were_sent(n
         assert "RetrieveAETitle" not in report, "nothing is retrieved by the UIDs that were sent"
 
 
-def test_what_was_sent_is_forgotten_when_it_has_been_reported(node, originals, steady, wait_until):
+def test_what_was_sent_is_forgotten_when_it_has_been_reported(node, originals, wait_until):
     _send(node, originals[0])
     sent = pydicom.dcmread(originals[0])
-    _commit(node, steady, wait_until, "1.2.3.5", [(str(sent.SOPClassUID), str(sent.SOPInstanceUID))])
+    _commit(node, wait_until, "1.2.3.5", [(str(sent.SOPClassUID), str(sent.SOPInstanceUID))])
     assert str(sent.SOPInstanceUID) not in _kept(node)[1]
 
 
 @pytest.mark.parametrize(("requestor", "failed"), [("RESEARCH", 1), ("SCANNER", 0)])
 def test_storage_commitment_tells_an_ae_with_a_profile_of_nothing_but_its_own(
-    start_node, make_file, steady, wait_until, requestor, failed
+    start_node, make_file, wait_until, requestor, failed
 ):
     node = start_node(entities=[{"title": "RESEARCH", "rights": ["store"], "profile": "research"}], profiles=PROFILES)
     for number, sender in ((1, "RESEARCH"), (2, "SCANNER")):
         _send(node, make_file(number), calling=sender, called="THARSIS")
     references = [(str(CTImageStorage), f"1.2.826.0.1.3680043.9.7133.9.{number}") for number in (1, 2)]
-    _, report = _commit(node, steady, wait_until, "1.2.3.6", references, calling=requestor, called="THARSIS")
+    _, report = _commit(node, wait_until, "1.2.3.6", references, calling=requestor, called="THARSIS")
     assert [item.ReferencedSOPInstanceUID for item in report.get("FailedSOPSequence", [])] == [
         uid for _, uid in references[2 - failed :]
     ]
 
 
-def _commit(node, steady, wait_until, transaction, references, *, calling="SCANNER", called=TITLE):
+def _commit(node, wait_until, transaction, references, *, calling="SCANNER", called=TITLE):
     reports, came = [], threading.Event()
 
     def take(event):
@@ -183,9 +183,8 @@ def _commit(node, steady, wait_until, transaction, references, *, calling="SCANN
 
     entity = AE(calling)
     entity.add_requested_context(STORAGE_COMMITMENT, ExplicitVRLittleEndian)
-    assoc = steady(
-        entity.associate("127.0.0.1", node.port, ae_title=called, evt_handlers=[(evt.EVT_N_EVENT_REPORT, take)])
-    )
+    handlers = [(evt.EVT_N_EVENT_REPORT, take)]
+    assoc = entity.associate("127.0.0.1", node.port, ae_title=called, evt_handlers=handlers)
     information = request_information(transaction, [Reference(*each) for each in references])
     status, _ = assoc.send_n_action(information, 1, STORAGE_COMMITMENT, UID(SOP_INSTANCE_UID))
     assert status.Status == 0x0000

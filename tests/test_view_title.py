@@ -314,11 +314,11 @@ def test_a_lenient_ae_does_not_retrieve_by_what_is_not_matched(start_node, store
     assert _move(node, calling="OLD", PatientID=match.PatientID).NumberOfCompletedSuboperations == 1
 
 
-def test_a_view_stores_nothing_and_commits_nothing(node, make_file, steady):
+def test_a_view_stores_nothing_and_commits_nothing(node, make_file):
     entity = AE("VIEWER")
     entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
     entity.add_requested_context(STORAGE_COMMITMENT)
-    assoc = steady(entity.associate("127.0.0.1", node.port, ae_title="TEACHING"))
+    assoc = entity.associate("127.0.0.1", node.port, ae_title="TEACHING")
     stored = assoc.send_c_store(str(make_file(1)))
     information = request_information("1.2.3", [Reference(CTImageStorage, "1.2.3.4")])
     status, _ = assoc.send_n_action(information, 1, STORAGE_COMMITMENT, SOP_INSTANCE_UID)
