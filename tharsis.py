@@ -80,6 +80,8 @@ PANELS = {
                "Ask a node whether it keeps files safe that it was sent (storage commitment)."),
         Listed("find", "commands.network:find",
                "Ask a node what it holds (C-FIND, Study Root; Patient Root for patients)."),
+        Listed("retrieve", "commands.retrieve:retrieve",
+               "Retrieve from a node what it holds, into a folder (C-GET) or to another node (C-MOVE)."),
         Listed("similar", "commands.similar:similar",
                "Ask a Tharsis node for similar cases: like a study, series, image, region, vector or file."),
     ],

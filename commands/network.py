@@ -235,7 +235,7 @@ def find(
     target = peer_from(peer, tls_from(wanted=tls, ca=tls_ca, certificate=tls_cert, key=tls_key))
     identifier = identifier_from(keys or [], level)
     try:
-        matches = list(client.find(target, identifier, _find_model(level), Requestor(aet)))
+        matches = list(client.find(target, identifier, find_model(level), Requestor(aet)))
     except client.RequestFailed as error:
         fail(str(error))
     except PeerError as error:
@@ -243,7 +243,8 @@ def find(
     print_answers(matches, columns_of(identifier, keys or []), as_json=as_json)
 
 
-def _find_model(level: Level) -> str:
+def find_model(level: Level) -> str:
+    """Return the SOP class that finds what there is at `level`: Study Root has no patients."""
     return PATIENT_ROOT_FIND if level is Level.PATIENT else STUDY_ROOT_FIND
 
 

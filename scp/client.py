@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,13 +29,16 @@ from pynetdicom import StoragePresentationContexts, evt
 from index.files import is_valid_uid
 from scp import transport
 from scp.contexts import MOST_CONTEXTS, QUERY_SYNTAXES, VERIFICATION, Proposal, storage_proposals
-from scp.errors import AssociationLost, PeerError
+from scp.errors import AssociationLost, NothingAccepted, PeerError
 from scp.link import Link, status_of_response
 from scp.messages import Answer, SubOperations
 from scp.part10 import EncodedObject, NotDicomError, read_object
 from scp.reception import Reception
 from scp.requestor import Peer, Timeouts, connect
 from scp.status import SUCCESS, Status, status_of
+
+_LOST_IN_A_ROW = 3
+"""Associations that ended under an object, without one stored between them, before a peer is given up."""
 
 
 class RequestFailed(PeerError):
@@ -96,9 +100,11 @@ def send(peer: Peer, files: Iterable[Path], requestor: Requestor) -> Iterator[Se
     Files whose presentation contexts do not fit into one association go over several, one after the other; so they may
     come out in another order than they went in.
 
-    When the peer is lost, whatever was answered has been yielded before `PeerError` is raised. A file that did not come
-    out is not known to be stored: the peer may have it only if it was the one under way. Sending all of these again
-    is safe, for a node answers Success to an object that it has.
+    Where a file ends the association (some peers abort at an object that they cannot read), it is yielded without a
+    status, and the rest goes over a new one. When the peer is lost, or `_LOST_IN_A_ROW` files have ended one each,
+    whatever was answered has been yielded before `PeerError` is raised. A file that did not come out, or without a
+    status, is not known to be stored: the peer may have it only if it was under way. Sending all of these again is
+    safe, for a node answers Success to an object that it has.
     """
     objects: list[EncodedObject] = []
     for path in files:
@@ -123,15 +129,32 @@ def send(peer: Peer, files: Iterable[Path], requestor: Requestor) -> Iterator[Se
 def _send_part(
     peer: Peer, proposals: Sequence[Proposal], objects: Sequence[EncodedObject], requestor: Requestor
 ) -> Iterator[SentFile]:
-    with _open(peer, proposals, requestor) as link:
-        for item in objects:
-            if item.transfer_syntax_uid not in link.accepted(item.sop_class_uid):
-                kind = f"{UID(item.sop_class_uid).name} in {UID(item.transfer_syntax_uid).name}"
-                yield SentFile(item.path, None, f"{peer.title} takes no {kind}")
-                continue
-            identity = (item.sop_class_uid, item.sop_instance_uid)
-            status = link.store(identity, item.transfer_syntax_uid, (item.path, item.offset))
-            yield SentFile(item.path, status, "" if status.is_success else str(status))
+    left = deque(objects)
+    lost = 0
+    while left:
+        with _open(peer, proposals, requestor) as link:
+            while left:
+                if not link.is_open:
+                    lost += 1
+                    if lost == _LOST_IN_A_ROW:
+                        raise AssociationLost(f"{peer} ended the association again and again")
+                    break
+                item = left.popleft()
+                if item.transfer_syntax_uid not in link.accepted(item.sop_class_uid):
+                    kind = f"{UID(item.sop_class_uid).name} in {UID(item.transfer_syntax_uid).name}"
+                    yield SentFile(item.path, None, f"{peer.title} takes no {kind}")
+                    continue
+                identity = (item.sop_class_uid, item.sop_instance_uid)
+                try:
+                    status = link.store(identity, item.transfer_syntax_uid, (item.path, item.offset))
+                except AssociationLost as error:
+                    lost += 1
+                    if lost == _LOST_IN_A_ROW:
+                        raise
+                    yield SentFile(item.path, None, f"not confirmed: {error}")
+                    break
+                lost = 0
+                yield SentFile(item.path, status, "" if status.is_success else str(status))
 
 
 def find(
@@ -202,6 +225,8 @@ def get(
             return Reception(new_file, peer.title)
 
         with _open(peer, proposals, requestor, reception=reception, on_store=keep) as link:
+            if not link.accepted(sop_class_uid):
+                raise NothingAccepted(f"{peer} offers no C-GET")
             transport.hold(link.assoc)
             yield from _answers(link.assoc.send_c_get(identifier, sop_class_uid), peer)
 

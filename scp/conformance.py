@@ -265,7 +265,10 @@ def _policies(settings: Settings) -> str:
         ("Maximum PDU size received", f"{own.max_pdu_bytes} bytes"),
         ("Maximum PDU size sent", "what the peer allows"),
         ("Asynchronous operations", "not negotiated: one operation at a time"),
-        ("SCP/SCU role selection", "accepted for Storage (C-GET), proposed for Storage Commitment reports"),
+        (
+            "SCP/SCU role selection",
+            "accepted for Storage (C-GET), proposed for Storage as SCU of C-GET, and for Storage Commitment reports",
+        ),
         ("User identity", "not negotiated"),
         ("Wait for an association request or release", f"{own.acse_timeout_s:g} s"),
         ("Wait for a DIMSE answer", f"{own.dimse_timeout_s:g} s"),

@@ -96,6 +96,36 @@ def start_orthanc(tmp_path) -> Iterator[Callable[..., Orthanc]]:
         process.wait()
 
 
+@pytest.fixture
+def start_dcmqrscp(tmp_path) -> Iterator[Callable[[dict[str, tuple[str, int]]], int]]:
+    """Start DCMTK's dcmqrscp, an archive under the title DCMQR that sends to the AEs it is told; return its port."""
+    assert shutil.which("dcmqrscp"), "DCMTK's dcmqrscp is not installed (apt-get install dcmtk)"
+    processes = []
+
+    def start(destinations: dict[str, tuple[str, int]]) -> int:
+        folder = tmp_path / f"dcmqrscp{len(processes)}"
+        (folder / "database").mkdir(parents=True)
+        hosts = [f"host{n} = ({title}, {host}, {port})" for n, (title, (host, port)) in enumerate(destinations.items())]
+
+        def command(ports: Sequence[int]) -> list[str]:
+            lines = [
+                f"NetworkTCPPort = {ports[0]}", "MaxPDUSize = 16384", "MaxAssociations = 16",
+                "HostTable BEGIN", *hosts, "HostTable END", "VendorTable BEGIN", "VendorTable END",
+                "AETable BEGIN", f"DCMQR {folder / 'database'} RW (200, 1024mb) ANY", "AETable END",
+            ]  # fmt: skip
+            (folder / "dcmqrscp.cfg").write_text("\n".join(lines) + "\n")
+            return ["dcmqrscp", "-c", str(folder / "dcmqrscp.cfg")]
+
+        process, (port,) = on_free_ports(command, 1)
+        processes.append(process)
+        return port
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
 def on_free_ports(command: Callable[[Sequence[int]], list[str]], count: int) -> tuple[subprocess.Popen, Sequence[int]]:
     """Start a command with free ports of 127.0.0.1, and wait until it listens on all of them."""
     for _ in range(10):

@@ -113,21 +113,37 @@ def test_a_transfer_syntax_that_the_peer_lacks_is_named(make_file):
     assert results[files[1]].is_stored
 
 
-def test_a_peer_that_is_lost_in_the_middle_leaves_what_was_answered_known(make_file):
+def _aborting_at(fatal):
+    """A peer that ends the association at one of these objects, and stores all others."""
     entity = AE("PEER")
     entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2", ExplicitVRLittleEndian)
-    files = [make_file(number) for number in (1, 2, 3)]
-    fatal = read_object(files[1]).sop_instance_uid
 
     def answer(event):
-        if event.request.AffectedSOPInstanceUID == fatal:
+        if event.request.AffectedSOPInstanceUID in fatal:
             event.assoc.abort()
         return 0
 
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+    return entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+
+
+def test_a_file_that_ends_the_association_keeps_no_other_back(make_file):
+    files = [make_file(number) for number in range(1, 7)]
+    fatal = {read_object(path).sop_instance_uid for path in (files[0], files[1], files[4])}
+    server = _aborting_at(fatal)
+    results = list(client.send(Peer("127.0.0.1", server.server_address[1], "PEER"), files, ME))
+    server.shutdown()
+    assert [result.path for result in results] == files
+    assert [result.is_stored for result in results] == [False, False, True, True, False, True]
+    assert "not confirmed" in results[4].error
+
+
+def test_a_peer_that_is_lost_leaves_what_was_answered_known(make_file):
+    files = [make_file(number) for number in range(1, 7)]
+    server = _aborting_at({read_object(path).sop_instance_uid for path in files[1:]})
     results = client.send(Peer("127.0.0.1", server.server_address[1], "PEER"), files, ME)
-    first = next(results)
+    first, second, third = (next(results) for _ in range(3))
     assert (first.path, first.is_stored) == (files[0], True)
+    assert (second.is_stored, third.is_stored) == (False, False)
     with pytest.raises(AssociationLost):
         next(results)
     server.shutdown()
@@ -157,6 +173,16 @@ def test_find_can_be_left_early(start_node, make_file):
     for assoc in node.server._acceptor.associations:
         assoc.join(10)
     assert node.server._acceptor.associations == []
+
+
+def test_a_peer_without_c_get_is_told_so(start_node, tmp_path):
+    entity = AE("PEER")
+    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2", ExplicitVRLittleEndian, scu_role=True, scp_role=True)
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    peer = Peer("127.0.0.1", server.server_address[1], "PEER")
+    with pytest.raises(PeerRejected, match=r"PEER at 127.* offers no C-GET"):
+        list(client.get(peer, _study(), tmp_path / "got", STUDY_ROOT_GET, ME))
+    server.shutdown()
 
 
 def test_get_writes_files_and_move_counts(start_node, make_file, tmp_path):
