@@ -32,7 +32,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-pytest_plugins = ["cases", "peers", "requestors", "routed", "wire"]
+pytest_plugins = ["arriving", "cases", "peers", "requestors", "routed", "wire"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
