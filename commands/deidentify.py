@@ -20,7 +20,7 @@ from index.deidentification import files as part10
 from index.deidentification.deidentifier import Deidentifier
 from index.deidentification.walk import Change
 from index.errors import ArchiveError, CannotDeidentify
-from index.files import is_part10
+from index.files import is_part10, name_of
 
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _WIDEST_VALUE = 40
@@ -126,7 +126,9 @@ def _write(deidentifier: Deidentifier, source: Path, folder: Path) -> None:
     try:
         deidentifier.deidentify_file(source, draft)
         made = dcmread(draft, specific_tags=list(_NAMES), stop_before_pixels=True)
-        study, series, instance = (str(made.get(keyword) or "without") for keyword in _NAMES)
+        study, series, instance = (
+            name_of(str(made[keyword].value)) if made.get(keyword) else "without" for keyword in _NAMES
+        )
         target = folder / study / series / f"{instance}.dcm"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

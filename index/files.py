@@ -49,7 +49,8 @@ def _is_uid(uid: str) -> bool:
     return _UID.fullmatch(uid) is not None
 
 
-def _name(uid: str) -> str:
+def name_of(uid: str) -> str:
+    """Return the UID as the name of a file or folder; of one that is none, and may be a path, its hash."""
     return uid if is_valid_uid(uid) else "x" + hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
@@ -168,7 +169,7 @@ class FileStore:
 
     def new_path(self, study: str, series: str, instance: str) -> str:
         """Return a path below the data folder for these UIDs that no file has or had."""
-        return f"files/{_name(study)}/{_name(series)}/{_name(instance)}-{secrets.token_hex(8)}.dcm"
+        return f"files/{name_of(study)}/{name_of(series)}/{name_of(instance)}-{secrets.token_hex(8)}.dcm"
 
     def place(self, incoming: Path, relative: str, *, flushed: bool = True) -> tuple[Path, ...]:
         """Give the file `incoming` its final name; return the folders to flush before that name is promised.

@@ -200,18 +200,18 @@ def answer_of(database: Database, selection: Selection, row: tuple[Any, ...]) ->
     answer.QueryRetrieveLevel = query.level.value
     if query.returns_offset:
         answer.TimezoneOffsetFromUTC = query.zone or row[-1] or None
-    chosen = choose_charset(_texts(answer), [query.charset, *(charset_from_text(each) for each in stored if each)])
+    chosen = choose_charset(texts_of(answer), [query.charset, *(charset_from_text(each) for each in stored if each)])
     if chosen.terms:
         answer.SpecificCharacterSet = list(chosen.terms) if len(chosen.terms) > 1 else chosen.terms[0]
     return answer
 
 
-def _texts(dataset: Dataset) -> Iterator[tuple[str, str]]:
+def texts_of(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Yield the VR and value of each element that holds text, inside sequences as well."""
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:
-                yield from _texts(item)
+                yield from texts_of(item)
         elif element.value is not None:
             parts = element.value if element.VM > 1 else [element.value]
             yield from ((element.VR, str(part)) for part in parts)
@@ -263,4 +263,5 @@ __all__ = [
     "parse_identifier",
     "parse_level",
     "select",
+    "texts_of",
 ]

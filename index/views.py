@@ -12,22 +12,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
 from index import told
 from index.answers import answers, with_edge
 from index.archive import Archive, StoredInstance
-from index.charset import charset_in, raw_element, vr_of
+from index.charset import Charset, charset_in, choose_charset, raw_element, vr_of
 from index.condition import Condition
 from index.deidentification.deidentifier import Deidentifier
+from index.deidentification.descriptors import may_identify
 from index.errors import NotEmbedded, SimilarityError, UnknownQuery
 from index.identifier import BASELINE, Model, Query, QueryOptions, parse_identifier
 from index.items import SequenceRequest
-from index.keys import KEYS, SEQUENCES, Key, Matching
+from index.keys import KEYS, SEQUENCES, Key, Level, Matching
 from index.matching import has_wild_card, uid_list, value_matches, wanted_values
 from index.neighbours import Sent
-from index.query import find, instances
+from index.query import find, instances, texts_of
 from index.references import Reference, find_uid, latest_study, parse_reference, resolve_reference
 from index.values import values_of
 
@@ -38,11 +40,20 @@ _MOST_REMEMBERED = 200_000
 """Pseudonyms that a view keeps in memory; a patient more starts anew."""
 
 _WHOSE = ("PatientID", "IssuerOfPatientID")
-"""What a profile has to see to give a patient the same pseudonym, and move dates by as much, as in the objects."""
 
 _TOLD_KEYS = tuple(
     key.keyword for key in KEYS.values() if key.matching is Matching.UID and key.keyword != "SOPClassUID"
 )
+_IDENTIFYING = tuple(
+    key for key in KEYS.values() if not key.counted and may_identify(int(Tag(key.keyword)), dictionary_VR(key.keyword))
+)
+_SEEN = {
+    level: tuple(dict.fromkeys([*_WHOSE, *(key.keyword for key in _IDENTIFYING if key.level.depth <= level.depth)]))
+    for level in Level
+}
+"""What a profile has to see at a level: whose it is, for the pseudonym of the objects and dates that move as theirs do,
+and what identifies somebody, else free text could tell a name as long as nobody asks for the name itself."""
+
 _KEYS = {Tag(keyword): key for keyword, key in KEYS.items()}
 _SEQUENCES = {Tag(keyword): keyword for keyword in SEQUENCES}
 _EVERYTHING, _NOTHING = Condition("1"), Condition("0")
@@ -210,26 +221,34 @@ class View(Whole):
 
     def find(self, query: Query) -> Iterator[Dataset]:
         """Yield one de-identified Identifier for each entity that matches; its UIDs are noted before."""
-        wider = replace(query, keywords=tuple(dict.fromkeys([*query.keywords, *_WHOSE])))
-        unasked = [keyword for keyword in _WHOSE if keyword not in query.keywords]
+        seen = _SEEN[query.level]
+        wider = replace(query, keywords=tuple(dict.fromkeys([*query.keywords, *seen])))
+        unasked = [keyword for keyword in seen if keyword not in query.keywords]
         rows = find(self.archive, wider)
         while batch := list(islice(rows, _BATCH)):
             self.note(uid for answer in batch for uid in _uids_of(answer))
             for answer in batch:
-                yield self._seen(answer, unasked)
+                yield self._seen(answer, unasked, query.charset)
 
     def answers(self, query: Query, edge: Mapping[str, str], transfer_syntax_uid: str) -> Iterator[bytes | Dataset]:  # noqa: ARG002
         """Yield one de-identified Identifier for each entity that matches, to be encoded."""
         return (with_edge(answer, edge) for answer in self.find(query))
 
-    def _seen(self, answer: Dataset, unasked: list[str]) -> Dataset:
-        """Return the answer through the profile, with every key that was asked for, if only to say nothing."""
+    def _seen(self, answer: Dataset, unasked: list[str], charset: Charset) -> Dataset:
+        """Return the answer through the profile, with every key that was asked for, if only to say nothing.
+
+        Its Specific Character Set is for what is left in it: a wider one would tell what letters a name has.
+        """
         seen = self.deidentifier.deidentify_answer(answer)
         for element in answer:
             if element.tag not in seen and element.keyword != "SpecificCharacterSet":
                 seen.add_new(element.tag, element.VR, [] if element.VR == "SQ" else None)
         for keyword in unasked:
             del seen[keyword]
+        chosen = choose_charset(texts_of(seen), [charset, charset_in(answer)])
+        seen.pop("SpecificCharacterSet", None)
+        if chosen.terms:
+            seen.SpecificCharacterSet = list(chosen.terms) if len(chosen.terms) > 1 else chosen.terms[0]
         return seen
 
     def note(self, uids: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ PeerUnreachable, PeerRejected, AssociationLost
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections import deque
@@ -26,7 +25,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 from pynetdicom import StoragePresentationContexts, evt
 
-from index.files import is_valid_uid
+from index.files import name_of
 from scp import transport
 from scp.contexts import MOST_CONTEXTS, QUERY_SYNTAXES, VERIFICATION, Proposal, storage_proposals
 from scp.errors import AssociationLost, NothingAccepted, PeerError
@@ -213,7 +212,7 @@ def get(
             error = received.error if received is not None else None
             return (status_of(error) if error is not None else Status(0xC000)).code
         uid = str(getattr(event.request, "AffectedSOPInstanceUID", ""))
-        received.path.replace(folder / f"{_file_name(uid)}.dcm")
+        received.path.replace(folder / f"{name_of(uid)}.dcm")
         return SUCCESS.code
 
     with tempfile.TemporaryDirectory(prefix=".", dir=folder, ignore_cleanup_errors=True) as incoming:
@@ -237,10 +236,6 @@ def _wanted(objects: Iterable[tuple[str, str]] | None) -> list[Proposal]:
         return [Proposal(uid, (syntax,), peer_sends=True) for uid, syntax in islice(kinds, MOST_CONTEXTS - 1)]
     common = StoragePresentationContexts[: MOST_CONTEXTS - 1]
     return [Proposal(str(context.abstract_syntax), QUERY_SYNTAXES, peer_sends=True) for context in common]
-
-
-def _file_name(uid: str) -> str:
-    return uid if is_valid_uid(uid) else hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
 @contextmanager

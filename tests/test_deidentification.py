@@ -633,6 +633,19 @@ def test_the_shell_goes_on_behind_a_refused_file(make_file, tmp_path, tharsis: C
     assert "pseudonym" in shown.stdout
 
 
+def test_the_shell_makes_no_path_of_a_uid_that_is_none(make_file, tmp_path, tharsis: Callable):
+    (tmp_path / "my.toml").write_text(
+        '[[deidentification]]\nname = "uids"\noptions = ["retain_uids"]\n', encoding="utf-8"
+    )
+    file = make_file(1, StudyInstanceUID="../../elsewhere")
+    common = ["--profile", "uids", "--config", tmp_path / "my.toml", "--data", tmp_path / "data"]
+    told = tharsis("deidentify", file, "--to", tmp_path / "some" / "out", *common)
+    assert told.returncode == 0, told.stdout
+    (made,) = (path for path in tmp_path.rglob("*.dcm") if path != file)
+    assert made.is_relative_to(tmp_path / "some" / "out")
+    assert dcmread(made).StudyInstanceUID == "../../elsewhere"
+
+
 def test_the_shell_refuses_what_is_cut_off(make_file, tmp_path, tharsis: Callable):
     (tmp_path / "my.toml").write_text('[[deidentification]]\nname = "basic"\n', encoding="utf-8")
     cut_off, whole = make_file(1), make_file(2)

@@ -22,6 +22,7 @@ PROFILES = [
     {"name": "dated", "dates": "full"},
     {"name": "moved", "dates": "modified"},
     {"name": "uids", "options": ["retain_uids"]},
+    {"name": "words", "options": ["clean_descriptors"]},
 ]
 TITLES = [{"title": each["name"].upper(), "deidentify": "view", "profile": each["name"]} for each in PROFILES]
 FILES = ("ct_image.dcm", "seg_image_ct_binary_single_frame.dcm", "sr_document.dcm", "dx_image.dcm")
@@ -207,6 +208,25 @@ def test_a_profile_that_retains_uids_takes_them(node, originals):
     uid = str(originals["ct_image.dcm"].StudyInstanceUID)
     [match] = _matches(node, _keys("STUDY", StudyInstanceUID=uid), called="UIDS")
     assert match.StudyInstanceUID == uid
+
+
+@pytest.mark.parametrize("also", [[], ["PatientName"], ["PatientName", "ReferringPhysicianName", "AccessionNumber"]])
+def test_what_identifies_somebody_leaves_free_text_whether_it_is_asked_for_or_not(start_node, make_file, also):
+    node = start_node(titles=TITLES, profiles=PROFILES)
+    node.archive.ingest(make_file(
+        1, PatientName="White^Betty", ReferringPhysicianName="Brown^X", StudyDescription="CT head White Brown"
+    ))  # fmt: skip
+    [match] = _matches(node, _keys("STUDY", ["StudyDescription", *also], StudyInstanceUID=""), called="WORDS")
+    assert match.StudyDescription == "CT head"
+    assert ("PatientName" in match) == ("PatientName" in also)
+    assert "White" not in str(match)
+
+
+def test_the_character_set_of_an_answer_does_not_tell_what_letters_a_name_has(start_node, make_file):
+    node = start_node(titles=TITLES, profiles=PROFILES)
+    node.archive.ingest(make_file(1, PatientName="山田^太郎", SpecificCharacterSet="ISO_IR 192"))
+    [match] = _matches(node, _keys("STUDY", ["StudyDescription"], StudyInstanceUID=""), called="WORDS")
+    assert match.get("SpecificCharacterSet", "") == ""
 
 
 def test_wild_cards_in_a_uid_are_refused_as_everywhere(node):

@@ -105,7 +105,7 @@ _MOST_IDENTIFIERS = 2048
 def _collect(reader: Reader, found: set[str]) -> None:
     for tag, raw in reader.elements():
         vr = reader.vr(tag, raw)
-        if tag.is_private or len(found) > _MOST_IDENTIFIERS or not _may_identify(int(tag), vr):
+        if tag.is_private or len(found) > _MOST_IDENTIFIERS or not may_identify(int(tag), vr):
             continue
         value = reader.value(tag, raw)
         if vr == "SQ":
@@ -116,7 +116,7 @@ def _collect(reader: Reader, found: set[str]) -> None:
 
 
 @cache
-def _may_identify(tag: int, vr: str) -> bool:
+def may_identify(tag: int, vr: str) -> bool:
     """Whether values of an attribute are identifiers, or items that may have some."""
     if vr == "SQ":
         return True
