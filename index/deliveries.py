@@ -18,6 +18,7 @@ from sqlite_utils import Database
 from index import jobs
 from index.archive import Archive
 from index.commitments import Reference
+from index.senders import first_sender
 
 _FIRST_WAIT_S = 60.0
 _LONGEST_WAIT_S = 3600.0
@@ -69,7 +70,7 @@ class Pending:
     Attributes
     ----------
     source_aet
-        Who sent it to this node; "" for what was imported or made here.
+        Who sent it to this node first; "" for what was imported or made here.
     since
         When this content was first tried, seconds since the epoch; None: never.
     """
@@ -97,7 +98,7 @@ def pending(archive: Archive, series_instance_uid: str, way: Way, *, tried_since
         "ORDER BY CAST(instance.instance_number AS INTEGER), instance.id",
         (way.destination, way.profile, series_instance_uid, tried_since),
     )
-    return [Pending(*row) for row in rows.fetchall()]
+    return [Pending(uid, first_sender(senders), since) for uid, senders, since in rows.fetchall()]
 
 
 def record(archive: Archive, delivery: Delivery, state: State, told: str = "") -> None:

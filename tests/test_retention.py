@@ -69,6 +69,13 @@ def test_a_study_that_is_still_to_be_sent_stays(filled):
     assert retention.delete(filled, first[0])
 
 
+def test_a_study_of_which_something_was_sent_again_stays(filled, make_instance):
+    (study,) = retention.due(filled, limits(keep_days=35.0))
+    filled.ingest(make_instance(41, StudyInstanceUID="1.4", PatientID="P4"))
+    assert not retention.delete(filled, study)
+    assert uids(retention.due(filled, limits(keep_days=15.0))) == ["1.2"]
+
+
 def test_the_sum_follows_every_change(archive, make_instance):
     steps = [
         lambda: archive.ingest(make_instance(1)),

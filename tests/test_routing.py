@@ -253,6 +253,21 @@ def test_nothing_goes_back_to_who_sent_it(routed, start_pacs, make_file):
     assert pacs.received == {UID(3): 1}
 
 
+def test_a_rule_goes_by_who_sent_an_instance_first(routed, start_pacs, make_file):
+    """A duplicate is no news: neither does it make a rule fit, nor does it take away what one has still to send."""
+    pacs = start_pacs()
+    node = routed([{**RULE, "from": ["CT1"]}], [pacs.entity])
+    node.store(make_file(1), source_aet="CT1")
+    node.store(make_file(2, SeriesInstanceUID="1.2.3"), source_aet="CT2")
+    node.work()
+    for number, more, title in ((1, {}, "PACS"), (1, {}, "CT2"), (2, {"SeriesInstanceUID": "1.2.3"}, "CT1")):
+        node.store(make_file(number, **more), source_aet=title)
+    pacs.open()
+    node.hasten()
+    node.work()
+    assert pacs.received == {UID(1): 1}
+
+
 def test_conversion_damage_and_deletion(routed, start_pacs, make_file, shared_data):
     pacs = start_pacs().open()
     node = routed([RULE], [pacs.entity])
