@@ -101,6 +101,45 @@ def test_what_waits_too_long_is_failed_and_can_be_retried(routed, start_pacs, ma
     assert pacs.received == {UID(1): 1, UID(2): 1}
 
 
+def test_what_was_given_up_has_all_of_its_time_when_it_is_retried(routed, start_pacs, make_file):
+    """Also where the retried job waits for the destination most of that time."""
+    pacs = start_pacs().open()
+    node = routed([{**RULE, "retry_hours": 24}], [pacs.entity])
+    pacs.answer = lambda _event: 0x0110
+    node.store(make_file(1))
+    for hours in (0, 23, 2):
+        node.let_pass(hours)
+        node.work()
+    assert node.states() == {"1": "refused"}
+    (failed,) = node.jobs()
+    assert "given up after 24 h" in failed.error
+    node.archive.jobs.retry(failed.id)
+    for hours in (23, 2, 21):
+        node.let_pass(hours)
+        node.work()
+        assert node.states() == {"1": "failing"}
+        assert node.jobs()[-1].state == "queued"
+    node.let_pass(2)
+    node.work()
+    assert node.states() == {"1": "refused"}
+    assert node.jobs()[-1].state == "failed"
+
+
+def test_a_retried_job_has_all_of_its_time_for_what_was_not_refused(routed, start_pacs, make_file):
+    pacs = start_pacs().open()
+    node = routed([{**RULE, "retry_hours": 24}], [pacs.entity])
+    pacs.answer = lambda _event: 0x0110
+    node.store(make_file(1))
+    node.work()
+    (job,) = node.jobs()
+    node.archive.jobs.cancel(job.id)
+    node.let_pass(25)
+    node.archive.jobs.retry(job.id)
+    node.work()
+    assert node.states() == {"1": "failing"}
+    assert node.jobs()[-1].state == "queued"
+
+
 def test_a_peer_that_rejects_the_association_is_let_alone_and_says_why(routed, start_pacs, make_file):
     pacs = start_pacs()
     pacs.rejects = True
