@@ -15,7 +15,8 @@ from datetime import datetime, time, timedelta, tzinfo
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MIDNIGHT = 24 * 60
 _WINDOW = re.compile(r"(?:(?P<days>[a-z][a-z,\- ]*?)\s*)?(?P<hours>\d{1,2}:\d{2}\s*-\s*\d{1,2}:\d{2})?", re.ASCII)
-_LOOK_AHEAD_DAYS = 8
+_LOOK_AHEAD_DAYS = 15
+"""In which every window opens: one of a single day may be left out once, when the clocks change."""
 
 
 @dataclass(frozen=True)

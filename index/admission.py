@@ -19,6 +19,7 @@ from index.files import FileStore
 from index.header import Header
 from index.keys import Level
 from index.part10 import is_same_data_set
+from index.senders import first_sender
 
 
 def _is_there() -> None:
@@ -147,7 +148,7 @@ def refusal(
     uid, origin = arrival.header.sop_instance_uid, f"from {arrival.source_aet or 'import'}"
     if stored is not None and standing is Stored.OTHER:
         may_replace = policy.overwrite == "always" or (
-            policy.overwrite == "same_source" and stored["source_aet"] == arrival.source_aet
+            policy.overwrite == "same_source" and first_sender(stored["source_aet"]) == arrival.source_aet
         )
         if not may_replace:
             changes.append(database, ChangeKind.CONFLICT, Level.IMAGE, uid, origin)

@@ -103,6 +103,17 @@ def add_instance(
     _add_to_list(database, study_id, "sop_classes_in_study", classes, header.sop_class_uid)
 
 
+def note_received_again(database: Database, instance: int, senders: str) -> None:
+    """Note that the instance with that row number was received again just now, and who has sent it by now.
+
+    Parameters
+    ----------
+    senders
+        As `index.senders` writes them.
+    """
+    database.execute("UPDATE instance SET received_at = ?, source_aet = ? WHERE id = ?", (now(), senders, instance))
+
+
 @dataclass(frozen=True)
 class OtherPatient:
     """The patient that a study belongs to already, when an instance of it names another one.

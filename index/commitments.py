@@ -15,6 +15,7 @@ from enum import IntEnum, StrEnum
 from index import jobs
 from index.archive import Archive
 from index.integrity import COLUMNS, Damage, StoredFile, Verdict, examine, is_current, record
+from index.senders import HAS_SENT
 
 _BATCH = 200
 """Verdicts that are noted in one transaction: each is flushed to the disk."""
@@ -282,8 +283,8 @@ def _references(instances: str) -> list[Reference]:
 
 def _look_up(archive: Archive, sop_instance_uid: str, only_from: str = "") -> tuple[str, StoredFile] | None:
     row = archive.database.execute(
-        f"SELECT sop_class_uid, {COLUMNS} FROM instance WHERE sop_instance_uid = ? AND ? IN ('', source_aet)",
-        (sop_instance_uid, only_from),
+        f"SELECT sop_class_uid, {COLUMNS} FROM instance WHERE sop_instance_uid = ? AND (? = '' OR {HAS_SENT})",
+        (sop_instance_uid, only_from, only_from),
     ).fetchone()
     return None if row is None else (str(row[0]), StoredFile(*row[1:]))
 

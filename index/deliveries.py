@@ -18,6 +18,7 @@ from sqlite_utils import Database
 from index import jobs
 from index.archive import Archive
 from index.commitments import Reference
+from index.senders import first_sender
 
 _FIRST_WAIT_S = 60.0
 _LONGEST_WAIT_S = 3600.0
@@ -69,9 +70,10 @@ class Pending:
     Attributes
     ----------
     source_aet
-        Who sent it to this node; "" for what was imported or made here.
+        Who sent it to this node first; "" for what was imported or made here.
     since
-        When this content was first tried, seconds since the epoch; None: never.
+        When this content was first tried, or reported as not kept, seconds since the epoch; None: never, or it was
+        refused then and is to be tried anew.
     """
 
     sop_instance_uid: str
@@ -88,7 +90,8 @@ def pending(archive: Archive, series_instance_uid: str, way: Way, *, tried_since
         What was refused since this moment is not tried again; seconds since the epoch.
     """
     rows = archive.database.execute(
-        "SELECT instance.sop_instance_uid, instance.source_aet, delivery.since FROM instance "
+        "SELECT instance.sop_instance_uid, instance.source_aet, "
+        "CASE delivery.state WHEN 'failing' THEN delivery.since END FROM instance "
         "JOIN series ON series.id = instance.series "
         "LEFT JOIN delivery ON delivery.sop_instance_uid = instance.sop_instance_uid AND delivery.destination = ? "
         "AND delivery.profile = ? AND delivery.sha256 = instance.sha256 "
@@ -97,7 +100,7 @@ def pending(archive: Archive, series_instance_uid: str, way: Way, *, tried_since
         "ORDER BY CAST(instance.instance_number AS INTEGER), instance.id",
         (way.destination, way.profile, series_instance_uid, tried_since),
     )
-    return [Pending(*row) for row in rows.fetchall()]
+    return [Pending(uid, first_sender(senders), since) for uid, senders, since in rows.fetchall()]
 
 
 def record(archive: Archive, delivery: Delivery, state: State, told: str = "") -> None:
@@ -108,7 +111,7 @@ def record(archive: Archive, delivery: Delivery, state: State, told: str = "") -
             "INSERT INTO delivery (destination, profile, sop_instance_uid, series_instance_uid, sha256, sop_class_uid, "
             "sent_uid, rule, state, told, since, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (destination, profile, sop_instance_uid) DO UPDATE SET "
-            "since = CASE WHEN sha256 = excluded.sha256 THEN since ELSE excluded.since END, "
+            "since = CASE WHEN sha256 = excluded.sha256 AND state = 'failing' THEN since ELSE excluded.since END, "
             "series_instance_uid = excluded.series_instance_uid, sha256 = excluded.sha256, "
             "sop_class_uid = excluded.sop_class_uid, sent_uid = excluded.sent_uid, rule = excluded.rule, "
             "state = excluded.state, told = excluded.told, at = excluded.at, transaction_uid = ''",
@@ -197,10 +200,11 @@ def take_report(
             if reference in failures:
                 told = f"the destination does not keep it: reason {failures[reference]:04X}"
                 database.execute(
-                    "UPDATE delivery SET state = 'failing', told = ?, at = ? WHERE rowid = ?", (told, now, row)
+                    "UPDATE delivery SET state = 'failing', told = ?, since = ?, at = ? WHERE rowid = ?",
+                    (told, now, now, row),
                 )
-                # Later each time, so that one who never keeps it is not sent it all day.
-                wait = min(max(now - since, _FIRST_WAIT_S), _LONGEST_WAIT_S)
+                # Twice as long each time, so that one who never keeps it is not sent it all day.
+                wait = min(max(2 * (now - since), _FIRST_WAIT_S), _LONGEST_WAIT_S)
                 again[series, destination, rule] = now + wait
             elif reference in committed:
                 database.execute("UPDATE delivery SET state = 'committed', at = ? WHERE rowid = ?", (now, row))

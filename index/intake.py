@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlite_utils import Database
@@ -22,12 +23,16 @@ from index.group_commit import NOTHING, GroupCommit, Written
 from index.header import Header
 from index.instances import Ingested, Outcome
 from index.keys import Level
+from index.senders import with_sender
 from index.tally import require_quota
 
 _LOG = logging.getLogger(__name__)
 
 _MOST_SLACK_S = 1.0
 """How much later than after the settle time, or a tenth of it, a series may become stable, seconds."""
+
+_JUST_NOW = timedelta(minutes=1)
+"""A duplicate of what was received so short a time ago, from one who is known to have sent it, changes nothing."""
 
 
 class Intake:
@@ -104,6 +109,7 @@ class Intake:
         header = arrival.header
         entry.look_again(self._files, catalogue.find_instance(database, header.sop_instance_uid), arrival)
         if entry.standing is Stored.SAME:
+            _note_again(database, entry.stored, arrival)
             return NOTHING
         entry.refused = refusal(database, policy, arrival, entry.stored, entry.standing)
         if entry.refused is not None:
@@ -115,7 +121,7 @@ class Intake:
         if within_quota:
             require_quota(database, self._quota_bytes, arrival.size)
         kind = ChangeKind.REPLACED if entry.replaced else ChangeKind.STORED
-        self._insert(database, arrival, relative, kind)
+        self._insert(database, arrival, relative, kind, _senders(entry, arrival))
         if announce:
             self._announce(database, header, entry.stored)
         # Last, inside the transaction: the file has its name before the rows that promise it are committed. And not
@@ -147,7 +153,9 @@ class Intake:
         elif self._files.path(replaced).exists():
             self._files.quarantine(replaced)
 
-    def _insert(self, database: Database, arrival: Arrival, relative: str, kind: ChangeKind) -> None:
+    def _insert(
+        self, database: Database, arrival: Arrival, relative: str, kind: ChangeKind, senders: str
+    ) -> None:
         header, uid = arrival.header, arrival.header.sop_instance_uid
         catalogue.add_instance(
             database,
@@ -155,7 +163,7 @@ class Intake:
             path=relative,
             size=arrival.size,
             sha256=arrival.sha256,
-            source_aet=arrival.source_aet,
+            source_aet=senders,
         )
         changes.append(database, kind, Level.IMAGE, uid, arrival.source_aet)
         for wrong in (each for each in header.uids if not is_valid_uid(each)):
@@ -192,6 +200,16 @@ def not_removed(left: Mapping[str, str], done: int = 0) -> NotRemoved:
     )
 
 
+def _note_again(database: Database, stored: dict[str, Any] | None, arrival: Arrival) -> None:
+    """Note that what is stored was received once more, and from whom: one small statement, and none most often."""
+    if stored is None:
+        return
+    senders = with_sender(stored["source_aet"], arrival.source_aet)
+    just_now = (datetime.now(UTC) - _JUST_NOW).isoformat(timespec="milliseconds")
+    if senders != stored["source_aet"] or stored["received_at"] < just_now:
+        catalogue.note_received_again(database, stored["id"], senders)
+
+
 class _Entry:
     """What is known of an arrival on its way.
 
@@ -214,6 +232,13 @@ class _Entry:
         if not is_same_row(self.stored, stored):
             self.standing = compare(files, stored, arrival)
         self.stored = stored
+
+
+def _senders(entry: _Entry, arrival: Arrival) -> str:
+    """Return who has sent what is to be stored: a file that replaces a damaged one was sent by others before."""
+    if entry.stored is None or entry.standing is not Stored.DAMAGED:
+        return arrival.source_aet
+    return with_sender(entry.stored["source_aet"], arrival.source_aet)
 
 
 def _ingested(header: Header, outcome: Outcome) -> Ingested:

@@ -119,6 +119,11 @@ class OldCatalogue:
         rows = self._rows(f"SELECT source_aet FROM instance WHERE {AT_PATH}", at_path(path))
         return str(rows[0][0] or "") if rows else None
 
+    def received_at(self, path: str) -> str:
+        """Return when the instance of the file at `path` came last, "" where it knows of no such file."""
+        rows = self._rows(f"SELECT received_at FROM instance WHERE {AT_PATH}", at_path(path))
+        return str(rows[0][0] or "") if rows else ""
+
     def removals(self) -> frozenset[str]:
         """Return the paths of the files that a deletion has still to remove."""
         gone = set()

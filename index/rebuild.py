@@ -192,7 +192,7 @@ def _insert(
         size=files.path(path).stat().st_size,
         sha256=recorded or digest,
         source_aet=source.strip(),
-        received_at=datetime.fromtimestamp(written, UTC).isoformat(timespec="milliseconds"),
+        received_at=old.received_at(path) or datetime.fromtimestamp(written, UTC).isoformat(timespec="milliseconds"),
     )
     if recorded not in (None, digest):
         uid = header.sop_instance_uid

@@ -16,7 +16,7 @@ from sqlite_utils import Database
 from config.settings import RetentionSettings
 from index.archive import Archive
 from index.errors import NotFound, NotRemoved
-from index.jobs import ROUTE
+from index.jobs import ROUTING_KINDS, SERIES_STABLE
 from index.keys import Level
 from index.tally import STUDIES_DELETED_BY_RETENTION, stored_bytes
 
@@ -29,11 +29,13 @@ _UNTOUCHED = timedelta(hours=1)
 """A study of which something was received more recently may still be arriving: it stays."""
 
 
+_SENDING = ", ".join(repr(kind) for kind in (SERIES_STABLE, *ROUTING_KINDS))
 _TO_BE_SENT = (
     "EXISTS (SELECT 1 FROM series AS waiting JOIN job ON job.subject = waiting.series_instance_uid "
-    f"WHERE waiting.study = study.id AND job.kind = '{ROUTE}' AND job.state IN ('queued', 'running'))"
+    f"WHERE waiting.study = study.id AND job.kind IN ({_SENDING}) AND job.state IN ('queued', 'running'))"
 )
-"""Condition: somebody is still to be sent something of the study."""
+"""Condition: somebody is, or may be, still to be sent something of the study: no rule has seen a series of it yet, it
+waits to be sent, or a destination has not yet said that it keeps it. A job that has failed keeps nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Due:
 def due(archive: Archive, settings: RetentionSettings, *, at: datetime | None = None) -> Iterator[Due]:
     """Yield the studies that are to go now, those first of which nothing was received for longest.
 
-    A study of which a destination is still to be sent something stays.
+    A study of which a destination is still to be sent something, or has to confirm something, stays.
 
     Parameters
     ----------

@@ -59,8 +59,8 @@ CREATE TABLE instance (
     path TEXT NOT NULL,
     size INTEGER NOT NULL,
     sha256 TEXT NOT NULL,
-    source_aet TEXT NOT NULL DEFAULT '',
-    received_at TEXT NOT NULL
+    source_aet TEXT NOT NULL DEFAULT '',  -- see index.senders
+    received_at TEXT NOT NULL             -- when it came last, also as a duplicate
 );
 CREATE UNIQUE INDEX study_uid ON study(study_instance_uid);
 CREATE UNIQUE INDEX instance_uid ON instance(sop_instance_uid);

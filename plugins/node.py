@@ -20,6 +20,7 @@ from index.archive import Archive, StoredInstance
 from index.derivations import Derivation
 from index.errors import NotFound
 from index.jobs import Job
+from index.senders import first_sender
 from plugins.watch import UNWATCHED, Watch
 from reconstruct.projections.p6 import encodings_from
 from reconstruct.projections.registry import STANDARD, Encodings
@@ -161,13 +162,13 @@ class Series:
 
     @property
     def sources(self) -> frozenset[str]:
-        """AE titles that its instances came from; "" for those that were imported or made by this node."""
+        """AE titles that its instances came from first; "" for those that were imported or made by this node."""
         rows = self._archive.database.execute(
             "SELECT DISTINCT instance.source_aet FROM instance JOIN series ON series.id = instance.series "
             "WHERE series.series_instance_uid = ?",
             (self.uid,),
         )
-        return frozenset(title for (title,) in rows.fetchall())
+        return frozenset(first_sender(senders) for (senders,) in rows.fetchall())
 
     @property
     def patient_id(self) -> str:

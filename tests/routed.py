@@ -110,6 +110,17 @@ class Routed:
         rows = self.archive.database.execute("SELECT sop_instance_uid, state FROM delivery")
         return {uid.rpartition(".")[2]: state for uid, state in rows.fetchall()}
 
+    def let_pass(self, hours):
+        """Make all that was noted so much older."""
+        with self.archive.transaction() as database:
+            for table, columns in (
+                ("job", ("created", "not_before", "started", "finished")),
+                ("delivery", ("since", "at")),
+                ("destination_trouble", ("since", "next_try")),
+            ):
+                changed = ", ".join(f"{column} = {column} - {3600.0 * hours}" for column in columns)
+                database.execute(f"UPDATE {table} SET {changed}")
+
     def hasten(self):
         """Let all waits be over."""
         with self.archive.transaction() as database:

@@ -24,6 +24,7 @@ from index.errors import InstanceConflict, InvalidInstance, NotFound, OutOfSpace
 from index.files import FileStore
 from index.keys import Level
 from index.orphans import Fate, settle_orphans
+from index.senders import all_senders
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "1.2.826.0.1.3680043.9.7133"
@@ -153,6 +154,44 @@ def test_the_same_bytes_again_are_a_duplicate_and_nothing_is_written(archive, ma
     assert stored_files(archive) == before
     assert kinds(archive) == [ChangeKind.STORED]
     check_consistent(archive)
+
+
+def senders_and_time(archive):
+    (row,) = archive.database.execute("SELECT source_aet, received_at FROM instance")
+    return row
+
+
+def age(archive):
+    """Make what is stored an old one."""
+    archive.database.execute("UPDATE instance SET received_at = '2020-01-01T00:00:00.000+00:00'")
+
+
+def test_a_duplicate_is_received_now_and_all_who_sent_it_are_remembered(archive, make_instance):
+    for title in ("A", "B", "A", "", "B", ""):
+        age(archive)
+        archive.ingest(make_instance(1), source_aet=title)
+        assert senders_and_time(archive)[1] > "2026"
+    assert all_senders(senders_and_time(archive)[0]) == ("A", "B", "")
+
+
+def test_a_duplicate_that_is_sent_again_and_again_writes_nothing(archive, make_instance, monkeypatch):
+    written = []
+    monkeypatch.setattr(intake_module.catalogue, "note_received_again", lambda *row: written.append(row))
+    for _ in range(3):
+        archive.ingest(make_instance(1), source_aet="A")
+    assert not written
+    archive.ingest(make_instance(1), source_aet="B")
+    assert len(written) == 1
+
+
+def test_only_the_first_sender_may_replace_what_is_its_own(archive, make_instance):
+    for title in ("A", "B"):
+        archive.ingest(make_instance(1), source_aet=title)
+    changed = make_instance(1, PatientName="New^Name")
+    with pytest.raises(InstanceConflict):
+        archive.ingest(changed, source_aet="B", overwrite="same_source")
+    assert archive.ingest(changed, source_aet="A", overwrite="same_source").outcome is Outcome.REPLACED
+    assert senders_and_time(archive)[0] == "A", "B has not sent this version"
 
 
 def test_another_file_meta_around_the_same_data_set_is_a_duplicate(archive, make_instance):

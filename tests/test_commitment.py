@@ -331,6 +331,20 @@ def test_an_instance_that_is_replaced_while_it_is_read_is_judged_by_its_new_file
     assert found == {}
 
 
+def test_who_may_hear_of_its_own_hears_of_its_duplicates_too(archive, make_instance):
+    for title in ("A", "", "AB"):
+        uid = archive.ingest(make_instance(1), source_aet=title).sop_instance_uid
+    reference = Reference(CTImageStorage, uid)
+
+    def found(title):
+        return commitments.check(
+            archive, [reference], is_supported=bool, on_progress=lambda done: None, only_from=title
+        )
+
+    assert found("A") == found("AB") == found("") == {}
+    assert found("B") == {reference: commitments.FailureReason.NO_SUCH_INSTANCE}
+
+
 @pytest.mark.slow
 def test_ten_thousand_references(stored):
     node, references = stored

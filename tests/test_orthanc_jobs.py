@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from config.settings import SettingsError, load_settings
-from index import derivations, elsewhere, jobs
+from index import catalogue, derivations, elsewhere, jobs
+from index.archive import Archive
 from index.derivations import Output
 from index.elsewhere import Held, OrthancSeries
 from index.errors import NotEmbedded, OutOfSpace
@@ -207,6 +208,62 @@ def test_no_room_is_waited_for_as_well(archive, stub, wait_until, monkeypatch):
     wait_until(worker_for(archive, stub.server_port).run_one)
     (job,) = archive.jobs.recent()
     assert (job.state, job.error) == ("queued", "0 MiB free")
+
+
+@pytest.fixture
+def deletes(archive, stub, wait_until):
+    """Have Orthanc delete the series of an instance that the node has pulled; return whether the node has it still."""
+
+    def delete(uid):
+        with archive.transaction() as database:
+            elsewhere.note_instance(database, Held(uid, OTHER, "v"), SERIES)
+        stub.status = 404
+        archive.jobs.push(jobs.ORTHANC_PULL, SERIES)
+        wait_until(worker_for(archive, stub.server_port).run_one)
+        assert archive.jobs.recent()[0].state == "done"
+        assert not elsewhere.held(archive.database, [uid])
+        return catalogue.has_instance(archive.database, uid)
+
+    return delete
+
+
+@pytest.mark.parametrize(
+    ("senders", "stays"),
+    [
+        (["ORTHANC"], False),
+        (["ORTHANC", "ORTHANC"], False),
+        (["CT1"], True),
+        (["ORTHANC", "CT1"], True),
+        (["CT1", "ORTHANC"], True),
+        (["ORTHANC", ""], True),
+        (["ORTHANC", "CT1", "ORTHANC", "CT1"], True),
+        (["CT1", "CT2", "ORTHANC"], True),
+    ],
+)
+def test_what_orthanc_deletes_goes_unless_others_have_sent_it_as_well(senders, stays, archive, make_instance, deletes):
+    uids = {archive.ingest(make_instance(1), source_aet=sender).sop_instance_uid for sender in senders}
+    assert deletes(uids.pop()) is stays
+
+
+def test_who_sent_what_was_damaged_here_is_remembered(archive, make_instance, deletes):
+    uid = archive.ingest(make_instance(1), source_aet="CT1").sop_instance_uid
+    archive.open_instance(uid).path.write_bytes(b"damaged")
+    archive.ingest(make_instance(1), source_aet="ORTHANC")
+    assert deletes(uid)
+
+
+def test_what_another_one_sends_while_orthancs_deletion_is_followed_stays(
+    archive, make_instance, deletes, monkeypatch
+):
+    uid = archive.ingest(make_instance(1), source_aet="ORTHANC").sop_instance_uid
+    delete = Archive.delete
+
+    def late(self, *arguments, **more):
+        archive.ingest(make_instance(1), source_aet="CT1")
+        return delete(self, *arguments, **more)
+
+    monkeypatch.setattr(Archive, "delete", late)
+    assert deletes(uid)
 
 
 def test_what_was_made_of_orthancs_series_is_unsent_until_that_version_is_noted(archive, make_instance):

@@ -126,17 +126,33 @@ def test_every_series_is_queued_to_be_looked_at(filled):
     assert {job.kind for job in queued} == {"series_stable"}
 
 
-def test_received_is_when_the_file_was_written(filled):
-    path = filled.open_instance(uid(4)).path
-    os.utime(path, (1_700_000_000, 1_700_000_000))
-    make_again(filled.data)
-    again = Archive(filled.data)
-    row = again.database.execute(
+def received(archive):
+    """When the instances 4 and 1 were received, and who has sent them."""
+    rows = archive.database.execute(
         "SELECT received_at, source_aet FROM instance WHERE sop_instance_uid IN (?, ?) ORDER BY received_at",
         (uid(4), uid(1)),
-    ).fetchall()
-    assert row[0][0] == "2023-11-14T22:13:20.000+00:00"
-    assert row[1][1] == "CT1"
+    )
+    return rows.fetchall()
+
+
+def test_without_the_old_catalogue_received_is_when_the_file_was_written(filled):
+    path = filled.open_instance(uid(4)).path
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    lose_catalogue(filled)
+    make_again(filled.data)
+    (moment, _), (_, senders) = received(Archive(filled.data))
+    assert moment == "2023-11-14T22:13:20.000+00:00"
+    assert senders == "CT1"
+
+
+def test_that_a_file_was_received_once_more_and_from_whom_outlives_the_catalogue(filled):
+    path = filled.open_instance(uid(4)).path
+    filled.ingest(path, source_aet="CT2")
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    before = received(filled)
+    assert any(senders.endswith("\\CT2") for _, senders in before)
+    make_again(filled.data)
+    assert received(Archive(filled.data)) == before
 
 
 def test_of_two_files_of_one_instance_the_newer_stays_and_the_other_is_put_aside(filled, make_instance):

@@ -288,6 +288,7 @@ def test_a_check_goes_on_past_a_file_that_cannot_be_removed(filled, stuck, monke
 
 def test_retention_tells_of_files_that_cannot_be_removed_and_goes_on(filled, stuck, caplog):
     limits = RetentionSettings(quota_gb=0.0, when_full="refuse", keep_days=1.0, dry_run=False)
+    filled.database.execute("DELETE FROM job WHERE kind = 'series_stable'")  # the rules have seen all of it
     studies = list(retention.due(filled, limits, at=datetime.now(UTC) + timedelta(days=2)))
     assert [retention.delete(filled, study) for study in studies] == [True, True]
     audited = [record.getMessage() for record in caplog.records if record.name == "tharsis.audit"]

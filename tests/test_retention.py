@@ -10,11 +10,11 @@ import pytest
 
 from config.settings import RetentionSettings, load_settings
 from index import changes, fsck, retention, tally
-from index.archive import Archive
+from index.archive import Archive, Outcome
 from index.changes import ChangeKind
 from index.errors import OutOfSpace
 from index.fsck import Options
-from index.jobs import ROUTE, Job
+from index.jobs import CONFIRM_ROUTE, ROUTE, SERIES_STABLE, Job
 from index.keys import Level
 from plugins import scrubber
 from plugins.node import Task
@@ -35,12 +35,21 @@ def receive(archive, content, days_ago):
 
 @pytest.fixture
 def filled(archive, make_instance):
-    """Studies 1.1 to 1.4 of two instances each, 1.4 received first; the second half of 1.3 came just now."""
+    """Studies 1.1 to 1.4 of two instances each, 1.4 received first; the second half of 1.3 came just now.
+
+    The rules have seen all of them.
+    """
     for study, days in ((1, 10), (2, 20), (3, 30), (4, 40)):
         for number in (0, 1):
             content = make_instance(10 * study + number, StudyInstanceUID=f"1.{study}", PatientID=f"P{study}")
             receive(archive, content, 0 if (study, number) == (3, 1) else days)
+    end_jobs(archive)
     return archive
+
+
+def end_jobs(archive):
+    while (job := archive.jobs.claim("worker", claim_s=60.0, max_attempts=1)) is not None:
+        archive.jobs.done(job)
 
 
 def uids(studies):
@@ -55,18 +64,32 @@ def true_sum(archive):
     return archive.database.execute("SELECT coalesce(sum(size), 0) FROM instance").fetchone()[0]
 
 
-def test_a_study_that_is_still_to_be_sent_stays(filled):
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [(SERIES_STABLE, {}), (ROUTE, {"destination": "PACS", "rule": "all"}), (CONFIRM_ROUTE, {"destination": "PACS"})],
+)
+def test_a_study_that_is_still_to_be_sent_or_confirmed_or_seen_by_the_rules_stays(kind, parameters, filled):
     (series,) = filled.database.execute(
         "SELECT series_instance_uid FROM series JOIN study ON study.id = series.study "
         "WHERE study.study_instance_uid = '1.4'"
     ).fetchone()
     first = list(retention.due(filled, limits(keep_days=5.0)))
     assert "1.4" in uids(first)
-    job = filled.jobs.push(ROUTE, series, {"destination": "PACS", "rule": "all"})
+    filled.jobs.push(kind, series, parameters)
     assert uids(retention.due(filled, limits(keep_days=5.0))) == []  # all four share one Series Instance UID
     assert not retention.delete(filled, first[0])
-    filled.jobs.cancel(job)
-    assert retention.delete(filled, first[0])
+    job = filled.jobs.claim("worker", claim_s=60.0, max_attempts=1)
+    assert job.kind == kind
+    assert not retention.delete(filled, first[0]), "while it is done"
+    filled.jobs.fail(job, "given up", max_attempts=1, retry_delay_s=0.0)
+    assert retention.delete(filled, first[0]), "what has failed keeps nothing for ever"
+
+
+def test_a_study_of_which_something_was_sent_again_stays(filled, make_instance):
+    (study,) = retention.due(filled, limits(keep_days=35.0))
+    assert filled.ingest(make_instance(41, StudyInstanceUID="1.4", PatientID="P4")).outcome is Outcome.DUPLICATE
+    assert not retention.delete(filled, study)
+    assert uids(retention.due(filled, limits(keep_days=15.0))) == ["1.2"]
 
 
 def test_the_sum_follows_every_change(archive, make_instance):
@@ -145,6 +168,7 @@ def test_a_deletion_is_told_in_the_feed_in_the_audit_log_and_counted(filled, cap
 def test_a_study_of_which_something_came_meanwhile_stays(filled, make_instance):
     (study,) = retention.due(filled, limits(keep_days=35.0))
     filled.ingest(make_instance(49, StudyInstanceUID="1.4", PatientID="P4"))
+    end_jobs(filled)
     assert not retention.delete(filled, study)
     assert "1.4" in stored(filled)
 

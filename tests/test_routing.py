@@ -101,6 +101,45 @@ def test_what_waits_too_long_is_failed_and_can_be_retried(routed, start_pacs, ma
     assert pacs.received == {UID(1): 1, UID(2): 1}
 
 
+def test_what_was_given_up_has_all_of_its_time_when_it_is_retried(routed, start_pacs, make_file):
+    """Also where the retried job waits for the destination most of that time."""
+    pacs = start_pacs().open()
+    node = routed([{**RULE, "retry_hours": 24}], [pacs.entity])
+    pacs.answer = lambda _event: 0x0110
+    node.store(make_file(1))
+    for hours in (0, 23, 2):
+        node.let_pass(hours)
+        node.work()
+    assert node.states() == {"1": "refused"}
+    (failed,) = node.jobs()
+    assert "given up after 24 h" in failed.error
+    node.archive.jobs.retry(failed.id)
+    for hours in (23, 2, 21):
+        node.let_pass(hours)
+        node.work()
+        assert node.states() == {"1": "failing"}
+        assert node.jobs()[-1].state == "queued"
+    node.let_pass(2)
+    node.work()
+    assert node.states() == {"1": "refused"}
+    assert node.jobs()[-1].state == "failed"
+
+
+def test_a_retried_job_has_all_of_its_time_for_what_was_not_refused(routed, start_pacs, make_file):
+    pacs = start_pacs().open()
+    node = routed([{**RULE, "retry_hours": 24}], [pacs.entity])
+    pacs.answer = lambda _event: 0x0110
+    node.store(make_file(1))
+    node.work()
+    (job,) = node.jobs()
+    node.archive.jobs.cancel(job.id)
+    node.let_pass(25)
+    node.archive.jobs.retry(job.id)
+    node.work()
+    assert node.states() == {"1": "failing"}
+    assert node.jobs()[-1].state == "queued"
+
+
 def test_a_peer_that_rejects_the_association_is_let_alone_and_says_why(routed, start_pacs, make_file):
     pacs = start_pacs()
     pacs.rejects = True
@@ -251,6 +290,21 @@ def test_nothing_goes_back_to_who_sent_it(routed, start_pacs, make_file):
     node.store(make_file(3), source_aet="SCANNER")  # the same series, half of it from there
     node.work()
     assert pacs.received == {UID(3): 1}
+
+
+def test_a_rule_goes_by_who_sent_an_instance_first(routed, start_pacs, make_file):
+    """A duplicate is no news: neither does it make a rule fit, nor does it take away what one has still to send."""
+    pacs = start_pacs()
+    node = routed([{**RULE, "from": ["CT1"]}], [pacs.entity])
+    node.store(make_file(1), source_aet="CT1")
+    node.store(make_file(2, SeriesInstanceUID="1.2.3"), source_aet="CT2")
+    node.work()
+    for number, more, title in ((1, {}, "PACS"), (1, {}, "CT2"), (2, {"SeriesInstanceUID": "1.2.3"}, "CT1")):
+        node.store(make_file(number, **more), source_aet=title)
+    pacs.open()
+    node.hasten()
+    node.work()
+    assert pacs.received == {UID(1): 1}
 
 
 def test_conversion_damage_and_deletion(routed, start_pacs, make_file, shared_data):

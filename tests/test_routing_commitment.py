@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 from pydicom.dataset import Dataset
@@ -164,6 +165,83 @@ def test_a_report_that_does_not_come_is_asked_for_again_and_in_the_end_told(rout
     (job,) = node.jobs("confirm_route")
     assert (job.state, job.error) == ("failed", "PACS has not said within 1 h that it keeps 1 instances")
     assert pacs.received == {UID(1): 1}
+
+
+def test_a_report_that_never_came_can_be_asked_for_again(routed, start_pacs, make_file):
+    pacs = start_pacs()
+    committing = Committing(pacs)
+    node = routed([rule(retry_hours=1)], [pacs.open().entity])
+    node.store(make_file(1))
+    for hours in (0, 2):
+        node.let_pass(hours)
+        node.work()
+    (failed,) = node.jobs("confirm_route")
+    assert (failed.state, len(committing.asked)) == ("failed", 1)
+    node.archive.jobs.retry(failed.id)
+    node.work()
+    assert len(committing.asked) == 2
+    node.let_pass(2)
+    node.work()
+    assert node.jobs("confirm_route")[-1].state == "failed"
+
+
+def test_a_report_that_never_came_keeps_no_later_instance_from_being_asked_about(routed, start_pacs, make_file):
+    pacs = start_pacs()
+    committing = Committing(pacs)
+    node = routed([rule(retry_hours=1)], [pacs.open().entity])
+    node.store(make_file(1))
+    for hours in (0, 0.8):
+        node.let_pass(hours)
+        node.work()
+    node.store(make_file(2))  # while the job for the first one waits
+    node.work()
+    node.let_pass(0.8)
+    node.work()
+    assert [len(asked.ReferencedSOPSequence) for asked in committing.asked] == [1, 1, 2, 2]
+    node.let_pass(0.8)
+    node.work()
+    assert node.jobs("confirm_route")[-1].state == "failed"
+    node.store(make_file(3))
+    node.work()
+    assert len(committing.asked[-1].ReferencedSOPSequence) == 3
+
+
+def test_what_is_not_kept_days_later_has_all_of_its_time_to_be_sent_again(routed, start_pacs, network, make_file):
+    pacs = start_pacs()
+    committing = Committing(pacs, lost=[UID(1)])
+    node = routed([rule(retry_hours=24)], [pacs.open().entity])
+    port = network(node)
+    node.store(make_file(1))
+    node.work()
+    node.let_pass(96)
+    committing.report(port)
+    pacs.answer = lambda _event: 0x0110
+    for hours in (2, 21):
+        node.let_pass(hours)
+        node.work()
+        assert node.states() == {"1": "failing"}
+        assert node.jobs()[-1].state == "queued"
+    pacs.answer = lambda _event: 0
+    node.let_pass(1)
+    node.work()
+    assert node.states() == {"1": "sent"}
+
+
+def test_what_is_never_kept_is_sent_again_later_each_time(routed, start_pacs, network, make_file):
+    pacs = start_pacs()
+    committing = Committing(pacs, lost=[UID(1)])
+    node = routed([rule()], [pacs.open().entity])
+    port = network(node)
+    node.store(make_file(1))
+    waits = []
+    for _ in range(9):
+        node.work()
+        committing.report(port)
+        waits.append(node.jobs()[-1].not_before - time.time())
+        node.let_pass(waits[-1] / 3600.0)
+    assert waits[0] == pytest.approx(60, abs=5)
+    assert all(1.9 * earlier < later for earlier, later in pairwise(waits[:6]))
+    assert waits[-1] == pytest.approx(3600, abs=5)
 
 
 @pytest.mark.parametrize(("commit", "state"), [("offered", "done"), ("required", "failed"), ("never", None)])

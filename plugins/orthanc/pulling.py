@@ -11,11 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from index import derivations, elsewhere, jobs
+from sqlite_utils import Database
+
+from index import catalogue, derivations, elsewhere, jobs
 from index.archive import Archive
 from index.elsewhere import Held, OrthancSeries
 from index.errors import InstanceConflict, InvalidInstance, NotFound, PatientMismatch
 from index.keys import Level
+from index.senders import all_senders
 from plugins.node import CannotProceed, Task
 from plugins.orthanc.client import OrthancClient, OrthancLacks, OrthancRefused
 from plugins.orthanc.waiting import waits_for_orthanc
@@ -153,21 +156,25 @@ def _fetch(
 
 def _remove(archive: Archive, instance: Held, aet: str) -> None:
     """Delete what Orthanc has deleted; what this node was also sent by others only loses its note."""
-    database = archive.database
-    with suppress(NotFound):
-        stored = archive.open_instance(instance.sop_instance_uid)
-        if _source_of(archive, stored.sop_instance_uid) == aet or derivations.maker(
-            database, stored.series_instance_uid
-        ):
-            archive.delete(Level.IMAGE, stored.sop_instance_uid, reason=_REASON)
-            return
+    uid = instance.sop_instance_uid
+
+    def goes(database: Database) -> bool:
+        return _is_orthancs_alone(database, uid, aet)
+
+    # It is asked before, since a deletion waits for the disk, and inside: another one may be sending it right now.
+    if goes(archive.database) and archive.delete(Level.IMAGE, uid, reason=_REASON, only_if=goes):
+        return
     with archive.transaction() as writing:
         elsewhere.forget_instance(writing, instance.sop_instance_uid)
 
 
-def _source_of(archive: Archive, uid: str) -> str:
-    row = archive.database.execute("SELECT source_aet FROM instance WHERE sop_instance_uid = ?", (uid,)).fetchone()
-    return str(row[0]) if row else ""
+def _is_orthancs_alone(database: Database, uid: str, aet: str) -> bool:
+    """Whether an instance is stored, and nobody but Orthanc has sent it, or this node has made it."""
+    stored = catalogue.find_instance(database, uid)
+    if stored is None:
+        return False
+    is_copy = all(sender == aet for sender in all_senders(stored["source_aet"]))
+    return is_copy or derivations.maker(database, stored["series_instance_uid"]) is not None
 
 
 def _announce(archive: Archive, listed: _Listed, *, made: bool) -> None:

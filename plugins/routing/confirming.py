@@ -30,13 +30,14 @@ def confirm_series(errand: Errand) -> None:
     Trouble, Later
         The destination cannot be asked now.
     CannotProceed
-        It offers no storage commitment and the rule requires it, or its report has not come in all the time.
+        It offers no storage commitment and the rule requires it, or its report has not come in all the time since the
+        last of them was sent, or a person had the job tried again.
     """
     archive, way = errand.archive, errand.way
     waiting = deliveries.unconfirmed(archive, errand.job.subject, way)
     if not waiting:
         return
-    if errand.is_overdue(min(each.sent_at for each in waiting)):
+    if errand.is_overdue(max(each.sent_at for each in waiting)):
         hours = f"{errand.rule.retry_hours:g} h"
         raise CannotProceed(f"{errand.title} has not said within {hours} that it keeps {len(waiting)} instances")
     transaction_uid = new_uid()

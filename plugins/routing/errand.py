@@ -89,5 +89,5 @@ class Errand:
             raise Closed(self.opening.next_opening(now))
 
     def is_overdue(self, since: float) -> bool:
-        """Whether what was tried first at `since` is to be given up."""
-        return self.clock() - since > self.rule.retry_hours * 3600.0
+        """Whether what was tried first at `since` is to be given up; a job that is new has all of its time."""
+        return self.clock() - max(since, self.job.created) > self.rule.retry_hours * 3600.0
