@@ -415,7 +415,7 @@ def marked(make_dataset, **values) -> Dataset:
     return dataset
 
 
-MASK = MaskRule(modality="us", manufacturer="Acme", rows=8, columns=8, rectangles=((0, 0, 8, 2), (6, 6, 100, 100)))
+MASK = MaskRule(modality="us", manufacturer="Acme", rows=8, columns=8, rectangles=((0, 0, 8, 2), (6, 6, 2, 2)))
 MASKED = Profile("masked", masks=(MASK,))
 
 
