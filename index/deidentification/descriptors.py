@@ -1,10 +1,10 @@
 """Free text reduced to words that are known to say nothing of a person (Clean Descriptors, PS3.15 E.3.5).
 
 What is left of a text: words of a vocabulary of the field (the meanings of coded concepts and the names of attributes
-that pydicom carries, terms of technique, vertebrae), and numbers of at most three digits with units of measurement. Of
-these, whatever the object itself has as a name, an identifier, an institution or a place is dropped, too. All else
-goes: unknown words, longer numbers, dates, every sign between words. So a finding may lose words; a name cannot stay
-unless it is a word of the field and stands nowhere in the object's attributes of names.
+that pydicom carries, terms of technique, vertebrae), and numbers that measure something
+(`index.deidentification.numbers`). Of these, whatever the object itself has as a name, an identifier, an institution or
+a place is dropped, too. All else goes: unknown words, longer numbers, dates, every sign between words. So a finding may
+lose words; a name cannot stay unless it is a word of the field and stands nowhere in the object's attributes of names.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom.charset import default_encoding
 from pydicom.dataset import Dataset
 
-from index.deidentification import table
+from index.deidentification import numbers, table
 from index.deidentification.reader import Reader, texts
 
 _TECHNIQUE = frozenset("""
-    abd abdomen adc and ap arterial ax axial basis bin bolus bone brain by cardiac cbct chest cm contrast cor
+    2d 3d 4d abd abdomen adc and ap arterial ax axial basis bin bolus bone brain by cardiac cbct chest cm contrast cor
     coronal counter ct cta ctv dark delayed dicom diffusion dose dti dwi dynamic ecg echo energy enhanced epi fat
     fdg fgre field flair flash flat fluid for fov fse full gated gd gre gtv head high hip hr hydroxyapatite hz in
     iodine iso iv kernel kev kg knee kv kvp lat left liver localizer low lung mas material mg mhz min mip ml mm mpi
@@ -35,10 +35,6 @@ _TECHNIQUE = frozenset("""
 _NAMES = frozenset({"hall", "hill", "james", "king", "mark", "miller", "moore", "rose", "taylor", "wright"})
 """Words of coded concepts that are more often a name."""
 
-_WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
-_NUMBER = re.compile(
-    r"\d{1,3}(?:[.,]\d{1,3})?(?:mm|cm|m|kv|kev|kvp|ma|mas|ms|s|min|ml|mg|g|kg|mbq|gy|cgy|t|hz|mhz|x|d)?", re.ASCII
-)
 _VERTEBRA = re.compile(r"c[1-7]|t(?:h)?(?:1[0-2]|[1-9])|l[1-5]|s[1-5]", re.ASCII)
 _PART_OF_KEYWORD = re.compile(r"[A-Z]?[a-z]+")
 _SHORTEST_PART = 4
@@ -79,12 +75,15 @@ class Cleaner:
         """
         values: set[str] = set()
         _collect(Reader(dataset, [default_encoding]), values)
-        words = {word.lower() for value in values for word in _WORD.findall(value) if len(word) > 1}
+        words = {word for value in values for word in _words(value) if len(word) > 1}
         return cls(frozenset(words), frozenset(value for value in values if len(value) >= _SHORTEST_IDENTIFIER))
 
     def clean(self, text: str) -> str:
         """Return the words of `text` that may stay, with single spaces between them."""
-        return " ".join(word for word in _WORD.findall(text) if self._may_stay(word.lower()))
+        words = numbers.words(text)
+        going = numbers.doubtful(words, self._may_stay)
+        kept = (word[0] for place, word in enumerate(words) if place not in going)
+        return " ".join(word for word in kept if self._may_stay(word.lower()))
 
     def names(self, text: str) -> bool:
         """Whether `text` has an identifier of the object in it."""
@@ -94,7 +93,16 @@ class Cleaner:
     def _may_stay(self, word: str) -> bool:
         if word in self.words:
             return False
-        return word in vocabulary() or bool(_NUMBER.fullmatch(word) or _VERTEBRA.fullmatch(word))
+        return word in vocabulary() or numbers.is_number(word) or _VERTEBRA.fullmatch(word) is not None
+
+
+_PLAIN_WORD = re.compile(r"[^\W_]+")
+
+
+def _words(value: str) -> Iterator[str]:
+    """Yield the words of an identifier in lower case: decimals as one word, and in their parts."""
+    yield from (word[0].lower() for word in numbers.words(value))
+    yield from (word.lower() for word in _PLAIN_WORD.findall(value))
 
 
 _TEXTS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT", "DA"})

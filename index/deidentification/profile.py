@@ -144,10 +144,10 @@ _PUBLIC_UR = frozenset({"CodingSchemeURL", "URNCodeValue"})
 _ALSO_IDENTIFYING = frozenset({
     "PlacerOrderNumberProcedure", "FillerOrderNumberProcedure", "PlacerOrderNumberImagingServiceRequestRetired",
     "FillerOrderNumberImagingServiceRequestRetired", "OwnerID", "MACParametersSequence", "Signature",
-    "EncryptedAttributesSequence", "BreedRegistrationNumber", "ComponentWelderIDs", "ContactDisplayName", "HangingProtocolCreator",
-    "HL7InstanceIdentifier", "UniformResourceLocatorTrial", "StorageMediaFileSetID", "FilmSessionLabel", "RecordKey",
-    "PriorRecordKey", "AssignedLocation", "BoardingPassID", "ItineraryID", "ItineraryIDAssigningAuthority", "RouteID",
-    "RouteIDAssigningAuthority", "CarrierID", "DocumentTitle",
+    "EncryptedAttributesSequence", "BreedRegistrationNumber", "ComponentWelderIDs", "ContactDisplayName",
+    "HangingProtocolCreator", "HL7InstanceIdentifier", "UniformResourceLocatorTrial", "StorageMediaFileSetID",
+    "FilmSessionLabel", "RecordKey", "PriorRecordKey", "AssignedLocation", "BoardingPassID", "ItineraryID",
+    "ItineraryIDAssigningAuthority", "RouteID", "RouteIDAssigningAuthority", "CarrierID", "DocumentTitle",
 })  # fmt: skip
 """Attributes that the table leaves out, for they are retired, young or of no composite object."""
 
