@@ -225,8 +225,10 @@ class Walk:
         if action is Action.DUMMY:
             return self._dummy_items(reader, tag, items, path)
         done = [self.data_set(item, (*path, tag), reader.encodings) for item in items]
+        if structured_content.holds_codes(tag, path):
+            return [dummies.code() if structured_content.is_foreign_code(item) else item for item in done]
         if action is Action.CLEAN:
-            done = [item for item in done if not _is_local_code(item)]
+            done = [item for item in done if not structured_content.is_local_code(item)]
         return done
 
     def _dummy_items(self, reader: Reader, tag: BaseTag, items: list[Dataset], path: tuple[int, ...]) -> list[Dataset]:
@@ -247,12 +249,6 @@ def shift_of(secret: Secret, patient: tuple[str, str], study: str) -> Shift | No
     if patient[1]:
         return Shift(secret.shift(*patient))
     return Shift(secret.shift("", f"study {study}")) if study else None
-
-
-def _is_local_code(item: Dataset) -> bool:
-    """Whether an item is a code of a private or local scheme, whose meaning may be any text (PS3.3 8.2)."""
-    scheme = str(item.get("CodingSchemeDesignator", "")).upper()
-    return "CodeValue" in item and (scheme.startswith("99") or scheme in ("", "L", "LOCAL"))
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
