@@ -81,3 +81,105 @@ def test_numbers_go_from_descriptions_and_from_reports():
     made = Deidentifier(CLEAN, SECRET).deidentify(dataset)
     assert made.StudyDescription == "CT head"
     assert made.ContentSequence[0].TextValue == "Liver of phone"
+
+
+# Names that kept text repeats
+
+def labelled(text: str, name: str = "", patient_id: str = "", **values: str) -> str:
+    """Return what becomes of a Segment Label, which Table E.1-1 does not list, of a patient."""
+    dataset, segment = Dataset(), Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.3.4"
+    dataset.PatientName, dataset.PatientID = name, patient_id
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    segment.SegmentLabel = text
+    dataset.SegmentSequence = [segment]
+    return str(Deidentifier(Profile("basic"), SECRET).deidentify(dataset).SegmentSequence[0].SegmentLabel)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("Lee^Amy", "Lee Amy, Lee^Amy: liver", "liver"),
+        ("Lee^Amy", "Lee, Amy", "REMOVED"),
+        ("Lee^Amy", "LEE_AMY liver", "liver"),
+        ("Lee^Amy", "LeeAmy liver", "liver"),
+        ("Lee^Amy", "AmyLee liver", "liver"),
+        ("Li^Xu", "liver XuLi", "liver"),
+        ("Lee^Bruce", "tumor of Lee's liver", "tumor of liver"),
+        ("Doe^Jane", "liver, Mrs. Doe", "liver"),
+        ("van der Lee^Amy", "liver of Mrs Lee", "liver of"),
+        ("Müller-Lüdenscheidt^Eva", "liver, Frau Lüdenscheidts", "liver"),
+        ("MU\u0308LLER^Eva", "liver Müller", "liver"),
+        ("Ｌｅｅ^Amy", "liver Lee", "liver"),
+        ("Hip^Anna", "left hip", "left"),
+        ("Head^John", "head, left", "left"),
+    ],
+)
+def test_short_names_are_found_as_words(name, text, expected):
+    assert labelled(text, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("山田^太郎", "山田 太郎 liver", "liver"),
+        ("Yamada^Tarou=山田^太郎", "山田太郎", "REMOVED"),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "liver たろうさん", "liver"),
+        ("山田 太郎", "liver 山田さん", "liver"),
+        ("王^芳", "王芳 liver", "liver"),
+        ("王^芳", "王 芳 liver", "liver"),
+        ("王^芳", "王^芳 liver", "liver"),
+        ("홍^길동", "홍길동 liver", "liver"),
+        ("홍^길동", "길동 liver", "liver"),
+        ("ﾔﾏﾀﾞ^ﾀﾛｳ", "liver ヤマダ", "liver"),
+        ("王^芳", "女王 liver", "女王 liver"),
+    ],
+)
+def test_names_in_writing_without_spaces_are_found_from_two_letters(name, text, expected):
+    assert labelled(text, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "expected"),
+    [
+        ({"patient_id": "471"}, "liver, ID 471", "liver"),
+        ({"patient_id": "47"}, "liver 47", "liver"),
+        ({"patient_id": "A7"}, "liver a7", "liver"),
+        ({"AccessionNumber": "815"}, "liver 815", "liver"),
+        ({"InstitutionName": "UKE"}, "liver, UKE", "liver"),
+        ({"InstitutionName": "東大"}, "東大病院 liver", "liver"),
+    ],
+)
+def test_short_numbers_and_places_are_found_as_words(values, text, expected):
+    assert labelled(text, **values) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("Lee^Amy", {}, "sleeve of the amygdala!"),
+        ("Ma^Li", {}, "malignant!"),
+        ("Doe^Jane^^Dr^Jr", {}, "Dr. jr!"),
+        ("", {"patient_id": "471"}, "4711!"),
+        ("", {"StudyID": "10"}, "T10, 10!"),
+        ("", {"patient_id": "1"}, "segment 1!"),
+    ],
+)
+def test_other_words_stay_as_they_are(name, values, text):
+    assert labelled(text, name, **values) == text
+
+
+def test_public_codes_are_not_searched_for_short_names():
+    dataset, segment, public, private = Dataset(), Dataset(), Dataset(), Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.3.4"
+    dataset.PatientName, dataset.PatientID = "Sct^T1", "471"
+    public.CodeValue, public.CodingSchemeDesignator, public.CodeMeaning = "471", "SCT", "liver 471"
+    private.CodeValue, private.CodingSchemeDesignator, private.CodeMeaning = "471", "99HOSP", "liver"
+    segment.SegmentedPropertyTypeCodeSequence, segment.AnatomicRegionSequence = [public], [private]
+    dataset.SegmentSequence = [segment]
+    (made,) = Deidentifier(Profile("basic"), SECRET).deidentify(dataset).SegmentSequence
+    (left,) = made.SegmentedPropertyTypeCodeSequence
+    assert (left.CodeValue, left.CodingSchemeDesignator, left.CodeMeaning) == ("471", "SCT", "liver")
+    assert made.AnatomicRegionSequence[0].CodeValue == "REMOVED"

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.charset import default_encoding
 from pydicom.dataset import Dataset
 
-from index.deidentification import numbers, table
+from index.deidentification import names, numbers, table
+from index.deidentification.names import Identifiers
 from index.deidentification.reader import Reader, texts
 
 _TECHNIQUE = frozenset("""
@@ -59,13 +60,13 @@ class Cleaner:
     Attributes
     ----------
     words
-        Words that identify somebody or something in this object, in lower case.
-    values
-        Whole identifiers of it, in lower case: names and their parts, numbers, places.
+        Words that identify somebody or something in this object.
+    identifiers
+        What identifies somebody or something, as it may stand in other text.
     """
 
     words: frozenset[str] = frozenset()
-    values: frozenset[str] = frozenset()
+    identifiers: Identifiers = field(default_factory=Identifiers)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Cleaner:
@@ -73,10 +74,10 @@ class Cleaner:
 
         An attribute counts when it is a person's name, or when Table E.1-1 touches it and no option cleans or keeps it.
         """
-        values: set[str] = set()
-        _collect(Reader(dataset, [default_encoding]), values)
-        words = {word for value in values for word in _words(value) if len(word) > 1}
-        return cls(frozenset(words), frozenset(value for value in values if len(value) >= _SHORTEST_IDENTIFIER))
+        found = _Found()
+        found.collect(Reader(dataset, [default_encoding]))
+        words = {word for value in found.values() for word in _words(names.folded(value)) if len(word) > 1}
+        return cls(frozenset(words), found.identifiers())
 
     def clean(self, text: str) -> str:
         """Return the words of `text` that may stay, with single spaces between them."""
@@ -85,13 +86,18 @@ class Cleaner:
         kept = (word[0] for place, word in enumerate(words) if place not in going)
         return " ".join(word for word in kept if self._may_stay(word.lower()))
 
-    def names(self, text: str) -> bool:
-        """Whether `text` has an identifier of the object in it."""
-        lowered = text.lower()
-        return bool(lowered) and any(value in lowered for value in self.values)
+    def names(self, text: str, *, short: bool = True) -> bool:
+        """Whether `text` has an identifier of the object in it.
+
+        Parameters
+        ----------
+        short
+            Also one of less than four letters or digits.
+        """
+        return bool(text) and self.identifiers.found_in(text, short=short)
 
     def _may_stay(self, word: str) -> bool:
-        if word in self.words:
+        if names.folded(word) in self.words:
             return False
         return word in vocabulary() or numbers.is_number(word) or _VERTEBRA.fullmatch(word) is not None
 
@@ -100,27 +106,45 @@ _PLAIN_WORD = re.compile(r"[^\W_]+")
 
 
 def _words(value: str) -> Iterator[str]:
-    """Yield the words of an identifier in lower case: decimals as one word, and in their parts."""
-    yield from (word[0].lower() for word in numbers.words(value))
-    yield from (word.lower() for word in _PLAIN_WORD.findall(value))
+    """Yield the words of an identifier: decimals as one word, and in their parts."""
+    yield from (word[0] for word in numbers.words(value))
+    yield from _PLAIN_WORD.findall(value)
 
 
 _TEXTS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT", "DA"})
-_SHORTEST_IDENTIFIER = 4
 _MOST_IDENTIFIERS = 2048
+_OF_PATIENT = 0x0010
 
 
-def _collect(reader: Reader, found: set[str]) -> None:
-    for tag, raw in reader.elements():
-        vr = reader.vr(tag, raw)
-        if tag.is_private or len(found) > _MOST_IDENTIFIERS or not _may_identify(int(tag), vr):
-            continue
-        value = reader.value(tag, raw)
-        if vr == "SQ":
-            for item in value or []:
-                _collect(Reader(item, reader.encodings), found)
-        else:
-            found.update(part for text in texts(value) for part in _parts(text.strip().lower(), vr))
+@dataclass
+class _Found:
+    """Values that identify somebody or something: persons' names, what says who the patient is, and others."""
+
+    persons: set[str] = field(default_factory=set)
+    patient: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+
+    def values(self) -> set[str]:
+        return self.persons | self.patient | self.others
+
+    def identifiers(self) -> Identifiers:
+        of_patient = names.of_values(self.patient, are_of_patient=True)
+        return names.together(names.of_names(self.persons), of_patient, names.of_values(self.others))
+
+    def collect(self, reader: Reader) -> None:
+        """Add those of a data set, in sequences as well."""
+        for tag, raw in reader.elements():
+            vr = reader.vr(tag, raw)
+            is_full = len(self.persons) + len(self.patient) + len(self.others) > _MOST_IDENTIFIERS
+            if tag.is_private or is_full or not _may_identify(int(tag), vr):
+                continue
+            value = reader.value(tag, raw)
+            if vr == "SQ":
+                for item in value or []:
+                    self.collect(Reader(item, reader.encodings))
+            else:
+                kind = self.persons if vr == "PN" else self.patient if tag.group == _OF_PATIENT else self.others
+                kind.update(text.strip() for text in texts(value) if text.strip())
 
 
 @cache
@@ -133,10 +157,3 @@ def _may_identify(tag: int, vr: str) -> bool:
 
 
 _CLEANED = frozenset({"clean_descriptors", "retain_patient_characteristics"})
-
-
-def _parts(text: str, vr: str) -> Iterator[str]:
-    """Yield a value, and of a person's name its components as well."""
-    yield text
-    if vr == "PN":
-        yield from (part.strip() for part in re.split(r"[\^=]", text) if part.strip())

@@ -46,8 +46,14 @@ def holds_codes(tag: BaseTag, path: tuple[int, ...]) -> bool:
 
 def is_local_code(item: Dataset) -> bool:
     """Whether an item is a code of a private or local scheme, or of none, whose meaning may be any text (PS3.3 8.2)."""
-    scheme = str(item.get("CodingSchemeDesignator") or "").strip().upper()
-    return any(keyword in item for keyword in _OF_CODES) and (scheme.startswith("99") or scheme in ("", "L", "LOCAL"))
+    is_code = any(keyword in item for keyword in _OF_CODES)
+    return is_code and is_local_scheme(str(item.get("CodingSchemeDesignator") or ""))
+
+
+def is_local_scheme(designator: str) -> bool:
+    """Whether a coding scheme is private, local, or none."""
+    plain = designator.strip().upper()
+    return plain.startswith("99") or plain in ("", "L", "LOCAL")
 
 
 def is_foreign_code(item: Dataset) -> bool:

@@ -31,6 +31,10 @@ _DECLARATIONS = Tag(0x0008, 0x0300)
 _PATIENT_NAME, _PATIENT_ID = Tag(0x0010, 0x0010), Tag(0x0010, 0x0020)
 _CONTENT, _ANNOTATIONS, _LAYER = Tag(0x0040, 0xA730), Tag(0x0070, 0x0001), Tag(0x0070, 0x0002)
 _TIMEZONE = Tag(0x0008, 0x0201)
+_SCHEME = Tag(0x0008, 0x0102)
+_OF_CODES = frozenset({Tag(0x0008, 0x0100), _SCHEME, Tag(0x0008, 0x0103), Tag(0x0008, 0x0119)})
+"""Value, Long Value, scheme and version: in public codes short ones are no words, and mean nothing when changed."""
+
 _MARKS = frozenset({Tag(0x0012, 0x0062), Tag(0x0012, 0x0063), Tag(0x0012, 0x0064), Tag(0x0028, 0x0303)})
 """What the de-identifier says of itself; it is written anew."""
 
@@ -175,7 +179,10 @@ class Walk:
         What an option retains is not looked at: it was asked for.
         """
         is_listed = not tag.is_private and attribute(int(tag)) is not None
-        if is_listed or vr not in dummies.TEXT or not self.cleaner.names(" ".join(reader.texts(tag))):
+        if is_listed or vr not in dummies.TEXT:
+            return raw
+        is_public_code = tag in _OF_CODES and not structured_content.is_local_scheme("".join(reader.texts(_SCHEME)))
+        if not self.cleaner.names(" ".join(reader.texts(tag)), short=not is_public_code):
             return raw
         return DataElement(tag, vr, _each(reader.value(tag, raw), self.cleaner.clean) or dummies.VALUES[vr])
 
