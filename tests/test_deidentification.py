@@ -319,8 +319,8 @@ def test_modified_dates_keep_every_interval_of_a_patient(make_dataset):
     [
         ("CT Abdomen with contrast", "CT Abdomen with contrast"),
         ("Doe, Jane: liver 5.0 mm", "liver 5.0 mm"),
-        ("seen by Dr. Kwrtzmann on 2024-01-02, ID 4711", "seen by on 01 02"),
-        ("L4 120kV call 555-0199", "L4 120kV 555"),
+        ("seen by Dr. Kwrtzmann on 2024-01-02, ID 4711", "seen by on"),
+        ("L4 120kV call 555-0199", "L4 120kV"),
         ("腹部 CT", "CT"),
         ("", ""),
     ],
@@ -415,7 +415,7 @@ def marked(make_dataset, **values) -> Dataset:
     return dataset
 
 
-MASK = MaskRule(modality="us", manufacturer="Acme", rows=8, columns=8, rectangles=((0, 0, 8, 2), (6, 6, 100, 100)))
+MASK = MaskRule(modality="us", manufacturer="Acme", rows=8, columns=8, rectangles=((0, 0, 8, 2), (6, 6, 2, 2)))
 MASKED = Profile("masked", masks=(MASK,))
 
 

@@ -19,6 +19,7 @@ from config.deidentification import Option
 from index.deidentification.deidentifier import Deidentifier
 from index.deidentification.profile import Profile
 from index.deidentification.secret import Secret
+from index.deidentification.table import attribute
 from index.deidentification.table import edition as table_edition
 
 SECRET = Secret(b"0123456789abcdef0123456789abcdef")
@@ -168,6 +169,52 @@ def test_two_extractions_of_the_standard_agree_on_every_cell():
     canonical = json.dumps(rows, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert hashlib.sha256(canonical.encode()).hexdigest() == PUBLISHED
     assert table_edition() == "2026d"
+
+
+# Attributes that the table leaves out
+
+FULL, MODIFIED = Profile("unlisted", dates="full"), Profile("unlisted", dates="modified")
+INSTITUTION, DEVICE, DESCRIPTORS = (
+    OPTION_COLUMNS[option.value]
+    for option in (Option.RETAIN_INSTITUTION_IDENTITY, Option.RETAIN_DEVICE_IDENTITY, Option.CLEAN_DESCRIPTORS)
+)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "keeping"),
+    [
+        ("PatientBirthDateInAlternativeCalendar", FULL), ("PatientDeathDateInAlternativeCalendar", FULL),
+        ("PatientAlternativeCalendar", FULL), ("LocalNamespaceEntityID", INSTITUTION),
+        ("UniversalEntityID", INSTITUTION), ("DeviceID", DEVICE), ("GridID", DEVICE), ("RadiationMachineName", DEVICE),
+        ("BreedRegistrationNumber", None), ("ContactDisplayName", None), ("HL7InstanceIdentifier", None),
+        ("StorageMediaFileSetID", None), ("HangingProtocolCreator", None), ("BoardingPassID", None),
+    ],
+)  # fmt: skip
+def test_what_identifies_and_is_not_in_the_table_goes_unless_retained(keyword, keeping):
+    tag = Tag(keyword)
+    assert attribute(int(tag)) is None
+    dataset, item = Dataset(), Dataset()
+    item[tag] = DataElement(tag, dictionary_VR(tag), "ISLAMIC" if keyword.endswith("Calendar") else NAME)
+    dataset.SOPClassUID, dataset.SOPInstanceUID = UNKNOWN_CLASS, ORIGINALS["UI"]
+    dataset.IssuerOfAccessionNumberSequence, dataset.SegmentSequence, dataset[tag] = [item], [item], item[tag]
+    for profile in (Profile("basic"), FULL, MODIFIED, INSTITUTION, DEVICE, DESCRIPTORS):
+        made = Deidentifier(profile, SECRET).deidentify(dataset)
+        left = [each.get(tag) for each in (made, made.SegmentSequence[0])]
+        if profile is keeping:
+            assert left == [item[tag], item[tag]]
+        else:
+            assert not any(element is not None and item[tag].value in str(element.value) for element in left), profile
+
+
+@pytest.mark.parametrize(
+    "keyword", ["CommentsOnTheScheduledProcedureStep", "CommentsOnPatientPerformanceOfVisualField", "SetupImageComment"]
+)
+def test_comments_that_are_not_in_the_table_go_or_are_cleaned(keyword):
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = UNKNOWN_CLASS, ORIGINALS["UI"]
+    setattr(dataset, keyword, "liver, call wife of Mrs Xylander")
+    assert keyword not in Deidentifier(Profile("basic"), SECRET).deidentify(dataset)
+    assert Deidentifier(DESCRIPTORS, SECRET).deidentify(dataset)[keyword].value == "liver of"
 
 
 # Private attributes

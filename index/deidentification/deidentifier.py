@@ -137,7 +137,8 @@ class Deidentifier:
         if not sop_instance:
             raise CannotDeidentify("the object has no SOP Instance UID", element="SOPInstanceUID")
         if sop_class.startswith(_ENCAPSULATED):
-            raise CannotDeidentify(f"{UID(sop_class).name}: what is in an encapsulated document cannot be checked")
+            sentence = f"{pixels.kind_of(sop_class)}: what is in an encapsulated document cannot be checked"
+            raise CannotDeidentify(sentence)
         if sop_class in _VOICE:
             raise CannotDeidentify(f"{UID(sop_class).name}: what a recording says cannot be checked")
 

@@ -1,28 +1,29 @@
 """Free text reduced to words that are known to say nothing of a person (Clean Descriptors, PS3.15 E.3.5).
 
 What is left of a text: words of a vocabulary of the field (the meanings of coded concepts and the names of attributes
-that pydicom carries, terms of technique, vertebrae), and numbers of at most three digits with units of measurement. Of
-these, whatever the object itself has as a name, an identifier, an institution or a place is dropped, too. All else
-goes: unknown words, longer numbers, dates, every sign between words. So a finding may lose words; a name cannot stay
-unless it is a word of the field and stands nowhere in the object's attributes of names.
+that pydicom carries, terms of technique, vertebrae), and numbers that measure something
+(`index.deidentification.numbers`). Of these, whatever the object itself has as a name, an identifier, an institution or
+a place is dropped, too. All else goes: unknown words, longer numbers, dates, every sign between words. So a finding may
+lose words; a name cannot stay unless it is a word of the field and stands nowhere in the object's attributes of names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.charset import default_encoding
 from pydicom.dataset import Dataset
 
-from index.deidentification import table
+from index.deidentification import names, numbers, table
+from index.deidentification.names import Identifiers
 from index.deidentification.reader import Reader, texts
 
 _TECHNIQUE = frozenset("""
-    abd abdomen adc and ap arterial ax axial basis bin bolus bone brain by cardiac cbct chest cm contrast cor
+    2d 3d 4d abd abdomen adc and ap arterial ax axial basis bin bolus bone brain by cardiac cbct chest cm contrast cor
     coronal counter ct cta ctv dark delayed dicom diffusion dose dti dwi dynamic ecg echo energy enhanced epi fat
     fdg fgre field flair flash flat fluid for fov fse full gated gd gre gtv head high hip hr hydroxyapatite hz in
     iodine iso iv kernel kev kg knee kv kvp lat left liver localizer low lung mas material mg mhz min mip ml mm mpi
@@ -35,10 +36,6 @@ _TECHNIQUE = frozenset("""
 _NAMES = frozenset({"hall", "hill", "james", "king", "mark", "miller", "moore", "rose", "taylor", "wright"})
 """Words of coded concepts that are more often a name."""
 
-_WORD = re.compile(r"[^\W_]+(?:[.,]\d+)?", re.UNICODE)
-_NUMBER = re.compile(
-    r"\d{1,3}(?:[.,]\d{1,3})?(?:mm|cm|m|kv|kev|kvp|ma|mas|ms|s|min|ml|mg|g|kg|mbq|gy|cgy|t|hz|mhz|x|d)?", re.ASCII
-)
 _VERTEBRA = re.compile(r"c[1-7]|t(?:h)?(?:1[0-2]|[1-9])|l[1-5]|s[1-5]", re.ASCII)
 _PART_OF_KEYWORD = re.compile(r"[A-Z]?[a-z]+")
 _SHORTEST_PART = 4
@@ -63,13 +60,13 @@ class Cleaner:
     Attributes
     ----------
     words
-        Words that identify somebody or something in this object, in lower case.
-    values
-        Whole identifiers of it, in lower case: names and their parts, numbers, places.
+        Words that identify somebody or something in this object.
+    identifiers
+        What identifies somebody or something, as it may stand in other text.
     """
 
     words: frozenset[str] = frozenset()
-    values: frozenset[str] = frozenset()
+    identifiers: Identifiers = field(default_factory=Identifiers)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Cleaner:
@@ -77,42 +74,77 @@ class Cleaner:
 
         An attribute counts when it is a person's name, or when Table E.1-1 touches it and no option cleans or keeps it.
         """
-        values: set[str] = set()
-        _collect(Reader(dataset, [default_encoding]), values)
-        words = {word.lower() for value in values for word in _WORD.findall(value) if len(word) > 1}
-        return cls(frozenset(words), frozenset(value for value in values if len(value) >= _SHORTEST_IDENTIFIER))
+        found = _Found()
+        found.collect(Reader(dataset, [default_encoding]))
+        words = {word for value in found.values() for word in _words(names.folded(value)) if len(word) > 1}
+        return cls(frozenset(words), found.identifiers())
 
     def clean(self, text: str) -> str:
         """Return the words of `text` that may stay, with single spaces between them."""
-        return " ".join(word for word in _WORD.findall(text) if self._may_stay(word.lower()))
+        words = numbers.words(text)
+        going = numbers.doubtful(words, self._may_stay)
+        kept = (word[0] for place, word in enumerate(words) if place not in going)
+        return " ".join(word for word in kept if self._may_stay(word.lower()))
 
-    def names(self, text: str) -> bool:
-        """Whether `text` has an identifier of the object in it."""
-        lowered = text.lower()
-        return bool(lowered) and any(value in lowered for value in self.values)
+    def names(self, text: str, *, short: bool = True) -> bool:
+        """Whether `text` has an identifier of the object in it.
+
+        Parameters
+        ----------
+        short
+            Also one of less than four letters or digits.
+        """
+        return bool(text) and self.identifiers.found_in(text, short=short)
 
     def _may_stay(self, word: str) -> bool:
-        if word in self.words:
+        if names.folded(word) in self.words:
             return False
-        return word in vocabulary() or bool(_NUMBER.fullmatch(word) or _VERTEBRA.fullmatch(word))
+        return word in vocabulary() or numbers.is_number(word) or _VERTEBRA.fullmatch(word) is not None
+
+
+_PLAIN_WORD = re.compile(r"[^\W_]+")
+
+
+def _words(value: str) -> Iterator[str]:
+    """Yield the words of an identifier: decimals as one word, and in their parts."""
+    yield from (word[0] for word in numbers.words(value))
+    yield from _PLAIN_WORD.findall(value)
 
 
 _TEXTS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT", "DA"})
-_SHORTEST_IDENTIFIER = 4
 _MOST_IDENTIFIERS = 2048
+_OF_PATIENT = 0x0010
 
 
-def _collect(reader: Reader, found: set[str]) -> None:
-    for tag, raw in reader.elements():
-        vr = reader.vr(tag, raw)
-        if tag.is_private or len(found) > _MOST_IDENTIFIERS or not may_identify(int(tag), vr):
-            continue
-        value = reader.value(tag, raw)
-        if vr == "SQ":
-            for item in value or []:
-                _collect(Reader(item, reader.encodings), found)
-        else:
-            found.update(part for text in texts(value) for part in _parts(text.strip().lower(), vr))
+@dataclass
+class _Found:
+    """Values that identify somebody or something: persons' names, what says who the patient is, and others."""
+
+    persons: set[str] = field(default_factory=set)
+    patient: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+
+    def values(self) -> set[str]:
+        return self.persons | self.patient | self.others
+
+    def identifiers(self) -> Identifiers:
+        of_patient = names.of_values(self.patient, are_of_patient=True)
+        return names.together(names.of_names(self.persons), of_patient, names.of_values(self.others))
+
+    def collect(self, reader: Reader) -> None:
+        """Add those of a data set, in sequences as well."""
+        for tag, raw in reader.elements():
+            vr = reader.vr(tag, raw)
+            is_full = len(self.persons) + len(self.patient) + len(self.others) > _MOST_IDENTIFIERS
+            if tag.is_private or is_full or not may_identify(int(tag), vr):
+                continue
+            value = reader.value(tag, raw)
+            if vr == "SQ":
+                for item in value or []:
+                    self.collect(Reader(item, reader.encodings))
+            else:
+                kind = self.persons if vr == "PN" else self.patient if tag.group == _OF_PATIENT else self.others
+                kind.update(text.strip() for text in texts(value) if text.strip())
 
 
 @cache
@@ -125,10 +157,3 @@ def may_identify(tag: int, vr: str) -> bool:
 
 
 _CLEANED = frozenset({"clean_descriptors", "retain_patient_characteristics"})
-
-
-def _parts(text: str, vr: str) -> Iterator[str]:
-    """Yield a value, and of a person's name its components as well."""
-    yield text
-    if vr == "PN":
-        yield from (part.strip() for part in re.split(r"[\^=]", text) if part.strip())

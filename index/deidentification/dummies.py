@@ -20,10 +20,14 @@ TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 """VRs of free text."""
 
 
+SCHEME = "99THARSIS"
+"""The private coding scheme in which this node writes: energy windows, parameters of measurements, dummies."""
+
+
 def code() -> Dataset:
     """Return a coded entry that says nothing (PS3.3 8.8)."""
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "REMOVED", "99THARSIS", "Removed"
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "REMOVED", SCHEME, "Removed"
     return item
 
 

@@ -143,9 +143,38 @@ _UIDS_OF_DEFINITIONS = frozenset({
 _PUBLIC_UR = frozenset({"CodingSchemeURL", "URNCodeValue"})
 _ALSO_IDENTIFYING = frozenset({
     "PlacerOrderNumberProcedure", "FillerOrderNumberProcedure", "PlacerOrderNumberImagingServiceRequestRetired",
-    "FillerOrderNumberImagingServiceRequestRetired", "OwnerID", "MACParametersSequence",
+    "FillerOrderNumberImagingServiceRequestRetired", "OwnerID", "MACParametersSequence", "Signature",
+    "EncryptedAttributesSequence", "BreedRegistrationNumber", "ComponentWelderIDs", "ContactDisplayName",
+    "HangingProtocolCreator", "HL7InstanceIdentifier", "UniformResourceLocatorTrial", "StorageMediaFileSetID",
+    "FilmSessionLabel", "RecordKey", "PriorRecordKey", "AssignedLocation", "BoardingPassID", "ItineraryID",
+    "ItineraryIDAssigningAuthority", "RouteID", "RouteIDAssigningAuthority", "CarrierID", "DocumentTitle",
 })  # fmt: skip
-"""Attributes that the table leaves out, for they are retired or of no composite object."""
+"""Attributes that the table leaves out, for they are retired, young or of no composite object."""
+
+_ALSO_INSTITUTIONS = frozenset({"LocalNamespaceEntityID", "UniversalEntityID", "HangingProtocolUserGroupName"})
+_ALSO_DEVICES = frozenset({
+    "DeviceID", "GridID", "SubstanceAdministrationDeviceID", "RadiationMachineName", "PrinterName", "NTPSourceAddress",
+    "AuthorizationEquipmentCertificationNumber",
+})  # fmt: skip
+_ALSO_DATES = frozenset({
+    "PatientBirthDateInAlternativeCalendar", "PatientDeathDateInAlternativeCalendar", "PatientAlternativeCalendar",
+})  # fmt: skip
+"""Of another calendar, as text, so that nothing can move them."""
+
+_ALSO_COMMENTS = frozenset({
+    "CommentsOnTheScheduledProcedureStep", "CommentsOnPatientPerformanceOfVisualField", "AssertionComments",
+    "ApprovalStatusFurtherDescription", "SubstanceAdministrationNotes", "ReasonForCancellation", "SystemStatusComment",
+    "ProcedureStepProgressDescription", "InstructionPerformanceComment", "SOPAuthorizationComment", "DoseComment",
+    "TreatmentStatusComment", "SetupImageComment", "OverrideReason", "TransactionStatusComment", "InventoryPurpose",
+    "InventoryInstanceDescription", "SpecimenDescriptionTrial", "ReportStatusCommentTrial",
+    "IdentificationDescriptionTrial", "CompletionFlagDescription", "TreatmentTerminationDescription",
+})  # fmt: skip
+"""What somebody writes of one patient or procedure, like the comments that the table lists."""
+
+_ALSO_REQUIRED = {
+    "HangingProtocolCreator": Action.DUMMY, "DocumentTitle": Action.EMPTY, "RadiationMachineName": Action.EMPTY,
+}  # fmt: skip
+"""Of these, what the objects that have it require (type 1), or require to be there (type 2)."""
 
 
 def _unlisted(options: frozenset[Option], dates: Dates, tag: int, sop_class: str, parent: int) -> Action:
@@ -164,5 +193,19 @@ def _unlisted(options: frozenset[Option], dates: Dates, tag: int, sop_class: str
         return Action.DUMMY  # of a content item; where the option cleans those, it has the last word
     if 0x6000 <= tag >> 16 < 0x6100:
         return Action.REMOVE  # the plane goes with its data
+    if keyword in _ALSO_COMMENTS:
+        return Action.CLEAN if Option.CLEAN_DESCRIPTORS in options else Action.REMOVE
     is_address = vr == "UR" and keyword not in _PUBLIC_UR
-    return Action.REMOVE if vr in ("PN", "AE") or is_address or keyword in _ALSO_IDENTIFYING else Action.KEEP
+    if vr in ("PN", "AE") or is_address or _is_also_identifying(options, dates, keyword):
+        return _ALSO_REQUIRED.get(keyword, Action.REMOVE)
+    return Action.KEEP
+
+
+def _is_also_identifying(options: frozenset[Option], dates: Dates, keyword: str) -> bool:
+    """Whether an attribute without a row identifies somebody, and no option that was chosen retains it."""
+    return (
+        keyword in _ALSO_IDENTIFYING
+        or (keyword in _ALSO_INSTITUTIONS and Option.RETAIN_INSTITUTION_IDENTITY not in options)
+        or (keyword in _ALSO_DEVICES and Option.RETAIN_DEVICE_IDENTITY not in options)
+        or (keyword in _ALSO_DATES and dates != "full")
+    )

@@ -3,7 +3,8 @@
 Without the option only references to images, waveforms and other objects stay of a document, with replaced UIDs, so
 that it is still known what it was about. With it the tree stays: items that Table E.3.4-1 lists by their concept name
 get the action it says, names of persons become dummies, dates go with the profile's dates, and other text is cleaned as
-descriptors are. Numbers, codes of public schemes and coordinates stay.
+descriptors are. Numbers, codes of public schemes and coordinates stay; a code of a private scheme may mean anything, so
+a dummy takes its place.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _CONTENT = Tag(0x0040, 0xA730)
 _SEQUENCES = frozenset({_CONTENT, Tag(0x0040, 0x0555), Tag(0x0040, 0x0612)})
 """Content, Acquisition Context and Specimen Preparation Step Content Item."""
 
+_CONCEPT_NAME = Tag(0x0040, 0xA043)
+_OF_CODES = ("CodeValue", "LongCodeValue", "URNCodeValue", "CodeMeaning")
 _REFERENCES = ("IMAGE", "COMPOSITE", "WAVEFORM")
 _VALUES = {
     "TEXT": "TextValue", "PNAME": "PersonName", "DATE": "Date", "TIME": "Time", "DATETIME": "DateTime", "UIDREF": "UID",
@@ -34,6 +37,28 @@ _KEPT = ("NUM", "NUMERIC", "CODE", "CONTAINER", "SCOORD", "SCOORD3D", "TCOORD", 
 def is_content(tag: BaseTag) -> bool:
     """Whether a sequence holds content items."""
     return tag in _SEQUENCES
+
+
+def holds_codes(tag: BaseTag, path: tuple[int, ...]) -> bool:
+    """Whether what is in a sequence are codes of a content item: of one below `path`, or the name of a whole report."""
+    return any(each in _SEQUENCES for each in path) or (tag == _CONCEPT_NAME and not path)
+
+
+def is_local_code(item: Dataset) -> bool:
+    """Whether an item is a code of a private or local scheme, or of none, whose meaning may be any text (PS3.3 8.2)."""
+    is_code = any(keyword in item for keyword in _OF_CODES)
+    return is_code and is_local_scheme(str(item.get("CodingSchemeDesignator") or ""))
+
+
+def is_local_scheme(designator: str) -> bool:
+    """Whether a coding scheme is private, local, or none."""
+    plain = designator.strip().upper()
+    return plain.startswith("99") or plain in ("", "L", "LOCAL")
+
+
+def is_foreign_code(item: Dataset) -> bool:
+    """Whether an item is a code of a private scheme, but for the one in which this node writes."""
+    return is_local_code(item) and str(item.get("CodingSchemeDesignator") or "").strip() != dummies.SCHEME
 
 
 def treated(

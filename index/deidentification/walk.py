@@ -31,6 +31,10 @@ _DECLARATIONS = Tag(0x0008, 0x0300)
 _PATIENT_NAME, _PATIENT_ID = Tag(0x0010, 0x0010), Tag(0x0010, 0x0020)
 _CONTENT, _ANNOTATIONS, _LAYER = Tag(0x0040, 0xA730), Tag(0x0070, 0x0001), Tag(0x0070, 0x0002)
 _TIMEZONE = Tag(0x0008, 0x0201)
+_SCHEME = Tag(0x0008, 0x0102)
+_OF_CODES = frozenset({Tag(0x0008, 0x0100), _SCHEME, Tag(0x0008, 0x0103), Tag(0x0008, 0x0119)})
+"""Value, Long Value, scheme and version: in public codes short ones are no words, and mean nothing when changed."""
+
 _MARKS = frozenset({Tag(0x0012, 0x0062), Tag(0x0012, 0x0063), Tag(0x0012, 0x0064), Tag(0x0028, 0x0303)})
 """What the de-identifier says of itself; it is written anew."""
 
@@ -175,7 +179,10 @@ class Walk:
         What an option retains is not looked at: it was asked for.
         """
         is_listed = not tag.is_private and attribute(int(tag)) is not None
-        if is_listed or vr not in dummies.TEXT or not self.cleaner.names(" ".join(reader.texts(tag))):
+        if is_listed or vr not in dummies.TEXT:
+            return raw
+        is_public_code = tag in _OF_CODES and not structured_content.is_local_scheme("".join(reader.texts(_SCHEME)))
+        if not self.cleaner.names(" ".join(reader.texts(tag)), short=not is_public_code):
             return raw
         return DataElement(tag, vr, _each(reader.value(tag, raw), self.cleaner.clean) or dummies.VALUES[vr])
 
@@ -225,8 +232,10 @@ class Walk:
         if action is Action.DUMMY:
             return self._dummy_items(reader, tag, items, path)
         done = [self.data_set(item, (*path, tag), reader.encodings) for item in items]
+        if structured_content.holds_codes(tag, path):
+            return [dummies.code() if structured_content.is_foreign_code(item) else item for item in done]
         if action is Action.CLEAN:
-            done = [item for item in done if not _is_local_code(item)]
+            done = [item for item in done if not structured_content.is_local_code(item)]
         return done
 
     def _dummy_items(self, reader: Reader, tag: BaseTag, items: list[Dataset], path: tuple[int, ...]) -> list[Dataset]:
@@ -247,12 +256,6 @@ def shift_of(secret: Secret, patient: tuple[str, str], study: str) -> Shift | No
     if patient[1]:
         return Shift(secret.shift(*patient))
     return Shift(secret.shift("", f"study {study}")) if study else None
-
-
-def _is_local_code(item: Dataset) -> bool:
-    """Whether an item is a code of a private or local scheme, whose meaning may be any text (PS3.3 8.2)."""
-    scheme = str(item.get("CodingSchemeDesignator", "")).upper()
-    return "CodeValue" in item and (scheme.startswith("99") or scheme in ("", "L", "LOCAL"))
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
