@@ -83,12 +83,10 @@ def ct_series(
     if Coverage.LIMITED in coverages(scan.geometry):
         values = attenuation(volume, has_scale=False)
     else:
-        values = attenuation(volume) if water is None else hounsfield(water)
+        values = attenuation(volume) if water is None else hounsfield(volume, water)
     series = encoded(_series(scan, energy_bin, recipe, grid, values))
     slices = grid.shape_zyx[0]
     for index in range(slices):
-        if not np.isfinite(volume[index]).all():
-            raise ValueError(f"slice {index + 1} of the volume has voxels that are not finite")
         pixels = values.pixels(volume[index])
         release(volume[index])
         yield _slice(series, index, grid, pixels)
