@@ -222,6 +222,10 @@ def test_codes_tell_segments_apart():
     assert coded_names(segments_of(seg)) == {1: "Kidney, left", 2: "Kidney"}
     one.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = []
     assert coded_names(segments_of(seg)) == {1: "Kidney (segment 1)", 2: "Kidney (segment 2)"}
+    one.AnatomicRegionSequence = [code("64033007", "SCT", "Kidney")]
+    one.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [left]
+    assert coded_names(segments_of(seg)) == {1: "Kidney, left", 2: "Kidney"}
+    del one.AnatomicRegionSequence
     for item in (one, other):
         del item.SegmentedPropertyTypeCodeSequence, item.SegmentedPropertyCategoryCodeSequence
     assert coded_names(segments_of(seg)) == {1: "Segment 1", 2: "Segment 2"}
