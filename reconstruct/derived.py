@@ -100,6 +100,11 @@ def slice_bytes(grid: VolumeGrid) -> int:
     return _VOXEL_BYTES * rows * columns + _SLICE_BYTES
 
 
+def series_uid(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any]) -> str:
+    """Return the Series Instance UID of what a recipe makes of an energy bin of a scan."""
+    return derived_uid(_study_uid(scan), scan.uid, canonical(recipe), f"bin {energy_bin.index}")
+
+
 def frame_of_reference_uid(scan: Scan) -> str:
     """Return the Frame of Reference UID that everything reconstructed from a scan shares."""
     return derived_uid(_study_uid(scan), scan.uid, "frame of reference")
@@ -119,9 +124,7 @@ def _series(
     copy_patient_and_study(header, dataset)
     dataset.SOPClassUID = CTImageStorage
     dataset.Modality = "CT"
-    dataset.SeriesInstanceUID = derived_uid(
-        _study_uid(scan), scan.uid, canonical(recipe), f"bin {energy_bin.index}"
-    )
+    dataset.SeriesInstanceUID = series_uid(scan, energy_bin, recipe)
     dataset.SeriesNumber = _series_number(header, energy_bin)
     method = "FDK" if values.has_scale else "Tomosynthesis"
     dataset.SeriesDescription = f"{method} {energy_bin.label}".strip()
