@@ -114,8 +114,9 @@ def read(archive: Archive) -> Judged:
             coded = item.QuantityDefinitionSequence[-1].ConceptCodeSequence[0].CodeValue
             name = next(name for name, value in CODES.items() if value == coded)
             maps[name] = np.asarray(image.get_volume().to_patient_orientation("HPL").array, np.float32)
-    grid = VolumeGrid(bins.volumes.shape[1:], (bins.voxel_mm,) * 3, (0.0, 0.0, 0.0))
-    return Judged(bins, maps, spectral_phantom(PHANTOM).labels(grid), bins.voxel_mm)
+    voxel_mm = float(bins.first.PixelSpacing[0])
+    grid = VolumeGrid(bins.volumes.shape[1:], (voxel_mm,) * 3, (0.0, 0.0, 0.0))
+    return Judged(bins, maps, spectral_phantom(PHANTOM).labels(grid), voxel_mm)
 
 
 def truth(material_name: str) -> dict[str, float]:

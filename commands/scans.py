@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from rich.table import Table
 
@@ -38,7 +39,8 @@ from scp.client import Requestor
 from scp.errors import PeerError
 
 if TYPE_CHECKING:
-    from reconstruct.projections.scan import ReconstructionRequest
+    from reconstruct.pipeline import PlannedSeries
+    from reconstruct.projections.scan import EnergyBin, ReconstructionRequest
 
 _VOLUME = "The volume, where it is to be another than the scan or the settings say"
 
@@ -183,7 +185,8 @@ def reconstruct(
 
     A FOLDER is reconstructed here and now, without any node or archive: --out says where the CT files go.
     A SERIES (its UID) is reconstructed within the archive: by the running node, or here when none runs.
-    What was reconstructed before in the same way is not done again.
+    What was reconstructed before in the same way is not done again; files of the same series are written again.
+    A folder of --out that holds slices of another reconstruction is refused: they would stay among the new ones.
     A region of interest, or another grid of voxels, becomes series of its own beside those of the whole volume.
 
     Examples:  tharsis reconstruct scan/ --out ct/
@@ -238,12 +241,14 @@ def _reconstruct_folder(
         with progress_bar("Reconstructing") as bar:
             out_folder.mkdir(parents=True, exist_ok=True)
             parameters = parameters_from(settings, scheduler, request)
-            for series in reconstruct_scan(scan, parameters, bar.fraction, work_folder=out_folder):
-                target = out_folder / f"bin{series.energy_bin.index}"
+            made = reconstruct_scan(
+                scan, parameters, bar.fraction, out_folder, planned=lambda series: _refuse_used(out_folder, series)
+            )
+            for series in made:
+                target = _bin_folder(out_folder, series.energy_bin)
                 target.mkdir(parents=True, exist_ok=True)
-                digits = max(4, len(str(series.slices)))
-                for number, instance in enumerate(series.instances, start=1):
-                    instance.save_as(target / f"{number:0{digits}d}.dcm", enforce_file_format=True)
+                for name, instance in zip(_slice_names(series.slices), series.instances, strict=True):
+                    instance.save_as(target / name, enforce_file_format=True)
                 table.add_row(series.energy_bin.label, str(series.slices), str(target))
     except (ScanError, GeometryError, ClusterError, OSError) as error:
         fail(str(error))
@@ -251,6 +256,35 @@ def _reconstruct_folder(
         out.print(note, highlight=False)
     out.print(table)
     out.print(f"{time.monotonic() - started:.1f} s", highlight=False)
+
+
+def _bin_folder(out_folder: Path, energy_bin: EnergyBin) -> Path:
+    return out_folder / f"bin{energy_bin.index}"
+
+
+def _slice_names(slices: int) -> list[str]:
+    digits = max(4, len(str(slices)))
+    return [f"{number:0{digits}d}.dcm" for number in range(1, slices + 1)]
+
+
+def _refuse_used(out_folder: Path, planned: Sequence[PlannedSeries]) -> None:
+    """Refuse folders of bins with slices of another series, or more of the same one, than will be written again."""
+    replaced = {
+        _bin_folder(out_folder, series.energy_bin) / name: series.series_uid
+        for series in planned
+        for name in _slice_names(series.slices)
+    }
+    for file in sorted(out_folder.glob("bin*/*")):
+        if not file.is_file() or not is_part10(file):
+            continue
+        header = dcmread(file, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True)
+        uid = str(header.get("SeriesInstanceUID", ""))
+        if replaced.get(file) != uid:
+            fail(
+                f"{file.parent} holds slices that would stay beside the new ones ({file.name} of series {uid}): "
+                "give another folder with --out, or empty that one",
+                USAGE,
+            )
 
 
 def _reconstruct_series(uid: str, settings: Settings, scheduler: str, request: ReconstructionRequest) -> None:

@@ -166,7 +166,7 @@ def measured_attenuation(values: Numbers, mg_per_ml: Numbers) -> Numbers:
     return np.linalg.lstsq(mg_per_ml.T, values.T, rcond=None)[0].T.astype(np.float64)
 
 
-def water_path_mm(attenuation: NDArray[np.float32], water_per_cm: float, voxel_mm: float) -> float:
+def water_path_mm(attenuation: NDArray[np.float32], water_per_cm: float, pixel_mm2: float) -> float:
     """Return the mean path of rays through the object, as mm of water.
 
     Half of the attenuation of water divides object and air. A slice with the area A of object is taken for a disc; the
@@ -178,11 +178,11 @@ def water_path_mm(attenuation: NDArray[np.float32], water_per_cm: float, voxel_m
         Of one energy bin, 1/cm, (z, y, x).
     water_per_cm
         Attenuation of water in it, 1/cm.
-    voxel_mm
-        Edge of a voxel within a slice, mm.
+    pixel_mm2
+        Area of a voxel within a slice, mm².
     """
     object_ = attenuation > 0.5 * water_per_cm
-    areas = object_.sum(axis=(1, 2)) * voxel_mm**2
+    areas = object_.sum(axis=(1, 2)) * pixel_mm2
     if not areas.any():
         return 0.0
     diameter = float(np.average(2 * np.sqrt(areas / np.pi), weights=areas))

@@ -83,12 +83,10 @@ def ct_series(
     if Coverage.LIMITED in coverages(scan.geometry):
         values = attenuation(volume, has_scale=False)
     else:
-        values = attenuation(volume) if water is None else hounsfield(water)
+        values = attenuation(volume) if water is None else hounsfield(volume, water)
     series = encoded(_series(scan, energy_bin, recipe, grid, values))
     slices = grid.shape_zyx[0]
     for index in range(slices):
-        if not np.isfinite(volume[index]).all():
-            raise ValueError(f"slice {index + 1} of the volume has voxels that are not finite")
         pixels = values.pixels(volume[index])
         release(volume[index])
         yield _slice(series, index, grid, pixels)
@@ -100,6 +98,11 @@ def slice_bytes(grid: VolumeGrid) -> int:
     """Return what one slice takes while it becomes an instance and is written."""
     _, rows, columns = grid.shape_zyx
     return _VOXEL_BYTES * rows * columns + _SLICE_BYTES
+
+
+def series_uid(scan: Scan, energy_bin: EnergyBin, recipe: Mapping[str, Any]) -> str:
+    """Return the Series Instance UID of what a recipe makes of an energy bin of a scan."""
+    return derived_uid(_study_uid(scan), scan.uid, canonical(recipe), f"bin {energy_bin.index}")
 
 
 def frame_of_reference_uid(scan: Scan) -> str:
@@ -121,9 +124,7 @@ def _series(
     copy_patient_and_study(header, dataset)
     dataset.SOPClassUID = CTImageStorage
     dataset.Modality = "CT"
-    dataset.SeriesInstanceUID = derived_uid(
-        _study_uid(scan), scan.uid, canonical(recipe), f"bin {energy_bin.index}"
-    )
+    dataset.SeriesInstanceUID = series_uid(scan, energy_bin, recipe)
     dataset.SeriesNumber = _series_number(header, energy_bin)
     method = "FDK" if values.has_scale else "Tomosynthesis"
     dataset.SeriesDescription = f"{method} {energy_bin.label}".strip()

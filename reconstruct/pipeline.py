@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from reconstruct.cluster import SharedFiles, connected, reconstruct_slabs
 from reconstruct.corrections.chain import calibrated, corrected_integrals
 from reconstruct.corrections.memory import preparing_bytes, sinograms_at_once
 from reconstruct.corrections.wanted import Corrections
-from reconstruct.derived import ct_series, slice_bytes
+from reconstruct.derived import ct_series, series_uid, slice_bytes
 from reconstruct.fdk import fdk
 from reconstruct.geometry import GeometryError, VolumeGrid
 from reconstruct.projections.request import request_parameters
@@ -29,7 +29,7 @@ from reconstruct.slabs import Plan, Slab, remaining
 from reconstruct.stepped_plan import SteppedPlan, plan_of
 from reconstruct.working_memory import MIB, WorkingMemory, return_freed_memory
 
-VERSION = 3
+VERSION = 4
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
 _NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device", "corrections", "request")
@@ -89,6 +89,25 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class PlannedSeries:
+    """The CT series that an energy bin will become.
+
+    Attributes
+    ----------
+    energy_bin
+        Which.
+    series_uid
+        Its Series Instance UID.
+    slices
+        How many images it will have.
+    """
+
+    energy_bin: EnergyBin
+    series_uid: str
+    slices: int
+
+
+@dataclass(frozen=True)
 class BinSeries:
     """The CT series of one energy bin.
 
@@ -113,6 +132,7 @@ def reconstruct_scan(
     progress: Progress,
     work_folder: Path | None = None,
     checkpoint: Checkpoint | None = None,
+    planned: Callable[[Sequence[PlannedSeries]], None] | None = None,
 ) -> Iterator[BinSeries]:
     """Yield the CT series of each energy bin of `scan`, in the order of the bins.
 
@@ -125,6 +145,8 @@ def reconstruct_scan(
     checkpoint
         Where such arrays are kept, and the work is gone on with: what it says is done is not done again, and bins that
         it says are finished are not yielded. None: what is begun is lost when the iterator ends.
+    planned
+        Called with what all bins will become before the first is reconstructed; may raise to refuse it.
 
     Raises
     ------
@@ -143,6 +165,9 @@ def reconstruct_scan(
         parameters = replace(parameters, corrections=corrections)
         grid = scan.grid(parameters.voxel_mm)
         recipe = parameters.recipe()
+        if planned is not None:
+            slices = grid.shape_zyx[0]
+            planned([PlannedSeries(each, series_uid(scan, each, recipe), slices) for each in scan.bins])
         finished = {one.index for one in files.finished_bins()}
         shared: _Shared | None = None
         for number, energy_bin in enumerate(scan.bins):

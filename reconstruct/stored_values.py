@@ -56,22 +56,29 @@ class StoredValues:
         return stored
 
 
-def hounsfield(water_per_cm: float) -> StoredValues:
-    """Return Hounsfield units: ``1000 (mu - mu_water) / mu_water``, one a step (air is -1000).
+def hounsfield(volume: NDArray[np.float32], water_per_cm: float) -> StoredValues:
+    """Return Hounsfield units: ``1000 (mu - mu_water) / mu_water`` (air is -1000).
+
+    One a step, doubled until the densest voxel of `volume` fits: metal at low energies has 50,000 and more.
 
     Parameters
     ----------
+    volume
+        Attenuation, 1/mm, (z, y, x).
     water_per_cm
         Attenuation of water in the energy bin, 1/cm.
 
     Raises
     ------
     ValueError
-        An attenuation that is not above 0.
+        An attenuation of water that is not above 0, or voxels that are not finite.
     """
     if not 0 < water_per_cm < math.inf:
         raise ValueError(f"expected an attenuation of water above 0 1/cm, got {water_per_cm}")
-    return StoredValues("HU", 1.0, 0.0, water_per_cm / 1000, water_per_cm, window_center=300, window_width=2000)
+    low, high = (1000 * (10.0 * mu_per_mm / water_per_cm - 1) for mu_per_mm in _range(volume))
+    slope = _step(max(-low, high), 1.0)
+    per_cm = slope * water_per_cm / 1000
+    return StoredValues("HU", slope, 0.0, per_cm, water_per_cm, window_center=300, window_width=2000)
 
 
 def attenuation(volume: NDArray[np.float32], *, has_scale: bool = True) -> StoredValues:
@@ -83,11 +90,31 @@ def attenuation(volume: NDArray[np.float32], *, has_scale: bool = True) -> Store
         Attenuation, 1/mm, (z, y, x).
     has_scale
         Whether that is what it is, and not just proportional to something like it.
+
+    Raises
+    ------
+    ValueError
+        Voxels that are not finite.
     """
-    densest = max((max(-float(part.min()), float(part.max())) for part in pieces(volume)), default=0.0) * 10.0
-    if not math.isfinite(densest):
-        raise ValueError("the volume has voxels that are not finite")
-    doublings = max(0, math.ceil(math.log2(max(densest, 1e-12) / (_HIGHEST * _FINEST_STEP_PER_CM))))
-    step = _FINEST_STEP_PER_CM * 2.0**doublings
+    low, high = _range(volume)
+    densest = max(-low, high) * 10.0
+    step = _step(densest, _FINEST_STEP_PER_CM)
     shown = max(densest, step)
     return StoredValues("US", step, 0.0, step, 0.0, window_center=shown / 2, window_width=shown, has_scale=has_scale)
+
+
+def _step(largest: float, finest: float) -> float:
+    """Return the finest step, doubled until `largest` fits 16 bits."""
+    return finest * 2.0 ** max(0, math.ceil(math.log2(max(largest, 1e-12) / (_HIGHEST * finest))))
+
+
+def _range(volume: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the lowest and the highest value of a volume that may be a memory map; refuse what is not finite."""
+    low, high, start = math.inf, -math.inf, 0
+    for part in pieces(volume):
+        lowest, highest = float(part.min()), float(part.max())
+        if not math.isfinite(lowest - highest):
+            number = start + int(np.isfinite(part).all(axis=(1, 2)).argmin()) + 1
+            raise ValueError(f"slice {number} of the volume has voxels that are not finite")
+        low, high, start = min(low, lowest), max(high, highest), start + len(part)
+    return low, high

@@ -187,8 +187,8 @@ def test_inserts_of_known_composition_calibrate() -> None:
 def test_the_path_through_the_object_is_that_of_a_disc() -> None:
     y, x = np.mgrid[-32:32, -32:32] * 0.5
     disc = (np.hypot(y, x) < 12).astype(np.float32) * np.float32(0.2)
-    assert water_path_mm(np.stack([disc, 0 * disc]), 0.2, 0.5) == pytest.approx(8 / (3 * np.pi) * 24, rel=0.01)
-    assert water_path_mm(np.zeros((1, 4, 4), np.float32), 0.2, 0.5) == 0.0
+    assert water_path_mm(np.stack([disc, 0 * disc]), 0.2, 0.25) == pytest.approx(8 / (3 * np.pi) * 24, rel=0.01)
+    assert water_path_mm(np.zeros((1, 4, 4), np.float32), 0.2, 0.25) == 0.0
 
 
 def test_a_basis_knows_the_concentration_of_what_is_pure() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,11 +131,35 @@ def test_attenuation_steps_fit_the_densest_voxel(densest_per_mm: float) -> None:
 @pytest.mark.parametrize("water", [0.0, -1.0, float("nan"), float("inf")])
 def test_hounsfield_needs_water_that_attenuates(water: float) -> None:
     with pytest.raises(ValueError, match="attenuation of water above 0"):
-        hounsfield(water)
+        hounsfield(volume(), water)
+
+
+@pytest.mark.parametrize(("densest_hu", "slope"), [(3000, 1), (32766, 1), (33000, 2), (57511, 2), (70000, 4)])
+def test_steps_of_hounsfield_units_fit_the_densest_voxel(scan: Scan, densest_hu: float, slope: float) -> None:
+    """Metal at low energies: Rescale Slope and Real World Value Mapping tell it alike."""
+    values = volume()
+    values[1, 2, 3] = WATER_PER_CM / 10 * (1 + densest_hu / 1000)
+    images = [dcmread(to_file(ds)) for ds in series(scan, volume=values)]
+    assert {float(ds.RescaleSlope) for ds in images} == {slope}
+    found = np.stack([modality_values(ds) for ds in images])
+    np.testing.assert_allclose(found, 1000 * (10 * values / WATER_PER_CM - 1), atol=0.51 * slope)
+    mapping = images[1].RealWorldValueMappingSequence[0]
+    per_cm = images[1].pixel_array * mapping.RealWorldValueSlope + mapping.RealWorldValueIntercept
+    np.testing.assert_allclose(per_cm, 10 * values[1], atol=0.51 * slope * WATER_PER_CM / 1000)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("water", [WATER_PER_CM, None])
+def test_the_slice_that_is_not_finite_is_named(scan: Scan, wrong: float, water: float | None) -> None:
+    values = volume()
+    values[1, 2, 3] = wrong
+    with pytest.raises(ValueError, match="slice 2 of the volume has voxels that are not finite"):
+        series(scan, replace(BIN, water_per_cm=water), volume=values)
 
 
 def test_values_beyond_16_bits_become_their_limit() -> None:
-    assert hounsfield(0.2).pixels(np.array([[1e3, -1e3]], np.float32)).tolist() == [[32767, -32768]]
+    mapping = hounsfield(volume(), 0.2)
+    assert mapping.pixels(np.array([[1e3, -1e3]], np.float32)).tolist() == [[32767, -32768]]
 
 
 def to_file(dataset: Dataset) -> io.BytesIO:

@@ -67,6 +67,46 @@ def test_head_left_and_back_are_where_the_letters_say():
     assert sides == [("L", "P"), ("L", "H"), ("P", "H")]
 
 
+ORIENTATIONS = {
+    "prone": ([-1, 0, 0, 0, -1, 0], lambda volume: volume[..., ::-1, ::-1]),
+    "rows to the front": ([0, -1, 0, 1, 0, 0], lambda volume: volume[..., ::-1, :].swapaxes(-1, -2)),
+    "rows to the back": ([0, 1, 0, -1, 0, 0], lambda volume: volume[..., ::-1].swapaxes(-1, -2)),
+}
+"""Image Orientation (Patient), and how the voxels of the supine patient are stored in it."""
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_slices_that_run_otherwise_give_the_picture_of_those_that_run_to_the_left(
+    drawn, archive, tmp_path, orientation
+):
+    """The same patient, other rows: the same pixels, letters, bar and scale."""
+    first = picture_of(drawn).pixel_array
+    cosines, stored = ORIENTATIONS[orientation]
+    (dz, dy, dx), (_, rows, columns) = SPACING, SHAPE
+    corner = np.array([-10.0, 20.0])
+    corner += [(columns - 1) * dx if -1 in (cosines[0], cosines[3]) else 0, 0]
+    corner += [0, (rows - 1) * dy if -1 in (cosines[1], cosines[4]) else 0]
+    values, masks = truth()
+    images = slices(
+        np.ascontiguousarray(stored(values)), ImageOrientationPatient=cosines,
+        ImagePositionPatient=lambda z: [*corner, 30 + dz * z], PixelSpacing=[dx, dy] if cosines[1] else [dy, dx],
+    )  # fmt: skip
+    store(archive, *images, seg_of(images, stored(masks)))
+    assert not work(archive, report_settings(tmp_path))
+    assert np.array_equal(first, picture_of(archive).pixel_array)
+
+
+def test_rows_along_no_axis_of_the_patient_are_measured_and_not_drawn(archive, tmp_path):
+    values, masks = truth()
+    images = slices(values, ImageOrientationPatient=[0.8, 0.6, 0, -0.6, 0.8, 0])
+    store(archive, *images, seg_of(images, masks))
+    failed = work(archive, report_settings(tmp_path))
+    assert failed == {
+        "picture": f"rows and columns of series {CT} run along no axis of the patient, which is what can be drawn"
+    }
+    assert paths_of(archive, "SR")
+
+
 def test_a_plane_has_the_size_of_what_it_shows():
     voxels = one_voxel(5, 5, 5)
     planes = three_planes(np.zeros(SHAPE, np.float32), voxels, (1,), SPACING, (5, 5, 5))
@@ -143,7 +183,7 @@ def test_it_is_a_secondary_capture_that_says_where_it_comes_from(drawn, validato
     assert "FrameOfReferenceUID" not in picture
     named = {item.ReferencedSOPInstanceUID for item in picture.SourceImageSequence}
     assert named == {f"{SEG}.1", *(f"{CT}.{z}" for z in range(SHAPE[0]))}
-    assert "version=2" in picture.DerivationDescription
+    assert "version=3" in picture.DerivationDescription
 
 
 def test_what_names_the_patient_is_not_in_the_pixels(drawn, archive, tmp_path):
@@ -182,6 +222,10 @@ def test_codes_tell_segments_apart():
     assert coded_names(segments_of(seg)) == {1: "Kidney, left", 2: "Kidney"}
     one.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = []
     assert coded_names(segments_of(seg)) == {1: "Kidney (segment 1)", 2: "Kidney (segment 2)"}
+    one.AnatomicRegionSequence = [code("64033007", "SCT", "Kidney")]
+    one.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [left]
+    assert coded_names(segments_of(seg)) == {1: "Kidney, left", 2: "Kidney"}
+    del one.AnatomicRegionSequence
     for item in (one, other):
         del item.SegmentedPropertyTypeCodeSequence, item.SegmentedPropertyCategoryCodeSequence
     assert coded_names(segments_of(seg)) == {1: "Segment 1", 2: "Segment 2"}

@@ -21,7 +21,7 @@ from index.archive import Archive
 from index.keys import Level
 from plugins.embedding import is_picture
 from plugins.materials import decomposing, material_codes, plugin
-from plugins.materials.bins import read_bins
+from plugins.materials.bins import Bin, Bins, read_bins
 from plugins.materials.material_ct import refuse_without_energies
 from plugins.node import CannotProceed, Series
 from plugins.worker import Worker
@@ -304,3 +304,22 @@ def test_concentrations_of_inserts_are_within_ten_percent(
         assert values[core].mean() == pytest.approx(expected, rel=0.1), material.name
         tried += 1
     assert tried == len(TRUTH) - (2 if "gold" not in use else 0)
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.5), (0.25, 1.0), (1.0, 0.25)], ids=str)
+def test_the_path_in_the_object_is_the_same_whatever_the_shape_of_pixels(
+    archive: Archive, spacing: tuple[float, float]
+) -> None:
+    """A disc of water, 24 mm wide, in pixels of a quarter of a square millimetre."""
+    rows, columns = spacing
+    y, x = np.ogrid[-16 + rows / 2 : 16 : rows, -16 + columns / 2 : 16 : columns]
+    disc = (np.hypot(y, x) < 12).astype(np.float32)
+    header = Dataset()
+    header.PixelSpacing, header.KVP = list(spacing), 118.0
+    found = Bins(
+        (Bin((header,), 25.0, 50.0, 0.36), Bin((header,), 50.0, 118.0, 0.2)),
+        np.stack([0.36 * disc, 0.2 * disc])[:, None].astype(np.float32),
+    )
+    settings = settings_of(archive, use=["water"], filtration_mm_al=2.0).materials
+    told = decomposing.materials_in(found, settings, threads=1).told
+    assert told["hardening_mm"] == pytest.approx(8 / (3 * np.pi) * 24, rel=0.02)

@@ -32,10 +32,13 @@ from segmented import (
 )  # fmt: skip
 
 from index.keys import Level
+from plugins.measurement.report import finding_sites
+from plugins.measurement.segments import segments_of
 from plugins.measurement.subject import read_source
 from plugins.node import Series
 from plugins.segmentation.plugin import read_volume
 from plugins.segmentation.seg_object import read_labels
+from reconstruct.dicom_items import code, item_of
 from reconstruct.simulate import simulate_scan
 
 MEASURES = {
@@ -119,6 +122,58 @@ def test_validator_and_dcmtk_read_it(measured, validator_errors, dcmtk):
     told = dcmtk("dsrdump", "+Pc", path).stdout
     assert "Imaging Measurement Report" in told
     assert told.count('"Measurement Group"') == 2
+
+
+LEFT, RIGHT = code("7771000", "SCT", "Left"), code("24028007", "SCT", "Right")
+UPPER, G_A101 = code("261183002", "SCT", "Upper"), code("G-A101", "SRT", "Left")
+
+
+@pytest.mark.parametrize(
+    ("region", "of_region", "of_type", "site"),
+    [
+        ("Abdomen", [LEFT], [], ("Abdomen", codes.SCT.Left, None)),
+        ("Abdomen", [UPPER, RIGHT], [], ("Abdomen", codes.SCT.Right, "Upper")),
+        ("Abdomen", [], [RIGHT], ("Abdomen", codes.SCT.Right, None)),
+        ("", [], [LEFT], ("Kidney", codes.SCT.Left, None)),
+        ("", [], [G_A101], ("Kidney", codes.SCT.Left, None)),
+        ("Abdomen", [], [], ("Abdomen", None, None)),
+        ("", [], [], None),
+    ],
+    ids=["region", "region and place", "type beside region", "type", "SNOMED-RT", "no side", "nothing"],
+)
+def test_a_group_says_on_which_side_the_segment_is(region, of_region, of_type, site):
+    values, masks = truth()
+    item = seg_of(slices(values), masks).SegmentSequence[0]
+    (kind,) = item.SegmentedPropertyTypeCodeSequence = [code("64033007", "SCT", "Kidney")]
+    kind.SegmentedPropertyTypeModifierCodeSequence = of_type
+    if region:
+        (place,) = item.AnatomicRegionSequence = [code("818983003", "SCT", region)]
+        place.AnatomicRegionModifierSequence = of_region
+    found = finding_sites(segments_of(item_of(SegmentSequence=[item]))[0])
+    assert [told(each) for each in found or []] == ([] if site is None else [site])
+
+
+def told(site) -> tuple:
+    """The place, the side and the topographical modifier of a Finding Site."""
+    said = {item.name: item.value for item in site.get("ContentSequence", [])}
+    modifier = said.get(codes.SCT.TopographicalModifier)
+    return site.value.meaning, said.get(codes.SCT.Laterality), modifier and modifier.meaning
+
+
+def test_left_and_right_kidney_are_two_findings(archive, settings, validator_errors, dcmtk):
+    values, masks = truth()
+    images = slices(values)
+    seg = seg_of(images, masks)
+    for item, side in zip(seg.SegmentSequence, (LEFT, RIGHT), strict=True):
+        (kind,) = item.SegmentedPropertyTypeCodeSequence = [code("64033007", "SCT", "Kidney")]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [side]
+    store(archive, *images, seg)
+    assert not work(archive, settings)
+    (path,) = paths_of(archive, "SR")
+    assert validator_errors(path) == []
+    lines = dcmtk("dsrdump", "+Pc", path).stdout.splitlines()
+    assert [line.split('"')[-2] for line in lines if "Laterality" in line] == ["Left", "Right"]
+    assert "version=2" in "".join(lines)
 
 
 def test_dcmqi_reads_the_same_numbers(measured, tmp_path):

@@ -250,6 +250,22 @@ def test_a_segmenter_that_is_no_longer_in_use_is_told(archive, ct, as_bytes):
     assert failed.error == "expected a segmenter that [segmentation] use names, got 'classical'"
 
 
+@pytest.mark.parametrize("value", [None, ""], ids=["without", "empty"])
+def test_images_without_a_frame_of_reference_are_refused_once_in_a_sentence(archive, ct, as_bytes, value):
+    for image in ct:
+        del image.FrameOfReferenceUID
+        if value is not None:
+            image.FrameOfReferenceUID = value
+    uid = store(archive, ct, as_bytes)
+    told = load_settings(environment={}, overrides={"segmentation": {"images": "ct"}, "jobs": {"max_attempts": 3}})
+    (failed,) = work(archive, told)
+    assert (failed.kind, failed.attempts) == (plugin.KIND, 1)
+    assert failed.error == (
+        f"the images of series {uid} have no Frame of Reference UID (0020,0052), in which a segmentation would have "
+        "to lie"
+    )
+
+
 def test_a_re_run_replaces(archive, ct, as_bytes):
     uid = store(archive, ct, as_bytes)
     told = settings()

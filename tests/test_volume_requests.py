@@ -134,6 +134,32 @@ def test_the_command_makes_a_region_of_a_folder_and_beside_the_whole_of_a_stored
     assert sizes == [(12,), (SIZE,)]
 
 
+def test_the_command_leaves_no_slices_of_another_reconstruction_among_the_new(folder: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "ct", CliRunner().invoke
+    command = ["reconstruct", str(folder), "--out", str(out), "--matrix", "8", "8"]
+    assert run(app, [*command, "6"]).exit_code == 0
+    (out / "bin1" / "notes.txt").write_text("mine")
+    (out / "bin1" / "0003.dcm").unlink()
+
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (out / "bin1").iterdir()}
+
+    before = contents()
+    refused = run(app, [*command, "4"])
+    assert refused.exit_code == 2
+    told = " ".join(refused.output.split())
+    uid = str(pydicom.dcmread(out / "bin1" / "0001.dcm").SeriesInstanceUID)
+    assert f"holds slices that would stay beside the new ones (0001.dcm of series {uid})" in told
+    assert contents() == before
+    assert [path.name for path in out.iterdir()] == ["bin1"]
+
+    assert run(app, [*command, "6"]).exit_code == 0, "the same series is written again"
+    assert contents().keys() == before.keys() | {"0003.dcm"}
+    (out / "bin1").rename(out / "bin2")
+    assert run(app, [*command, "6"]).exit_code == 2, "a bin that the scan does not have"
+    assert not (out / "bin1").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

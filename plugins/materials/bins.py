@@ -61,9 +61,10 @@ class Bins:
         return self.bins[0].slices[0]
 
     @property
-    def voxel_mm(self) -> float:
-        """Edge of a voxel within a slice, mm."""
-        return float(self.first.PixelSpacing[0])
+    def pixel_mm2(self) -> float:
+        """Area of a voxel within a slice, mm²."""
+        rows, columns = (float(value) for value in self.first.PixelSpacing)
+        return rows * columns
 
     @property
     def kvp(self) -> float:

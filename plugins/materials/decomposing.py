@@ -25,7 +25,7 @@ from reconstruct.decomposition import Allocate, Decomposition, Method, decompose
 from reconstruct.provenance import in_words
 from reconstruct.working_memory import file_array
 
-VERSION = 3
+VERSION = 4
 """Part of every recipe: raised when the same settings would give other values or other headers than before."""
 
 _MAP_NUMBERS, _CT_NUMBERS = 5000, 6000
@@ -162,7 +162,7 @@ def _basis(bins: Bins, settings: MaterialSettings) -> tuple[Basis, dict[str, Any
     water = bins.bins[0].water_per_cm or 10 * beam.spectra()[0].effective_per_mm(
         MATERIALS["water"], settings.water_path_mm
     )
-    hardening = settings.hardening_mm or water_path_mm(bins.volumes[0], water, bins.voxel_mm)
+    hardening = settings.hardening_mm or water_path_mm(bins.volumes[0], water, bins.pixel_mm2)
     told = {
         "attenuation": "tabulated", "kvp": beam.kvp, "filtration_mm_al": beam.filtration_mm_al,
         "hardening_mm": round(hardening, 1),

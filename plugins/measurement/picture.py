@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plugins.measurement.measuring import Measurements, SegmentMeasurements
+from plugins.measurement.patient_axes import turn_of
 from plugins.measurement.planes import centre_of, three_planes, window_of
 from plugins.measurement.segments import StoredSegment, coded_names, voxels_of
 from plugins.measurement.subject import Subject
 
-VERSION = "2"
+VERSION = "3"
 """Changes when the same segments would be drawn otherwise."""
 
 
@@ -23,16 +24,19 @@ def picture_of(subject: Subject, measured: Measurements, width: int) -> NDArray[
 
     Raises
     ------
+    CannotProceed
+        Rows or columns of the slices run along no axis of the patient.
     ValueError
         No segment has a voxel.
     """
     from plugins.measurement.drawing import Entry, draw  # matplotlib takes its time
 
     numbers = tuple(row.segment.number for row in measured.segments)
-    voxels = voxels_of(subject.seg, subject.source)
-    centre = centre_of(voxels, numbers)
-    planes = three_planes(subject.values, voxels, numbers, subject.source.grid.spacing_mm_zyx, centre)
-    window = window_of(subject.values, voxels)
+    turn = turn_of(subject.source)
+    values, voxels = turn.array(subject.values), turn.voxels(voxels_of(subject.seg, subject.source))
+    spacing = turn.spacing_mm_zyx(subject.source.grid.spacing_mm_zyx)
+    planes = three_planes(values, voxels, numbers, spacing, centre_of(voxels, numbers))
+    window = window_of(values, voxels)
     names = _names(subject, [row.segment for row in measured.segments])
     legend = [
         Entry(row.segment.number, row.segment.colour, names[row.segment.number], *_numbers(row, measured))

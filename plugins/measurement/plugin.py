@@ -17,7 +17,6 @@ from index import derivations
 from index.archive import Archive
 from index.derivations import Output
 from plugins.hookspecs import JobFunction, hookimpl
-from plugins.measurement import statistics
 from plugins.measurement.key_picture import key_picture
 from plugins.measurement.measuring import measure
 from plugins.measurement.subject import (
@@ -66,10 +65,10 @@ def write_reports(task: Task) -> None:
     CannotProceed
         The source is not stored, or the SEG does not lie on it; the sentence says which.
     """
-    from plugins.measurement.report import report
+    from plugins.measurement.report import VERSION, report
 
     least = task.settings.report.min_volume_mm3
-    recipe = {"kind": MEASURE, "version": statistics.VERSION, "min_volume_mm3": least}
+    recipe = {"kind": MEASURE, "version": VERSION, "min_volume_mm3": least}
 
     def made_of(subject: Subject, series_uid: str, progress: Callable[[float], None]) -> Dataset | None:
         measured = measure(task.archive, subject, min_volume_mm3=least, progress=progress)

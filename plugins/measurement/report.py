@@ -36,12 +36,16 @@ from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
 from plugins.measurement.image_library import PRIVATE_SCHEME, energy_code, image_library
 from plugins.measurement.measuring import Measurements, SegmentMeasurements
 from plugins.measurement.provenance import context_of
-from plugins.measurement.segments import StoredSegment
-from plugins.measurement.statistics import VERSION, Statistics
+from plugins.measurement.segments import StoredSegment, is_laterality
+from plugins.measurement.statistics import VERSION as STATISTICS_VERSION
+from plugins.measurement.statistics import Statistics
 from plugins.measurement.subject import Source
 from reconstruct.dicom_items import item_of
 from reconstruct.part10 import with_file_meta
 from reconstruct.provenance import number_after
+
+VERSION = "2"
+"""Part of the recipe: raised when the same segments would be reported otherwise, or with other numbers."""
 
 _SERIES_NUMBER_OFFSET = 1000
 _UNITS: Mapping[str, Code] = {"HU": codes.UCUM.HounsfieldUnit, "1/cm": Code("/cm", "UCUM", "/cm")}
@@ -127,7 +131,7 @@ def _private_scheme() -> Dataset:
 def _groups(
     seg: Dataset, measured: Measurements, recipe: str
 ) -> Iterator[VolumetricROIMeasurementsAndQualitativeEvaluations]:
-    algorithm = AlgorithmIdentification(name="Voxel statistics", version=VERSION, parameters=[recipe])
+    algorithm = AlgorithmIdentification(name="Voxel statistics", version=STATISTICS_VERSION, parameters=[recipe])
     for row in measured.segments:
         for source, statistics in zip(measured.sources, row.of_series, strict=True):
             numbers = _numbers(source, statistics)
@@ -158,10 +162,25 @@ def _group(
         ),
         finding_category=segment.category,
         finding_type=segment.type,
-        finding_sites=None if segment.site is None else [FindingSite(segment.site)],
+        finding_sites=finding_sites(segment),
         algorithm_id=algorithm,
         measurements=numbers,
     )
+
+
+def finding_sites(segment: StoredSegment) -> list[FindingSite] | None:
+    """Return where the finding is, and on which side (TID 1411): the Anatomic Region.
+
+    A finding has no modifiers in TID 1411. So a type with modifiers and without a region is its own site: the left
+    kidney lies at the kidney, on the left.
+    """
+    site, modifiers = segment.site, segment.site_modifiers
+    if site is None and segment.modifiers:
+        site, modifiers = segment.type, segment.modifiers
+    if site is None:
+        return None
+    topographical = next((modifier for modifier in modifiers if not is_laterality(modifier)), None)
+    return [FindingSite(site, laterality=segment.laterality, topographical_modifier=topographical)]
 
 
 def _volume(row: SegmentMeasurements) -> Measurement:

@@ -23,6 +23,14 @@ _PALETTE = (
 """For segments that bring no colour: told apart on black and on grey, next ones the most."""
 _GOLDEN = 0.618034
 
+_LATERALITIES = (
+    Code("7771000", "SCT", "Left"),
+    Code("24028007", "SCT", "Right"),
+    Code("51440002", "SCT", "Bilateral"),
+    Code("66459002", "SCT", "Unilateral"),
+)
+"""PS3.16 CID 244; codes of SNOMED-RT are equal to them."""
+
 
 @dataclass(frozen=True)
 class StoredSegment:
@@ -40,6 +48,8 @@ class StoredSegment:
         Of the type: left, right.
     site
         Anatomic Region; None where the SEG has none.
+    site_modifiers
+        Of the region.
     tracking_id, tracking_uid
         Empty where the SEG has none.
     colour
@@ -52,9 +62,21 @@ class StoredSegment:
     type: Code | None
     modifiers: tuple[Code, ...]
     site: Code | None
+    site_modifiers: tuple[Code, ...]
     tracking_id: str
     tracking_uid: str
     colour: str
+
+    @property
+    def laterality(self) -> Code | None:
+        """The side of the patient, in the codes of CID 244, that region or type are modified by; None without."""
+        told = (*self.site_modifiers, *self.modifiers)
+        return next((side for modifier in told for side in _LATERALITIES if side == modifier), None)
+
+
+def is_laterality(modifier: Code) -> bool:
+    """Whether a modifier says on which side of the patient something is (CID 244)."""
+    return modifier in _LATERALITIES
 
 
 def segments_of(seg: Dataset) -> tuple[StoredSegment, ...]:
@@ -79,7 +101,10 @@ def coded_names(segments: Sequence[StoredSegment]) -> dict[int, str]:
 
 def _coded_name(segment: StoredSegment) -> str:
     meaning = segment.type.meaning if segment.type else segment.category.meaning if segment.category else ""
-    return ", ".join(filter(None, [meaning, *(modifier.meaning.lower() for modifier in segment.modifiers)]))
+    modifiers, side = list(segment.modifiers), segment.laterality
+    if side is not None and side not in modifiers:
+        modifiers.append(side)
+    return ", ".join(filter(None, [meaning, *(modifier.meaning.lower() for modifier in modifiers)]))
 
 
 def _segment(item: Dataset, place: int) -> StoredSegment:
@@ -92,6 +117,7 @@ def _segment(item: Dataset, place: int) -> StoredSegment:
             item, "SegmentedPropertyTypeCodeSequence", "SegmentedPropertyTypeModifierCodeSequence"
         ),
         site=_code(item, "AnatomicRegionSequence"),
+        site_modifiers=modifiers_of(item, "AnatomicRegionSequence", "AnatomicRegionModifierSequence"),
         tracking_id=str(item.get("TrackingID") or ""),
         tracking_uid=str(item.get("TrackingUID") or ""),
         colour=_colour(item, place),

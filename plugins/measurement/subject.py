@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _SAME_PLACE_MM = 1e-3
-_LEAST_AXIAL = 0.9
-"""Cosine between the normal of slices and the patient's axis up to which they count as axial."""
+LEAST_ALONG_AXIS = 0.9
+"""Cosine with an axis of the patient from which on something runs along it: the normal of axial slices, a row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +194,7 @@ def _refuse_other(series: Series) -> None:
     if missing:
         raise CannotProceed(f"series {series.uid} is no series of slices: {missing[0]} is missing")
     row, column = np.reshape([float(value) for value in header.ImageOrientationPatient], (2, 3))
-    if np.cross(row, column)[2] < _LEAST_AXIAL:
+    if np.cross(row, column)[2] < LEAST_ALONG_AXIS:
         raise CannotProceed(f"the slices of series {series.uid} are not axial, which is what can be measured")
 
 

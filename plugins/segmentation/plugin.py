@@ -77,7 +77,8 @@ def segment(task: Task) -> None:
     Raises
     ------
     CannotProceed
-        The segmenter is not in use (any more), or what it returned does not fit the volume.
+        The segmenter is not in use (any more), the images have no Frame of Reference, or what the segmenter returned
+        does not fit the volume.
     """
     from plugins.segmentation.seg_object import seg_object  # highdicom takes its time
 
@@ -89,6 +90,7 @@ def segment(task: Task) -> None:
     recipe = {"kind": KIND, SEGMENTER: segmenter.name, "object": wanted.object, **segmenter.recipe()}
     if is_made(task.archive, series.uid, recipe, digest):
         return
+    _refuse_without_frame(series)
     slices, volume = read_volume(series.paths)
     task.progress(0.1)
     result = _segmented(task, offer, volume)
@@ -110,6 +112,15 @@ def _offer(task: Task) -> Offer:
         return offered(task.plugins, task.settings, name)
     except UnknownSegmenter as error:
         raise CannotProceed(str(error)) from error
+
+
+def _refuse_without_frame(series: Series) -> None:
+    """Refuse what no SEG can be made of, before minutes of work: it lies in the Frame of Reference of its images."""
+    if not series.header.get("FrameOfReferenceUID"):
+        raise CannotProceed(
+            f"the images of series {series.uid} have no Frame of Reference UID (0020,0052), in which a segmentation "
+            "would have to lie"
+        )
 
 
 def _segmented(task: Task, offer: Offer, volume: Volume) -> Segmentation:
