@@ -95,7 +95,8 @@ def import_scan(
     study_uid: Annotated[
         str,
         typer.Option(
-            help="Study Instance UID of a study that the scan belongs to; else its own.", rich_help_panel=_PATIENT
+            help="Study Instance UID of a study that the scan belongs to, and its patient; else its own.",
+            rich_help_panel=_PATIENT,
         ),
     ] = "",
     study_description: Annotated[str, typer.Option(help="Study Description.", rich_help_panel=_PATIENT)] = "",
@@ -128,12 +129,15 @@ def import_scan(
 
     tharsis import-scan scan.h5 --source-to-isocentre 150 --source-to-detector 400 --pitch 0.05 --out dicom/
     """
+    from commands.imported_header import Told, header_of
     from reconstruct.projections.frames import ScanError
 
     if file.suffix.lower() not in _FORMATS:
         known = ", ".join(f"{suffix} ({name})" for suffix, name in _FORMATS.items())
         fail(f"{file.name} is of no format that can be read: {known}", USAGE)
     try:
+        whose = Told(patient_id, patient_name, study_uid, study_description, accession_number, body_part)
+        whose.check(file.stem)
         scan = _read(file, projections, _pair("--pitch", pitch, square=True))
         scan = _completed(
             scan,
@@ -147,15 +151,16 @@ def import_scan(
         )
         scan.check()
         scan.geometry()  # what is missing or impossible is told before all images are read
-        header = _header(
-            scan, file, patient_id, patient_name, study_uid, study_description, accession_number, body_part
-        )
-        uids = _uids(scan, header)
         if out_folder is not None:
-            count = _write(scan, header, uids, out_folder)
+            header = header_of(whose, file.stem, scan.described, None)
+            count = _write(scan, header, _uids(scan, header), out_folder)
+            for note in scan.notes:
+                out.print(note, highlight=False)
             out.print(f"{count} files in {out_folder}", highlight=False)
             return
         archive = open_archive(config, data, must_exist=False)
+        header = header_of(whose, file.stem, scan.described, archive)
+        uids = _uids(scan, header)
         with _alone(archive, uids.series):
             stored = _store(scan, header, uids, archive)
     except (ScanError, ArchiveError) as error:
@@ -226,34 +231,6 @@ def _completed(scan: RawScan, *, pixels: str | None, water: float | None, **told
             fail(f"--water is {water:g}, expected a number above 0", USAGE)
         setup = replace(setup, energy=replace(setup.energy, water_per_cm=water))
     return replace(scan, setup=setup)
-
-
-def _header(
-    scan: RawScan,
-    file: Path,
-    patient_id: str,
-    patient_name: str,
-    study_uid: str,
-    description: str,
-    accession: str,
-    body: str,
-) -> Dataset:
-    header = Dataset()
-    header.SpecificCharacterSet = "ISO_IR 192"
-    header.PatientID = patient_id or file.stem
-    header.PatientName = patient_name or file.stem
-    header.PatientBirthDate = header.PatientSex = header.ReferringPhysicianName = None
-    if study_uid:
-        header.StudyInstanceUID = study_uid
-    header.StudyID = None
-    header.AccessionNumber = accession or None
-    if description:
-        header.StudyDescription = description
-    header.SeriesNumber = 1
-    header.SeriesDescription = f"Projections {scan.described}".strip()[:64]
-    if body:
-        header.BodyPartExamined = body
-    return header
 
 
 def _uids(scan: RawScan, header: Dataset) -> ScanUids:
