@@ -16,6 +16,7 @@ from scan_encodings import HALF_WIDTH_MM, phantom
 from reconstruct.corrections.counts import CountCorrections
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.imports.image_files import listed
 from reconstruct.imports.ini_logs import read_bruker, read_nikon
 from reconstruct.imports.raw_scan import Images, RawScan, Setup
 from reconstruct.imports.rtk import read_rtk
@@ -89,6 +90,16 @@ def test_tiff_with_json(views: np.ndarray, tmp_path: Path) -> None:
     scan = scan_from(read_tiff_json(write_json(tmp_path, views)))
     assert shows_the_phantom(scan)
     assert scan.bins[0].water_per_cm == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("pattern", ["views/p{}.tif", "views/p{:04d}.tif", "turn{}/p.tif", "views/{}_of_12.tif"])
+def test_images_of_a_pattern_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path, pattern: str) -> None:
+    for number in range(12):
+        file = tmp_path / pattern.format(number)
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    found = listed(tmp_path, "*/*.tif", "projections")
+    assert found == [tmp_path / pattern.format(number) for number in range(12)]
 
 
 def test_raw_pixels_with_json_and_matrices(views: np.ndarray, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ def _two(text: str) -> tuple[float, float]:
 
 
 def listed(folder: Path, told: Any, what: str) -> list[Path]:
-    """Return the files that a pattern, a name or a list of names means, below a folder, in order of their names.
+    """Return the files that a pattern, a name or a list of names means, below a folder.
+
+    Those of a pattern come in order of their names, numbers in them by their value: 2 before 10, padded or not.
 
     Raises
     ------
@@ -158,7 +161,14 @@ def listed(folder: Path, told: Any, what: str) -> list[Path]:
         return [folder / name for name in told]
     if not isinstance(told, str):
         raise ScanError(f'{what} is {told!r}, expected a pattern such as "views/*.tif" or a list of names')
-    found = sorted(path for path in folder.glob(told) if path.is_file())
+    found = sorted((path for path in folder.glob(told) if path.is_file()), key=_natural)
     if not found:
         raise ScanError(f"no file in {folder} is meant by {what} = {told!r}")
     return found
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """Return what sorts names by the numbers within them, and equal ones by how they are written."""
+    name = path.as_posix()
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
