@@ -29,7 +29,7 @@ from reconstruct.slabs import Plan, Slab, remaining
 from reconstruct.stepped_plan import SteppedPlan, plan_of
 from reconstruct.working_memory import MIB, WorkingMemory, return_freed_memory
 
-VERSION = 3
+VERSION = 4
 """Part of every recipe: raised when the same parameters would give other voxels or other headers than before."""
 
 _NOT_IN_RECIPE = ("limited_arc", "memory_mb", "threads", "scheduler", "device", "corrections", "request")

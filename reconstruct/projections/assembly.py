@@ -274,7 +274,9 @@ def _counters(frames: TileFrames, views_of_bins: Sequence[Sequence[RoledFrame]])
 
 
 def _counter(views: Sequence[RoledFrame], flats: Sequence[RoledFrame], darks: Sequence[RoledFrame]) -> Counter:
-    for what, others in (("flat fields", flats), ("dark frames", darks)):
+    for what, others in (("projections", views), ("flat fields", flats), ("dark frames", darks)):
+        if len({frame.frame.duration_ms is None for frame in others}) > 1:
+            raise ScanError(f"Frame Acquisition Duration (0018,9220) is given for only some of the {what}")
         if others and (others[0].frame.duration_ms is None) != (views[0].frame.duration_ms is None):
             raise ScanError(
                 f"Frame Acquisition Duration (0018,9220) is given for only one of the projections and the {what}"
