@@ -151,10 +151,12 @@ def import_scan(
         )
         scan.check()
         scan.geometry()  # what is missing or impossible is told before all images are read
+        scan.check_values()
+        notes = list(scan.notes)
         if out_folder is not None:
             header = header_of(whose, file.stem, scan.described, None)
-            count = _write(scan, header, _uids(scan, header), out_folder)
-            for note in scan.notes:
+            count = _write(scan, header, _uids(scan, header), out_folder, notes.append)
+            for note in notes:
                 out.print(note, highlight=False)
             out.print(f"{count} files in {out_folder}", highlight=False)
             return
@@ -162,14 +164,14 @@ def import_scan(
         header = header_of(whose, file.stem, scan.described, archive)
         uids = _uids(scan, header)
         with _alone(archive, uids.series):
-            stored = _store(scan, header, uids, archive)
+            stored = _store(scan, header, uids, archive, notes.append)
     except (ScanError, ArchiveError) as error:
         fail(str(error), FAILED)
     if not stored.new:
         told = f"this scan is stored already, in study {uids.study} as series {uids.series}, and was not stored again"
         out.print(told, highlight=False, soft_wrap=True)
         return
-    for note in scan.notes:
+    for note in notes:
         out.print(note, highlight=False)
     if stored.before:
         told = f"{stored.before} instances of this scan were there, and {stored.new} that were missing are stored"
@@ -240,9 +242,9 @@ def _uids(scan: RawScan, header: Dataset) -> ScanUids:
         return uids_of(scan, header, bar.fraction)
 
 
-def _write(scan: RawScan, header: Dataset, uids: ScanUids, folder: Path) -> int:
+def _write(scan: RawScan, header: Dataset, uids: ScanUids, folder: Path, tell: Callable[[str], None]) -> int:
     _date(header, folder / f"{uids.instance(1)}.dcm")
-    return _each(scan, header, uids, (), lambda instance: write_objects([instance], folder))
+    return _each(scan, header, uids, (), lambda instance: write_objects([instance], folder), tell)
 
 
 @contextmanager
@@ -272,7 +274,9 @@ class _Stored:
     new: int
 
 
-def _store(scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive) -> _Stored:
+def _store(
+    scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive, tell: Callable[[str], None]
+) -> _Stored:
     """Store what is not there yet, and announce the series when it is whole.
 
     After a failure nothing of the scan stays, unless some of it had been there: that is kept for the next import.
@@ -286,7 +290,7 @@ def _store(scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive) -> 
     there = _there(archive, uids.series)
     _date(header, next(iter(there.values()), None), _date_of_study(archive, uids.study))
     try:
-        new = _each(scan, header, uids, there, ingest)
+        new = _each(scan, header, uids, there, ingest, tell)
     except BaseException:
         if not there:
             with suppress(NotFound, NotRemoved):  # the next start removes what this cannot
@@ -343,13 +347,18 @@ def _date(header: Dataset, earlier: Path | None, study: tuple[str, str] = ("", "
 
 
 def _each(
-    scan: RawScan, header: Dataset, uids: ScanUids, leave_out: Container[str], take: Callable[[Dataset], object]
+    scan: RawScan,
+    header: Dataset,
+    uids: ScanUids,
+    leave_out: Container[str],
+    take: Callable[[Dataset], object],
+    tell: Callable[[str], None],
 ) -> int:
     from reconstruct.imports.writing import instances_of
 
     count = 0
     with progress_bar("Importing") as bar:
-        for instance in instances_of(scan, header, bar.fraction, uids=uids, leave_out=leave_out):
+        for instance in instances_of(scan, header, bar.fraction, uids=uids, leave_out=leave_out, tell=tell):
             take(instance)
             count += 1
         bar.fraction(1.0)

@@ -14,10 +14,14 @@ from reconstruct.geometry import ConeBeamGeometry, GeometryError
 from reconstruct.imports.stage_axis import StageAxis, about_axis
 from reconstruct.projections.acquisition import Exposure
 from reconstruct.projections.frames import ScanError
+from reconstruct.projections.plausible import check_meaning
 from reconstruct.projections.scan import EnergyBin, PixelMeaning
 
 Image = NDArray[np.generic]
 T = TypeVar("T")
+
+_LOOKED_AT = 5
+"""Views that are read to see whether they can be what they are said to be."""
 
 
 class Images:
@@ -210,6 +214,17 @@ class RawScan:
                     f"{what} frames have {images.shape[1:]} rows and columns, views {self.views.shape[1:]}"
                 )
         self._check_times()
+
+    def check_values(self) -> None:
+        """Refuse views that cannot be the transmissions or line integrals that they are said to be; a few are read.
+
+        Raises
+        ------
+        ScanError
+            See `refuse_other_meaning`.
+        """
+        chosen = np.unique(np.linspace(0, len(self.views) - 1, _LOOKED_AT).round().astype(int))
+        check_meaning(self.setup.pixels, (self.views[int(index)] for index in chosen))
 
     def _check_times(self) -> None:
         of_views, of_flats = self.setup.view_times_s, self.setup.flat_times_s
