@@ -470,6 +470,21 @@ def test_other_pixel_meanings(meaning: PixelMeaning) -> None:
     np.testing.assert_allclose(scan.line_integrals(1), integrals, atol=2e-3)
 
 
+@pytest.mark.parametrize("meaning", [PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL])
+def test_cumulative_counters_that_hold_no_counts_are_called_what_they_hold(meaning: PixelMeaning) -> None:
+    """They cannot be subtracted from each other: a counter holds all above its threshold."""
+    values = np.full((VIEWS, ROWS, COLUMNS), 0.5, np.float32) + np.arange(COLUMNS, dtype=np.float32) / 100
+    for top, labels in ((None, ["20+ keV", "35+ keV"]), (120.0, ["20-120 keV", "35-120 keV"])):
+        bins = (EnergyBin(1, 20.0, 35.0), EnergyBin(2, 35.0, top))
+        many = [CounterImages(bin_, values) for bin_ in bins]
+        scan = read_p1(written(Acquisition(pixel_meaning=meaning), counters=many))
+        assert [bin_.label for bin_ in scan.bins] == labels
+        assert any("each energy bin holds all above its threshold" in note for note in scan.notes)
+        expected = values if meaning is PixelMeaning.LINE_INTEGRAL else -np.log(values)
+        np.testing.assert_allclose(scan.line_integrals(1), expected, atol=1e-4)
+    assert [bin_.label for bin_ in read_p1(written()).bins] == ["20-35 keV", "35-120 keV"], "counts are subtracted"
+
+
 def test_the_unattenuated_value_serves_where_there_are_no_flats() -> None:
     plain = [replace(c, flats=None, unattenuated=i0) for c, i0 in zip(counters(), (10_000.0, 6_000.0), strict=True)]
     scan = read_p1(written(counters=plain))
