@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -139,6 +139,8 @@ def import_scan(
         whose = Told(patient_id, patient_name, study_uid, study_description, accession_number, body_part)
         whose.check(file.stem)
         scan = _read(file, projections, _pair("--pitch", pitch, square=True))
+        beside = {"--source-to-isocentre": source_to_isocentre, "--principal-point": principal_point}
+        _refuse_beside_matrices(scan, beside if file.suffix.lower() == ".xml" else beside | {"--pitch": pitch})
         scan = _completed(
             scan,
             source_to_isocentre_mm=source_to_isocentre,
@@ -218,6 +220,15 @@ def _read(file: Path, projections: Path | None, pitch: tuple[float, float] | Non
     from reconstruct.imports.data_exchange import read_data_exchange
 
     return read_data_exchange(file)
+
+
+def _refuse_beside_matrices(scan: RawScan, options: Mapping[str, object]) -> None:
+    """Refuse options that matrices stand for."""
+    from reconstruct.projections.frames import ScanError
+
+    told = [option for option, value in options.items() if value is not None]
+    if scan.setup.matrices is not None and told:
+        raise ScanError(f"projection matrices say all of the geometry: {' and '.join(told)} would change nothing")
 
 
 def _completed(scan: RawScan, *, pixels: str | None, water: float | None, **told: object) -> RawScan:

@@ -104,7 +104,7 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
     Raises
     ------
     ScanError
-        No MetaImage of three dimensions, or a compressed one.
+        No MetaImage of three dimensions, a compressed one, or one whose axes are turned.
     """
     with path.open("rb") as file:
         lines: dict[str, str] = {}
@@ -124,15 +124,17 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
     order = (
         ">" if lines.get("BinaryDataByteOrderMSB", lines.get("ElementByteOrderMSB", "False")).lower() == "true" else "<"
     )
+    _refuse_turned(lines, path)
     own = lines["ElementDataFile"].upper() == "LOCAL"
     file_path = path if own else path.parent / lines["ElementDataFile"]
     if not file_path.is_file():
         raise ScanError(f"{file_path.name}, which {path.name} names, is missing")
     shape = (size[2], size[1], size[0])
-    expected = (start if own else 0) + int(np.prod(shape)) * np.dtype(kind).itemsize
-    if file_path.stat().st_size < expected:
-        raise ScanError(f"{file_path.name} has {file_path.stat().st_size} bytes, expected {expected}")
-    pixels = np.memmap(file_path, f"{order}{kind}", "r", start if own else 0, shape)
+    count, found = int(np.prod(shape)) * np.dtype(kind).itemsize, file_path.stat().st_size
+    begin = _first_byte(lines, path, start if own else 0, found - count)
+    if begin < 0 or found < begin + count:
+        raise ScanError(f"{file_path.name} has {found} bytes, expected {max(begin, 0) + count}")
+    pixels = np.memmap(file_path, f"{order}{kind}", "r", begin, shape)
     spacing = _two(lines.get("ElementSpacing") or lines.get("ElementSize") or "1 1 1")
     origin = _two(lines.get("Offset") or lines.get("Position") or lines.get("Origin") or "0 0 0")
     return (
@@ -140,6 +142,26 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
         spacing,
         origin,
     )
+
+
+def _refuse_turned(lines: dict[str, str], path: Path) -> None:
+    for key in ("TransformMatrix", "Rotation", "Orientation"):
+        told = lines.get(key, "")
+        try:
+            turned = bool(told) and [float(part) for part in told.split()] != np.eye(3).reshape(-1).tolist()
+        except ValueError:
+            turned = True
+        if turned:
+            raise ScanError(f"{path.name} turns its images: {key} is {told!r}, expected 1 0 0 0 1 0 0 0 1")
+
+
+def _first_byte(lines: dict[str, str], path: Path, after_header: int, from_the_end: int) -> int:
+    """Return where the first pixel lies: HeaderSize says how much comes before, -1 that nothing comes behind."""
+    told = lines.get("HeaderSize", "0")
+    if not re.fullmatch(r"-1|[0-9]+", told):
+        raise ScanError(f"{path.name}: HeaderSize is {told!r}, expected -1 or a number of bytes")
+    size = int(told)
+    return from_the_end if size < 0 else size or after_header
 
 
 def _two(text: str) -> tuple[float, float]:

@@ -39,7 +39,6 @@ from reconstruct.projections.tiling import (
 )
 from reconstruct.projections.view_geometry import ANGLES, TakenGeometry, difference, geometry_of
 
-
 _OVERLAPPING = (
     "the counters are cumulative and their pixels no counts, which cannot be subtracted: each energy bin holds all "
     "above its threshold",
