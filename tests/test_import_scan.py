@@ -143,6 +143,7 @@ def test_raw_pixels_with_json_and_matrices(views: np.ndarray, tmp_path: Path) ->
         ({"angles_deg": ["0", "6"]}, r"angles_deg are no numbers"),
         ({"raw": {"rows": "36", "columns": 44, "dtype": "<u2"}}, r"rows of raw is '36', expected a whole number"),
         ({"raw": {"rows": 36, "columns": 44, "dtype": "grey"}}, r"raw needs rows, columns and dtype"),
+        ({"pitch_mm": [0.5, -0.5]}, r"the detector pitch is -0.5, expected a number above 0"),
         ({"water_per_cm": 0}, r"attenuation of water \(water_per_cm\) is 0, expected a number above 0"),
         ({"water_per_cm": -0.2}, r"is -0.2, expected a number above 0"),
         ({"unattenuated": 0}, r"the unattenuated value is 0"),

@@ -48,7 +48,7 @@ def test_a_hot_pixel_takes_no_steps_from_the_others(meaning: PixelMeaning, hot: 
     sound[:, 3, 5] = False
     np.testing.assert_allclose(integrals[sound], -np.log(TRANSMISSIONS)[sound], atol=1e-3)
     (sentence,) = told
-    assert sentence.startswith("6 values of the views that cannot be meant")
+    assert sentence.startswith("6 values of the views cannot be meant")
 
 
 @pytest.mark.parametrize("meaning", VALUES)

@@ -220,6 +220,7 @@ class RawScan:
     def _check_numbers(self) -> None:
         energy, exposure = self.setup.energy, self.setup.exposure
         for what, value in (
+            ("the detector pitch", None if self.setup.pitch_mm is None else min(self.setup.pitch_mm)),
             ("the unattenuated value", self.setup.unattenuated),
             ("the attenuation of water (water_per_cm)", energy.water_per_cm),
             ("the effective energy (effective_kev)", energy.effective_kev),

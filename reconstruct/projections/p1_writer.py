@@ -233,8 +233,8 @@ def _scale_of(
             count = int(np.prod(part.images.shape))
             refuse_other_meaning(acquisition.pixel_meaning, stray, count, (found.low, found.high))
         tell(
-            f"{stray} values of {_NAMES[part.role]} that cannot be meant, from {found.low:g} to {found.high:g}, are "
-            f"clipped to what the others reach, {least:g} to {largest:g}"
+            f"{stray} values of {_NAMES[part.role]} cannot be meant (the range is {found.low:g} to {found.high:g}) "
+            f"and are clipped to what the others reach, {least:g} to {largest:g}"
         )
     return _Scale((largest - least) / _most(acquisition) or 1.0, least, least, largest)
 
