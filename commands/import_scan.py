@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -95,7 +95,8 @@ def import_scan(
     study_uid: Annotated[
         str,
         typer.Option(
-            help="Study Instance UID of a study that the scan belongs to; else its own.", rich_help_panel=_PATIENT
+            help="Study Instance UID of a study that the scan belongs to, and its patient; else its own.",
+            rich_help_panel=_PATIENT,
         ),
     ] = "",
     study_description: Annotated[str, typer.Option(help="Study Description.", rich_help_panel=_PATIENT)] = "",
@@ -128,13 +129,18 @@ def import_scan(
 
     tharsis import-scan scan.h5 --source-to-isocentre 150 --source-to-detector 400 --pitch 0.05 --out dicom/
     """
+    from commands.imported_header import Told, header_of
     from reconstruct.projections.frames import ScanError
 
     if file.suffix.lower() not in _FORMATS:
         known = ", ".join(f"{suffix} ({name})" for suffix, name in _FORMATS.items())
         fail(f"{file.name} is of no format that can be read: {known}", USAGE)
     try:
+        whose = Told(patient_id, patient_name, study_uid, study_description, accession_number, body_part)
+        whose.check(file.stem)
         scan = _read(file, projections, _pair("--pitch", pitch, square=True))
+        beside = {"--source-to-isocentre": source_to_isocentre, "--principal-point": principal_point}
+        _refuse_beside_matrices(scan, beside if file.suffix.lower() == ".xml" else beside | {"--pitch": pitch})
         scan = _completed(
             scan,
             source_to_isocentre_mm=source_to_isocentre,
@@ -147,24 +153,27 @@ def import_scan(
         )
         scan.check()
         scan.geometry()  # what is missing or impossible is told before all images are read
-        header = _header(
-            scan, file, patient_id, patient_name, study_uid, study_description, accession_number, body_part
-        )
-        uids = _uids(scan, header)
+        scan.check_values()
+        notes = list(scan.notes)
         if out_folder is not None:
-            count = _write(scan, header, uids, out_folder)
+            header = header_of(whose, file.stem, scan.described, None)
+            count = _write(scan, header, _uids(scan, header), out_folder, notes.append)
+            for note in notes:
+                out.print(note, highlight=False)
             out.print(f"{count} files in {out_folder}", highlight=False)
             return
         archive = open_archive(config, data, must_exist=False)
+        header = header_of(whose, file.stem, scan.described, archive)
+        uids = _uids(scan, header)
         with _alone(archive, uids.series):
-            stored = _store(scan, header, uids, archive)
+            stored = _store(scan, header, uids, archive, notes.append)
     except (ScanError, ArchiveError) as error:
         fail(str(error), FAILED)
     if not stored.new:
         told = f"this scan is stored already, in study {uids.study} as series {uids.series}, and was not stored again"
         out.print(told, highlight=False, soft_wrap=True)
         return
-    for note in scan.notes:
+    for note in notes:
         out.print(note, highlight=False)
     if stored.before:
         told = f"{stored.before} instances of this scan were there, and {stored.new} that were missing are stored"
@@ -213,6 +222,15 @@ def _read(file: Path, projections: Path | None, pitch: tuple[float, float] | Non
     return read_data_exchange(file)
 
 
+def _refuse_beside_matrices(scan: RawScan, options: Mapping[str, object]) -> None:
+    """Refuse options that matrices stand for."""
+    from reconstruct.projections.frames import ScanError
+
+    told = [option for option, value in options.items() if value is not None]
+    if scan.setup.matrices is not None and told:
+        raise ScanError(f"projection matrices say all of the geometry: {' and '.join(told)} would change nothing")
+
+
 def _completed(scan: RawScan, *, pixels: str | None, water: float | None, **told: object) -> RawScan:
     from dataclasses import replace
 
@@ -228,34 +246,6 @@ def _completed(scan: RawScan, *, pixels: str | None, water: float | None, **told
     return replace(scan, setup=setup)
 
 
-def _header(
-    scan: RawScan,
-    file: Path,
-    patient_id: str,
-    patient_name: str,
-    study_uid: str,
-    description: str,
-    accession: str,
-    body: str,
-) -> Dataset:
-    header = Dataset()
-    header.SpecificCharacterSet = "ISO_IR 192"
-    header.PatientID = patient_id or file.stem
-    header.PatientName = patient_name or file.stem
-    header.PatientBirthDate = header.PatientSex = header.ReferringPhysicianName = None
-    if study_uid:
-        header.StudyInstanceUID = study_uid
-    header.StudyID = None
-    header.AccessionNumber = accession or None
-    if description:
-        header.StudyDescription = description
-    header.SeriesNumber = 1
-    header.SeriesDescription = f"Projections {scan.described}".strip()[:64]
-    if body:
-        header.BodyPartExamined = body
-    return header
-
-
 def _uids(scan: RawScan, header: Dataset) -> ScanUids:
     from reconstruct.imports.identity import uids_of
 
@@ -263,9 +253,9 @@ def _uids(scan: RawScan, header: Dataset) -> ScanUids:
         return uids_of(scan, header, bar.fraction)
 
 
-def _write(scan: RawScan, header: Dataset, uids: ScanUids, folder: Path) -> int:
+def _write(scan: RawScan, header: Dataset, uids: ScanUids, folder: Path, tell: Callable[[str], None]) -> int:
     _date(header, folder / f"{uids.instance(1)}.dcm")
-    return _each(scan, header, uids, (), lambda instance: write_objects([instance], folder))
+    return _each(scan, header, uids, (), lambda instance: write_objects([instance], folder), tell)
 
 
 @contextmanager
@@ -295,7 +285,9 @@ class _Stored:
     new: int
 
 
-def _store(scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive) -> _Stored:
+def _store(
+    scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive, tell: Callable[[str], None]
+) -> _Stored:
     """Store what is not there yet, and announce the series when it is whole.
 
     After a failure nothing of the scan stays, unless some of it had been there: that is kept for the next import.
@@ -309,7 +301,7 @@ def _store(scan: RawScan, header: Dataset, uids: ScanUids, archive: Archive) -> 
     there = _there(archive, uids.series)
     _date(header, next(iter(there.values()), None), _date_of_study(archive, uids.study))
     try:
-        new = _each(scan, header, uids, there, ingest)
+        new = _each(scan, header, uids, there, ingest, tell)
     except BaseException:
         if not there:
             with suppress(NotFound, NotRemoved):  # the next start removes what this cannot
@@ -366,13 +358,18 @@ def _date(header: Dataset, earlier: Path | None, study: tuple[str, str] = ("", "
 
 
 def _each(
-    scan: RawScan, header: Dataset, uids: ScanUids, leave_out: Container[str], take: Callable[[Dataset], object]
+    scan: RawScan,
+    header: Dataset,
+    uids: ScanUids,
+    leave_out: Container[str],
+    take: Callable[[Dataset], object],
+    tell: Callable[[str], None],
 ) -> int:
     from reconstruct.imports.writing import instances_of
 
     count = 0
     with progress_bar("Importing") as bar:
-        for instance in instances_of(scan, header, bar.fraction, uids=uids, leave_out=leave_out):
+        for instance in instances_of(scan, header, bar.fraction, uids=uids, leave_out=leave_out, tell=tell):
             take(instance)
             count += 1
         bar.fraction(1.0)

@@ -22,12 +22,13 @@ from reconstruct.corrections.stripes import constant_errors
 from reconstruct.corrections.unsteady_pixels import seen_axis, unsteady_pixels
 from reconstruct.corrections.wanted import Corrections
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.projections.flat_exposures import relative_exposures, to_the_first, with_equal_noise
 from reconstruct.projections.frames import Counter, read_frames, read_together
 from reconstruct.projections.scan import Scan, ScanError
 from reconstruct.stations import in_field_of_view, stations_of
 from reconstruct.working_memory import MIB, file_array
 
-VERSION = 3
+VERSION = 4
 """Raised when the same scan would be judged or drawn otherwise."""
 
 Image = NDArray[np.float32]
@@ -324,7 +325,9 @@ def _dead_pixels(scan: Scan, bin_number: int) -> tuple[NDArray[np.bool_], int]:
         flats = counters[bin_number - 1].flats
         if not flats:
             continue
-        own = dead_pixels(np.stack([values for values, _ in read_frames(flats)]))
+        frames, exposures = np.stack([values for values, _ in read_frames(flats)]), relative_exposures(flats)
+        to_the_first(frames, exposures)
+        own = dead_pixels(with_equal_noise(frames, exposures))
         count += int(own.sum())
         rows, columns = np.nonzero(own)
         rows = np.clip(rows + round(row), 0, dead.shape[0] - 1)

@@ -59,6 +59,29 @@ def test_dark_signal_is_not_removed_again() -> None:
     assert error_of(raw_flats) < 2e-3, "of the flat fields alone it is removed"
 
 
+def test_dark_signal_is_removed_from_i0_as_from_the_projections() -> None:
+    """I0 is what a pixel holds without an object."""
+    dark = DARK * (1 + np.arange(COLUMNS) / COLUMNS)
+    raw = OPEN + DARK
+    views = dark + (raw - dark) * np.exp(-TRUTH)
+    assert error_of(scan_of(views, None, stack(dark), i0=raw)) < 2e-3
+    assert error_of(scan_of(PASSED, None, stack(DARK), i0=OPEN, PROJECTION=["DARK"])) < 2e-3, "and not again"
+    assert error_of(scan_of(PASSED, None, stack(DARK), i0=OPEN), dark=False) < 2e-3
+
+
+def test_a_pixel_whose_dark_signal_leaves_nothing_of_i0_is_dead_and_a_scan_of_them_refused() -> None:
+    dark = np.full((ROWS, COLUMNS), DARK)
+    dark[3, 7] = 60_000
+    views = DARK + PASSED
+    views[:, 3, 7] = 60_000
+    scan = scan_of(views, None, stack(dark), i0=OPEN + DARK)
+    assert np.isfinite(scan.line_integrals(1)).all()
+    assert error_of(scan) < 0.3, "replaced by its neighbours"
+    nothing = scan_of(PASSED, None, stack(DARK), i0=DARK)
+    with pytest.raises(ScanError, match=r"leave nothing of the unattenuated value I0 \(0071,xx09\) in 100% of the"):
+        nothing.line_integrals(1)
+
+
 @pytest.mark.parametrize(
     ("flats", "told"),
     [

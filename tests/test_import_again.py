@@ -26,7 +26,6 @@ from reconstruct.imports.identity import uids_of
 from reconstruct.imports.raw_scan import Images, RawScan, Setup
 from reconstruct.imports.writing import instances_of
 from reconstruct.projections.frames import ScanError
-from reconstruct.projections.scan import PixelMeaning
 from tharsis import app
 
 VIEWS = np.random.default_rng(5).integers(100, 50_000, (6, 4, 5)).astype(np.uint16)
@@ -306,7 +305,7 @@ def test_images_are_read_to_recognise_the_scan_and_to_write_it(dtype, times):
 def setup_of(**more: Any) -> Setup:
     return Setup(
         source_to_isocentre_mm=200.0, source_to_detector_mm=320.0, pitch_mm=(0.5, 0.5),
-        angles_deg=60.0 * np.arange(len(VIEWS)), pixels=PixelMeaning.LINE_INTEGRAL, **more,
+        angles_deg=60.0 * np.arange(len(VIEWS)), unattenuated=5e4, **more,
     )  # fmt: skip
 
 

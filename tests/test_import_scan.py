@@ -12,10 +12,12 @@ import pytest
 import tifffile
 from pydicom.dataset import Dataset
 from scan_encodings import HALF_WIDTH_MM, phantom
+from typer.testing import CliRunner
 
 from reconstruct.corrections.counts import CountCorrections
 from reconstruct.fdk import fdk
 from reconstruct.geometry import ConeBeamGeometry, VolumeGrid
+from reconstruct.imports.image_files import listed, meta_image
 from reconstruct.imports.ini_logs import read_bruker, read_nikon
 from reconstruct.imports.raw_scan import Images, RawScan, Setup
 from reconstruct.imports.rtk import read_rtk
@@ -25,6 +27,7 @@ from reconstruct.phantoms import line_integrals
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.p1 import read_p1
 from reconstruct.projections.scan import Scan
+from tharsis import app
 
 VIEWS, ROWS, COLUMNS, PITCH, OPEN = 60, 36, 44, 1.25, 50_000
 GRID = VolumeGrid((32, 32, 32), (0.8, 0.8, 0.8))
@@ -91,6 +94,16 @@ def test_tiff_with_json(views: np.ndarray, tmp_path: Path) -> None:
     assert scan.bins[0].water_per_cm == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("pattern", ["views/p{}.tif", "views/p{:04d}.tif", "turn{}/p.tif", "views/{}_of_12.tif"])
+def test_images_of_a_pattern_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path, pattern: str) -> None:
+    for number in range(12):
+        file = tmp_path / pattern.format(number)
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    found = listed(tmp_path, "*/*.tif", "projections")
+    assert found == [tmp_path / pattern.format(number) for number in range(12)]
+
+
 def test_raw_pixels_with_json_and_matrices(views: np.ndarray, tmp_path: Path) -> None:
     """Files without a header, and measured geometry."""
     for number, view in enumerate(views):
@@ -123,6 +136,24 @@ def test_raw_pixels_with_json_and_matrices(views: np.ndarray, tmp_path: Path) ->
         ({"flat_times_s": ["early"]}, r"flat_times_s are no numbers"),
         ({"distance": 5}, r"unknown key 'distance'; the nearest is 'darks'|unknown key 'distance'"),
         ({"pixels": "GREY"}, r"pixels is 'GREY', expected one of INTENSITY"),
+        ({"rows_up": "false"}, r"rows_up is 'false', expected true or false"),
+        ({"pitch_mm": "0.5"}, r"pitch_mm are no numbers: '0.5'"),
+        ({"source_to_isocentre_mm": True}, r"source_to_isocentre_mm are no numbers: True"),
+        ({"source_to_isocentre_mm": [200, 300]}, r"source_to_isocentre_mm has 2 values, expected one number"),
+        ({"angles_deg": ["0", "6"]}, r"angles_deg are no numbers"),
+        ({"raw": {"rows": "36", "columns": 44, "dtype": "<u2"}}, r"rows of raw is '36', expected a whole number"),
+        ({"raw": {"rows": 36, "columns": 44, "dtype": "grey"}}, r"raw needs rows, columns and dtype"),
+        ({"pitch_mm": [0.5, -0.5]}, r"the detector pitch is -0.5, expected a number above 0"),
+        ({"water_per_cm": 0}, r"attenuation of water \(water_per_cm\) is 0, expected a number above 0"),
+        ({"water_per_cm": -0.2}, r"is -0.2, expected a number above 0"),
+        ({"unattenuated": 0}, r"the unattenuated value is 0"),
+        ({"flats": None, "unattenuated": -5}, r"the unattenuated value is -5"),
+        ({"view_ms": 0, "flat_ms": 10}, r"exposure of a view \(view_ms\) is 0"),
+        ({"view_ms": 10, "flat_ms": 0}, r"exposure of a flat frame \(flat_ms\) is 0"),
+        ({"view_ms": 10}, r"given together or not at all"),
+        ({"effective_kev": -3}, r"effective energy \(effective_kev\) is -3"),
+        ({"low_kev": 60, "high_kev": 20}, r"the energy bin begins at 60 keV"),
+        ({"matrices": [0] * 12 * VIEWS}, r"matrices say all of the geometry, and source_to_isocentre_mm would change"),
         ({"source_to_isocentre_mm": -200}, r"impossible: expected distances above 0 mm"),
     ],
 )
@@ -290,14 +321,82 @@ def test_nikon_offsets_of_the_detector_are_told(tmp_path: Path) -> None:
     )
 
 
-def write_meta_image(path: Path, stack: np.ndarray, spacing: float) -> None:
+def test_notes_are_told_whether_the_scan_is_stored_or_written(tmp_path: Path) -> None:
+    file = write_nikon(tmp_path, clockwise(), DetectorOffsetX=3)
+    for where in ("--out", "--data"):
+        told = CliRunner().invoke(app, ["import-scan", str(file), where, str(tmp_path / where)])
+        assert told.exit_code == 0, told.output
+        assert "DetectorOffsetX of 3 mm left out" in " ".join(told.output.split())
+
+
+def write_meta_image(path: Path, stack: np.ndarray, spacing: float, more: str = "", before: bytes = b"") -> None:
     origin = [-(size - 1) / 2 * spacing for size in stack.shape[:0:-1]]
     header = (
         f"ObjectType = Image\nNDims = 3\nDimSize = {stack.shape[2]} {stack.shape[1]} {stack.shape[0]}\n"
         f"ElementSpacing = {spacing} {spacing} 1\nOffset = {origin[0]} {origin[1]} 0\nElementType = MET_FLOAT\n"
-        "ElementDataFile = LOCAL\n"
+        f"{more}ElementDataFile = LOCAL\n"
     )
-    path.write_bytes(header.encode() + stack.astype("<f4").tobytes())
+    path.write_bytes(header.encode() + before + stack.astype("<f4").tobytes())
+
+
+def test_what_turns_or_precedes_the_pixels_of_a_meta_image_counts(tmp_path: Path) -> None:
+    stack, path = np.arange(24, dtype=np.float32).reshape(2, 3, 4), tmp_path / "p.mha"
+    for more, before in (("HeaderSize = -1\n", bytes(16)), ("TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b"")):
+        write_meta_image(path, stack, 1.0, more, before)
+        np.testing.assert_array_equal(meta_image(path)[0][1], stack[1])
+    for more, sentence in (
+        ("TransformMatrix = -1 0 0 0 1 0 0 0 1\n", "turns its images: TransformMatrix is '-1 0 0 0 1 0 0 0 1'"),
+        ("Orientation = 1 0 0\n", "turns its images"),
+        ("HeaderSize = -7\n", "HeaderSize is '-7', expected -1 or a number of bytes"),
+        ("HeaderSize = 999999\n", "bytes, expected 1000095"),
+    ):
+        write_meta_image(path, stack, 1.0, more)
+        with pytest.raises(ScanError, match=sentence):
+            meta_image(path)
+
+
+def write_rtk(folder: Path, more: str = "") -> Path:
+    """A geometry file of two views, and their images."""
+    matrix = " ".join(map(str, (-320, 0, 0, 0, 0, -320, 0, 0, 0, 0, 1, -200)))
+    turned = " ".join(map(str, (0, 0, 320, 0, 0, -320, 0, 0, 1, 0, 0, -200)))
+    views = "".join(f"<Projection><Matrix>{each}</Matrix></Projection>" for each in (matrix, turned))
+    path = folder / "geometry.xml"
+    path.write_text(f"<RTKThreeDCircularGeometry version='3'>{more}{views}</RTKThreeDCircularGeometry>")
+    write_meta_image(folder / "p.mha", np.full((2, ROWS, COLUMNS), 0.5), PITCH)
+    tifffile.imwrite(folder / "p.tif", np.full((2, ROWS, COLUMNS), 0.5, np.float32), photometric="minisblack")
+    return path
+
+
+def test_a_cylindrical_detector_of_rtk_is_refused(tmp_path: Path) -> None:
+    for radius, refused in (("0", False), ("", False), ("160", True)):
+        path = write_rtk(tmp_path, f"<RadiusCylindricalDetector>{radius}</RadiusCylindricalDetector>")
+        if refused:
+            with pytest.raises(ScanError, match="the detector is a cylinder"):
+                read_rtk(path, tmp_path / "p.mha")
+        else:
+            assert len(read_rtk(path, tmp_path / "p.mha").views) == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "sentence"),
+    [
+        ("p.mha", (), ""),
+        ("p.tif", ("--pitch", "1.25"), ""),
+        ("p.mha", ("--source-to-detector", "320"), ""),
+        ("p.mha", ("--pitch", "1.25"), "p.mha says the detector pitch itself"),
+        ("p.mha", ("--principal-point", "30,5"), "--principal-point would change nothing"),
+        ("p.mha", ("--source-to-isocentre", "500"), "--source-to-isocentre would change nothing"),
+    ],
+)
+def test_options_that_would_change_nothing_beside_matrices_are_refused(
+    tmp_path: Path, images: str, options: tuple[str, ...], sentence: str
+) -> None:
+    file, folder = write_rtk(tmp_path), tmp_path / "dicom"
+    told = CliRunner().invoke(
+        app, ["import-scan", str(file), "--projections", str(tmp_path / images), "--out", str(folder), *options]
+    )
+    assert told.exit_code == bool(sentence), told.output
+    assert sentence in " ".join(told.output.split())
 
 
 def test_rtk_geometry(tmp_path: Path) -> None:

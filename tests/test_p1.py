@@ -18,6 +18,7 @@ from reconstruct.geometry import ConeBeamGeometry
 from reconstruct.phantoms import asymmetric, line_integrals
 from reconstruct.projections import elements
 from reconstruct.projections.acquisition import Acquisition, CounterImages, Exposure
+from reconstruct.projections.open_field import OpenField
 from reconstruct.projections.p1 import is_p1, read_p1
 from reconstruct.projections.p1_writer import write_p1
 from reconstruct.projections.registry import read_scan, recognise
@@ -159,6 +160,43 @@ def test_exposures_are_normalised_by_the_duration(flat_ms: float) -> None:
     same = read_p1(written()).line_integrals(1)
     scan = read_p1(written(Acquisition(exposure=Exposure(view_ms=100.0, flat_ms=flat_ms))))
     np.testing.assert_allclose(scan.line_integrals(1), same + np.log(100.0 / flat_ms), atol=1e-4)
+
+
+def flats_of(exposures_ms: list[float], noise: int = 5) -> list[Dataset]:
+    """A scan of views of 100 ms whose flat frames were exposed for different times, with noise and a dead pixel."""
+    rng = np.random.default_rng(noise)
+    many = [
+        replace(c, flats=np.stack([rng.poisson(c.flats[0] * (ms / 100)) for ms in exposures_ms]).astype(np.uint16))
+        for c in counters()
+    ]
+    for counter in many:
+        counter.flats[:, 3, 4] = 0
+    datasets = written(Acquisition(exposure=Exposure(view_ms=100.0, flat_ms=100.0)), counters=many)
+    for dataset in datasets:
+        if elements.read(dataset)["FrameRole"] == "FLAT":
+            for item, ms in zip(dataset.PerFrameFunctionalGroupsSequence, exposures_ms, strict=True):
+                item.FrameContentSequence[0].FrameAcquisitionDuration = ms
+    return datasets
+
+
+@pytest.mark.parametrize("exposures_ms", [[100.0, 100.0, 300.0, 300.0], [300.0, 300.0, 100.0, 20.0]])
+def test_each_flat_frame_counts_by_its_own_exposure(exposures_ms: list[float]) -> None:
+    same, scan = (read_p1(flats_of(times)) for times in ([100.0] * 4, exposures_ms))
+    for number in (1, 2):
+        difference = scan.line_integrals(number) - same.line_integrals(number)
+        np.testing.assert_allclose(difference.mean(axis=0), 0, atol=0.1)
+        assert abs(difference.mean()) < 0.003
+    field = OpenField.of(scan.counters, counting=True, keep_dead=False)
+    assert np.argwhere(field.dead).tolist() == [[3, 4]]
+
+
+def test_an_exposure_of_some_flat_frames_is_refused() -> None:
+    datasets = flats_of([100.0, 300.0])
+    for dataset in datasets:
+        if elements.read(dataset)["FrameRole"] == "FLAT":
+            del dataset.PerFrameFunctionalGroupsSequence[1].FrameContentSequence[0].FrameAcquisitionDuration
+    with pytest.raises(ScanError, match=r"Duration \(0018,9220\) is given for only some of the flat fields"):
+        read_p1(datasets)
 
 
 @pytest.mark.parametrize("angle_deg", [0.0, 90.0, 180.0, 217.0])
@@ -430,6 +468,21 @@ def test_other_pixel_meanings(meaning: PixelMeaning) -> None:
     scan = read_p1(written(acquisition, counters=[counter]))
     assert scan.pixel_meaning is meaning
     np.testing.assert_allclose(scan.line_integrals(1), integrals, atol=2e-3)
+
+
+@pytest.mark.parametrize("meaning", [PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL])
+def test_cumulative_counters_that_hold_no_counts_are_called_what_they_hold(meaning: PixelMeaning) -> None:
+    """They cannot be subtracted from each other: a counter holds all above its threshold."""
+    values = np.full((VIEWS, ROWS, COLUMNS), 0.5, np.float32) + np.arange(COLUMNS, dtype=np.float32) / 100
+    for top, labels in ((None, ["20+ keV", "35+ keV"]), (120.0, ["20-120 keV", "35-120 keV"])):
+        bins = (EnergyBin(1, 20.0, 35.0), EnergyBin(2, 35.0, top))
+        many = [CounterImages(bin_, values) for bin_ in bins]
+        scan = read_p1(written(Acquisition(pixel_meaning=meaning), counters=many))
+        assert [bin_.label for bin_ in scan.bins] == labels
+        assert any("each energy bin holds all above its threshold" in note for note in scan.notes)
+        expected = values if meaning is PixelMeaning.LINE_INTEGRAL else -np.log(values)
+        np.testing.assert_allclose(scan.line_integrals(1), expected, atol=1e-4)
+    assert [bin_.label for bin_ in read_p1(written()).bins] == ["20-35 keV", "35-120 keV"], "counts are subtracted"
 
 
 def test_the_unattenuated_value_serves_where_there_are_no_flats() -> None:

@@ -16,10 +16,14 @@ from pydicom.dataset import Dataset
 
 from config.identity import derived_uid
 from reconstruct.imports.raw_scan import RawScan, Setup
+from reconstruct.projections.scan import PixelMeaning
 
-_RECIPE = "imported scan 1"
-"""To be changed with what is written of a scan, and with how its images are spread over instances: else what an older
-version had written would pass for the same."""
+_RECIPE, _RESCALED = "imported scan 1", "imported scan 2"
+"""Of images that are stored as they are, and of others. To be changed with what is written of a scan, and with how its
+images are spread over instances: else what an older version had written would pass for the same."""
+
+_STORED_BYTES = 2
+"""Of a pixel of an Enhanced XA Image (PS3.3 A.47)."""
 
 _OF_STUDY = ("PatientID", "PatientName", "AccessionNumber", "StudyDescription")
 _OF_SERIES = ("BodyPartExamined", "SeriesDescription")
@@ -79,7 +83,13 @@ def uids_of(scan: RawScan, header: Dataset, progress: Callable[[float], None] | 
     of_study = [f"{keyword}={header.get(keyword) or ''}" for keyword in _OF_STUDY]
     of_series = [f"{keyword}={header.get(keyword) or ''}" for keyword in _OF_SERIES]
     study = str(header.get("StudyInstanceUID") or "") or derived_uid("imported scan", "study", pixels, *of_study)
-    return ScanUids(study, derived_uid(_RECIPE, study, pixels, *of_study, *of_series, _told(scan.setup)))
+    return ScanUids(study, derived_uid(_recipe(scan), study, pixels, *of_study, *of_series, _told(scan.setup)))
+
+
+def _recipe(scan: RawScan) -> str:
+    kinds = [images.dtype for images in (scan.views, scan.flats, scan.darks) if images is not None]
+    whole = all(kind.kind == "u" and kind.itemsize <= _STORED_BYTES for kind in kinds)
+    return _RECIPE if whole or scan.setup.pixels is PixelMeaning.COUNTS else _RESCALED
 
 
 def _digest_of_images(scan: RawScan, progress: Callable[[float], None] | None) -> str:

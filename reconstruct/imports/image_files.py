@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
     Raises
     ------
     ScanError
-        No MetaImage of three dimensions, or a compressed one.
+        No MetaImage of three dimensions, a compressed one, or one whose axes are turned.
     """
     with path.open("rb") as file:
         lines: dict[str, str] = {}
@@ -123,15 +124,17 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
     order = (
         ">" if lines.get("BinaryDataByteOrderMSB", lines.get("ElementByteOrderMSB", "False")).lower() == "true" else "<"
     )
+    _refuse_turned(lines, path)
     own = lines["ElementDataFile"].upper() == "LOCAL"
     file_path = path if own else path.parent / lines["ElementDataFile"]
     if not file_path.is_file():
         raise ScanError(f"{file_path.name}, which {path.name} names, is missing")
     shape = (size[2], size[1], size[0])
-    expected = (start if own else 0) + int(np.prod(shape)) * np.dtype(kind).itemsize
-    if file_path.stat().st_size < expected:
-        raise ScanError(f"{file_path.name} has {file_path.stat().st_size} bytes, expected {expected}")
-    pixels = np.memmap(file_path, f"{order}{kind}", "r", start if own else 0, shape)
+    count, found = int(np.prod(shape)) * np.dtype(kind).itemsize, file_path.stat().st_size
+    begin = _first_byte(lines, path, start if own else 0, found - count)
+    if begin < 0 or found < begin + count:
+        raise ScanError(f"{file_path.name} has {found} bytes, expected {max(begin, 0) + count}")
+    pixels = np.memmap(file_path, f"{order}{kind}", "r", begin, shape)
     spacing = _two(lines.get("ElementSpacing") or lines.get("ElementSize") or "1 1 1")
     origin = _two(lines.get("Offset") or lines.get("Position") or lines.get("Origin") or "0 0 0")
     return (
@@ -141,13 +144,35 @@ def meta_image(path: Path) -> tuple[Images, tuple[float, float], tuple[float, fl
     )
 
 
+def _refuse_turned(lines: dict[str, str], path: Path) -> None:
+    for key in ("TransformMatrix", "Rotation", "Orientation"):
+        told = lines.get(key, "")
+        try:
+            turned = bool(told) and [float(part) for part in told.split()] != np.eye(3).reshape(-1).tolist()
+        except ValueError:
+            turned = True
+        if turned:
+            raise ScanError(f"{path.name} turns its images: {key} is {told!r}, expected 1 0 0 0 1 0 0 0 1")
+
+
+def _first_byte(lines: dict[str, str], path: Path, after_header: int, from_the_end: int) -> int:
+    """Return where the first pixel lies: HeaderSize says how much comes before, -1 that nothing comes behind."""
+    told = lines.get("HeaderSize", "0")
+    if not re.fullmatch(r"-1|[0-9]+", told):
+        raise ScanError(f"{path.name}: HeaderSize is {told!r}, expected -1 or a number of bytes")
+    size = int(told)
+    return from_the_end if size < 0 else size or after_header
+
+
 def _two(text: str) -> tuple[float, float]:
     x, y, *_ = (float(part) for part in text.split())
     return x, y
 
 
 def listed(folder: Path, told: Any, what: str) -> list[Path]:
-    """Return the files that a pattern, a name or a list of names means, below a folder, in order of their names.
+    """Return the files that a pattern, a name or a list of names means, below a folder.
+
+    Those of a pattern come in order of their names, numbers in them by their value: 2 before 10, padded or not.
 
     Raises
     ------
@@ -158,7 +183,14 @@ def listed(folder: Path, told: Any, what: str) -> list[Path]:
         return [folder / name for name in told]
     if not isinstance(told, str):
         raise ScanError(f'{what} is {told!r}, expected a pattern such as "views/*.tif" or a list of names')
-    found = sorted(path for path in folder.glob(told) if path.is_file())
+    found = sorted((path for path in folder.glob(told) if path.is_file()), key=_natural)
     if not found:
         raise ScanError(f"no file in {folder} is meant by {what} = {told!r}")
     return found
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """Return what sorts names by the numbers within them, and equal ones by how they are written."""
+    name = path.as_posix()
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name

@@ -14,10 +14,14 @@ from reconstruct.geometry import ConeBeamGeometry, GeometryError
 from reconstruct.imports.stage_axis import StageAxis, about_axis
 from reconstruct.projections.acquisition import Exposure
 from reconstruct.projections.frames import ScanError
+from reconstruct.projections.plausible import check_meaning
 from reconstruct.projections.scan import EnergyBin, PixelMeaning
 
 Image = NDArray[np.generic]
 T = TypeVar("T")
+
+_LOOKED_AT = 5
+"""Views that are read to see whether they can be what they are said to be."""
 
 
 class Images:
@@ -196,7 +200,8 @@ class RawScan:
         Raises
         ------
         ScanError
-            Flat fields or I0 are missing, frames have another size, or times are told of some images only.
+            Flat fields or I0 are missing, frames have another size, times are told of some images only, or a number
+            is one that nobody can mean.
         """
         relative = self.setup.pixels in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
         if not relative and self.flats is None and self.setup.unattenuated is None:
@@ -210,6 +215,37 @@ class RawScan:
                     f"{what} frames have {images.shape[1:]} rows and columns, views {self.views.shape[1:]}"
                 )
         self._check_times()
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        energy, exposure = self.setup.energy, self.setup.exposure
+        for what, value in (
+            ("the detector pitch", None if self.setup.pitch_mm is None else min(self.setup.pitch_mm)),
+            ("the unattenuated value", self.setup.unattenuated),
+            ("the attenuation of water (water_per_cm)", energy.water_per_cm),
+            ("the effective energy (effective_kev)", energy.effective_kev),
+            ("the upper threshold (high_kev)", energy.high_kev),
+            ("the exposure of a view (view_ms)", exposure.view_ms),
+            ("the exposure of a flat frame (flat_ms)", exposure.flat_ms),
+        ):
+            if value is not None and not value > 0:
+                raise ScanError(f"{what} is {value:g}, expected a number above 0")
+        if energy.low_kev is not None and not 0 <= energy.low_kev < (energy.high_kev or np.inf):
+            raise ScanError(f"the energy bin begins at {energy.low_kev:g} keV (low_kev), expected 0 or more, and less "
+                            "than where it ends (high_kev)")
+        if (exposure.view_ms is None) != (exposure.flat_ms is None):
+            raise ScanError("the exposures of views and of flat fields are given together or not at all")
+
+    def check_values(self) -> None:
+        """Refuse views that cannot be the transmissions or line integrals that they are said to be; a few are read.
+
+        Raises
+        ------
+        ScanError
+            See `refuse_other_meaning`.
+        """
+        chosen = np.unique(np.linspace(0, len(self.views) - 1, _LOOKED_AT).round().astype(int))
+        check_meaning(self.setup.pixels, (self.views[int(index)] for index in chosen))
 
     def _check_times(self) -> None:
         of_views, of_flats = self.setup.view_times_s, self.setup.flat_times_s

@@ -35,7 +35,8 @@ def read_rtk(path: Path, projections: Path | None, pitch_mm: tuple[float, float]
     Raises
     ------
     ScanError
-        No such file, or matrices or projections are missing.
+        No such file, matrices or projections are missing, a detector that is a cylinder, or a pitch beside that of a
+        MetaImage.
     """
     text = text_of(path)
     if "<!ENTITY" in text:
@@ -48,8 +49,11 @@ def read_rtk(path: Path, projections: Path | None, pitch_mm: tuple[float, float]
         raise ScanError(f"{path.name} is <{root.tag}>, expected <RTKThreeDCircularGeometry>")
     if projections is None:
         raise ScanError("a geometry file has no images: say with --projections where they are")
+    _refuse_cylinder(root, path)
     matrices, distance = _matrices(root, path)
     if projections.suffix.lower() in (".mha", ".mhd"):
+        if pitch_mm is not None:
+            raise ScanError(f"{projections.name} says the detector pitch itself: --pitch would change nothing")
         views, spacing, origin = meta_image(projections)
     else:
         if pitch_mm is None:
@@ -63,6 +67,17 @@ def read_rtk(path: Path, projections: Path | None, pitch_mm: tuple[float, float]
         source_to_detector_mm=distance, matrices=to_pixels @ matrices @ _FROM_LPS, pixels=PixelMeaning.LINE_INTEGRAL
     )
     return RawScan(views, setup, described=path.stem)
+
+
+def _refuse_cylinder(root: ET.Element, path: Path) -> None:
+    for element in root.iter("RadiusCylindricalDetector"):
+        told = (element.text or "").strip() or 0
+        radius = float(numbers(told, f"{path.name}: RadiusCylindricalDetector").reshape(()))
+        if radius != 0:
+            raise ScanError(
+                f"{path.name}: the detector is a cylinder (RadiusCylindricalDetector is {radius:g} mm), and only plane "
+                "ones can be brought in"
+            )
 
 
 def _matrices(root: ET.Element, path: Path) -> tuple[NDArray[np.float64], float | None]:

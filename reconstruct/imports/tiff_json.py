@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reconstruct.imports.image_files import RawFormat, images_in, listed
 from reconstruct.imports.raw_scan import RawScan, Setup, evenly, numbers, text_of
 from reconstruct.projections.acquisition import Exposure
@@ -19,6 +22,14 @@ _KEYS = (
     "high_kev", "effective_kev", "water_per_cm", "kvp", "tube_current_ma", "view_ms", "flat_ms", "view_times_s",
     "flat_times_s", "description",
 )  # fmt: skip
+
+
+_INSTEAD = {
+    "source_to_isocentre_mm": "source_to_isocentre_mm", "pitch_mm": "pitch_mm",
+    "principal_point_px": "principal_point_px", "turns": "sample_turns", "seen_from": "seen_from_source",
+    "rows_up": "rows_up",
+}  # fmt: skip
+"""Keys that projection matrices stand for, and what they are in a `Setup`; angles may be told for the record."""
 
 
 def read_tiff_json(path: Path) -> RawScan:
@@ -58,7 +69,7 @@ def read_tiff_json(path: Path) -> RawScan:
 
 def _setup(told: dict[str, Any], path: Path, views: int, flats: int) -> Setup:
     def number(key: str) -> float | None:
-        return None if told.get(key) is None else float(numbers(told[key], f"{path.name}: {key}").reshape(()))
+        return None if told.get(key) is None else _number(told[key], f"{path.name}: {key}")
 
     def word(key: str, allowed: tuple[str, ...]) -> str:
         value = told.get(key, allowed[0])
@@ -66,7 +77,7 @@ def _setup(told: dict[str, Any], path: Path, views: int, flats: int) -> Setup:
             raise ScanError(f"{path.name}: {key} is {value!r}, expected one of {', '.join(allowed)}")
         return str(value)
 
-    return Setup(
+    setup = Setup(
         source_to_isocentre_mm=number("source_to_isocentre_mm"),
         source_to_detector_mm=number("source_to_detector_mm"),
         pitch_mm=_pair(told.get("pitch_mm"), f"{path.name}: pitch_mm", square=True),
@@ -74,7 +85,7 @@ def _setup(told: dict[str, Any], path: Path, views: int, flats: int) -> Setup:
         angles_deg=_series(told, "angles_deg", path, views),
         sample_turns=word("turns", ("source", "sample")) == "sample",
         seen_from_source=word("seen_from", ("detector", "source")) == "source",
-        rows_up=bool(told.get("rows_up", False)),
+        rows_up=_truth(told.get("rows_up"), f"{path.name}: rows_up"),
         matrices=_matrices(told.get("matrices"), path),
         pixels=PixelMeaning(word("pixels", ("INTENSITY", "COUNTS", "TRANSMISSION", "LINE_INTEGRAL"))),
         unattenuated=number("unattenuated"),
@@ -83,23 +94,59 @@ def _setup(told: dict[str, Any], path: Path, views: int, flats: int) -> Setup:
         view_times_s=_times(told, "view_times_s", path, views),
         flat_times_s=_times(told, "flat_times_s", path, flats),
     )
+    if setup.matrices is not None:
+        for key, name in _INSTEAD.items():
+            value, untold = getattr(setup, name), getattr(Setup(), name)
+            if value is not untold and value != untold:
+                raise ScanError(f"{path.name}: matrices say all of the geometry, and {key} would change nothing")
+    return setup
 
 
 def _raw(told: Any, path: Path) -> RawFormat | None:
     if told is None:
         return None
     try:
-        return RawFormat(**told)
+        raw = RawFormat(**told)
+        np.dtype(raw.dtype)
     except TypeError as error:
         raise ScanError(
             f"{path.name}: raw needs rows, columns and dtype, and may have offset_bytes: {error}"
         ) from error
+    for key, least in (("rows", 1), ("columns", 1), ("offset_bytes", 0)):
+        value = getattr(raw, key)
+        if type(value) is not int or value < least:
+            raise ScanError(f"{path.name}: {key} of raw is {value!r}, expected a whole number from {least}")
+    return raw
+
+
+def _truth(value: Any, what: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ScanError(f"{what} is {value!r}, expected true or false")
+
+
+def _number(value: Any, what: str) -> float:
+    found = _numbers(value, what)
+    if found.size != 1:
+        raise ScanError(f"{what} has {found.size} values, expected one number")
+    return float(found.reshape(()))
+
+
+def _numbers(value: Any, what: str) -> NDArray[np.float64]:
+    """Return numbers; words and truths are none, also where they could be read as such."""
+    if _has_words(value):
+        raise ScanError(f"{what} are no numbers: {value!r}")
+    return numbers(value, what)
+
+
+def _has_words(value: Any) -> bool:
+    return any(map(_has_words, value)) if isinstance(value, list) else isinstance(value, str | bool)
 
 
 def _pair(value: Any, what: str, *, square: bool = False) -> tuple[float, float] | None:
     if value is None:
         return None
-    found = numbers(value, what).reshape(-1)
+    found = _numbers(value, what).reshape(-1)
     if square and len(found) == 1:
         return float(found[0]), float(found[0])
     if len(found) != 2:
@@ -115,8 +162,8 @@ def _series(told: dict[str, Any], key: str, path: Path, count: int) -> Any:
             raise ScanError(
                 f"{path.name}: {key} has {', '.join(value) or 'nothing'}, expected first and step, or a list"
             )
-        return evenly(count, *(float(numbers(value[part], f"{path.name}: {key}")) for part in ("first", "step")))
-    return None if value is None else numbers(value, f"{path.name}: {key}").reshape(-1)
+        return evenly(count, *(_number(value[part], f"{path.name}: {key}") for part in ("first", "step")))
+    return None if value is None else _numbers(value, f"{path.name}: {key}").reshape(-1)
 
 
 def _times(told: dict[str, Any], key: str, path: Path, count: int) -> tuple[float, ...]:
@@ -127,7 +174,7 @@ def _times(told: dict[str, Any], key: str, path: Path, count: int) -> tuple[floa
 def _matrices(told: Any, path: Path) -> Any:
     if told is None:
         return None
-    found = numbers(told, f"{path.name}: matrices")
+    found = _numbers(told, f"{path.name}: matrices")
     if found.size % 12:
         raise ScanError(f"{path.name}: matrices have {found.size} numbers, expected 12 for each view")
     return found.reshape(-1, 3, 4)

@@ -25,6 +25,7 @@ def instances_of(
     *,
     uids: ScanUids | None = None,
     leave_out: Container[str] = (),
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Dataset]:
     """Yield the instances of a scan, each to be stored before the next is asked for.
 
@@ -40,6 +41,8 @@ def instances_of(
         What the scan is called; None: as nothing before.
     leave_out
         SOP Instance UIDs of what is there already: it is neither read nor made again.
+    tell
+        Called with a sentence for the user where values that cannot be meant are clipped.
 
     Raises
     ------
@@ -66,6 +69,7 @@ def instances_of(
         largest_pixel_data=_MOST_PIXELS_BYTES,
         instance_uid=None if uids is None else uids.instance,
         leave_out=leave_out,
+        tell=tell,
     ):  # fmt: skip
         yield instance
         if progress is not None:

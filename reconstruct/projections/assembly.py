@@ -27,7 +27,7 @@ from reconstruct.projections.quantities import name_of, quantity
 from reconstruct.projections.reference import check_reference
 from reconstruct.projections.request import read_request
 from reconstruct.projections.roles import RoledFrame, role_of, words_of
-from reconstruct.projections.scan import PixelMeaning, Scan, SourceInstance, Tiles
+from reconstruct.projections.scan import CounterKind, PixelMeaning, Scan, SourceInstance, Tiles
 from reconstruct.projections.tiling import (
     TileFrames,
     check_exposures,
@@ -38,6 +38,11 @@ from reconstruct.projections.tiling import (
     words_of_tiling,
 )
 from reconstruct.projections.view_geometry import ANGLES, TakenGeometry, difference, geometry_of
+
+_OVERLAPPING = (
+    "the counters are cumulative and their pixels no counts, which cannot be subtracted: each energy bin holds all "
+    "above its threshold",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +82,8 @@ def assemble(encoding: Encoding, instances: Iterable[Path | Dataset]) -> Scan:
     meaning = _meaning(encoding, projections)
     corrections = _corrections(projections)
     kind = counter_kind([frame.attributes for frame in projections])
-    bins = energy_bins([frame.attributes for frame in projections], kind)
+    relative = meaning in (PixelMeaning.TRANSMISSION, PixelMeaning.LINE_INTEGRAL)
+    bins = energy_bins([frame.attributes for frame in projections], kind, relative=relative)
     by_bin = {
         role: group_by_bin([f for f in frames if f.role == role], lambda f: f.attributes, bins) for role in ROLES
     }
@@ -105,7 +111,11 @@ def assemble(encoding: Encoding, instances: Iterable[Path | Dataset]) -> Scan:
         counting_mode=str(projections[0].attributes.get("CountingMode") or ""),
         corrections=corrections,
         request=read_request(projections[0].attributes),
-        notes=(*one.notes, *_words_of_unknown(corrections)),
+        notes=(
+            *one.notes,
+            *_words_of_unknown(corrections),
+            *(_OVERLAPPING if relative and kind is CounterKind.CUMULATIVE and len(bins) > 1 else ()),
+        ),
         knows_detector_distance=taken.knows_detector_distance,
         curved=curved,
         tiles=one.tiles,
@@ -274,7 +284,9 @@ def _counters(frames: TileFrames, views_of_bins: Sequence[Sequence[RoledFrame]])
 
 
 def _counter(views: Sequence[RoledFrame], flats: Sequence[RoledFrame], darks: Sequence[RoledFrame]) -> Counter:
-    for what, others in (("flat fields", flats), ("dark frames", darks)):
+    for what, others in (("projections", views), ("flat fields", flats), ("dark frames", darks)):
+        if len({frame.frame.duration_ms is None for frame in others}) > 1:
+            raise ScanError(f"Frame Acquisition Duration (0018,9220) is given for only some of the {what}")
         if others and (others[0].frame.duration_ms is None) != (views[0].frame.duration_ms is None):
             raise ScanError(
                 f"Frame Acquisition Duration (0018,9220) is given for only one of the projections and the {what}"

@@ -37,10 +37,14 @@ def counter_kind(frames: Sequence[Attributes]) -> CounterKind:
     return CounterKind(stated.pop())
 
 
-def energy_bins(frames: Sequence[Attributes], kind: CounterKind) -> tuple[EnergyBin, ...]:
+def energy_bins(
+    frames: Sequence[Attributes], kind: CounterKind, *, relative: bool = False
+) -> tuple[EnergyBin, ...]:
     """Return the energy bins of projection frames, ascending.
 
-    A cumulative counter's bin ends where the next counter begins, whatever its own upper threshold says.
+    A cumulative counter's bin ends where the next counter begins, whatever its own upper threshold says. Transmissions
+    and line integrals of such counters (`relative`) are no counts that could be subtracted from each other: each holds
+    all above its threshold, up to where the last one ends.
 
     Raises
     ------
@@ -58,7 +62,7 @@ def energy_bins(frames: Sequence[Attributes], kind: CounterKind) -> tuple[Energy
     lows = [_number(frame, "EnergyThresholdLow", "NominalMinEnergy") for frame in described]
     highs = [_number(frame, "EnergyThresholdHigh", "NominalMaxEnergy") for frame in described]
     if kind is CounterKind.CUMULATIVE:
-        highs = [*lows[1:], highs[-1]]
+        highs = [highs[-1]] * len(highs) if relative else [*lows[1:], highs[-1]]
         known = [low for low in lows if low is not None]
         if known != sorted(set(known)):
             raise ScanError(f"the thresholds of the counters do not ascend: {known} keV (0071,xx22)")

@@ -13,12 +13,16 @@ from reconstruct import preprocess
 from reconstruct.corrections.counts import NO_CORRECTIONS, CountCorrections
 from reconstruct.corrections.dead_pixels import dead_pixels
 from reconstruct.corrections.flats import FlatSeries
+from reconstruct.projections.flat_exposures import mean_flat, relative_exposures, to_the_first, with_equal_noise
 from reconstruct.projections.frames import Counter, Frame, ScanError, read_frames, read_together
 
 _log = logging.getLogger(__name__)
 
 _SATURATED_FLATS = 0.01
 """Largest fraction of the flat fields' pixels that may be full: dead pixels are few, an overexposed field is not."""
+
+_MOST_BLIND = 0.5
+"""Largest fraction of the pixels of which the dark signal may leave nothing: a hot pixel is one of few."""
 
 _FEW = 0.001
 """Fraction of pixels below which a counter that seems to have run over is a noisy pixel, and not worth a warning."""
@@ -28,7 +32,8 @@ _FEW = 0.001
 class OpenField:
     """What the pixels hold without an object (per ms where durations are given) and in the dark, and who is dead.
 
-    `flat` is what views are divided by, None for I0. Dark signal and flat fields that Corrections Applied (0071,xx08)
+    `flat` is what views are divided by, as in an exposure of `flat_ms`; None for I0, which holds the dark signal as a
+    view does. Dark signal and flat fields that Corrections Applied (0071,xx08)
     says are removed from a frame are not removed from it again.
     """
 
@@ -55,7 +60,8 @@ class OpenField:
             darks = np.stack([_mean_dark(counter, corrections) for counter in counters])
         if not all(counter.flats for counter in counters):
             first, _ = next(read_frames(counters[0].views[:1]))
-            return cls(None, None, darks, np.zeros(first.shape, dtype=bool), counting, corrections)
+            dead = np.zeros(first.shape, dtype=bool) if darks is None else _left_nothing(counters, darks)
+            return cls(None, None, darks, dead, counting, corrections)
         frames, full, rolled = [], [], 0
         flats_of = [Counter(counter.flats) for counter in counters]
         for frame, images in zip(counters[0].flats, read_together(flats_of), strict=True):
@@ -67,11 +73,15 @@ class OpenField:
             raise ScanError(f"the flat fields are overexposed: {overexposed:.0%} of their pixels are saturated")
         if rolled > _FEW * np.size(full):
             _log.info("%d pixels of the flat fields had run over their counter and were repaired", rolled)
+        exposures = relative_exposures(counters[0].flats)
         flats = np.stack(frames)
+        to_the_first(flats, exposures)
         flattened = "FLAT" in counters[0].views[0].corrections
         series = _series(flats, counters[0]) if corrections.interpolated_flats and not flattened else None
-        dead = dead_pixels(flats if series is None else series.steadied(flats)) | np.all(full, axis=0)
-        flat = _level(flats.mean(axis=0), dead, counters) if flattened else flats.mean(axis=0)
+        mean = mean_flat(flats, exposures)
+        steady = flats if series is None else series.steadied(flats)
+        dead = dead_pixels(with_equal_noise(steady, exposures)) | np.all(full, axis=0)
+        flat = _level(mean, dead, counters) if flattened else mean
         if keep_dead or not corrections.dead_pixels:
             dead &= flat is not None and flat <= 0
         return cls(flat, counters[0].flats[0].duration_ms, darks, dead, counting, corrections, series)
@@ -85,8 +95,7 @@ class OpenField:
             ratio = 1.0 if self.flat_ms is None or frame.duration_ms is None else self.flat_ms / frame.duration_ms
             beam = self._flat_at(frame) / np.float32(ratio)
         else:
-            expected = preprocess.differential_bins([counter.unattenuated[view] for counter in counters])[0]
-            beam = np.full(image.shape, expected, dtype=np.float32)
+            beam = _unattenuated(view, counters, self.darks, image.shape)
         transmission = preprocess.flat_field(image, beam, floor=floor)
         return preprocess.average_starved(transmission, image, beam, self.dead) if self.counting else transmission
 
@@ -94,6 +103,38 @@ class OpenField:
         if self.flat is None:
             raise ValueError("there are no flat fields")
         return self.flat if self.series is None or frame.acquired_s is None else self.series.at(frame.acquired_s)
+
+
+def _unattenuated(
+    view: int, counters: Sequence[Counter], darks: NDArray[np.float32] | None, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return what the pixels of a view hold by I0, (row, column), without the dark signal that the view loses, too."""
+    held = np.empty((len(counters), *shape), dtype=np.float32)
+    held[:] = np.array([counter.unattenuated[view] for counter in counters], dtype=np.float32)[:, None, None]
+    if darks is not None and "DARK" not in counters[0].views[view].corrections:
+        held -= darks
+    first: NDArray[np.float32] = preprocess.differential_bins(held)[0]
+    return first
+
+
+def _left_nothing(counters: Sequence[Counter], darks: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return the pixels whose dark signal leaves nothing of I0, (row, column): they see no light.
+
+    Raises
+    ------
+    ScanError
+        Most of them are such: I0 is no value of these pixels.
+    """
+    told = {tuple(counter.unattenuated[view] for counter in counters): view for view in range(len(counters[0].views))}
+    blind = np.zeros(darks.shape[1:], dtype=bool)
+    for view in told.values():
+        blind |= _unattenuated(view, counters, darks, blind.shape) <= 0
+    if blind.mean() > _MOST_BLIND:
+        raise ScanError(
+            f"the dark frames leave nothing of the unattenuated value I0 (0071,xx09) in {blind.mean():.0%} of the "
+            f"pixels: I0 is {counters[0].unattenuated[0]:g}, the mean of the dark frames {darks[0].mean():g}"
+        )
+    return blind
 
 
 def _mean_dark(counter: Counter, corrections: CountCorrections) -> NDArray[np.float32]:

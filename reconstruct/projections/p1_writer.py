@@ -24,12 +24,22 @@ from reconstruct.projections import elements
 from reconstruct.projections.acquisition import Acquisition, CounterImages, ImageSource
 from reconstruct.projections.frames import ScanError
 from reconstruct.projections.moments import later
+from reconstruct.projections.plausible import (
+    Limits,
+    bright,
+    bright_limits,
+    meant_limits,
+    refuse_other_meaning,
+    strays,
+)
 from reconstruct.projections.positioner import PositionerAngles, positioner_angles
 from reconstruct.projections.request import request_elements
 from reconstruct.projections.scan import PixelMeaning
 from reconstruct.projections.xa_functional_groups import shared_item, view_item
 from reconstruct.projections.xa_modules import add_acquisition, add_image
 from reconstruct.stations import at_one_height
+
+_NAMES = {"PROJECTION": "the views", "FLAT": "the flat frames", "DARK": "the dark frames"}
 
 LARGEST_PIXEL_DATA = 0xFFFFFFFE
 """Pixel Data (7FE0,0010) has a 32-bit even length that is not FFFFFFFF (PS3.5 7.1.1)."""
@@ -49,16 +59,19 @@ class _Part:
         """Read the images and return their stored values."""
         pixels = np.empty((self.count, *self.images.shape[1:]), dtype="<u2")
         for index in range(self.count):
-            values = np.asarray(self.images[self.first + index], dtype=np.float64)
+            values = np.array(self.images[self.first + index], dtype=np.float64)
+            np.clip(values, scale.least, scale.largest, out=values)
             pixels[index] = np.rint((values - scale.intercept) / scale.slope)
         return pixels
 
 
 class _Scale(NamedTuple):
-    """What makes values of stored ones: slope × stored + intercept."""
+    """What makes values of stored ones: slope × stored + intercept; what lies outside is clipped."""
 
     slope: float
     intercept: float
+    least: float = -np.inf
+    largest: float = np.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +111,15 @@ def p1_instances(
     largest_pixel_data: int = LARGEST_PIXEL_DATA,
     instance_uid: Callable[[int], str] | None = None,
     leave_out: Container[str] = (),
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Dataset]:
     """Yield the instances of a scan, complete with file meta information, Explicit VR Little Endian.
 
     Images are read when their instance is asked for; those that need a rescale once before, for its range.
 
     Counts are stored as they are, in 16 bits, the most that the SOP class allows (PS3.3 A.47); other values are stored
-    in 65,535 steps from the least to the largest, with a rescale.
+    in 65,535 steps from the least to the largest, with a rescale. Single values that cannot be meant, of dead and hot
+    pixels, are clipped to the range of the others before: they would make the steps too wide for all that is ordinary.
 
     Parameters
     ----------
@@ -125,11 +140,14 @@ def p1_instances(
         Returns the SOP Instance UID for an Instance Number, from 1; None: all are new.
     leave_out
         SOP Instance UIDs of instances that are there already: their images are not read.
+    tell
+        Called with a sentence for the user where values are clipped.
 
     Raises
     ------
     ScanError
-        Shapes that do not agree, counts over 65,535 or not whole, a frame larger than an instance may be.
+        Shapes that do not agree, counts over 65,535 or not whole, many values that cannot be meant, a frame larger than
+        an instance may be.
     """
     _check(counters, geometry, acquisition)
     parts = [part for counter in counters for part in _parts(counter, largest_pixel_data)]
@@ -138,8 +156,7 @@ def p1_instances(
     wanted = [(number, uid, part) for number, uid, part in named if uid not in leave_out]
     if not wanted:
         return
-    sources = {id(part.images): part.images for _, _, part in wanted}
-    scales = {key: _rescale(images, acquisition) for key, images in sources.items()}
+    scales = _scales([part for _, _, part in wanted], acquisition, tell or (lambda _sentence: None))
     level, travel = at_one_height(geometry)
     stand = _Stand(geometry, level, travel, positioner_angles(level))
     series = _series(header, scan_uid or new_uid(), acquisition, counters, parts)
@@ -175,19 +192,58 @@ def _parts(counter: CounterImages, largest: int) -> Iterator[_Part]:
             yield _Part(counter, role, images, first, min(per_instance, len(images) - first))
 
 
-def _rescale(images: ImageSource, acquisition: Acquisition) -> _Scale:
-    """Return the scale: 1 and 0 for whole numbers that fit, the range in steps of the bits for the rest."""
-    most = (1 << acquisition.bits_stored) - 1
-    if np.issubdtype(images.dtype, np.unsignedinteger) and np.iinfo(images.dtype).max <= most:
-        return _Scale(1.0, 0.0)
-    low, high = _range(images)
-    if not np.isfinite([low, high]).all():
-        raise ScanError(f"the images hold values that are not finite, from {low:g} to {high:g}")
-    if acquisition.pixel_meaning is not PixelMeaning.COUNTS:
-        return _Scale((high - low) / most or 1.0, low)
-    if low < 0 or high > most:
+def _scales(
+    parts: Sequence[_Part], acquisition: Acquisition, tell: Callable[[str], None]
+) -> dict[int, _Scale]:
+    """Return the scale of the images of each part, by their identity; every image that needs one is read for it."""
+    sources = {id(part.images): part for part in parts}
+    ranges = {key: _range(part.images) for key, part in sources.items() if not _fits(part.images, acquisition)}
+    brightest = max((found.bright for found in ranges.values()), default=0.0)
+    if len(ranges) < len(sources):  # the others may hold whatever fits
+        brightest = max(brightest, _most(acquisition))
+    scales = {}
+    for key, part in sources.items():
+        if key not in ranges:
+            scales[key] = _Scale(1.0, 0.0)
+        elif acquisition.pixel_meaning is PixelMeaning.COUNTS:
+            scales[key] = _scale_of_counts(part.images, ranges[key], acquisition)
+        else:
+            meant = meant_limits(acquisition.pixel_meaning) if part.role == "PROJECTION" else None
+            scales[key] = _scale_of(part, ranges[key], meant or bright_limits(brightest), acquisition, tell)
+    return scales
+
+
+def _most(acquisition: Acquisition) -> int:
+    return (1 << acquisition.bits_stored) - 1
+
+
+def _fits(images: ImageSource, acquisition: Acquisition) -> bool:
+    """Whether they are whole numbers that are stored as they are."""
+    return np.issubdtype(images.dtype, np.unsignedinteger) and np.iinfo(images.dtype).max <= _most(acquisition)
+
+
+def _scale_of(
+    part: _Part, found: _Range, limits: Limits, acquisition: Acquisition, tell: Callable[[str], None]
+) -> _Scale:
+    """Return the range of the values that can be meant, in steps of the bits."""
+    least, largest = found.low, found.high
+    if least < limits[0] or largest > limits[1]:
+        stray, least, largest = _within(part.images, limits)
+        if part.role == "PROJECTION":
+            count = int(np.prod(part.images.shape))
+            refuse_other_meaning(acquisition.pixel_meaning, stray, count, (found.low, found.high))
+        tell(
+            f"{stray} values of {_NAMES[part.role]} cannot be meant (the range is {found.low:g} to {found.high:g}) "
+            f"and are clipped to what the others reach, {least:g} to {largest:g}"
+        )
+    return _Scale((largest - least) / _most(acquisition) or 1.0, least, least, largest)
+
+
+def _scale_of_counts(images: ImageSource, found: _Range, acquisition: Acquisition) -> _Scale:
+    """Return 1 and 0 for counts, which are stored as they are."""
+    if found.low < 0 or found.high > _most(acquisition):
         raise ScanError(
-            f"counts from {low:g} to {high:g} do not fit into {acquisition.bits_stored} bits; "
+            f"counts from {found.low:g} to {found.high:g} do not fit into {acquisition.bits_stored} bits; "
             "an Enhanced XA pixel has at most 16"
         )
     whole = np.issubdtype(images.dtype, np.integer)
@@ -196,13 +252,43 @@ def _rescale(images: ImageSource, acquisition: Acquisition) -> _Scale:
     return _Scale(1.0, 0.0)
 
 
-def _range(images: ImageSource) -> tuple[float, float]:
-    """Return the least and the largest value; not finite if any is not."""
-    low, high = np.inf, -np.inf
+class _Range(NamedTuple):
+    """The least and the largest value of images, and what the bright pixels of the brightest image reach."""
+
+    low: float
+    high: float
+    bright: float
+
+
+def _range(images: ImageSource) -> _Range:
+    """Return the range of all images.
+
+    Raises
+    ------
+    ScanError
+        A value is not finite.
+    """
+    low, high, brightest = np.inf, -np.inf, -np.inf
     for index in range(len(images)):
         image = images[index]
         low, high = np.minimum(low, np.min(image)), np.maximum(high, np.max(image))
-    return float(low), float(high)
+        if not np.isfinite([low, high]).all():
+            raise ScanError(f"the images hold values that are not finite, from {low:g} to {high:g}")
+        brightest = max(brightest, bright(image))
+    return _Range(float(low), float(high), brightest)
+
+
+def _within(images: ImageSource, limits: Limits) -> tuple[int, float, float]:
+    """Return how many values lie outside, and the least and the largest of the others."""
+    stray, least, largest = 0, np.inf, -np.inf
+    for index in range(len(images)):
+        values = np.asarray(images[index])
+        outside = strays(values, limits)
+        stray += int(np.count_nonzero(outside))
+        if not outside.all():
+            inside = values[~outside]
+            least, largest = min(least, float(inside.min())), max(largest, float(inside.max()))
+    return (stray, least, largest) if least <= largest else (stray, *limits)
 
 
 def _series(
