@@ -10,7 +10,7 @@ from index import embeddings
 from index.archive import Archive
 from index.encoders import registry
 from index.encoders.encoder import Encoder
-from index.errors import NotFound, UnknownModel
+from index.errors import InvalidInstance, NotFound, UnknownModel
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.pictures import is_drawn
@@ -89,7 +89,7 @@ def embed(task: Task) -> None:
 def adopt(task: Task) -> None:
     """Embed with the task's encoder what others have embedded so far; then answer with it, if that is still wanted.
 
-    A run that was interrupted goes on where it stopped.
+    A run that was interrupted goes on where it stopped. A series of which nothing can be read or decoded is left out.
     """
     archive = task.archive
     try:
@@ -104,7 +104,7 @@ def adopt(task: Task) -> None:
             try:
                 most = task.settings.similarity.max_frames_per_series
                 _embed_series(archive, model, Series(archive, uid), most, task.progress_of(done, len(left)))
-            except (CannotProceed, NotFound) as error:
+            except (CannotProceed, InvalidInstance, NotFound, OSError) as error:
                 logger.warning("series %s has no vectors of %s: %s", uid, model.model_id, error)
     with archive.transaction():
         if embeddings.model(archive, model.model_id).wanted:

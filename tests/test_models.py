@@ -128,6 +128,22 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(archive, work, othe
     assert len(asked) <= 3, "what was embedded was not embedded again, but for the series that was under way"
 
 
+@pytest.mark.parametrize("content", [None, bytes(4096)], ids=["missing", "corrupt"])
+def test_a_damaged_file_does_not_keep_the_new_encoder_from_answering(archive, work, other, content, caplog):
+    work(1)
+    work(3, SeriesInstanceUID=OTHER_SERIES)
+    path = archive.open_instance("1.2.826.0.1.3680043.9.7133.9.3").path
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    embeddings.register(archive, OTHER, other.dimension)
+    embedding.replace_encoder(archive, OTHER)
+    work()
+    assert active(archive) == OTHER
+    assert embeddings.series_lacking(archive, OTHER) == [OTHER_SERIES]
+    assert f"series {OTHER_SERIES} has no vectors of {OTHER}" in caplog.text
+
+
 def test_an_encoder_that_cannot_embed_any_more_is_followed_by_the_built_in_one(archive, work, settings):
     work(1)
     embeddings.register(archive, "texture-0-000000000000", 4)

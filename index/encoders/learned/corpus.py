@@ -50,6 +50,8 @@ class Corpus:
         None when no image has one.
     segments
         Names of the segments 1, 2, …
+    left_out
+        How many series of the archive take no part, since nothing of them can be read or decoded.
     """
 
     images: Images
@@ -61,6 +63,7 @@ class Corpus:
     places: Numbers
     truth: Truth | None = None
     segments: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
