@@ -171,7 +171,7 @@ def _facts(run: _Run, trained: Trained, judgement: Judgement, wishes: Wishes) ->
     counts: dict[str, Any] = {}
     for name, part in (("training", run.training), ("validation", run.validation), ("held_out", run.held_out)):
         counts[name] = len(part)
-        counts[f"{name}_patients"] = len(set(np.where(part.patients == "", part.studies, part.patients).tolist()))
+        counts[f"{name}_patients"] = len(set(part.patient_keys.tolist()))
     learned = {"mean_average_precision": figures["learned"]["value"]} if figures else {}
     return {
         "labels": wishes.labels or "none",

@@ -109,7 +109,7 @@ def _places(series: Series, left_out: _LeftOut) -> list[Place]:
     for index, path in enumerate(series.paths):
         try:
             places += _places_in(path, index)
-        except Exception as error:  # headers of strangers make the reader raise anything
+        except Exception as error:  # noqa: BLE001  (headers of strangers make the reader raise anything)
             left_out.add(path, error)
     return in_order(places)
 
@@ -137,7 +137,7 @@ def _look_at(
                 frames = canonical_frames(dataset, file=file, numbers=list(wanted))
         except OutOfSpace:
             raise
-        except Exception as error:  # so do their data sets
+        except Exception as error:  # noqa: BLE001  (so do their data sets)
             left_out.add(instance.path, error)
             continue
         for number, image, extent in zip(frames.numbers, frames.images, frames.ranges, strict=True):
