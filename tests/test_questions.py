@@ -148,7 +148,7 @@ def test_its_own_surroundings_are_left_out_when_the_archive_holds_them(
 
 
 def test_of_a_sent_image_without_patient_id_the_study_is_left_out_as_its_patient(questions, make_image):
-    """Series 30 is of the study of the sent image, which has a series of its own; series 31 has no Patient ID either."""
+    """Series 30 is of the study of the sent image; series 31 has no Patient ID either."""
     archive, model = questions.archive, active_model(questions.archive)
     vector = np.eye(1, model.dimension, dtype=np.float32)[0]
     nobody = {"PatientID": "", "PatientName": ""}
