@@ -16,7 +16,7 @@ from index.archive import Archive
 from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus, Truth
 from index.encoders.pixels import SIDE
 from index.errors import ArchiveError
-from plugins.embedding import jobs_for_series
+from plugins.embedding import is_picture
 from plugins.node import CannotProceed, Series
 from plugins.slices import Slices, choose_slices
 
@@ -42,7 +42,7 @@ def collect(
     labels: Mapping[str, str],
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Corpus:
-    """Return the images that the node embeds, as many of a series as it would.
+    """Return the images that the node embeds, or would if similarity were enabled, as many of a series as it would.
 
     A series of which nothing can be read or decoded is left out with a warning, and counted.
 
@@ -64,7 +64,7 @@ def collect(
         progress(done / len(rows))
         try:
             series = Series(archive, uid)
-            if not jobs_for_series(series, settings):
+            if not is_picture(series):
                 continue
             slices = choose_slices(archive, series, settings.similarity.max_frames_per_series, lambda _done: None)
         except (CannotProceed, ArchiveError, InvalidDicomError, OSError) as error:

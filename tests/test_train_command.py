@@ -145,6 +145,14 @@ def test_an_empty_archive_has_nothing_to_train_on(tmp_path: Path) -> None:
     assert "holds no image" in result.output
 
 
+def test_images_are_found_where_similarity_is_switched_off(filled: Path) -> None:
+    from commands.training_data import collect
+    from config.settings import load_settings
+
+    off = {"archive": {"data": filled}, "similarity": {"enabled": False}}
+    assert len(collect(Archive(filled), load_settings(environment={}, overrides=off), {})) == PATIENTS
+
+
 def test_segmentations_of_the_archive_come_with_their_images(
     tmp_path: Path, make_dataset: Callable[..., Dataset]
 ) -> None:
