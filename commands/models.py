@@ -97,7 +97,10 @@ def activate(model_id: ModelArgument, config: ConfigOption = None, data: DataOpt
         fail(str(error))
     embeddings.register(archive, encoder.model_id, encoder.dimension)
     if embeddings.model(archive, model_id).active:
-        out.print(f"{model_id} is the active encoder", highlight=False, soft_wrap=True)
+        following = embeddings.wanted_model(archive)
+        embeddings.want(archive, model_id)  # that is: no other one
+        rest = f"; {following.model_id} does not follow it any more" if following is not None else ""
+        out.print(f"{model_id} is the active encoder{rest}", highlight=False, soft_wrap=True)
         return
     replace_encoder(archive, model_id)
     left = len(embeddings.series_lacking(archive, model_id))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from pydicom.errors import InvalidDicomError
 
 from commands.annotations import annotations_of
 from commands.training_masks import Masks, masks_of
@@ -15,7 +16,7 @@ from index.archive import Archive
 from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus, Truth
 from index.encoders.pixels import SIDE
 from index.errors import ArchiveError
-from plugins.embedding import jobs_for_series
+from plugins.embedding import is_picture
 from plugins.node import CannotProceed, Series
 from plugins.slices import Slices, choose_slices
 
@@ -41,7 +42,9 @@ def collect(
     labels: Mapping[str, str],
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Corpus:
-    """Return the images that the node embeds, as many of a series as it would.
+    """Return the images that the node embeds, or would if similarity were enabled, as many of a series as it would.
+
+    A series of which nothing can be read or decoded is left out with a warning, and counted.
 
     Parameters
     ----------
@@ -56,22 +59,24 @@ def collect(
         "ORDER BY series.series_instance_uid, study.study_instance_uid"
     ).fetchall()
     samples = []
+    left_out = 0
     for done, (patient, study, uid) in enumerate(rows):
         progress(done / len(rows))
-        series = Series(archive, uid)
-        if not jobs_for_series(series, settings):
-            continue
         try:
+            series = Series(archive, uid)
+            if not is_picture(series):
+                continue
             slices = choose_slices(archive, series, settings.similarity.max_frames_per_series, lambda _done: None)
-        except (CannotProceed, ArchiveError) as error:
+        except (CannotProceed, ArchiveError, InvalidDicomError, OSError) as error:
             logger.warning("series %s takes no part in the training: %s", uid, error)
+            left_out += 1
             continue
         samples.append(_Sample(patient, study, uid, slices, masks_of(series, slices.frames, annotations.get(uid, ()))))
     progress(1.0)
-    return _corpus(samples, labels)
+    return _corpus(samples, labels, left_out)
 
 
-def _corpus(samples: list[_Sample], labels: Mapping[str, str]) -> Corpus:
+def _corpus(samples: list[_Sample], labels: Mapping[str, str], left_out: int) -> Corpus:
     classes = tuple(sorted({labels[sample.series] for sample in samples if sample.series in labels}))
     numbers = {name: number for number, name in enumerate(classes)}
     counts = [len(sample.slices.frames) for sample in samples]
@@ -89,6 +94,7 @@ def _corpus(samples: list[_Sample], labels: Mapping[str, str]) -> Corpus:
         places=np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(count) for count in counts)]),
         truth=_truth(masks, segments) if segments else None,
         segments=segments,
+        left_out=left_out,
     )
 
 

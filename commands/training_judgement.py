@@ -65,8 +65,7 @@ def judge(corpus: Corpus, learned: Vectors, texture: Encoder, told: npt.NDArray[
 def items_of(corpus: Corpus) -> Items:
     """Return the images as what is ranked; those without a label have the label ""."""
     names = np.array([*corpus.classes, ""], dtype=np.str_)
-    patients = np.where(corpus.patients == "", corpus.studies, corpus.patients)
-    return Items(names[corpus.labels], patients, corpus.studies, corpus.series)
+    return Items(names[corpus.labels], corpus.patient_keys, corpus.studies, corpus.series)
 
 
 def _confusion(corpus: Corpus, told: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from commands.annotations import Annotation
 from index.encoders.functional_groups import of_frame
@@ -30,6 +30,10 @@ Masks = Mapping[str, npt.NDArray[np.bool_]]
 _OF_THE_PIXELS = (
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
+    "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
+    "DoubleFloatPixelPaddingRangeLimit",
     "ModalityLUTSequence",
     "VOILUTSequence",
     "WindowCenter",
@@ -112,6 +116,7 @@ def _header_of_mask(path: Path, index: int) -> Dataset:
     for keyword in (*_OF_THE_PIXELS, *_OF_THE_FRAMES):
         if keyword in header:
             delattr(header, keyword)
+    header.SOPClassUID = SegmentationStorage  # bytes of an ultrasound or captured image keep their greys: 1 is black
     header.Modality, header.PhotometricInterpretation, header.SamplesPerPixel = "OT", "MONOCHROME2", 1
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 8, 8, 7, 0
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

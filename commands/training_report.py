@@ -148,10 +148,12 @@ def _page(report: Report, pictures: Mapping[str, Path]) -> str:
 
 def _summary(report: Report) -> str:
     facts = report.facts
+    left_out = facts["series_left_out"]
     return (
         f"Size {facts['size']}, seed {facts['seed']}. Trained on {facts['training']} images of "
         f"{facts['training_patients']} patients, stopped by {facts['validation']} of {facts['validation_patients']}, "
         f"judged on {facts['held_out']} of {facts['held_out_patients']} others, which influenced nothing."
+        + (f" {left_out} series take no part, since nothing of them can be read or decoded." if left_out else "")
     )
 
 

@@ -70,6 +70,8 @@ def run_training(archive: Archive, settings: Settings, wishes: Wishes) -> None:
         fail(str(error), USAGE)
     with progress_bar("Reading the images") as bar:
         corpus = collect(archive, settings, labels, bar.fraction)
+    if corpus.left_out:
+        out.print(f"{corpus.left_out:,} series take no part: nothing of them can be read or decoded")
     parts = split(corpus, fraction=wishes.held_out, seed=wishes.seed)
     _refuse_too_little(corpus, parts, wishes.labels)
     run = _Run.of(corpus, parts, recipe, wishes.epochs)
@@ -169,12 +171,13 @@ def _facts(run: _Run, trained: Trained, judgement: Judgement, wishes: Wishes) ->
     counts: dict[str, Any] = {}
     for name, part in (("training", run.training), ("validation", run.validation), ("held_out", run.held_out)):
         counts[name] = len(part)
-        counts[f"{name}_patients"] = len(set(np.where(part.patients == "", part.studies, part.patients).tolist()))
+        counts[f"{name}_patients"] = len(set(part.patient_keys.tolist()))
     learned = {"mean_average_precision": figures["learned"]["value"]} if figures else {}
     return {
         "labels": wishes.labels or "none",
         "classes": list(run.training.classes),
         "segments": list(run.training.segments),
+        "series_left_out": run.corpus.left_out,
         "held_out_fraction": wishes.held_out,
         "mAP": figures,
         "epochs_run": len(trained.history),

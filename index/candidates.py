@@ -21,11 +21,15 @@ _EXCLUDED_SERIES = {
         "(SELECT study FROM series WHERE id IN (SELECT value FROM json_each(?)))"
     ),
     Exclude.SAME_PATIENT: (
-        "SELECT series.id FROM series JOIN study ON study.id = series.study WHERE study.patient IN "
-        "(SELECT study.patient FROM study JOIN series ON series.study = study.id "
-        "WHERE series.id IN (SELECT value FROM json_each(?)))"
+        "WITH own AS (SELECT study.id, study.patient, patient.patient_id FROM series "
+        "JOIN study ON study.id = series.study JOIN patient ON patient.id = study.patient "
+        "WHERE series.id IN (SELECT value FROM json_each(?))) "
+        "SELECT series.id FROM series JOIN study ON study.id = series.study "
+        "WHERE study.patient IN (SELECT patient FROM own WHERE patient_id <> '') "
+        "UNION SELECT id FROM series WHERE study IN (SELECT id FROM own)"
     ),
 }
+"""A study without a Patient ID stands for a patient of its own, as in `index.split`."""
 
 
 def select(

@@ -130,7 +130,7 @@ def _from_sent(database: Database, sent: Sent, model: EmbeddingModel, exclude: f
         raise NotEmbedded(f"what was sent is embedded by {sent.model_id}, not {model.model_id}: send it again")
     # Of all that the wider exclusions leave out any series will do, so the archive need not hold the sent one itself.
     own = "series_instance_uid = :series AND study_instance_uid = :study"
-    if Exclude.SAME_STUDY in exclude:
+    if exclude & {Exclude.SAME_STUDY, Exclude.SAME_PATIENT}:  # without a Patient ID the study stands for the patient
         own = "study_instance_uid = :study"
     if Exclude.SAME_PATIENT in exclude and sent.patient_id:
         own = "study_instance_uid = :study OR patient_id = :patient"

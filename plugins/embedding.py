@@ -10,7 +10,7 @@ from index import embeddings
 from index.archive import Archive
 from index.encoders import registry
 from index.encoders.encoder import Encoder
-from index.errors import NotFound, UnknownModel
+from index.errors import InvalidInstance, NotFound, UnknownModel
 from plugins.hookspecs import JobFunction, hookimpl
 from plugins.node import CannotProceed, Series, Task, Work
 from plugins.pictures import is_drawn
@@ -79,44 +79,87 @@ def restore_encoder(archive: Archive, model_id: str) -> None:
 
 
 def embed(task: Task) -> None:
-    """Embed slices of the task's series, spread over what they show, and with them the series as a whole."""
-    models = _models_at_work(task.archive)
-    for done, model in enumerate(models):
-        progress = task.progress_of(done, len(models))
-        _embed_series(task.archive, model, task.series(), task.settings.similarity.max_frames_per_series, progress)
+    """Embed slices of the task's series, spread over what they show, and with them the series as a whole.
+
+    An encoder that came to be wanted or active meanwhile embeds it too: its own job may have looked for series with
+    vectors before this one had any.
+    """
+    archive, most = task.archive, task.settings.similarity.max_frames_per_series
+    tried: set[str] = set()
+    while wanted := [model_id for model_id in _models_at_work(archive) if model_id not in tried]:
+        tried.update(wanted)
+        models = _usable(archive, wanted)
+        for done, model in enumerate(models):
+            try:
+                _embed_series(archive, model, task.series(), most, task.progress_of(done, len(models)))
+            except UnknownModel as error:  # deleted meanwhile
+                logger.warning("series %s is not embedded: %s", task.job.subject, error)
 
 
 def adopt(task: Task) -> None:
     """Embed with the task's encoder what others have embedded so far; then answer with it, if that is still wanted.
 
-    A run that was interrupted goes on where it stopped.
+    A run that was interrupted goes on where it stopped, and one whose encoder is neither wanted nor active any more
+    ends. A series of which nothing can be read or decoded is left out.
     """
-    archive = task.archive
+    archive, model_id = task.archive, task.job.subject
+    if not _is_at_work(archive, model_id):
+        logger.info("nothing more is embedded with %s: it is neither wanted nor active", model_id)
+        return
     try:
-        model = registry.load(archive, task.job.subject)
+        _embed_lacking(task, registry.load(archive, model_id))
     except UnknownModel as error:
-        raise CannotProceed(str(error)) from error
+        if _is_at_work(archive, model_id):
+            raise CannotProceed(str(error)) from error
+        logger.info("%s was deleted while it embedded the archive", model_id)
+    with archive.transaction():
+        wanted = embeddings.wanted_model(archive)
+        if wanted is not None and wanted.model_id == model_id:
+            embeddings.activate(archive, model_id)
+
+
+def _embed_lacking(task: Task, model: Encoder) -> None:
+    """Embed with this encoder what only others have embedded, as long as it is wanted or active.
+
+    Raises
+    ------
+    UnknownModel
+        Somebody deleted it meanwhile.
+    """
+    archive, most = task.archive, task.settings.similarity.max_frames_per_series
     tried: set[str] = set()
     while left := [uid for uid in embeddings.series_lacking(archive, model.model_id) if uid not in tried]:
         for done, uid in enumerate(left):  # more of them may come meanwhile, from jobs that began before this one
             task.progress(done / len(left))
+            if not _is_at_work(archive, model.model_id):
+                return
             tried.add(uid)
             try:
-                most = task.settings.similarity.max_frames_per_series
                 _embed_series(archive, model, Series(archive, uid), most, task.progress_of(done, len(left)))
-            except (CannotProceed, NotFound) as error:
+            except (CannotProceed, InvalidInstance, NotFound, OSError) as error:
                 logger.warning("series %s has no vectors of %s: %s", uid, model.model_id, error)
-    with archive.transaction():
-        if embeddings.model(archive, model.model_id).wanted:
-            embeddings.activate(archive, model.model_id)
 
 
-def _models_at_work(archive: Archive) -> list[Encoder]:
-    """Return the encoders that a new series is embedded with: the active one, and the one that is to follow it."""
+def _models_at_work(archive: Archive) -> list[str]:
+    """Return which encoders a new series is embedded with: the active one, and the one that is to follow it.
+
+    Before there is any, that which needs no training becomes the active one.
+    """
     known = (embeddings.active_model(archive), embeddings.wanted_model(archive))
-    wanted = [found.model_id for found in known if found is not None]
-    if not wanted:
-        return [registry.built_in()]
+    found = [model.model_id for model in known if model is not None]
+    if found:
+        return found
+    model = registry.built_in()
+    return [embeddings.register(archive, model.model_id, model.dimension).model_id]
+
+
+def _is_at_work(archive: Archive, model_id: str) -> bool:
+    known = (embeddings.active_model(archive), embeddings.wanted_model(archive))
+    return any(model is not None and model.model_id == model_id for model in known)
+
+
+def _usable(archive: Archive, wanted: list[str]) -> list[Encoder]:
+    """Return those of the `wanted` encoders that can embed; raises `CannotProceed` when none can."""
     usable: list[Encoder] = []
     for model_id in wanted:
         try:
@@ -140,7 +183,6 @@ def _can_embed(archive: Archive, model_id: str) -> bool:
 def _embed_series(
     archive: Archive, model: Encoder, series: Series, most: int, progress: Callable[[float], None]
 ) -> None:
-    embeddings.register(archive, model.model_id, model.dimension)
     slices = choose_slices(archive, series, most, progress)
     vectors = zip(slices.frames, model.encode(slices.images), strict=True)
     embeddings.store(archive, model.model_id, series.uid, [(*frame, vector) for frame, vector in vectors])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from index.decoding import open_image
 from index.encoders.encoder import Images
 from index.encoders.pixels import NoPixels, canonical_frames
 from index.encoders.slices import HEADER, LOOKED_AT, Place, chosen, contents, in_order, no_number, places_of, spread
+from index.errors import OutOfSpace
 from plugins.node import CannotProceed, Series
 
 logger = logging.getLogger(__name__)
@@ -49,37 +52,81 @@ def choose_slices(archive: Archive, series: Series, most: int, progress: Callabl
 
     One image is decoded at a time, and no more than `LOOKED_AT` times `most` however long the series is.
 
+    What cannot be read or decoded is left out, with a warning.
+
     Raises
     ------
     CannotProceed
         The series has no image that can be decoded here.
+    OSError
+        None of its files can be read now.
+    OutOfSpace
+        There is no room for what a deflated data set inflates to.
     """
-    places = _places(series)
+    left_out = _LeftOut()
+    places = _places(series, left_out)
     looked_at = [places[index] for index in spread(len(places), LOOKED_AT * most)]
-    found = _look_at(archive, series, looked_at, progress)
+    found = _look_at(archive, series, looked_at, left_out, progress)
+    if not found:
+        left_out.refuse()
+    left_out.tell(series)
     seen = [found[place] for place in looked_at if place in found]
     images = np.stack([slice_.image for slice_ in seen])
     picked = chosen(contents(images, [slice_.range for slice_ in seen]), most)
     return Slices(tuple(seen[index].frame for index in picked), images[picked])
 
 
-def _places(series: Series) -> list[Place]:
+class _LeftOut:
+    """The files of a series that cannot be read or decoded, and why the last one cannot."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._why: Exception = CannotProceed("the series has no image")
+
+    def add(self, path: Path, error: Exception) -> None:
+        """Note one file."""
+        self._count += 1
+        if isinstance(error, (CannotProceed, NoPixels, OSError)):
+            self._why = error
+        else:
+            self._why = CannotProceed(f"{path.name} cannot be read: {' '.join(str(error).split())}"[:200])
+
+    def refuse(self) -> NoReturn:
+        """Raise why nothing is left: a file that is not there now may come back, all else stays as it is."""
+        raise self._why if isinstance(self._why, OSError) else CannotProceed(str(self._why))
+
+    def tell(self, series: Series) -> None:
+        """Warn of what is left out."""
+        if self._count:
+            logger.warning(
+                "series %s: %d of %d files are left out: %s",
+                series.uid, self._count, len(series.instances), self._why,
+            )  # fmt: skip
+
+
+def _places(series: Series, left_out: _LeftOut) -> list[Place]:
     places: list[Place] = []
     for index, path in enumerate(series.paths):
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
         try:
-            places += places_of(header, index)
-        except (TypeError, ValueError) as error:
-            raise CannotProceed(no_number(header)) from error
+            places += _places_in(path, index)
+        except Exception as error:  # noqa: BLE001  (headers of strangers make the reader raise anything)
+            left_out.add(path, error)
     return in_order(places)
 
 
+def _places_in(path: Path, index: int) -> list[Place]:
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
+    try:
+        return places_of(header, index)
+    except (TypeError, ValueError) as error:
+        raise CannotProceed(no_number(header)) from error
+
+
 def _look_at(
-    archive: Archive, series: Series, places: list[Place], progress: Callable[[float], None]
+    archive: Archive, series: Series, places: list[Place], left_out: _LeftOut, progress: Callable[[float], None]
 ) -> dict[Place, _Seen]:
-    """Return the canonical images at `places`, instance by instance; what cannot be decoded is left out."""
+    """Return the canonical images at `places`, instance by instance."""
     found: dict[Place, _Seen] = {}
-    refused = ""
     of_instance: dict[int, dict[int, Place]] = {}
     for place in places:
         of_instance.setdefault(place.instance, {})[place.number] = place
@@ -88,14 +135,12 @@ def _look_at(
         try:
             with open_image(instance.path, archive.scratch_file) as (dataset, file):
                 frames = canonical_frames(dataset, file=file, numbers=list(wanted))
-        except NoPixels as error:
-            refused = str(error)
+        except OutOfSpace:
+            raise
+        except Exception as error:  # noqa: BLE001  (so do their data sets)
+            left_out.add(instance.path, error)
             continue
         for number, image, extent in zip(frames.numbers, frames.images, frames.ranges, strict=True):
             found[wanted[number or 1]] = _Seen((instance.sop_instance_uid, number), image, extent)
         progress(done / len(of_instance))
-    if not found:
-        raise CannotProceed(refused or "the series has no image")
-    if refused:
-        logger.warning("series %s: some images were left out: %s", series.uid, refused)
     return found

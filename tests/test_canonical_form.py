@@ -239,6 +239,13 @@ def test_what_says_nothing_or_nonsense_stays_as_stored(
     assert turn_of(dataset) == AS_STORED
 
 
+def test_image_orientation_turns_a_quadruped_as_anybody(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = scene(make_dataset, Y, X)
+    turn = turn_of(dataset)
+    dataset.AnatomicalOrientationType = "QUADRUPED"
+    assert turn_of(dataset) == turn != AS_STORED
+
+
 def test_each_frame_is_turned_by_its_own_orientation(make_dataset: Callable[..., Dataset]) -> None:
     single = scene(make_dataset, *AXIAL)
     pixels = pixel_array(single)

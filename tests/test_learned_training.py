@@ -6,13 +6,14 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from index.encoders.encoder import Encoder
-from index.encoders.learned import checkpoint
+from index.encoders.learned import checkpoint, stages
 from index.encoders.learned.checkpoint import UnusableFile
 from index.encoders.learned.corpus import NO_TRUTH, UNKNOWN, Corpus, split
 from index.encoders.learned.encoder import LearnedEncoder
@@ -171,6 +172,14 @@ def test_a_patient_without_id_is_its_study() -> None:
     held_out = split(corpus, fraction=0.5, seed=0).held_out
     assert 0 < held_out.sum() < 30
     assert (held_out[::2] == held_out[1::2]).all()
+
+
+def test_images_without_patient_id_are_judged_among_those_of_other_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one patient, no image could ask for another one, and the figure by which an epoch is kept would be none."""
+    monkeypatch.setattr(stages, "features_of", lambda _network, images: np.eye(2)[np.arange(len(images)) % 2])
+    corpus = made_corpus(16, patients=np.full(16, ""))
+    judged = TellingApart(corpus, corpus, QUICK).judge(SimpleNamespace(network=None), torch.Generator())
+    assert judged.figure == 1.0
 
 
 def test_classes_and_segments_that_do_not_occur_are_forgotten() -> None:

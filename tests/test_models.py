@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from test_worker import managed
+from typer.testing import CliRunner
 
 from config.settings import load_settings
 from index import embeddings
@@ -126,6 +127,88 @@ def test_a_run_that_was_interrupted_goes_on_where_it_stopped(archive, work, othe
     work()
     assert active(archive) == OTHER
     assert len(asked) <= 3, "what was embedded was not embedded again, but for the series that was under way"
+
+
+@pytest.mark.parametrize("content", [None, bytes(4096)], ids=["missing", "corrupt"])
+def test_a_damaged_file_does_not_keep_the_new_encoder_from_answering(archive, work, other, content, caplog):
+    work(1)
+    work(3, SeriesInstanceUID=OTHER_SERIES)
+    path = archive.open_instance("1.2.826.0.1.3680043.9.7133.9.3").path
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    embeddings.register(archive, OTHER, other.dimension)
+    embedding.replace_encoder(archive, OTHER)
+    work()
+    assert active(archive) == OTHER
+    assert embeddings.series_lacking(archive, OTHER) == [OTHER_SERIES]
+    assert f"series {OTHER_SERIES} has no vectors of {OTHER}" in caplog.text
+
+
+def test_a_series_under_way_while_the_encoder_changes_is_not_lost(
+    archive, settings, work, other, make_file, monkeypatch
+):
+    """Its job began before the new encoder was wanted, and ends when another worker has brought the change about."""
+    work(1)
+    archive.ingest(make_file(3, SeriesInstanceUID=OTHER_SERIES))
+    choose, changed = embedding.choose_slices, []
+
+    def slow(*arguments):
+        slices = choose(*arguments)
+        if not changed:
+            changed.append(OTHER)
+            embeddings.register(archive, OTHER, other.dimension)
+            embedding.replace_encoder(archive, OTHER)
+            assert Worker(archive, settings, "another", managed(embedding)).run_one()
+            assert active(archive) == OTHER
+        return slices
+
+    monkeypatch.setattr(embedding, "choose_slices", slow)
+    work()
+    assert changed
+    assert embeddings.series_embedded(archive)[OTHER] == 2
+    assert embeddings.series_lacking(archive, OTHER) == []
+
+
+def test_activating_the_active_encoder_calls_the_other_one_off(archive, work, other):
+    from tharsis import app
+
+    work(1)
+    texture = active(archive)
+    embeddings.register(archive, OTHER, other.dimension)
+    embedding.replace_encoder(archive, OTHER)
+    told = CliRunner().invoke(app, ["models", "activate", texture, "--data", str(archive.data)])
+    assert told.output.strip() == f"{texture} is the active encoder; {OTHER} does not follow it any more"
+    assert embeddings.wanted_model(archive) is None
+    work()
+    assert active(archive) == texture
+    assert vectors_by_model(archive).keys() == {texture}
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_an_encoder_that_is_no_longer_wanted_embeds_nothing_more(archive, work, other, is_deleted):
+    """Somebody goes back, and may delete it, while it embeds the first of two series."""
+    work(1)
+    work(3, SeriesInstanceUID=OTHER_SERIES)
+    texture = active(archive)
+    embeddings.register(archive, OTHER, other.dimension)
+    embedding.replace_encoder(archive, OTHER)
+    encode, asked = other.encode, []
+
+    def going_back(images):
+        asked.append(len(images))
+        embedding.restore_encoder(archive, texture)
+        if is_deleted:
+            embeddings.forget(archive, OTHER)
+        return encode(images)
+
+    other.encode = going_back
+    work()
+    assert len(asked) == 1
+    assert active(archive) == texture
+    assert {model.model_id for model in embeddings.models(archive)} == ({texture} if is_deleted else {texture, OTHER})
+    assert embeddings.series_embedded(archive).get(OTHER, 0) == (0 if is_deleted else 1)
+    assert archive.jobs.counts().keys() == {"done"}
 
 
 def test_an_encoder_that_cannot_embed_any_more_is_followed_by_the_built_in_one(archive, work, settings):

@@ -145,3 +145,17 @@ def test_its_own_surroundings_are_left_out_when_the_archive_holds_them(
     sent = questions.kept.current("DOCTOR")
     answer = ask_for(Similarity(archive), sent=sent, exclude=frozenset(exclude))
     assert set(cases_of(answer)) == {0, 1, 2, 3, 4, 5, 30, 31} - gone - (set() if is_stored else {0})
+
+
+def test_of_a_sent_image_without_patient_id_the_study_is_left_out_as_its_patient(questions, make_image):
+    """Series 30 is of the study of the sent image; series 31 has no Patient ID either."""
+    archive, model = questions.archive, active_model(questions.archive)
+    vector = np.eye(1, model.dimension, dtype=np.float32)[0]
+    nobody = {"PatientID": "", "PatientName": ""}
+    for case, values in ((30, {"StudyInstanceUID": f"{ROOT}.1.40"}), (31, {})):
+        archive.ingest(make_image(case, 1, **nobody, **values))
+        embeddings.store(archive, model.model_id, f"{ROOT}.2.{case}", [(f"{ROOT}.9.{case}.1", 0, vector)])
+    _send(questions, make_image(40, 1, **nobody))
+    sent = questions.kept.current("DOCTOR")
+    answer = ask_for(Similarity(archive), sent=sent, exclude=frozenset({Exclude.SAME_PATIENT}))
+    assert set(cases_of(answer)) == {0, 1, 2, 3, 4, 5, 31}

@@ -572,3 +572,26 @@ def test_references_to_nothing(archive: Archive, value: str, error: type[Excepti
 )
 def test_what_is_a_reference(value: str, expected: bool) -> None:
     assert is_reference(value) is expected
+
+
+@pytest.mark.parametrize("missing", ["", None])
+def test_a_study_without_patient_id_stands_for_a_patient_of_its_own(
+    tmp_path: Path, make_file: Callable[..., Path], missing: str | None
+) -> None:
+    """Anonymised: three studies of nobody, the first one of two series; their patients are one row of the catalogue."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    embeddings.register(archive, "a-1", 2)
+    for number, study in enumerate((0, 0, 1, 2), start=1):
+        series = f"{ROOT}.2.{number}"
+        archive.ingest(make_file(
+            number, StudyInstanceUID=f"{ROOT}.1.{study}", SeriesInstanceUID=series, PatientID=missing,
+            PatientName=missing,
+        ))  # fmt: skip
+        vector = np.array([1.0, 0.1 * number], np.float32)
+        embeddings.store(archive, "a-1", series, [(f"{ROOT}.9.{number}", 0, vector)])
+    assert archive.database.execute("SELECT count(*) FROM patient").fetchone() == (1,)
+    answer = Similarity(archive).search(SimilarityRequest(
+        level=Level.SERIES, series_instance_uid=f"{ROOT}.2.1", exclude=frozenset({Exclude.SAME_PATIENT})
+    ))  # fmt: skip
+    found = {neighbour.series_instance_uid for neighbour in answer.neighbours}
+    assert found == {f"{ROOT}.2.3", f"{ROOT}.2.4"}

@@ -182,6 +182,32 @@ def test_stacks_of_a_localizer_are_kept_apart() -> None:
     assert [place.instance for place in in_order(again)] == [2, 0, 1]
 
 
+@pytest.mark.parametrize("damage", ["missing", "zeros", "header"])
+def test_one_damaged_file_is_left_out_and_told(
+    make_dataset: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    archive, series = stored(
+        tmp_path, [mr(make_dataset, number, body(15), float(number)) for number in range(1, 5)]
+    )
+    path = series.paths[1]
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(bytes(4096) if damage == "zeros" else content[:200] + b"\xff" * 64)
+    with caplog.at_level("WARNING"):
+        slices = choose_slices(archive, series, 24, lambda _fraction: None)
+    assert numbers(slices) == [1, 3, 4]
+    assert f"series {SERIES}: 1 of 4 files are left out: " in caplog.text
+
+
+def test_a_series_whose_files_are_gone_may_be_tried_again(make_dataset: Make, tmp_path: Path) -> None:
+    archive, series = stored(tmp_path, [mr(make_dataset, number, body(15)) for number in (1, 2)])
+    for path in series.paths:
+        path.unlink()
+    with pytest.raises(FileNotFoundError):
+        choose_slices(archive, series, 24, lambda _fraction: None)
+
+
 def test_headers_that_say_nothing_or_nonsense(make_dataset: Make) -> None:
     for values in ({"NumberOfFrames": ""}, {"ImagePositionPatient": [0, 0]}):
         assert [place.normal for place in places_of(make_dataset(**values), 3)] == [None]

@@ -98,6 +98,27 @@ def test_train_without_labels_shows_neighbours_and_claims_nothing(filled: Path) 
     assert "fewer than two classes" in (folder / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("quick")
+def test_files_that_are_missing_or_corrupt_are_left_out_and_counted(filled: Path) -> None:
+    archive = Archive(filled)
+    missing, corrupt = (
+        archive.open_instance(generate_uid(entropy_srcs=["image", str(number)])).path for number in (0, 1)
+    )
+    archive.close()
+    missing.unlink()
+    corrupt.unlink()
+    corrupt.write_bytes(bytes(4096))
+    result = run_train(filled, "--batch", "8")
+    assert result.exit_code == 0, result.output
+    assert "2 series take no part: nothing of them can be read or decoded" in result.output
+    (weights,) = registry.trained(Archive(filled))
+    facts = json.loads(weights.path.with_suffix(".json").read_text())
+    assert facts["series_left_out"] == 2
+    assert facts["training"] + facts["validation"] + facts["held_out"] == PATIENTS - 2
+    page = (filled / "models" / weights.model_id / "report.html").read_text()
+    assert "2 series take no part" in page
+
+
 @pytest.mark.parametrize(
     ("options", "sentence", "code"),
     [
@@ -122,6 +143,14 @@ def test_an_empty_archive_has_nothing_to_train_on(tmp_path: Path) -> None:
     result = run_train(tmp_path / "data")
     assert result.exit_code == 1
     assert "holds no image" in result.output
+
+
+def test_images_are_found_where_similarity_is_switched_off(filled: Path) -> None:
+    from commands.training_data import collect
+    from config.settings import load_settings
+
+    off = {"archive": {"data": filled}, "similarity": {"enabled": False}}
+    assert len(collect(Archive(filled), load_settings(environment={}, overrides=off), {})) == PATIENTS
 
 
 def test_segmentations_of_the_archive_come_with_their_images(

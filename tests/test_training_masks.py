@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage, UltrasoundImageStorage
 from stacks import OBLIQUE, images, multi_frame, segmentation, structure_set
 
 from commands.training_data import collect
@@ -56,6 +57,24 @@ def test_a_seg_lies_over_the_frames_of_its_images(tmp_path: Path, kind: str) -> 
     corpus = trained_on(tmp_path, [*sources, seg_object(segmentation(labels), sources, recipe="{}")])
     assert corpus.segments == ("Liver",)
     assert len(corpus) == 5
+    assert (overlap(corpus) > 0.95).all()
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "modality"), [(SecondaryCaptureImageStorage, "OT"), (UltrasoundImageStorage, "US")]
+)
+def test_a_seg_of_images_that_are_rendered_already_is_not_empty(
+    tmp_path: Path, sop_class: str, modality: str
+) -> None:
+    slices = images(SHAPE, directions=OBLIQUE, spacing=(3, 1, 1), values=bright() * np.int16(1000))
+    for image in slices:
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = sop_class
+        image.Modality = modality
+        for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType"):
+            if keyword in image:
+                delattr(image, keyword)
+    corpus = trained_on(tmp_path, [*slices, seg_object(segmentation(bright()), slices, recipe="{}")])
+    assert corpus.segments == ("Liver",)
     assert (overlap(corpus) > 0.95).all()
 
 

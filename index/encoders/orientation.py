@@ -3,8 +3,9 @@
 Axial: rows run towards the patient's left, columns towards the back. Coronal: left and feet. Sagittal: back and feet.
 An oblique plane is turned like the nearest one; nothing is resampled, only rows and columns change places or direction.
 Cross-sections say how they lie in Image Orientation (Patient) (PS3.3 C.7.6.2.1.1, per frame in enhanced objects), other
-images in letters, Patient Orientation (PS3.3 C.7.6.1.1.1). An image that says neither, or nonsense, or shows an
-animal on four legs, is left as it is stored.
+images in letters, Patient Orientation (PS3.3 C.7.6.1.1.1). For quadrupeds the standard defines the axes, too; their
+letters are others (R is rostral, L lateral), and are not read. An image that says nothing, or nonsense, stays as it is
+stored.
 
 ::
 
@@ -86,7 +87,7 @@ def plane_of(dataset: Dataset, index: int = 0) -> tuple[Direction, Direction] | 
 
 
 def _by_letters(dataset: Dataset) -> tuple[Direction, Direction] | None:
-    """Return the directions by Patient Orientation, of which the first letter of each value is the main one."""
+    """Return the directions by a biped's Patient Orientation: the first letter of each value is the main one."""
     if str(dataset.get("AnatomicalOrientationType", "") or "BIPED") != "BIPED":
         return None
     letters = dataset.get("PatientOrientation") or ()

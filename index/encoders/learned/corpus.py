@@ -42,7 +42,7 @@ class Corpus:
     classes
         Names of the classes by their number.
     patients, studies, series
-        Whom and what each image belongs to; a patient without an ID is the study.
+        Whom and what each image belongs to; a patient without an ID is "" here, see `patient_keys`.
     places
         Position of the image in its series: neighbours differ by 1.
     truth
@@ -50,6 +50,8 @@ class Corpus:
         None when no image has one.
     segments
         Names of the segments 1, 2, …
+    left_out
+        How many series of the archive take no part, since nothing of them can be read or decoded.
     """
 
     images: Images
@@ -61,6 +63,7 @@ class Corpus:
     places: Numbers
     truth: Truth | None = None
     segments: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
@@ -90,6 +93,12 @@ class Corpus:
         return replace(
             self, labels=labels, classes=classes, truth=truth if has_truth else None, segments=segments[1:]
         )
+
+    @cached_property
+    def patient_keys(self) -> Texts:
+        """What stands for the patient of each image (`index.split.patient_key`), axis (n,)."""
+        keys = [patient_key(*pair) for pair in zip(self.patients.tolist(), self.studies.tolist(), strict=True)]
+        return np.array(keys, dtype=np.str_)
 
     @cached_property
     def neighbours(self) -> Numbers:
@@ -145,7 +154,7 @@ class Split:
 
 def split(corpus: Corpus, *, fraction: float, seed: int) -> Split:
     """Split by patient; the same patients are held out as in `tharsis evaluate` with that seed and fraction."""
-    keys = [patient_key(*pair) for pair in zip(corpus.patients, corpus.studies, strict=True)]
+    keys = corpus.patient_keys.tolist()
     held_out = np.array([is_held_out(key, seed=seed, fraction=fraction) for key in keys], dtype=np.bool_)
     validated = [is_held_out(f"validation {key}", seed=seed, fraction=_VALIDATION) for key in keys]
     validation = np.array(validated, dtype=np.bool_) & ~held_out

@@ -125,7 +125,7 @@ class TellingApart:
         corpus = self.validation
         if self.figure == "mAP":
             known = corpus.part(corpus.labels != UNKNOWN)
-            items = Items(known.labels.astype(np.str_), known.patients, known.studies, known.series)
+            items = Items(known.labels.astype(np.str_), known.patient_keys, known.studies, known.series)
             scores = measure(unit(features_of(learner.network, known.images)), items)
             return _mean(scores.values["mAP"])
         with torch.inference_mode():
