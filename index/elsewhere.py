@@ -14,6 +14,10 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from index.catalogue import find_instance
+from index.derivations import maker
+from index.senders import all_senders
+
 
 @dataclass(frozen=True)
 class Held:
@@ -157,6 +161,15 @@ def comes_from_orthanc(database: Database, series_instance_uid: str) -> bool:
         (series_instance_uid,),
     ).fetchone()
     return row is not None
+
+
+def is_known_from_it_alone(database: Database, sop_instance_uid: str, aet: str) -> bool:
+    """Whether an instance is stored that nobody but Orthanc (of that AE title) has sent, or that this node has made."""
+    stored = find_instance(database, sop_instance_uid)
+    if stored is None:
+        return False
+    is_copy = all(sender == aet for sender in all_senders(stored["source_aet"]))
+    return is_copy or maker(database, stored["series_instance_uid"]) is not None
 
 
 def unsent(database: Database, series_instance_uid: str = "") -> list[str]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlite_utils import Database
-
-from index import catalogue, derivations, elsewhere, jobs
+from index import derivations, elsewhere, jobs
 from index.archive import Archive
 from index.elsewhere import Held, OrthancSeries
 from index.errors import InstanceConflict, InvalidInstance, NotFound, PatientMismatch
 from index.keys import Level
-from index.senders import all_senders
 from plugins.node import CannotProceed, Task
 from plugins.orthanc.client import OrthancClient, OrthancLacks, OrthancRefused
 from plugins.orthanc.waiting import waits_for_orthanc
@@ -158,23 +156,12 @@ def _remove(archive: Archive, instance: Held, aet: str) -> None:
     """Delete what Orthanc has deleted; what this node was also sent by others only loses its note."""
     uid = instance.sop_instance_uid
 
-    def goes(database: Database) -> bool:
-        return _is_orthancs_alone(database, uid, aet)
-
+    goes = partial(elsewhere.is_known_from_it_alone, sop_instance_uid=uid, aet=aet)
     # It is asked before, since a deletion waits for the disk, and inside: another one may be sending it right now.
     if goes(archive.database) and archive.delete(Level.IMAGE, uid, reason=_REASON, only_if=goes):
         return
     with archive.transaction() as writing:
         elsewhere.forget_instance(writing, instance.sop_instance_uid)
-
-
-def _is_orthancs_alone(database: Database, uid: str, aet: str) -> bool:
-    """Whether an instance is stored, and nobody but Orthanc has sent it, or this node has made it."""
-    stored = catalogue.find_instance(database, uid)
-    if stored is None:
-        return False
-    is_copy = all(sender == aet for sender in all_senders(stored["source_aet"]))
-    return is_copy or derivations.maker(database, stored["series_instance_uid"]) is not None
 
 
 def _announce(archive: Archive, listed: _Listed, *, made: bool) -> None:
