@@ -40,6 +40,8 @@ def by_pairs(search: Search, series: list[int]) -> list[Match]:
     best: dict[int, float] = {}
     for first in range(0, len(series), _SERIES):
         ids, starts, vectors = _frames(search, series[first : first + _SERIES])
+        if not len(ids):  # what an older version left of series whose embedded frames were deleted
+            continue
         pairs = cosines(vectors, np.concatenate(search.example.parts))
         values = np.round(values_of_series(search, np.maximum.reduceat(pairs, starts, axis=0)), 12)
         leading = pairs.max(axis=1)
@@ -72,8 +74,9 @@ def _frames(search: Search, series: list[int]) -> tuple[Ids, npt.NDArray[np.intp
         "AND series IN (SELECT value FROM json_each(?)) ORDER BY series, id",
         (search.model_id, json.dumps(series)),
     ).fetchall()
-    table = np.asarray([row[:2] for row in rows], dtype=np.int64)
-    return table[:, 0], _starts(table[:, 1]), np.stack([from_bytes(row[2]) for row in rows])
+    table = np.asarray([row[:2] for row in rows], dtype=np.int64).reshape(-1, 2)
+    vectors = [from_bytes(row[2]) for row in rows]
+    return table[:, 0], _starts(table[:, 1]), np.stack(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
 
 
 def contenders(search: Search) -> list[int]:

@@ -609,6 +609,49 @@ def test_a_series_that_is_embedded_anew_during_the_search_stays_excluded(
     assert searcher.search(request) == expected
 
 
+@pytest.mark.parametrize("limits", [None, FEW], ids=["few frames", "many frames"])
+@pytest.mark.parametrize("left_by_an_older_version", [False, True])
+def test_a_series_whose_embedded_frames_were_deleted_does_not_compete(
+    tmp_path: Path, limits: IndexLimits | None, left_by_an_older_version: bool
+) -> None:
+    archive = Archive(tmp_path)
+    embeddings.register(archive, "a-1", D)
+    first = next(frame for frame in FRAMES if frame.series == SERIES_3)
+    own = [first, replace(first, sop=f"{SERIES_3}.98", vector=FRAMES[0].vector)]
+    gone = next(frame for frame in FRAMES if frame.series != SERIES_3)
+    other = replace(gone, sop=f"{gone.series}.99", vector=None)
+    for frame, frames in ((own[0], 1), (own[1], 1), (gone, 1), (other, 1)):
+        archive.ingest(instance(frame, frames))
+    embeddings.store(archive, "a-1", SERIES_3, [(frame.sop, 0, frame.vector) for frame in own])
+    embeddings.store(archive, "a-1", gone.series, [(gone.sop, 0, gone.vector)])
+    request = SimilarityRequest(level=Level.SERIES, series_instance_uid=SERIES_3)
+    assert len(Similarity(archive, limits=limits).search(request).neighbours) == 1
+    whole = archive.database.execute(
+        "SELECT model_id, series, vector FROM embedding JOIN series ON series.id = series "
+        "WHERE instance IS NULL AND series_instance_uid = ?", (gone.series,)
+    ).fetchall()  # fmt: skip
+    archive.delete(Level.IMAGE, gone.sop)
+    rows = "SELECT count(*) FROM embedding JOIN series ON series.id = series WHERE series_instance_uid = ?"
+    assert archive.database.execute(rows, (gone.series,)).fetchone() == (0,)
+    if left_by_an_older_version:
+        with archive.transaction() as database:
+            database.conn.executemany("INSERT INTO embedding (model_id, series, vector) VALUES (?, ?, ?)", whole)
+    assert Similarity(archive, limits=limits).search(request).neighbours == ()
+
+
+def test_the_vector_of_a_series_stays_as_long_as_one_of_its_frames(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    embeddings.register(archive, "a-1", D)
+    first = next(frame for frame in FRAMES if frame.series == SERIES_3)
+    own = [first, replace(first, sop=f"{SERIES_3}.98", vector=FRAMES[0].vector)]
+    for frame in own:
+        archive.ingest(instance(frame, 1))
+    embeddings.store(archive, "a-1", SERIES_3, [(frame.sop, 0, frame.vector) for frame in own])
+    archive.delete(Level.IMAGE, own[0].sop)
+    whole = "SELECT count(*) FROM embedding WHERE instance IS NULL"
+    assert archive.database.execute(whole).fetchone() == (1,)
+
+
 def test_models_never_meet(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     embeddings.register(archive, "a-1", D)
