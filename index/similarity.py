@@ -35,7 +35,8 @@ SHORTLIST = 100
 class Similarity:
     """Answers similarity queries from one archive. Safe to share between threads.
 
-    Indexes are read at the first query that needs them, and then follow the archive.
+    Indexes are read at the first query that needs them, and then follow the archive; those of models that it has
+    forgotten are given up.
 
     Parameters
     ----------
@@ -129,7 +130,10 @@ class Similarity:
         raise UnknownModel("no encoder is known here yet", element="ModelID")
 
     def _index(self, model: EmbeddingModel, grain: Grain) -> VectorIndex:
+        known = {each.model_id for each in embeddings.models(self._archive)}
         with self._lock:
+            for forgotten in [key for key in self._indexes if key[0] not in known]:
+                del self._indexes[forgotten]
             key = (model.model_id, grain)
             if key not in self._indexes:
                 dimension = model.whole_dimension if grain is Grain.SERIES else model.dimension

@@ -144,7 +144,8 @@ def _request(
         raise InvalidIdentifier(f"one reference (~...) can be asked about, got {len(asked.references)}")
     if asked.references and asked.names_something:
         raise InvalidIdentifier("ask by a reference (~...) or by the private block, not by both")
-    reference = desk.seen.reference(asked.references[0].text) if asked.references else Reference()
+    issuer = str(request.identifier.get("IssuerOfPatientID") or "").strip()
+    reference = desk.seen.reference(asked.references[0].text, issuer) if asked.references else Reference()
     sent = None
     if reference.is_bare and asked.about_sent and not asked.names_something:
         sent = _sent(desk, caller)

@@ -145,3 +145,13 @@ def test_its_own_surroundings_are_left_out_when_the_archive_holds_them(
     sent = questions.kept.current("DOCTOR")
     answer = ask_for(Similarity(archive), sent=sent, exclude=frozenset(exclude))
     assert set(cases_of(answer)) == {0, 1, 2, 3, 4, 5, 30, 31} - gone - (set() if is_stored else {0})
+
+
+def test_a_question_keeps_its_model_when_another_becomes_active(questions, make_image):
+    first = active_model(questions.archive)
+    _send(questions, make_image(20, 1))
+    embeddings.register(questions.archive, "other-1-000000000000", first.dimension)
+    embeddings.activate(questions.archive, "other-1-000000000000")
+    _send(questions, make_image(20, 2))
+    sent = questions.kept.current("DOCTOR")
+    assert (sent.model_id, len(sent.sop_instance_uids), len(sent.vectors)) == (first.model_id, 2, 2)

@@ -717,3 +717,18 @@ def test_references_to_nothing(archive: Archive, value: str, error: type[Excepti
 )
 def test_what_is_a_reference(value: str, expected: bool) -> None:
     assert is_reference(value) is expected
+
+
+def test_indexes_of_forgotten_models_are_given_up(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.ingest(instance(FRAMES[0], 1))
+    searcher = Similarity(archive)
+    for model in ("a-1", "b-1", "c-1"):
+        embeddings.register(archive, model, D)
+        embeddings.store(archive, model, FRAMES[0].series, [(FRAMES[0].sop, 0, FRAMES[0].vector)])
+        previous = embeddings.active_model(archive)
+        embeddings.activate(archive, model)
+        if previous is not None and previous.model_id != model:
+            embeddings.forget(archive, previous.model_id)
+        searcher.search(SimilarityRequest(level=Level.IMAGE, vector=FRAMES[0].vector))
+    assert {model for model, _ in searcher._indexes} == {"c-1"}

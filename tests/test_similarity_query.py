@@ -22,8 +22,9 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
 from index import embeddings
+from index.errors import UnknownQuery
 from index.keys import Level
-from index.similarity import Similarity
+from index.similarity import Similarity, resolve_reference
 from scp.contexts import (
     PATIENT_ROOT_FIND,
     SIMILARITY_FIND,
@@ -550,3 +551,21 @@ def test_an_unknown_recall_is_an_empty_element(node, monkeypatch):
     monkeypatch.setattr(Similarity, "search", lambda *asked: replace(search(*asked), estimated_recall=None))
     first = _find(node, _identifier("SERIES", {"QuerySeriesInstanceUID": _series(0)}, StudyInstanceUID=""))[0][1]
     assert _private(first, "EstimatedRecall") is None
+
+
+def test_a_patient_of_two_issuers_is_asked_about_by_one(node, make_file):
+    for number, (issuer, day, x) in enumerate((("A", "20200101", 1.0), ("B", "20240601", 0.0)), start=50):
+        node.archive.ingest(make_file(number, StudyInstanceUID=_study(number), SeriesInstanceUID=_series(number),
+                                      PatientID="TWICE", IssuerOfPatientID=issuer, StudyDate=day))  # fmt: skip
+        vector = np.array([x, 1.0 - x], np.float32)
+        embeddings.store(node.archive, MODEL, _series(number), [(f"{ROOT}.9.{number}", 0, vector)])
+    answers = _ask(node, PatientID="~TWICE")
+    assert (len(answers), answers[0][0].Status) == (1, 0xA900)
+    assert "issuers" in answers[0][0].ErrorComment
+    archive = node.archive
+    assert resolve_reference(archive, "~twice", "A").study_instance_uid == _study(50)
+    assert resolve_reference(archive, "~TWICE", "B").study_instance_uid == _study(51)
+    with pytest.raises(UnknownQuery):
+        resolve_reference(archive, "~TWICE", "C")
+    answers = _ask(node, PatientID="~TWICE", IssuerOfPatientID="A")
+    assert (_cases(answers), answers[-1][0].Status) == ([], 0x0000), "its own series is left out, others are filtered"
