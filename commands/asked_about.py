@@ -11,6 +11,10 @@ from pydicom.dataset import Dataset
 from scp.private_elements import CREATOR, ELEMENTS, GROUP
 
 
+class NoBlock(ValueError):
+    """An answer that says nothing of similarity; its text is one sentence."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is asked about, as it goes into the private block, into an ordinary key, or to the node as an image.
@@ -36,5 +40,16 @@ class Asked:
 
 
 def value_of(answer: Dataset, keyword: str) -> Any:
-    """Return the value of an element of the private block in `answer`."""
-    return answer.private_block(GROUP, CREATOR)[ELEMENTS[keyword].number].value
+    """Return the value of an element of the private block in `answer`, None when the block is without it.
+
+    Raises
+    ------
+    NoBlock
+        The answer is an ordinary one.
+    """
+    try:
+        block = answer.private_block(GROUP, CREATOR)
+    except KeyError as error:
+        raise NoBlock(f"answers without the block {CREATOR!r}: this is no similarity AE of such a node") from error
+    number = ELEMENTS[keyword].number
+    return block[number].value if number in block else None

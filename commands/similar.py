@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from pydicom.dataset import Dataset
 
-from commands.asked_about import Asked, value_of
+from commands.asked_about import Asked, NoBlock, value_of
 from commands.console import FAILED, UNREACHABLE, USAGE, JsonOption, fail
 from commands.network import (
     DEFAULT_PEER,
@@ -137,7 +137,7 @@ def similar(
             from commands.similar_sheet import Sheet  # matplotlib takes its time
 
             Sheet(target, requestor).write(picture, asked, answers)
-    except client.RequestFailed as error:
+    except (client.RequestFailed, NoBlock) as error:
         fail(str(error))
     except PeerError as error:
         fail(str(error), UNREACHABLE)

@@ -159,7 +159,7 @@ def remove_instance(database: Database, sop_instance_uid: str) -> str:
         "WHERE instance.sop_instance_uid = ?",
         (sop_instance_uid,),
     ).fetchone()
-    database.execute("DELETE FROM embedding WHERE instance = ?", (instance,))
+    _remove_embedding(database, instance, series)
     database.execute("DELETE FROM instance WHERE id = ?", (instance,))
     series_gone = not _has_rows(database, "instance", "series", series)
     if series_gone:
@@ -174,6 +174,17 @@ def remove_instance(database: Database, sop_instance_uid: str) -> str:
         database.execute("DELETE FROM patient WHERE id = ?", (patient,))
     _count(database, patient, study, series, instances=-1, series=-int(series_gone), studies=-int(study_gone))
     return str(path)
+
+
+def _remove_embedding(database: Database, instance: int, series: int) -> None:
+    """Delete the instance's vectors, and the series' own of each model that has none of its frames any more."""
+    if database.execute("DELETE FROM embedding WHERE instance = ?", (instance,)).rowcount:
+        database.execute(
+            "DELETE FROM embedding WHERE series = ? AND instance IS NULL AND NOT EXISTS (SELECT 1 FROM embedding AS "
+            "own WHERE own.model_id = embedding.model_id AND own.series = embedding.series "
+            "AND own.instance IS NOT NULL)",
+            (series,),
+        )
 
 
 def remove_series(database: Database, series: int) -> list[str]:

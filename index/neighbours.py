@@ -101,8 +101,8 @@ class SimilarityRequest:
     model_id
         Empty: the active encoder.
     aggregation
-        None: INSTANCE for images; for series and studies a shortlist by the mean and maximum of each series, ranked by
-        LATE_INTERACTION. A study ranks by its best series.
+        None: INSTANCE for images; LATE_INTERACTION for series and studies, of a shortlist where many frames compete and
+        the mode is not EXACT. A study ranks by its best series.
     mode
         EXACT: every vector is compared. APPROX: by the approximate index, where there is one. None: the index's own
         choice.
@@ -171,7 +171,7 @@ class SimilarityRequest:
 
     @property
     def how(self) -> Aggregation | None:
-        """The aggregation; where none is named INSTANCE for images, and None, by shortlist, for series and studies."""
+        """The aggregation; where none is named INSTANCE for images, and None for series and studies."""
         if self.aggregation is not None:
             return self.aggregation
         return Aggregation.INSTANCE if self.level is Level.IMAGE else None
@@ -214,16 +214,17 @@ class SimilarityAnswer:
     Attributes
     ----------
     index_size
-        Vectors that competed, after filters and exclusions.
+        Vectors that competed, after filters and exclusions: of frames, or of whole series for SERIES_MEAN.
     mode
-        How they were found, whatever was asked: EXACT where there is no approximate index, or a filter leaves few.
+        How they were found, whatever was asked: EXACT where nothing better can have been missed.
     estimated_recall
-        Share of the true nearest vectors that such a search finds: the lower 95 % confidence bound that was measured
-        when the index was made. 1.0 for an exact search.
+        Share of the true nearest that such a search finds: the lower 95 % confidence bound that was measured when the
+        approximate index was made; for a shortlist, the share of these neighbours that are proved to be of the true
+        ones. 1.0 for an exact search; None where no bound is known.
     """
 
     neighbours: tuple[Neighbour, ...]
     model_id: str
     index_size: int
     mode: SearchMode
-    estimated_recall: float
+    estimated_recall: float | None

@@ -75,10 +75,7 @@ class Questions:
         OutOfSpace
             The question has as many images as it may have (A700).
         """
-        active = embeddings.active_model(self._archive)
-        if active is None:
-            raise NotEmbedded("nothing is embedded here yet: there is nothing to compare with")
-        number = self._begin(asker, header, file, active.model_id)
+        number = self._begin(asker, header, file, self._model_id(asker, header))
         try:
             self._on_demand.wait(number)
         except BaseException:
@@ -111,6 +108,20 @@ class Questions:
         """Take note that `asker` has been answered: the next image that it sends starts a new question."""
         with self._archive.transaction() as database:
             database.execute("UPDATE question SET is_closed = 1 WHERE asker = ? AND is_closed = 0", (asker,))
+
+    def _model_id(self, asker: str, header: Header) -> str:
+        """Return the model of the question that the image belongs to, or for a new one the active one."""
+        begun = self._archive.database.execute(
+            f"SELECT model_id FROM {_OF_ASKER} AND series_instance_uid = ? AND NOT is_closed AND at >= ? "
+            "AND model_id IN (SELECT model_id FROM encoder) ORDER BY asked.id LIMIT 1",
+            (asker, header.series_instance_uid, self._clock() - self._kept_s),
+        ).fetchone()
+        if begun is not None:
+            return str(begun[0])
+        active = embeddings.active_model(self._archive)
+        if active is None:
+            raise NotEmbedded("nothing is embedded here yet: there is nothing to compare with")
+        return active.model_id
 
     def _begin(self, asker: str, header: Header, file: Path, model_id: str) -> int:
         with self._archive.transaction() as database:

@@ -49,17 +49,22 @@ def is_reference(value: str) -> bool:
     return _MARK.match(_stripped(value)) is not None
 
 
-def resolve_reference(archive: Archive, value: str) -> Reference:
+def resolve_reference(archive: Archive, value: str, issuer: str = "") -> Reference:
     """Return what `value`, with or without its mark, names in the archive.
+
+    Parameters
+    ----------
+    issuer
+        Of a patient ID; empty: any, as long as there is no other with that ID.
 
     Raises
     ------
     InvalidIdentifier
-        An option that there is not (Status A900).
+        An option that there is not, or a patient ID that several issuers have given (Status A900).
     UnknownQuery
         Names nothing here (Status C001).
     """
-    return parse_reference(value, lambda name: _find(archive.database, name))
+    return parse_reference(value, lambda name: _find(archive.database, name, issuer))
 
 
 def parse_reference(value: str, named: Callable[[str], Reference | None]) -> Reference:
@@ -101,13 +106,33 @@ def _results(option: str, value: str) -> int:
     return int(value)
 
 
-def _find(database: Database, name: str) -> Reference | None:
+def _find(database: Database, name: str, issuer: str) -> Reference | None:
     if is_valid_uid(name) and (found := find_uid(database, name)) is not None:
         return found
-    for column in ("study.accession_number", "patient.patient_id"):
-        of_that_name = Condition(f"{column} = ? COLLATE NOCASE", (name,))
-        if (found := latest_study(database, of_that_name, Condition(f"({column} = ?)", (name,)))) is not None:
-            return found
+    accession = Condition("study.accession_number = ? COLLATE NOCASE", (name,))
+    found = latest_study(database, accession, Condition("(study.accession_number = ?)", (name,)))
+    return found or _of_patient(database, name, issuer)
+
+
+def _of_patient(database: Database, name: str, issuer: str) -> Reference | None:
+    """Return the latest study of the patient with the ID `name`; as it is written, or else in any case."""
+    for collation in ("BINARY", "NOCASE"):
+        of_that_name = Condition(f"patient.patient_id = ? COLLATE {collation}", (name,))
+        if issuer:
+            of_that_name = Condition(
+                f"{of_that_name.sql} AND patient.issuer_of_patient_id = ?", (*of_that_name.parameters, issuer)
+            )
+        issuers = database.execute(
+            f"SELECT count(DISTINCT issuer_of_patient_id) FROM patient WHERE {of_that_name.sql}",
+            of_that_name.parameters,
+        ).fetchone()[0]
+        if issuers > 1:
+            raise InvalidIdentifier(
+                f"{issuers} issuers have a patient of that ID: name the Issuer of Patient ID",
+                element="IssuerOfPatientID",
+            )
+        if issuers:
+            return latest_study(database, of_that_name)
     return None
 
 

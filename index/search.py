@@ -34,8 +34,14 @@ class Search:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best match of each entity, best first, and how they were found."""
+    """The best match of each entity, best first, and how they were found.
+
+    Attributes
+    ----------
+    estimated_recall
+        As of `SimilarityAnswer`.
+    """
 
     matches: list[Match]
     mode: SearchMode = SearchMode.EXACT
-    estimated_recall: float = 1.0
+    estimated_recall: float | None = 1.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from sqlite_utils import Database
 
@@ -25,24 +26,26 @@ from index.on_demand import OnDemand, never
 from index.references import Reference, is_reference, resolve_reference
 from index.search import Search
 from index.unit_vectors import distance, score
-from index.vectors import Grain, VectorIndex
+from index.vectors import Grain, VectorIndex, refresh
 
 SHORTLIST = 100
-"""Series or studies that are re-ranked, unless the settings say otherwise."""
+"""Series or studies that are put on a shortlist, unless the settings say otherwise."""
 
 
 class Similarity:
     """Answers similarity queries from one archive. Safe to share between threads.
 
-    Indexes are read at the first query that needs them, and then follow the archive.
+    Indexes are read at the first query that needs them, and then follow the archive; those of models that it has
+    forgotten are given up.
 
     Parameters
     ----------
     on_demand
         Has embedded what is asked about and has no stored vector; None: such a query is refused.
     shortlist
-        Series or studies that are re-ranked by late interaction when a query names no aggregation; more when it asks
-        for more.
+        Series or studies that lead by their whole series, and series that lead by their frames, which are ranked by
+        late interaction when a query names no aggregation and more frames compete than are searched exactly; more
+        when it asks for more.
     limits
         From which size on an index is approximate, and how good it has to be; None: as the settings say by default.
     """
@@ -81,17 +84,25 @@ class Similarity:
         """
         model = self._model(request)
         self._provide(model, request, cancelled)
-        grain = Grain.SERIES if request.how in (Aggregation.SERIES_MEAN, None) else Grain.FRAME
-        index = self._index(model, grain)
+        grains = _grains(request)
+        indexes = {grain: self._index(model, grain) for grain in grains}
         # Index, example, exclusions and answer have to speak of the same rows: a series that is embedded anew gets
-        # others, and would come back as its own best neighbour. So the index is brought to one state of the
-        # catalogue, and stays there until that state has answered everything else.
-        with index.unchanged(), _one_state(self._archive.database) as database:
-            index.refresh()
+        # others, and would come back as its own best neighbour. So the indexes are brought to one state of the
+        # catalogue, and stay there until that state has answered everything else.
+        with ExitStack() as stack:
+            for index in indexes.values():
+                stack.enter_context(index.unchanged())
+            database = stack.enter_context(_one_state(self._archive.database))
+            refresh(list(indexes.values()))
             example = find_example(database, model, request)
-            selection = candidates.select(database, model.model_id, grain, request, example)
-            found = ranked(Search(database, model.model_id, index, example, selection, request), self._shortlist)
-            index_size = index.count(selection)
+
+            def search(grain: Grain) -> Search:
+                selection = candidates.select(database, model.model_id, grain, request, example)
+                return Search(database, model.model_id, indexes[grain], example, selection, request)
+
+            own = search(grains[0])
+            found = ranked(own, partial(search, Grain.SERIES), self._shortlist)
+            index_size = own.index.count(own.selection)
         return SimilarityAnswer(
             neighbours=tuple(_neighbours(found.matches, request)),
             model_id=model.model_id,
@@ -119,12 +130,24 @@ class Similarity:
         raise UnknownModel("no encoder is known here yet", element="ModelID")
 
     def _index(self, model: EmbeddingModel, grain: Grain) -> VectorIndex:
+        known = {each.model_id for each in embeddings.models(self._archive)}
         with self._lock:
+            for forgotten in [key for key in self._indexes if key[0] not in known]:
+                del self._indexes[forgotten]
             key = (model.model_id, grain)
             if key not in self._indexes:
                 dimension = model.whole_dimension if grain is Grain.SERIES else model.dimension
                 self._indexes[key] = VectorIndex(self._archive, model.model_id, dimension, grain, self._limits)
             return self._indexes[key]
+
+
+def _grains(request: SimilarityRequest) -> tuple[Grain, ...]:
+    """Return the grains of the vectors that are searched, first of those that compete."""
+    if request.how is Aggregation.SERIES_MEAN:
+        return (Grain.SERIES,)
+    if request.how is None and request.mode is not SearchMode.EXACT:
+        return (Grain.FRAME, Grain.SERIES)
+    return (Grain.FRAME,)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 from sqlite_utils import Database
@@ -46,7 +46,7 @@ class VectorIndex:
         self._grain = grain
         self._limits = limits or IndexLimits()
         self._state: State | None = None
-        self._refreshing = threading.Lock()
+        self._refreshing = threading.RLock()
         self._own = threading.local()
         self._opening: _Opening | None = None
         self._unusable = ""
@@ -55,6 +55,11 @@ class VectorIndex:
     def ntotal(self) -> int:
         """How many vectors it holds."""
         return self._now().everything.count
+
+    @property
+    def exact_up_to(self) -> int:
+        """How many vectors are compared one by one where nobody asks for another way."""
+        return self._limits.exact_up_to
 
     @property
     def base(self) -> Made | None:
@@ -75,6 +80,12 @@ class VectorIndex:
     def _now(self) -> State:
         pinned: State | None = getattr(self._own, "state", None)
         return pinned or self._state or State.empty(0, self._dimension)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other thread refresh it while the block runs."""
+        with self._refreshing:
+            yield
 
     def refresh(self) -> None:
         """Catch up with the rows: from the base or from all of them at first, then what `embedding_change` tells."""
@@ -166,6 +177,19 @@ class VectorIndex:
         return searching.nearest(self._now(), queries, k, selection, mode, self._limits)
 
 
+def refresh(indexes: Sequence[VectorIndex]) -> None:
+    """Bring several indexes to one state of the catalogue; always in the same order, frames before whole series.
+
+    All are held before the first is read: the caller's transaction begins with that, and nobody who has a later one may
+    have brought any of them further.
+    """
+    with ExitStack() as stack:
+        for index in indexes:
+            stack.enter_context(index.held())
+        for index in indexes:
+            index.refresh()
+
+
 class _Opening(threading.Thread):
     """Checks and maps the files of a base, in a thread where somebody else goes on meanwhile."""
 
@@ -192,4 +216,4 @@ class _Opening(threading.Thread):
         return self._base
 
 
-__all__ = ["Grain", "Hits", "Ids", "Selection", "VectorIndex"]
+__all__ = ["Grain", "Hits", "Ids", "Selection", "VectorIndex", "refresh"]

@@ -103,9 +103,9 @@ class Whole:
         """Return what a UID that was told stands for; None for one that was not."""
         return uid
 
-    def reference(self, text: str) -> Reference:
+    def reference(self, text: str, issuer: str = "") -> Reference:
         """Return what a typed reference names; as `index.references.resolve_reference`."""
-        return resolve_reference(self.archive, text)
+        return resolve_reference(self.archive, text, issuer)
 
     def sent(self, sent: Sent) -> Sent:
         """Return images that somebody sent to ask about them, bearing the UIDs that the archive knows them by."""
@@ -272,7 +272,7 @@ class View(Whole):
         # A profile that retains UIDs gives each its own.
         return {**found, **{uid: uid for uid in uids if uid not in found and self.tell(uid) == uid}}
 
-    def reference(self, text: str) -> Reference:
+    def reference(self, text: str, issuer: str = "") -> Reference:  # noqa: ARG002  (a pseudonym stands for both)
         """Return what a typed reference names: a UID that was told, or a pseudonym (the patient's latest study)."""
         return parse_reference(text, self._named)
 

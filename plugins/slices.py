@@ -11,12 +11,24 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.dataset import Dataset
 
 from index.archive import Archive
 from index.decoding import open_image
 from index.encoders.encoder import Images
 from index.encoders.pixels import NoPixels, canonical_frames
-from index.encoders.slices import HEADER, LOOKED_AT, Place, chosen, contents, in_order, no_number, places_of, spread
+from index.encoders.slices import (
+    HEADER,
+    LOOKED_AT,
+    Place,
+    chosen,
+    contents,
+    in_order,
+    most_frames,
+    no_number,
+    places_of,
+    spread,
+)
 from index.errors import OutOfSpace
 from plugins.node import CannotProceed, Series
 
@@ -116,10 +128,22 @@ def _places(series: Series, left_out: _LeftOut) -> list[Place]:
 
 def _places_in(path: Path, index: int) -> list[Place]:
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
+    _require_room(header, path)
     try:
         return places_of(header, index)
     except (TypeError, ValueError) as error:
         raise CannotProceed(no_number(header)) from error
+
+
+def _require_room(header: Dataset, path: Path) -> None:
+    """Refuse an instance that claims more frames than its file can hold, before anything is made for each."""
+    try:
+        claimed = int(header.get("NumberOfFrames") or 1)
+    except (TypeError, ValueError) as error:
+        raise CannotProceed(no_number(header)) from error
+    most = most_frames(header, path.stat().st_size)
+    if claimed > most:
+        raise CannotProceed(f"Number of Frames (0028,0008) is {claimed}, and the file has room for {most} at most")
 
 
 def _look_at(

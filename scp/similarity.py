@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from config.application_entities import Right
@@ -49,6 +50,9 @@ MOST_RETRIEVED = 50
 """Similarity reveals that other patients exist; a retrieve sends no more neighbours than this."""
 
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_READ_BY = ("SpecificCharacterSet", "TimezoneOffsetFromUTC")
+"""What says how an Identifier is read, and selects nothing."""
+
 _LONGEST_LO = 64
 
 
@@ -76,7 +80,8 @@ def find(desk: Desk, caller: Caller, request: FindRequest, asked: Question) -> I
     """
     answer, wanted = _search(desk, caller, request, asked, desk.settings.default_k)
     all_supported = wanted.filter is None or wanted.filter.all_supported
-    identifiers = _identifiers(desk.seen, request.identifier, wanted.level, answer.neighbours)
+    options = _options(caller, request)
+    identifiers = _identifiers(desk.seen, request.identifier, wanted.level, answer.neighbours, options)
     desk.seen.note(neighbour.sop_instance_uid for neighbour in answer.neighbours if neighbour.sop_instance_uid)
     for neighbour in answer.neighbours:
         if request.cancelled():
@@ -139,13 +144,14 @@ def _request(
         raise InvalidIdentifier(f"one reference (~...) can be asked about, got {len(asked.references)}")
     if asked.references and asked.names_something:
         raise InvalidIdentifier("ask by a reference (~...) or by the private block, not by both")
-    reference = desk.seen.reference(asked.references[0].text) if asked.references else Reference()
+    issuer = str(request.identifier.get("IssuerOfPatientID") or "").strip()
+    reference = desk.seen.reference(asked.references[0].text, issuer) if asked.references else Reference()
     sent = None
     if reference.is_bare and asked.about_sent and not asked.names_something:
         sent = _sent(desk, caller)
-    block = asked.block
+    block, options = asked.block, _options(caller, request)
     named = SimilarityRequest(
-        level=catalogue_query.parse_level(request.identifier, Model.STUDY_ROOT),
+        level=catalogue_query.parse_level(request.identifier, Model.STUDY_ROOT, options=options),
         sop_instance_uid=reference.sop_instance_uid or _original(desk, block, "QuerySOPInstanceUID"),
         series_instance_uid=reference.series_instance_uid or _original(desk, block, "QuerySeriesInstanceUID"),
         study_instance_uid=reference.study_instance_uid or _original(desk, block, "QueryStudyInstanceUID"),
@@ -158,11 +164,16 @@ def _request(
         model_id=block.get("ModelID", "" if sent is None else sent.model_id),
         aggregation=Aggregation.parse(block["Aggregation"]) if "Aggregation" in block else None,
         mode=SearchMode.parse(block["SearchMode"]) if "SearchMode" in block else None,
-        filter=desk.seen.parse(request.identifier, Model.STUDY_ROOT, options=QueryOptions(relational=True)),
+        filter=desk.seen.parse(request.identifier, Model.STUDY_ROOT, options=options),
     )
     if "Exclude" in block:
         return replace(named, exclude=frozenset(Exclude.parse(term) for term in block["Exclude"]))
     return named
+
+
+def _options(caller: Caller, request: FindRequest | RetrieveRequest) -> QueryOptions:
+    """Return how the filter is read: as every query of this caller, and without unique keys of higher levels."""
+    return replace(request.options, relational=True, lenient=caller.lenient)
 
 
 def _sent(desk: Desk, caller: Caller) -> Sent:
@@ -197,20 +208,34 @@ def _entity(level: Level, neighbour: Neighbour) -> tuple[str, ...]:
 
 
 def _identifiers(
-    seen: Whole, asked: Dataset, level: Level, neighbours: Sequence[Neighbour]
+    seen: Whole, asked: Dataset, level: Level, neighbours: Sequence[Neighbour], options: QueryOptions
 ) -> dict[tuple[str, ...], Dataset]:
     """The answers with the keys asked for, by the UIDs that they tell; what was deleted meanwhile is missing."""
     if not neighbours:
         return {}
     identifier = Dataset()
     for element in asked:
-        identifier.add_new(element.tag, element.VR, None)
+        identifier.add_new(element.tag, element.VR, _unmatched(element))
     identifier.update(_uids(level, neighbours))
-    if "SpecificCharacterSet" in asked:
-        identifier.SpecificCharacterSet = asked.SpecificCharacterSet
-    parsed = catalogue_query.parse_identifier(identifier, Model.STUDY_ROOT)
+    for keyword in _READ_BY:
+        if keyword in asked:
+            identifier[keyword] = asked[keyword]
+    parsed = catalogue_query.parse_identifier(identifier, Model.STUDY_ROOT, options=options)
     found = seen.find(parsed)
     return {tuple(str(answer[keyword].value) for keyword in _UIDS[: level.depth]): answer for answer in found}
+
+
+def _unmatched(element: DataElement) -> list[Dataset] | None:
+    """Return what asks for the same attribute, or the same attributes of items, whatever they are."""
+    if element.VR != "SQ":
+        return None
+    items = []
+    for asked in element.value or []:
+        item = Dataset()
+        for inner in asked:
+            item.add_new(inner.tag, inner.VR, _unmatched(inner))
+        items.append(item)
+    return items
 
 
 def _block(neighbour: Neighbour, answer: SimilarityAnswer, seen: Whole) -> dict[str, Any]:
@@ -231,7 +256,8 @@ def _show(identifier: Dataset, neighbour: Neighbour, asked: Question, settings: 
     """Show rank and score in the columns that every viewer has, and what was typed; only the response is touched."""
     if settings.decorate:
         if "StudyDescription" in identifier:
-            original = str(identifier.StudyDescription or "")
+            told = identifier.StudyDescription or ""  # a backslash in it makes two values, here as in the Identifier
+            original = told if isinstance(told, str) else "\\".join(told)
             shown = f"#{neighbour.rank:02d} {neighbour.score:.3f} | {original}"
             identifier.StudyDescription = shown[:_LONGEST_LO].rstrip()
         if "StudyID" in identifier:

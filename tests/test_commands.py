@@ -15,10 +15,12 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
+from scp.contexts import STUDY_ROOT_FIND
 from scp.part10 import data_set_offset
 from tharsis import PANELS, app
 
@@ -468,3 +470,23 @@ def test_check_tells_of_a_certificate_that_cannot_be_used(tharsis, tmp_path):
     told = tharsis("check", "--config", config, "--data", tmp_path / "data")
     assert told.returncode == 1
     assert "absent.pem" in told.stdout
+
+
+def test_similar_at_another_pacs_says_so_in_one_sentence():
+    """An ordinary PACS that answers to any title."""
+    found = Dataset()
+    found.QueryRetrieveLevel, found.StudyInstanceUID, found.SeriesInstanceUID = "SERIES", "1.2", "1.2.3"
+
+    def answer(_event):
+        yield 0xFF00, found
+
+    entity = AE()
+    entity.add_supported_context(STUDY_ROOT_FIND)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, answer)])
+    try:
+        peer = f"OTHER@127.0.0.1:{server.socket.getsockname()[1]}"
+        result = CliRunner().invoke(app, ["similar", "--reference", "A1", "--peer", peer])
+    finally:
+        server.shutdown()
+    assert (result.exit_code, type(result.exception)) == (FAILED, SystemExit)
+    assert "answers without the block 'THARSIS SIMILARITY 1.0'" in result.output

@@ -159,3 +159,13 @@ def test_of_a_sent_image_without_patient_id_the_study_is_left_out_as_its_patient
     sent = questions.kept.current("DOCTOR")
     answer = ask_for(Similarity(archive), sent=sent, exclude=frozenset({Exclude.SAME_PATIENT}))
     assert set(cases_of(answer)) == {0, 1, 2, 3, 4, 5, 31}
+
+
+def test_a_question_keeps_its_model_when_another_becomes_active(questions, make_image):
+    first = active_model(questions.archive)
+    _send(questions, make_image(20, 1))
+    embeddings.register(questions.archive, "other-1-000000000000", first.dimension)
+    embeddings.activate(questions.archive, "other-1-000000000000")
+    _send(questions, make_image(20, 2))
+    sent = questions.kept.current("DOCTOR")
+    assert (sent.model_id, len(sent.sop_instance_uids), len(sent.vectors)) == (first.model_id, 2, 2)

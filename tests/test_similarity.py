@@ -1,6 +1,7 @@
 """Similar cases against a naive implementation: every aggregation, level, exclusion and filter."""
 
 import itertools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -12,9 +13,10 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from index import candidates, embeddings, pairs
+from index import aggregation, candidates, embeddings, pairs
 from index import similarity as search_module
 from index.archive import Archive
+from index.bases.limits import IndexLimits
 from index.errors import InvalidIdentifier, NotEmbedded, UnknownModel, UnknownQuery, WrongDimension
 from index.keys import Level
 from index.query import Model, Query, QueryOptions, parse_identifier
@@ -29,7 +31,7 @@ from index.similarity import (
     is_reference,
     resolve_reference,
 )
-from index.unit_vectors import unit, whole_direction
+from index.unit_vectors import unit
 from index.vectors import VectorIndex
 
 D = 6
@@ -230,7 +232,7 @@ def test_answer_says_how_it_was_found(similarity: Similarity) -> None:
     filtered = similarity.search(
         SimilarityRequest(level=Level.SERIES, sop_instance_uid=sop, filter=where(Level.SERIES, Modality="MR"))
     )
-    assert filtered.index_size == 10
+    assert filtered.index_size == sum(frame.modality == "MR" for frame in FRAMES)
     assert len(filtered.neighbours) == 10
 
 
@@ -318,23 +320,90 @@ def late_interaction(asked: np.ndarray, vectors: np.ndarray) -> float:
     return float((np.float64(asked) @ np.float64(vectors).T).max(axis=1).mean())
 
 
-@pytest.mark.parametrize(("shortlist", "k"), [(1, 1), (5, 1), (5, 3), (5, 8), (1, 500), (500, 10)])
-def test_the_default_ranks_a_shortlist_by_late_interaction(
-    crowd: tuple[Archive, dict[str, np.ndarray]], shortlist: int, k: int
+FEW = IndexLimits(exact_up_to=0)
+"""However few frames compete, those of a shortlist alone are compared."""
+
+
+def best_values(asked: list[np.ndarray], stored: dict[str, np.ndarray], level: Level) -> dict[str, float]:
+    """Late interaction of the parts that are asked about with every entity at `level`, best first."""
+    best: dict[str, float] = {}
+    for series, vectors in stored.items():
+        entity = series if level is Level.SERIES else series.rpartition(".")[0]
+        value = max(late_interaction(part, vectors) for part in asked)
+        best[entity] = max(best.get(entity, -1.0), value)
+    return dict(sorted(best.items(), key=lambda item: -item[1]))
+
+
+@pytest.mark.parametrize("limits", [None, FEW], ids=["few frames", "many frames"])
+@pytest.mark.parametrize("mode", [None, *SearchMode])
+@pytest.mark.parametrize("level", [Level.SERIES, Level.STUDY])
+@pytest.mark.parametrize(("shortlist", "k"), [(1, 1), (5, 3), (3, 12), (1, 500)])
+def test_the_default_says_how_much_of_late_interaction_it_finds(
+    crowd: tuple[Archive, dict[str, np.ndarray]],
+    limits: IndexLimits | None, mode: SearchMode | None, level: Level, shortlist: int, k: int,
+) -> None:  # fmt: skip
+    archive, stored = crowd
+    searcher = Similarity(archive, shortlist=shortlist, limits=limits)
+    for asked in list(stored)[::7]:
+        others = {series: vectors for series, vectors in stored.items() if series != asked}
+        true = best_values([stored[asked]], others, level)
+        answer = searcher.search(SimilarityRequest(level=level, series_instance_uid=asked, k=k, mode=mode))
+        found = [uids(neighbour, level)[-1] for neighbour in answer.neighbours]
+        assert len(set(found)) == len(found) == min(k, len(true))
+        share = len(set(found) & set(list(true)[:k])) / len(found)
+        assert answer.index_size == sum(map(len, others.values()))
+        if mode is SearchMode.EXACT or (mode is None and limits is None) or len(stored[asked]) == 1:
+            assert answer.mode is SearchMode.EXACT
+        if answer.mode is SearchMode.EXACT:
+            assert (found, answer.estimated_recall) == (list(true)[:k], 1.0)
+        else:
+            assert answer.estimated_recall is None or 0.0 < answer.estimated_recall <= share
+        if level is Level.SERIES:  # a study ranks by the best of its series that were compared
+            np.testing.assert_allclose([2 * neighbour.score - 1 for neighbour in answer.neighbours],
+                                       [true[uid] for uid in found], atol=1e-6)  # fmt: skip
+
+
+def test_a_shortlist_may_be_proved_in_part(crowd: tuple[Archive, dict[str, np.ndarray]]) -> None:
+    archive, stored = crowd
+    searcher = Similarity(archive, shortlist=10, limits=FEW)
+    answers = [searcher.search(SimilarityRequest(level=Level.SERIES, series_instance_uid=series, k=10))
+               for series in stored]  # fmt: skip
+    told = {(answer.mode, answer.estimated_recall) for answer in answers}
+    assert (SearchMode.EXACT, 1.0) in told
+    assert any(mode is SearchMode.APPROX and recall is not None and recall < 1.0 for mode, recall in told)
+
+
+@pytest.mark.parametrize("limits", [None, FEW], ids=["few frames", "many frames"])
+@pytest.mark.parametrize("mode", [None, SearchMode.EXACT])
+@pytest.mark.parametrize("level", [Level.SERIES, Level.STUDY])
+def test_a_series_with_the_very_same_slice_is_found_first(
+    crowd: tuple[Archive, dict[str, np.ndarray]], limits: IndexLimits | None, mode: SearchMode | None, level: Level
 ) -> None:
     archive, stored = crowd
-    searcher = Similarity(archive, shortlist=shortlist)
-    for asked in list(stored)[::7]:
-        others = [series for series in stored if series != asked]
-        whole = {series: float(whole_direction(stored[asked]) @ whole_direction(stored[series])) for series in others}
-        listed = sorted(others, key=lambda series: -whole[series])[: max(shortlist, k)]
-        exact = {series: late_interaction(stored[asked], stored[series]) for series in listed}
-        expected = sorted(listed, key=lambda series: -exact[series])[:k]
-        answer = searcher.search(SimilarityRequest(level=Level.SERIES, series_instance_uid=asked, k=k))
-        assert [neighbour.series_instance_uid for neighbour in answer.neighbours] == expected
-        np.testing.assert_allclose([2 * neighbour.score - 1 for neighbour in answer.neighbours],
-                                   [exact[series] for series in expected], atol=1e-6)  # fmt: skip
-        assert answer.index_size == 59
+    searcher = Similarity(archive, shortlist=1, limits=limits)
+    for series, vectors in stored.items():
+        answer = searcher.search(SimilarityRequest(level=level, vector=vectors[-1], k=1, mode=mode))
+        (first,) = answer.neighbours
+        assert (first.series_instance_uid, first.score) == (series, 1.0)
+        assert first.sop_instance_uid == f"{series}.{len(vectors)}"
+        assert (answer.mode, answer.estimated_recall) == (SearchMode.EXACT, 1.0)
+
+
+def test_only_some_frames_of_a_long_example_are_looked_for(
+    crowd: tuple[Archive, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, stored = crowd
+    monkeypatch.setattr(aggregation, "_ASKED_FRAMES", 2)
+    asked = max(stored, key=lambda series: len(stored[series]))
+    others = {series: vectors for series, vectors in stored.items() if series != asked}
+    true = list(best_values([stored[asked]], others, Level.SERIES))
+    for k in (1, 5, 59):
+        request = SimilarityRequest(level=Level.SERIES, series_instance_uid=asked, k=k)
+        answer = Similarity(archive, shortlist=1, limits=FEW).search(request)
+        found = [neighbour.series_instance_uid for neighbour in answer.neighbours]
+        share = len(set(found) & set(true[:k])) / k
+        assert len(found) == k
+        assert (answer.estimated_recall or 0.0) <= share
 
 
 @pytest.mark.parametrize("how", [Aggregation.SERIES_MAX, Aggregation.LATE_INTERACTION])
@@ -357,7 +426,7 @@ def test_a_shortlist_of_studies_never_answers_too_few(crowd: tuple[Archive, dict
     archive, stored = crowd
     for k in (1, 7, 29, 500):
         request = SimilarityRequest(level=Level.STUDY, series_instance_uid=next(iter(stored)), k=k)
-        found = Similarity(archive, shortlist=2).search(request).neighbours
+        found = Similarity(archive, shortlist=2, limits=FEW).search(request).neighbours
         assert len({neighbour.study_instance_uid for neighbour in found}) == len(found) == min(k, 30)
 
 
@@ -468,6 +537,39 @@ def test_rows_of_another_process_are_found_and_deleted_ones_are_not(tmp_path: Pa
     assert left.index_size == 3
 
 
+@pytest.mark.parametrize("mode", [None, SearchMode.APPROX])
+def test_indexes_of_frames_and_of_series_are_of_one_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: SearchMode | None
+) -> None:
+    """Others who search meanwhile bring one of the two indexes further; this search must not see that."""
+    archive = Archive(tmp_path)
+    embeddings.register(archive, "a-1", D)
+    chosen = [next(group) for _, group in itertools.groupby(FRAMES, key=lambda frame: frame.series)][:4]
+    for frame in chosen:
+        archive.ingest(instance(frame, 1))
+        embeddings.store(archive, "a-1", frame.series, [(frame.sop, 0, frame.vector)])
+    searcher = Similarity(archive)
+    request = SimilarityRequest(level=Level.SERIES, series_instance_uid=chosen[0].series, mode=mode)
+    expected = searcher.search(request)
+    others: list[threading.Thread] = []
+    refresh = VectorIndex.refresh
+
+    def interrupted(index: VectorIndex) -> None:
+        refresh(index)
+        if not others:
+            by_mean = replace(request, aggregation=Aggregation.SERIES_MEAN)
+            embeddings.store(Archive(tmp_path), "a-1", chosen[0].series, [(chosen[0].sop, 0, chosen[0].vector)])
+            others.append(threading.Thread(target=searcher.search, args=(by_mean,)))
+            others[0].start()
+            others[0].join(0.5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VectorIndex, "refresh", interrupted)
+        assert searcher.search(request) == expected
+    others[0].join()
+    assert searcher.search(request) == expected
+
+
 MOMENTS = [(VectorIndex, "refresh"), (search_module, "find_example"), (candidates, "select")]
 
 
@@ -505,6 +607,49 @@ def test_a_series_that_is_embedded_anew_during_the_search_stays_excluded(
         patched.setattr(place, name, interrupted)
         assert searcher.search(request) == expected
     assert searcher.search(request) == expected
+
+
+@pytest.mark.parametrize("limits", [None, FEW], ids=["few frames", "many frames"])
+@pytest.mark.parametrize("left_by_an_older_version", [False, True])
+def test_a_series_whose_embedded_frames_were_deleted_does_not_compete(
+    tmp_path: Path, limits: IndexLimits | None, left_by_an_older_version: bool
+) -> None:
+    archive = Archive(tmp_path)
+    embeddings.register(archive, "a-1", D)
+    first = next(frame for frame in FRAMES if frame.series == SERIES_3)
+    own = [first, replace(first, sop=f"{SERIES_3}.98", vector=FRAMES[0].vector)]
+    gone = next(frame for frame in FRAMES if frame.series != SERIES_3)
+    other = replace(gone, sop=f"{gone.series}.99", vector=None)
+    for frame, frames in ((own[0], 1), (own[1], 1), (gone, 1), (other, 1)):
+        archive.ingest(instance(frame, frames))
+    embeddings.store(archive, "a-1", SERIES_3, [(frame.sop, 0, frame.vector) for frame in own])
+    embeddings.store(archive, "a-1", gone.series, [(gone.sop, 0, gone.vector)])
+    request = SimilarityRequest(level=Level.SERIES, series_instance_uid=SERIES_3)
+    assert len(Similarity(archive, limits=limits).search(request).neighbours) == 1
+    whole = archive.database.execute(
+        "SELECT model_id, series, vector FROM embedding JOIN series ON series.id = series "
+        "WHERE instance IS NULL AND series_instance_uid = ?", (gone.series,)
+    ).fetchall()  # fmt: skip
+    archive.delete(Level.IMAGE, gone.sop)
+    rows = "SELECT count(*) FROM embedding JOIN series ON series.id = series WHERE series_instance_uid = ?"
+    assert archive.database.execute(rows, (gone.series,)).fetchone() == (0,)
+    if left_by_an_older_version:
+        with archive.transaction() as database:
+            database.conn.executemany("INSERT INTO embedding (model_id, series, vector) VALUES (?, ?, ?)", whole)
+    assert Similarity(archive, limits=limits).search(request).neighbours == ()
+
+
+def test_the_vector_of_a_series_stays_as_long_as_one_of_its_frames(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    embeddings.register(archive, "a-1", D)
+    first = next(frame for frame in FRAMES if frame.series == SERIES_3)
+    own = [first, replace(first, sop=f"{SERIES_3}.98", vector=FRAMES[0].vector)]
+    for frame in own:
+        archive.ingest(instance(frame, 1))
+    embeddings.store(archive, "a-1", SERIES_3, [(frame.sop, 0, frame.vector) for frame in own])
+    archive.delete(Level.IMAGE, own[0].sop)
+    whole = "SELECT count(*) FROM embedding WHERE instance IS NULL"
+    assert archive.database.execute(whole).fetchone() == (1,)
 
 
 def test_models_never_meet(tmp_path: Path) -> None:
@@ -595,3 +740,18 @@ def test_a_study_without_patient_id_stands_for_a_patient_of_its_own(
     ))  # fmt: skip
     found = {neighbour.series_instance_uid for neighbour in answer.neighbours}
     assert found == {f"{ROOT}.2.3", f"{ROOT}.2.4"}
+
+
+def test_indexes_of_forgotten_models_are_given_up(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.ingest(instance(FRAMES[0], 1))
+    searcher = Similarity(archive)
+    for model in ("a-1", "b-1", "c-1"):
+        embeddings.register(archive, model, D)
+        embeddings.store(archive, model, FRAMES[0].series, [(FRAMES[0].sop, 0, FRAMES[0].vector)])
+        previous = embeddings.active_model(archive)
+        embeddings.activate(archive, model)
+        if previous is not None and previous.model_id != model:
+            embeddings.forget(archive, previous.model_id)
+        searcher.search(SimilarityRequest(level=Level.IMAGE, vector=FRAMES[0].vector))
+    assert {model for model, _ in searcher._indexes} == {"c-1"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -17,9 +19,12 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 from pynetdicom import AE, build_role, evt
+from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
 from index import embeddings
-from index.similarity import Similarity
+from index.errors import UnknownQuery
+from index.keys import Level
+from index.similarity import Similarity, resolve_reference
 from scp.contexts import (
     PATIENT_ROOT_FIND,
     SIMILARITY_FIND,
@@ -93,6 +98,19 @@ def _find(node, identifier, model=SIMILARITY_FIND, *, called="THARSIS", calling=
     assoc = entity.associate("127.0.0.1", node.port, ae_title=called)
     assert assoc.is_established
     answers = list(assoc.send_c_find(identifier, model))
+    assoc.release()
+    return answers
+
+
+def _find_negotiated(node, identifier):
+    """Ask with relational queries, combined date-time matching and fuzzy matching of names negotiated."""
+    entity = AE("DOCTOR")
+    entity.add_requested_context(STUDY_ROOT_FIND, ExplicitVRLittleEndian)
+    extended = SOPClassExtendedNegotiation()
+    extended.sop_class_uid, extended.service_class_application_information = STUDY_ROOT_FIND, b"\1\1\1"
+    assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS", ext_neg=[extended])
+    assert assoc.is_established
+    answers = list(assoc.send_c_find(identifier, STUDY_ROOT_FIND))
     assoc.release()
     return answers
 
@@ -484,3 +502,70 @@ def test_decoration_can_be_turned_off(node, monkeypatch):
     answers = _ask(node, PatientID="~A0")
     assert answers[0][1].StudyDescription == "Head 1"
     assert answers[0][1].StudyID == "S1"
+
+
+@pytest.mark.parametrize(
+    "keys", [{"StudyDate": "20240101-20240103", "StudyTime": "120000-100000"}, {"PatientName": "Nahme"}]
+)
+def test_filters_are_read_as_it_was_negotiated(node, keys):
+    """From noon of the first day to ten of the third; the studies are of the second, a quarter past ten."""
+    ordinary = _find_negotiated(node, _identifier("STUDY", StudyInstanceUID="", **keys))
+    assert sorted(_cases(ordinary)) == [0, 1, 2, 3, 4]
+    asked = {"QueryStudyInstanceUID": _study(0)}
+    assert _cases(_find_negotiated(node, _identifier("STUDY", asked, StudyInstanceUID="", **keys))) == [1, 2, 3]
+    assert _cases(_find(node, _identifier("STUDY", asked, StudyInstanceUID="", **keys), STUDY_ROOT_FIND)) == []
+
+
+def test_items_of_sequences_have_the_attributes_that_were_asked_for(node, make_file):
+    item = Dataset()
+    item.ScheduledProcedureStepID, item.RequestedProcedureID = "S1", "R1"
+    node.archive.ingest(make_file(50, StudyInstanceUID=_study(7), SeriesInstanceUID=_series(7), PatientID="P7",
+                                  RequestAttributesSequence=Sequence([item])))  # fmt: skip
+    embeddings.store(node.archive, MODEL, _series(7), [(f"{ROOT}.9.50", 0, np.array([1.0, 0.0], np.float32))])
+    wanted = Dataset()
+    wanted.ScheduledProcedureStepID = None
+    asked = _identifier("SERIES", {"QuerySeriesInstanceUID": _series(0)}, StudyInstanceUID="",
+                        RequestAttributesSequence=Sequence([wanted]))  # fmt: skip
+    (told,) = _find(node, asked)[0][1].RequestAttributesSequence
+    assert [element.keyword for element in told] == ["ScheduledProcedureStepID"]
+    assert told.ScheduledProcedureStepID == "S1"
+
+
+def test_a_description_of_two_values_is_shown_as_it_is(node, make_file):
+    node.archive.ingest(make_file(50, StudyInstanceUID=_study(7), SeriesInstanceUID=_series(7), PatientID="P7",
+                                  StudyDescription=["CT head", "contrast"]))  # fmt: skip
+    embeddings.store(node.archive, MODEL, _series(7), [(f"{ROOT}.9.50", 0, np.array([1.0, 0.0], np.float32))])
+    first = _ask(node, PatientID="~P0")[0][1]
+    assert "\\".join(first.StudyDescription) == "#01 1.000 | CT head\\contrast"
+
+
+def test_a_series_without_an_embedded_frame_ends_no_query(node, make_file):
+    node.archive.ingest(make_file(50, StudyInstanceUID=_study(1), SeriesInstanceUID=_series(1), PatientID="P1"))
+    node.archive.delete(Level.IMAGE, f"{ROOT}.9.2")
+    answers = _find(node, _identifier("SERIES", {"QuerySeriesInstanceUID": _series(0)}, StudyInstanceUID=""))
+    assert (_cases(answers), answers[-1][0].Status) == ([2, 3], 0x0000)
+
+
+def test_an_unknown_recall_is_an_empty_element(node, monkeypatch):
+    search = Similarity.search
+    monkeypatch.setattr(Similarity, "search", lambda *asked: replace(search(*asked), estimated_recall=None))
+    first = _find(node, _identifier("SERIES", {"QuerySeriesInstanceUID": _series(0)}, StudyInstanceUID=""))[0][1]
+    assert _private(first, "EstimatedRecall") is None
+
+
+def test_a_patient_of_two_issuers_is_asked_about_by_one(node, make_file):
+    for number, (issuer, day, x) in enumerate((("A", "20200101", 1.0), ("B", "20240601", 0.0)), start=50):
+        node.archive.ingest(make_file(number, StudyInstanceUID=_study(number), SeriesInstanceUID=_series(number),
+                                      PatientID="TWICE", IssuerOfPatientID=issuer, StudyDate=day))  # fmt: skip
+        vector = np.array([x, 1.0 - x], np.float32)
+        embeddings.store(node.archive, MODEL, _series(number), [(f"{ROOT}.9.{number}", 0, vector)])
+    answers = _ask(node, PatientID="~TWICE")
+    assert (len(answers), answers[0][0].Status) == (1, 0xA900)
+    assert "issuers" in answers[0][0].ErrorComment
+    archive = node.archive
+    assert resolve_reference(archive, "~twice", "A").study_instance_uid == _study(50)
+    assert resolve_reference(archive, "~TWICE", "B").study_instance_uid == _study(51)
+    with pytest.raises(UnknownQuery):
+        resolve_reference(archive, "~TWICE", "C")
+    answers = _ask(node, PatientID="~TWICE", IssuerOfPatientID="A")
+    assert (_cases(answers), answers[-1][0].Status) == ([], 0x0000), "its own series is left out, others are filtered"

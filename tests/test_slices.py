@@ -9,13 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import EnhancedMRImageStorage, MRImageStorage
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGLSLossless,
+    MRImageStorage,
+)
 
 from index import decoding
 from index.archive import Archive
-from index.encoders.slices import HEADER, LOOKED_AT, Place, chosen, contents, in_order, no_number, places_of
+from index.encoders.slices import (
+    HEADER,
+    LOOKED_AT,
+    Place,
+    chosen,
+    contents,
+    in_order,
+    most_frames,
+    no_number,
+    places_of,
+)
+from plugins import slices
 from plugins.node import CannotProceed, Series
 from plugins.slices import Slices, choose_slices
 
@@ -219,3 +236,24 @@ def test_noise_alone_shows_little() -> None:
     noise, tissue = contents(images, [30.0, 900.0])
     assert noise < 0.05 * tissue
     assert contents(images[:0], []).size == 0
+
+
+@pytest.mark.parametrize("claimed", [3_000_000, 2_147_483_647])
+def test_more_frames_than_the_file_can_hold_are_refused_at_once(
+    make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claimed: int
+) -> None:
+    monkeypatch.setattr(slices, "places_of", lambda *_arguments: pytest.fail("a place for each frame"))
+    with pytest.raises(CannotProceed, match=rf"\(0028,0008\) is {claimed}, and the file has room for \d at most"):
+        choose(tmp_path, [mr(make_dataset, 1, body(15), NumberOfFrames=claimed)], 4)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "most"),
+    [(ExplicitVRLittleEndian, 10), (DeflatedExplicitVRLittleEndian, 10_320), (JPEGLSLossless, 128)],
+)
+def test_how_many_frames_a_file_can_hold(syntax: str, most: int) -> None:
+    header = Dataset()
+    header.Rows, header.Columns, header.BitsAllocated = 8, 8, 16
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = syntax
+    assert most_frames(header, 1280) == most

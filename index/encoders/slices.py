@@ -20,12 +20,21 @@ from index.encoders.orientation import plane_of
 
 HEADER = (
     "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
-"""Attributes that tell the frames of an instance and where they lie."""
+"""Attributes that tell the frames of an instance, what each takes of the file, and where they lie."""
+
+_FRAGMENT = 10
+"""Bytes of the smallest fragment of compressed pixels: tag, length, and two of content."""
+
+_DEFLATED = 1032
+"""How much longer what was deflated can be (zlib's limit)."""
 
 LOOKED_AT = 4
 """Slices looked at for each one that is embedded."""
@@ -77,6 +86,15 @@ def no_number(header: Dataset) -> str:
     value = header.get_item("NumberOfFrames").value  # as it was read: pydicom converts none that is no number
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
     return f"Number of Frames (0028,0008) is {text.strip()[:64]!r}, no number"
+
+
+def most_frames(header: Dataset, size: int) -> int:
+    """Return how many frames a file of `size` bytes can hold at most, by its `HEADER` and meta information."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        return max(1, size // _FRAGMENT)
+    bits = int(header.get("Rows") or 1) * int(header.get("Columns") or 1) * int(header.get("BitsAllocated") or 1)
+    return max(1, 8 * size * (_DEFLATED if syntax.is_deflated else 1) // max(1, bits))
 
 
 def places_of(header: Dataset, instance: int) -> list[Place]:
