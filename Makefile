@@ -18,8 +18,8 @@ unexport PYTHONDONTWRITEBYTECODE
 DIMSE := storage transport cancel get limits courier find move negotiated_find sub_associations commitment access_control tls \
 	similarity_query view_title view_similarity ingest_title deidentified_export asking client commitment_client \
 	store_rows disk_full private_sop_classes query_charset retrieve_dcmtk wire wire_peers \
-	routing_peers routing_commitment fuzz burst acceptors process_node shared_files objects_travel large_objects kill \
-	conformance_scoreboard
+	routing_peers routing_commitment retrieve_command fuzz burst acceptors process_node shared_files objects_travel \
+	large_objects kill conformance_scoreboard
 ON_PYNETDICOM := --transport pynetdicom $(foreach part,$(DIMSE),tests/test_$(part).py)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

@@ -73,11 +73,11 @@ def retrieve(
     tls_key: TlsKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Retrieve from a node what it holds: everything below what `find` lists for the same keys.
+    """Retrieve from a node what it holds, into a folder (C-GET) or to another node (C-MOVE).
 
-    With --to a file <SOP Instance UID>.dcm is written for each object, as the node has it stored where it can be sent
-    so (a file of that name is replaced). With --move-to the node sends to an AE of its settings, for example this
-    archive.
+    That is everything below what `find` lists for the same keys. With --to a file <SOP Instance UID>.dcm is written for
+    each object, as the node has it stored where it can be sent so (a file of that name is replaced). With --move-to the
+    node sends to an AE of its settings, for example this archive.
 
     An object that was not sent is named with the reason; the others come, and the exit code is then 1. So it is when
     nothing matches. With --json, "retrieved" is the number of objects that came or were sent.
