@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 
 from pydicom.datadict import dictionary_VR
@@ -44,16 +45,6 @@ _WHOSE = ("PatientID", "IssuerOfPatientID")
 _TOLD_KEYS = tuple(
     key.keyword for key in KEYS.values() if key.matching is Matching.UID and key.keyword != "SOPClassUID"
 )
-_IDENTIFYING = tuple(
-    key for key in KEYS.values() if not key.counted and may_identify(int(Tag(key.keyword)), dictionary_VR(key.keyword))
-)
-_SEEN = {
-    level: tuple(dict.fromkeys([*_WHOSE, *(key.keyword for key in _IDENTIFYING if key.level.depth <= level.depth)]))
-    for level in Level
-}
-"""What a profile has to see at a level: whose it is, for the pseudonym of the objects and dates that move as theirs do,
-and what identifies somebody, else free text could tell a name as long as nobody asks for the name itself."""
-
 _KEYS = {Tag(keyword): key for keyword, key in KEYS.items()}
 _SEQUENCES = {Tag(keyword): keyword for keyword in SEQUENCES}
 _EVERYTHING, _NOTHING = Condition("1"), Condition("0")
@@ -221,7 +212,7 @@ class View(Whole):
 
     def find(self, query: Query) -> Iterator[Dataset]:
         """Yield one de-identified Identifier for each entity that matches; its UIDs are noted before."""
-        seen = _SEEN[query.level]
+        seen = _seen_at(query.level)
         wider = replace(query, keywords=tuple(dict.fromkeys([*query.keywords, *seen])))
         unasked = [keyword for keyword in seen if keyword not in query.keywords]
         rows = find(self.archive, wider)
@@ -299,6 +290,23 @@ class View(Whole):
         """Return `error`, which a search has raised, without what it says of the original."""
         words = _WITHOUT_IDENTITY.get(type(error))
         return error if words is None else type(error)(words, element=error.element)
+
+
+@cache
+def _seen_at(level: Level) -> tuple[str, ...]:
+    """Return the keys that a profile has to see at a level, whatever is asked for.
+
+    Whose it is, for the pseudonym of the objects and dates that move as theirs do; and what identifies somebody, else
+    free text could tell a name as long as nobody asks for the name itself.
+    """
+    identifying = (
+        key.keyword
+        for key in KEYS.values()
+        if not key.counted
+        and key.level.depth <= level.depth
+        and may_identify(int(Tag(key.keyword)), dictionary_VR(key.keyword))
+    )
+    return tuple(dict.fromkeys([*_WHOSE, *identifying]))
 
 
 def _one_of(patients: list[tuple[int, str]]) -> Condition:

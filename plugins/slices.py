@@ -128,8 +128,8 @@ def _places(series: Series, left_out: _LeftOut) -> list[Place]:
 
 def _places_in(path: Path, index: int) -> list[Place]:
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
-    _require_room(header, path)
     try:
+        _require_room(header, path)
         return places_of(header, index)
     except (TypeError, ValueError) as error:
         raise CannotProceed(no_number(header)) from error
@@ -137,10 +137,7 @@ def _places_in(path: Path, index: int) -> list[Place]:
 
 def _require_room(header: Dataset, path: Path) -> None:
     """Refuse an instance that claims more frames than its file can hold, before anything is made for each."""
-    try:
-        claimed = int(header.get("NumberOfFrames") or 1)
-    except (TypeError, ValueError) as error:
-        raise CannotProceed(no_number(header)) from error
+    claimed = int(header.get("NumberOfFrames") or 1)
     most = most_frames(header, path.stat().st_size)
     if claimed > most:
         raise CannotProceed(f"Number of Frames (0028,0008) is {claimed}, and the file has room for {most} at most")
