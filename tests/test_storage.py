@@ -146,7 +146,7 @@ def test_requests_that_wait_when_the_peer_aborts_leave_no_files(
     gone, stored = threading.Event(), NodeServices.store
 
     def store(self, caller, request):
-        assert gone.wait(30)
+        assert gone.wait(60)
         return stored(self, caller, request)
 
     monkeypatch.setattr(NodeServices, "store", store)
@@ -307,7 +307,7 @@ def test_probes_and_garbage_cost_nothing(start_node, garbage):
 
 
 def _read_until_closed(connection):
-    connection.settimeout(10)
+    connection.settimeout(60)
     try:
         while connection.recv(4096):
             pass
@@ -317,7 +317,7 @@ def _read_until_closed(connection):
 
 def _wait_until_idle(node):
     for assoc in node.server._acceptor.associations:
-        assoc.join(10)
+        assoc.join(60)
     assert node.server._acceptor.associations == []
 
 
@@ -344,6 +344,6 @@ def test_cancels_without_number_and_reports_that_nobody_asked_for(start_node):
     report.MessageID, report.EventTypeID = 1, 1
     report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
     assoc.dimse.send_msg(report, context_id)
-    assoc.join(10)
+    assoc.join(60)
     assert assoc.is_aborted
     _wait_until_idle(node)
