@@ -109,7 +109,7 @@ def encoder():
     for worker, attention, thread in running:
         worker.stop()
         attention.ring()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture

@@ -190,6 +190,6 @@ def test_the_bell_wakes_who_waits_and_may_be_rung_before(tmp_path):
     waiting = threading.Thread(target=bell.wait, args=(600.0,))
     waiting.start()
     ring(tmp_path / ENCODER_BELL)
-    waiting.join(30.0)
+    waiting.join(120.0)
     assert not waiting.is_alive()
     bell.close()

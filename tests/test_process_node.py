@@ -79,7 +79,8 @@ def test_at_sigterm_an_idle_association_is_aborted_after_the_grace(serve, opened
 
 @pytest.mark.slow
 def test_a_job_that_is_running_at_sigterm_goes_back_to_the_queue(serve, tharsis, wait_until, tmp_path):
-    node = serve(settle_time_s=0.1)
+    """Of fine voxels, so that it is not done before somebody has seen it run; it need not be done at all."""
+    node = serve(settle_time_s=0.1, more="[reconstruct]\nvoxel_mm = 0.25\n[jobs]\nstop_grace_s = 300\n")
     size = ["--views", 120, "--rows", 72, "--columns", 96]
     sent = tharsis("simulate-scan", "--phantom", "plaque", *size, "--peer", f"THARSIS@127.0.0.1:{node.port}")
     assert sent.returncode == 0, sent.stderr

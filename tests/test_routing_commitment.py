@@ -72,7 +72,7 @@ class Committing:
 
     def close(self):
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_one_object_from_many_at_the_same_moment_is_one_object(start_node, make_
 
     def send(title):
         with _link(node, title) as link:
-            start.wait(30)
+            start.wait(60)
             codes.append(link.store((CTImageStorage, UID_OF(1)), ExplicitVRLittleEndian, data).code)
 
     threads = [threading.Thread(target=send, args=(f"M{number}",)) for number in range(6)]
@@ -296,16 +296,17 @@ def test_a_catalogue_that_others_hold_for_a_moment_is_waited_for(start_node, mak
     assert client.echo(_peer(node), Requestor("MODALITY")) < 30, "others are served meanwhile"
     other.execute("ROLLBACK")
     other.close()
-    sender.join(30)
+    sender.join(60)
     assert codes == [0]
 
 
 def test_a_catalogue_that_others_do_not_let_go_is_told(start_node, make_dataset, monkeypatch):
-    monkeypatch.setattr("index.database.BUSY_TIMEOUT_S", 0.2)
-    node = start_node()
-    other = sqlite3.connect(node.archive.data / "catalogue.sqlite", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    status = _store(node, make_dataset(1), UID_OF(1))
+    with monkeypatch.context() as patch:
+        patch.setattr("index.database.BUSY_TIMEOUT_S", 0.2)
+        node = start_node()
+        other = sqlite3.connect(node.archive.data / "catalogue.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        status = _store(node, make_dataset(1), UID_OF(1))
     assert (status.code, status.comment) == (0xA700, "the catalogue was locked for 0.2 s: nothing stored")
     assert _find(node, "STUDY", StudyInstanceUID=STUDY) == [], "reading goes on"
     other.execute("ROLLBACK")

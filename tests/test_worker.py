@@ -142,9 +142,9 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back_untried(archive, store
     worker = Worker(archive, settings, "w", managed(plugin("endless", endless)))
     thread = threading.Thread(target=worker.run)
     thread.start()
-    assert entered.wait(30)
+    assert entered.wait(120)
     worker.stop()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     (job,) = [job for job in archive.jobs.recent() if job.kind == "endless"]
     assert (job.state, job.attempts) == ("queued", 0)
@@ -165,14 +165,14 @@ def test_a_running_job_that_is_cancelled_stops_and_frees_its_series(archive, sto
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        assert entered.wait(30)
+        assert entered.wait(120)
         (job,) = archive.jobs.recent(states=("running",))
         archive.jobs.cancel(job.id)
         archive.jobs.push("endless", stored.series_instance_uid, {"again": True})
         wait_until(lambda: len(calls) == 2)
     finally:
         worker.stop()
-        thread.join(30)
+        thread.join(120)
     assert archive.jobs.get(job.id).state == "cancelled"
 
 
@@ -186,7 +186,7 @@ def test_a_new_worker_of_the_same_name_takes_back_what_a_dead_one_had_claimed(ar
     while not done and thread.is_alive():
         thread.join(0.05)
     worker.stop()
-    thread.join(30)
+    thread.join(120)
     assert done == [2]
 
 

@@ -52,7 +52,7 @@ class Wire:
         for each in self._sockets:
             each.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
 
 def _pump(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
