@@ -119,7 +119,7 @@ def test_what_a_peer_does_not_manage_is_told_in_its_row_and_its_objects_are_ther
         refused = measure.store(node, kind, tool=tool, associations=2)
         again = measure.store(node, kind, tool=tool, associations=2)
     finally:
-        pacs.close()
+        pacs.give_back()
 
     assert "per_s" not in refused
     assert len(pacs.received) == len(kind.files)
@@ -159,7 +159,7 @@ def test_a_peer_that_loses_what_it_has_answered_is_found_out(tmp_path, monkeypat
         kept[0] = -1
         refused = measure.retrieve(node, kind, tool="movescu", associations=1)
     finally:
-        pacs.close()
+        pacs.give_back()
 
     assert "has 5 of them" in stored["not_measured"]
     assert (moved["count"], moved["per_s"]) == (5, 2.5)

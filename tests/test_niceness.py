@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 
 NICE = 7
 
@@ -31,10 +30,8 @@ def _priority(process: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, process)
 
 
-def test_all_processes_but_those_of_the_network_are_as_nice_as_the_settings_say(serve):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    node = serve(acceptors=2, more=SETTINGS.replace("PORT", str(port)))
+def test_all_processes_but_those_of_the_network_are_as_nice_as_the_settings_say(serve, reserved_port):
+    node = serve(acceptors=2, more=SETTINGS.replace("PORT", str(reserved_port)))
 
     own = _priority(0)
     found = {name: _priority(process) - own for name, process in node.processes().items()}

@@ -140,6 +140,6 @@ def test_the_router_dies_in_the_middle_and_nothing_is_lost_or_sent_twice(serve, 
         archive.close()
     finally:
         go_on.set()
-        pacs.close()
+        pacs.give_back()
     # The one under way when the router died was stored, and nobody could note it.
     assert sorted(pacs.received.values()) in ([1] * 12, [1] * 11 + [2])
