@@ -98,9 +98,12 @@ def add_equipment(target: Dataset, scanner: Dataset) -> None:
 
 
 def number_after(source: Dataset, offset: int) -> int:
-    """Number a series after that of `source`; by the offset alone where that would be no IS (PS3.5 table 6.2-1)."""
+    """Number a series after that of `source`; by the offset alone where that would be no IS (PS3.5 table 6.2-1), or 0.
+
+    A number below 1 is an IS, too, but highdicom refuses it.
+    """
     number = offset + int(source.get("SeriesNumber", 0) or 0)
-    return number if number < 1 << 31 else offset
+    return number if 0 < number < 1 << 31 else offset
 
 
 def canonical(recipe: Mapping[str, Any]) -> str:
