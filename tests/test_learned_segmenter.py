@@ -99,6 +99,8 @@ def test_sides_change_places_and_other_classes_stay() -> None:
     assert mirrored([KIDNEY_L, LIVER])[:3].tolist() == [0, 1, 2]
     assert KIDNEY_L.name == "Kidney, Left"
     assert SegmentClass.from_plain(KIDNEY_L.to_plain()) == KIDNEY_L
+    other = [segment_class(ORGAN, side, label=name) for side, name in ((LEFT, "a"), (RIGHT, "b"))]
+    assert not can_be_mirrored(other)
     unspecific = [segment_class(ORGAN, label=name) for name in ("a", "b")]
     assert unspecific[0].key != unspecific[1].key
     assert mirrored(unspecific)[:3].tolist() == [0, 1, 2]
@@ -118,11 +120,16 @@ def test_sides_change_places_and_other_classes_stay() -> None:
             Segment("x", ORGAN, Code("T-71000", "SRT", "Kidney"), modifiers=(Code("G-A101", "SRT", "Left"),)),
             Segment("y", ORGAN, Code("T-71000", "SRT", "Kidney"), modifiers=(Code("G-A100", "SRT", "Right"),)),
         ),
+        (
+            Segment("Kidney", ORGAN, ORGAN, modifiers=(LEFT,)),
+            Segment("Kidney", ORGAN, ORGAN, modifiers=(RIGHT,)),
+        ),
     ],
-    ids=["labels", "types with a side", "SNOMED RT"],
+    ids=["labels", "types with a side", "SNOMED RT", "labels with modifiers"],
 )
 def test_sides_are_known_however_they_are_told(left: Segment, right: Segment) -> None:
     classes = [SegmentClass.of(left), SegmentClass.of(right), LIVER]
+    assert classes[0].key != classes[1].key
     assert mirrored(classes)[:4].tolist() == [0, 2, 1, 3]
     assert can_be_mirrored(classes)
     assert not can_be_mirrored(classes[1:])

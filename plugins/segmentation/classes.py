@@ -49,7 +49,7 @@ class SegmentClass:
     @property
     def key(self) -> tuple[object, ...]:
         """What is the same for all segments of the class, whatever they call their codes."""
-        if self.type in UNSPECIFIC:
+        if self.type in UNSPECIFIC:  # the modifiers are in the name
             return ("label", self.name)
         return tuple((code.scheme_designator, code.value) for code in (self.type, *self.modifiers))
 
@@ -60,7 +60,7 @@ class SegmentClass:
 
     def is_opposite(self, other: SegmentClass) -> bool:
         """Whether `other` is the same on the other side: by modifiers, or by name where it has a side only there."""
-        if any(code in _OTHER_SIDE for code in self.modifiers):
+        if self.type not in UNSPECIFIC and any(code in _OTHER_SIDE for code in self.modifiers):
             modifiers = tuple(_OTHER_SIDE.get(code, code) for code in self.modifiers)
             return self.type == other.type and modifiers == other.modifiers
         return self.has_side and _mirrored_name(self.name) == other.name.casefold()
