@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -17,6 +18,7 @@ from segmented import SHAPE, slices, truth
 
 from plugins.segmentation.seg_object import read_labels, seg_object
 from plugins.segmentation.segmenter import Algorithm, Segment, Segmentation
+from plugins.segmentation.stored_segments import stored_segments
 from reconstruct.dicom_items import item_of
 
 ALGORITHM = Algorithm("Test", "1", codes.DCM.ArtificialIntelligence, {})
@@ -109,6 +111,15 @@ def test_codes_that_are_long_or_have_a_long_meaning_are_written() -> None:
     type_ = seg(images(), told).SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
     assert type_.CodeMeaning == "m" * 64
     assert type_.SegmentedPropertyTypeModifierCodeSequence[0].LongCodeValue == "123456789012345678"
+
+
+def test_parameters_with_commas_come_back() -> None:
+    parameters = {"thresholds_hu": "-500,-235,-60", "width_mm": "31.5"}
+    result = Segmentation(truth()[1][0].astype(np.uint8), (LIVER,), replace(ALGORITHM, parameters=parameters))
+    made = as_stored(seg_object(result, images(), recipe="{}"))
+    (segment,) = stored_segments(made).segments.values()
+    assert segment.algorithm is not None
+    assert segment.algorithm.parameters == parameters
 
 
 def test_the_images_stay_as_they_are() -> None:
