@@ -45,6 +45,12 @@ class Pair:
         """The grid of its images."""
         return grid_of_files(self.series.paths)
 
+    @property
+    def may_be_in_hu(self) -> bool:
+        """Whether its images are CT, or say that they are in Hounsfield units: no others can be learned from."""
+        header = self.series.header
+        return str(header.get("Modality")) == "CT" or str(header.get("RescaleType")) == "HU"
+
 
 def pairs_of(archive: Archive) -> list[Pair]:
     """Return the series that somebody has annotated; what this node segmented itself does not count."""
@@ -69,7 +75,7 @@ def pairs_of(archive: Archive) -> list[Pair]:
 def spacings_of(pairs: Sequence[Pair]) -> tuple[float, float]:
     """Return what a network of these images sees: spacing of its pixels and distance of its neighbours, mm.
 
-    Images as wide as usual have 160 pixels, but never finer ones than they have; neighbours are as far as slices
+    CT images as wide as usual have 160 pixels, but never finer ones than they have; neighbours are as far as slices
     usually are, and at least a pixel.
 
     Raises
@@ -80,6 +86,8 @@ def spacings_of(pairs: Sequence[Pair]) -> tuple[float, float]:
     widths, pixels, slices = [], [], []
     for pair in pairs:
         try:
+            if not pair.may_be_in_hu:
+                continue
             grid = pair.grid
             z, y, x = grid.spacing_mm_zyx
         except (CannotProceed, InvalidDicomError, OSError):

@@ -211,7 +211,7 @@ def _facts(parts: Parts, recipe: Recipe, run: Run, judgement: Judgement, wishes:
         "dice": {name: own for name, (own, _) in judgement.dice.items()},
         "held_out_by": str(wishes.hold_out),
         "held_out_fraction": wishes.held_out,
-        "watched": "validation patients" if parts.validation.slices() else "training slices",
+        "watched": "validation patients" if run.watched_validation else "training slices",
         "epochs_run": len(run.history),
         **means,
         **counts,

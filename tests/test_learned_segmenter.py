@@ -22,7 +22,7 @@ from plugins.segmentation.learned.losses import UNKNOWN, partial_segmentation
 from plugins.segmentation.learned.network import SegmentationNet
 from plugins.segmentation.learned.preparation import prepared, prepared_labels
 from plugins.segmentation.learned.recipe import WIDTHS, Recipe, Strength, epochs_for
-from plugins.segmentation.learned.training import Segmenting, dice
+from plugins.segmentation.learned.training import Segmenting, dice, train
 from plugins.segmentation.learned.views import views
 from plugins.segmentation.segmenter import Segment, Volume
 from plugins.segmentation.source_grid import source_grid
@@ -349,3 +349,14 @@ def test_what_cannot_be_trained_is_refused() -> None:
     for wrong in ({"size": "huge"}, {"batch": 1}, {"epochs": 0}, {"spacing_mm": 0.0}):
         with pytest.raises(ValueError, match="got"):
             Recipe(**{"spacing_mm": 1.0, "reach_mm": 1.0, **wrong})
+
+
+@pytest.mark.parametrize(("shown", "is_watched"), [(1, True), (0, False)])
+def test_a_run_says_what_early_stopping_watched(shown: int, is_watched: bool) -> None:
+    """Validation slices that show no class tell nothing, however many are annotated."""
+    training, validation = example("P1", 8), example("P2", 8)
+    validation.truth[:] = shown
+    run = train(
+        Examples((LIVER,), (training,)), Examples((LIVER,), (validation,)), Recipe(1.0, 1.0, tile=48, epochs=1)
+    )
+    assert run.watched_validation == is_watched

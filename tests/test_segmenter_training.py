@@ -18,7 +18,7 @@ from pydicom.uid import generate_uid
 from stacks import images
 from typer.testing import CliRunner, Result
 
-from commands.segmenter_data import collect, pairs_of
+from commands.segmenter_data import collect, pairs_of, spacings_of
 from config.settings import load_settings
 from index import jobs
 from index.archive import Archive
@@ -341,6 +341,21 @@ def test_annotations_that_tell_of_a_part_leave_the_rest_open(tmp_path: Path) -> 
     assert (volume.truth != UNKNOWN).all()
     assert volume.is_told[:, 1].all(), "the kidney"
     assert volume.is_told[:, 2].nonzero()[0].tolist() == [2, 3, 4], "the liver"
+
+
+def test_what_the_network_sees_follows_from_the_ct_alone(tmp_path: Path) -> None:
+    """MR is annotated, too, but nothing is learned from it."""
+    fill(tmp_path / "data", 1)
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    alone = spacings_of(pairs_of(archive))
+    for number in range(3):
+        slices = images(SHAPE, spacing=(9.0, 5.0, 5.0), name=f"mr {number}", Modality="MR")
+        for dataset in slices:
+            del dataset.RescaleSlope, dataset.RescaleIntercept
+        for dataset in (*slices, annotation(slices, phantom(1)[1])):
+            archive.ingest(as_bytes(dataset))
+    assert len(pairs_of(archive)) == 4
+    assert spacings_of(pairs_of(archive)) == alone
 
 
 def test_weights_of_strangers_are_refused() -> None:
