@@ -119,9 +119,8 @@ def _collected(
 
 
 def _refuse_unknown(examples: Examples, segments: tuple[str, ...] | None) -> None:
-    known = {each.name.casefold() for each in examples.classes}
     for name in segments or ():
-        if name.casefold() not in known:
+        if not any(each.is_called({name.casefold()}) for each in examples.classes):
             fail(f"nothing of the name {name!r} is annotated; `tharsis train-segmenter --list` shows what is", USAGE)
     if not examples.classes:
         fail("no annotation of the archive can be read on a CT volume in Hounsfield units: there is nothing to learn")
