@@ -13,11 +13,14 @@ from config.identity import MANUFACTURER, MODEL_NAME, version
 from reconstruct.dicom_items import code, item_of
 from reconstruct.projections.scan import SourceInstance
 
-_REQUIRED = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
-    "ReferringPhysicianName", "StudyID", "AccessionNumber",
+TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
+    "StudyID", "AccessionNumber",
 )  # fmt: skip
-"""Types 1 and 2 of the Patient and General Study modules."""
+"""Of the Patient and General Study modules. Images leave some out, or fill them with what the standard does not allow;
+highdicom refuses both, so it gets them empty, and what is derived has them as they are."""
+
+_REQUIRED = ("StudyInstanceUID", *TYPE_2)
 
 _OPTIONAL = (
     "SpecificCharacterSet", "TimezoneOffsetFromUTC", "IssuerOfPatientID", "OtherPatientIDsSequence",

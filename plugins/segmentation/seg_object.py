@@ -20,7 +20,7 @@ from plugins.segmentation.colours import colour
 from plugins.segmentation.segmenter import Algorithm, Segment, Segmentation
 from plugins.segmentation.source_grid import source_grid
 from reconstruct.dicom_items import code, decimal, item_of
-from reconstruct.provenance import copy_patient_and_study, number_after
+from reconstruct.provenance import TYPE_2, copy_patient_and_study, number_after
 
 VERSION = 2
 """Part of the recipe: raised when the same labels would become another object."""
@@ -40,12 +40,6 @@ _LONGEST_DESCRIPTION = 1024
 
 _CHARACTER_SET = "ISO_IR 192"
 """Labels may be in any script, and the names of patient and physicians in another."""
-
-_OPEN = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyDate", "StudyTime",
-    "StudyID", "AccessionNumber",
-)  # fmt: skip
-"""What an image may leave empty and some leave out or fill with nonsense, while highdicom insists on it."""
 
 _EQUIPMENT = ("InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions")
 
@@ -70,8 +64,7 @@ def seg_object(
         One frame for each segment of a slice, or one for all: the latter is another SOP class.
     """
     first = source_images[0]
-    for _ in first.iterall():  # texts are read while it tells in which character set they are written
-        pass
+    context = _context(first, recipe)
     series_uid = derived_uid(str(first.SeriesInstanceUID), recipe)
     dataset = highdicom.seg.Segmentation(
         source_images=_stand_ins(source_images),
@@ -92,11 +85,20 @@ def seg_object(
         omit_empty_frames=True,
         specific_character_set=_CHARACTER_SET,
     )
-    copy_patient_and_study(first, dataset)
-    dataset.SpecificCharacterSet = _CHARACTER_SET
+    dataset.update(context)
     _name_dimensions(dataset, derived_uid(series_uid, "dimensions"))
-    dataset.ContributingEquipmentSequence = _equipment(first, recipe)
     return dataset  # type: ignore[no-any-return]  # highdicom is not typed
+
+
+def _context(image: Dataset, recipe: str) -> Dataset:
+    """Return patient, study and equipment as the image tells them, in Unicode."""
+    context = Dataset()
+    copy_patient_and_study(image, context)
+    context.ContributingEquipmentSequence = _equipment(image, recipe)
+    for _ in context.iterall():  # texts are read while it is known in which character set they are written
+        pass
+    context.SpecificCharacterSet = _CHARACTER_SET
+    return context
 
 
 def _stand_ins(images: Sequence[Dataset]) -> list[Dataset]:
@@ -115,7 +117,7 @@ def _stand_in(image: Dataset, thickness: DSfloat | None) -> Dataset:
     for keyword in ("SOPClassUID", "SOPInstanceUID"):
         if not image.get(keyword):
             _replace(taken, keyword, image.file_meta.get(f"MediaStorage{keyword}"))
-    for keyword in _OPEN:
+    for keyword in TYPE_2:
         _replace(taken, keyword, None)
     if not image.get("SliceThickness"):
         _replace(taken, "SliceThickness", thickness)
