@@ -165,12 +165,20 @@ class Watch:
             self._goes_on()
         try:
             yield
-        finally:
-            with self._lock:
-                self._stack.pop()
-                self._goes_on()
-        if self._returned is not None and plugin != NODE_ITSELF:
-            self._returned(plugin, place)
+        except Exception:  # who raises comes back, too
+            self._leave(doing)
+            raise
+        except BaseException:  # the process ends, and nobody asks any more
+            self._leave(None)
+            raise
+        self._leave(doing)
+
+    def _leave(self, came_back: Doing | None) -> None:
+        with self._lock:
+            self._stack.pop()
+            self._goes_on()
+        if came_back is not None and self._returned is not None and came_back.plugin != NODE_ITSELF:
+            self._returned(came_back.plugin, came_back.place)
 
     def sign_of_life(self) -> None:
         """Let the limit begin anew."""

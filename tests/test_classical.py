@@ -182,6 +182,17 @@ def test_attenuation_with_a_known_energy_is_segmented_as_hounsfield_units(mouse)
     assert (by_energy.labels == by_hu.labels).mean() > 0.999
 
 
+def test_thresholds_come_from_all_columns_of_a_volume():
+    """Of these volumes every so many voxels, as many as are looked at, are those of the first column: air alone."""
+    shape = (500, 400, 8)
+    _, y, x = np.indices(shape)
+    values = np.select([(x > 2) & (y > 300), (x > 2) & (y > 150), x > 1], [1.0, 0.5, 0.2], 0.0)
+    scatter = np.random.default_rng(0).normal(0, 0.01, shape)
+    result = segment(Volume((values + scatter).astype(np.float32), (0.1, 0.1, 0.1), is_hu=False), smoothing=0.0)
+    cuts = [float(cut) for cut in result.algorithm.parameters["thresholds_per_cm"].split(",")]
+    assert [sum(level < cut for cut in cuts) for level in (0.0, 0.2, 0.5, 1.0)] == [3, 2, 1, 0]
+
+
 def test_without_energy_the_classes_are_ranges_of_attenuation(mouse):
     attenuation = Volume((mouse.values + 1000) * 0.0002, mouse.spacing_mm_zyx, is_hu=False)
     result = segment(attenuation)

@@ -19,7 +19,7 @@ from plugins import manager
 from plugins.aftermath import settle
 from plugins.found import Found
 from plugins.hookspecs import hookimpl
-from plugins.node import Work
+from plugins.node import CannotProceed, Work
 from plugins.troubles import Troubles
 from plugins.watch import Doing, Note, Watch, note_path, read_note
 from plugins.worker import Worker
@@ -241,6 +241,15 @@ def test_who_is_silent_for_too_long_is_ended_and_noted(tmp_path):
         assert left.hung
     assert read_note(note_path(tmp_path, "worker-1")) is None
     note.close()
+
+
+def test_who_raises_has_come_back():
+    """A segmenter that refuses a volume in time hangs no more: it has come back (docs/plugins.md)."""
+    came_back = []
+    watch = Watch(returned=lambda *told: came_back.append(told))
+    with pytest.raises(CannotProceed), watch.over("node", "job segment", 5.0), watch.over("mine", "job segment", 5.0):
+        raise CannotProceed("no volume of mine")
+    assert came_back == [("mine", "job segment"), ("node", "job segment")]
 
 
 def claimed(archive, kind="mip"):
