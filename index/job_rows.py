@@ -117,5 +117,5 @@ def requeue(
 
 
 def _as_text(sentence: str) -> str:
-    """Return what can be stored: names of files that are not UTF-8 have a place in messages, but none in the catalogue."""
+    """Return what can be stored: half a character, as in the name of a file that is not UTF-8, cannot."""
     return sentence.encode(errors="backslashreplace").decode()
