@@ -10,6 +10,7 @@ from types import MappingProxyType, ModuleType
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from commands.plugin_facts import _fields
 from config import plugins as choices
 from config.plugins import ALWAYS, Choice, ChoiceError, chosen, read_choice, write_choice
 from config.settings import SettingsError, load_settings
@@ -167,6 +168,16 @@ def test_who_does_not_keep_to_the_contract_is_left_out_in_a_sentence(hooks, own,
     plugins = loaded(plugin("x", **hooks), plugin("good"), settings={"x": own})
     assert [name for name, _ in plugins.list_name_plugin()] == ["good"]
     assert re.match(why, plugins.left_out["x"]), plugins.left_out
+
+
+def test_a_default_that_is_made_of_other_settings_keeps_nobody_from_the_list():
+    class Sizes(BaseModel):
+        width: int = 3
+        height: int = Field(default_factory=lambda told: 2 * told["width"], description="voxels")
+
+    assert _fields(Sizes) == {
+        "width": "int, default 3", "height": "int, default made when the settings are read: voxels"
+    }  # fmt: skip
 
 
 def test_who_wraps_a_hook_is_left_out():
