@@ -31,6 +31,9 @@ _LOOK_S = 0.5
 _GRACE_S = 5.0
 """A plug-in that lets no other thread run, so that nobody can look, is ended this much later, seconds."""
 
+_LONGEST_S = 1e9
+"""What the C library is told at most, seconds: it cannot wait for a limit that is meant to be none."""
+
 
 @dataclass(frozen=True)
 class Doing:
@@ -215,7 +218,7 @@ class Watch:
             return
         self._armed_at = self._clock()
         if self._stack:
-            faulthandler.dump_traceback_later(self._stack[-1].limit_s + _GRACE_S, exit=True)
+            faulthandler.dump_traceback_later(min(self._stack[-1].limit_s, _LONGEST_S) + _GRACE_S, exit=True)
         else:
             faulthandler.cancel_dump_traceback_later()
 
