@@ -213,7 +213,7 @@ def queue(
     for work in wanted.work:
         archive.jobs.push(work.kind, work.subject, work.parameters)
     for sentence in wanted.refused:
-        out.print(sentence, highlight=False)
+        out.print(sentence, highlight=False, markup=False)
     does = "done in their turn" if read_state(archive.data) else "done when the node runs"
     queued = f"{len(wanted.work)} job{'' if len(wanted.work) == 1 else 's'} queued"
     out.print(f"{queued}: {does} (see `tharsis jobs list`)", highlight=False)

@@ -133,8 +133,16 @@ def _fields(model: object) -> dict[str, str]:
 def _field(facts: Any) -> str:
     one_of = " or ".join(map(repr, get_args(facts.annotation))) if get_origin(facts.annotation) is Literal else ""
     kind = one_of or getattr(facts.annotation, "__name__", str(facts.annotation))
-    default = "to be given" if facts.is_required() else f"default {facts.get_default(call_default_factory=True)!r}"
-    return f"{kind}, {default}" + (f": {facts.description}" if facts.description else "")
+    return f"{kind}, {_default(facts)}" + (f": {facts.description}" if facts.description else "")
+
+
+def _default(facts: Any) -> str:
+    if facts.is_required():
+        return "to be given"
+    try:
+        return f"default {facts.get_default(call_default_factory=True)!r}"
+    except Exception:  # noqa: BLE001 - it is made of other settings, or of what is not there before they are told
+        return "default made when the settings are read"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import pydicom
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from commands.console import USAGE, ConfigOption, DataOption, JsonOption, err, fail, out, print_json, settings_from
@@ -61,7 +62,7 @@ def report(
                 out.print(_table(measured))
             if picture is not None:
                 _write(picture, subject, measured, settings.report.picture_width)
-                err.print(f"picture in {picture}", highlight=False, soft_wrap=True)
+                err.print(f"picture in {picture}", highlight=False, soft_wrap=True, markup=False)
     except (NotFound, CannotProceed) as error:
         fail(str(error))
     if as_json:
@@ -95,11 +96,11 @@ def _table(measured: Measurements) -> Table:
     table = Table("segment", "volume", title="mean ± standard deviation" if measured.segments else "no segments")
     table.columns[1].justify = "right"
     for source in measured.sources:
-        table.add_column(f"{source.energy_label or 'source'}, {source.unit}", justify="right")
+        table.add_column(escape(f"{source.energy_label or 'source'}, {source.unit}"), justify="right")
     for row in measured.segments:
         numbers = zip(measured.sources, row.of_series, strict=True)
         table.add_row(
-            row.segment.label,
+            escape(row.segment.label),
             volume_text(row.volume_mm3),
             *("" if found is None else _spread(source, found) for source, found in numbers),
         )

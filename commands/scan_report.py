@@ -48,8 +48,8 @@ def scan_report(
     except (ScanError, GeometryError, OSError) as error:
         fail(str(error))
     for sentence in report.advice:
-        out.print(sentence, highlight=False)
-    out.print(f"see {page}", highlight=False)
+        out.print(sentence, highlight=False, markup=False)
+    out.print(f"see {page}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _files(what: str, settings: Settings) -> list[Path]:

@@ -15,7 +15,7 @@ from commands.annotations import Annotation, annotations_of
 from index.archive import Archive
 from index.errors import ArchiveError
 from plugins.node import CannotProceed, Series
-from plugins.segmentation.classes import SegmentClass
+from plugins.segmentation.classes import SegmentClass, told_apart
 from plugins.segmentation.learned.examples import Example, Examples
 from plugins.segmentation.learned.losses import UNKNOWN
 from plugins.segmentation.learned.preparation import Prepared, prepared, prepared_labels
@@ -45,6 +45,12 @@ class Pair:
         """The grid of its images."""
         return grid_of_files(self.series.paths)
 
+    @property
+    def may_be_in_hu(self) -> bool:
+        """Whether its images are CT, or say that they are in Hounsfield units: no others can be learned from."""
+        header = self.series.header
+        return str(header.get("Modality")) == "CT" or str(header.get("RescaleType")) == "HU"
+
 
 def pairs_of(archive: Archive) -> list[Pair]:
     """Return the series that somebody has annotated; what this node segmented itself does not count."""
@@ -69,7 +75,7 @@ def pairs_of(archive: Archive) -> list[Pair]:
 def spacings_of(pairs: Sequence[Pair]) -> tuple[float, float]:
     """Return what a network of these images sees: spacing of its pixels and distance of its neighbours, mm.
 
-    Images as wide as usual have 160 pixels, but never finer ones than they have; neighbours are as far as slices
+    CT images as wide as usual have 160 pixels, but never finer ones than they have; neighbours are as far as slices
     usually are, and at least a pixel.
 
     Raises
@@ -80,6 +86,8 @@ def spacings_of(pairs: Sequence[Pair]) -> tuple[float, float]:
     widths, pixels, slices = [], [], []
     for pair in pairs:
         try:
+            if not pair.may_be_in_hu:
+                continue
             grid = pair.grid
             z, y, x = grid.spacing_mm_zyx
         except (CannotProceed, InvalidDicomError, OSError):
@@ -105,7 +113,7 @@ def collect(
     Parameters
     ----------
     segments
-        Names of classes (`SegmentClass.name`, in any case) to learn; all when None. The others are background.
+        Names of classes (`SegmentClass.is_called`, in any case) to learn; all when None. The others are background.
     """
     wanted = None if segments is None else {name.casefold() for name in segments}
     found: list[tuple[Pair, Prepared, tuple[_Told, ...]]] = []
@@ -163,7 +171,7 @@ def _told(
 
 def _wanted_of(segmentation: Segmentation, wanted: Collection[str] | None) -> dict[int, SegmentClass]:
     classes = {label: SegmentClass.of(segment) for label, segment in enumerate(segmentation.segments, start=1)}
-    return {label: own for label, own in classes.items() if wanted is None or own.name.casefold() in wanted}
+    return {label: own for label, own in classes.items() if wanted is None or own.is_called(wanted)}
 
 
 def _classes(told: Iterable[_Told]) -> tuple[SegmentClass, ...]:
@@ -173,13 +181,13 @@ def _classes(told: Iterable[_Told]) -> tuple[SegmentClass, ...]:
         for _, own in each.maps:
             for one in own.values():
                 found.setdefault(one.key, one)
-    classes = sorted(found.values(), key=lambda each: each.name.casefold())
+    classes = told_apart(found.values())
     if len(classes) > _MOST_CLASSES:
         raise CannotProceed(
             f"the annotations tell of {len(classes)} classes, and a network tells at most {_MOST_CLASSES} apart: "
             "name those to learn"
         )
-    return tuple(classes)
+    return classes
 
 
 def _example(

@@ -119,9 +119,8 @@ def _collected(
 
 
 def _refuse_unknown(examples: Examples, segments: tuple[str, ...] | None) -> None:
-    known = {each.name.casefold() for each in examples.classes}
     for name in segments or ():
-        if name.casefold() not in known:
+        if not any(each.is_called({name.casefold()}) for each in examples.classes):
             fail(f"nothing of the name {name!r} is annotated; `tharsis train-segmenter --list` shows what is", USAGE)
     if not examples.classes:
         fail("no annotation of the archive can be read on a CT volume in Hounsfield units: there is nothing to learn")
@@ -211,7 +210,7 @@ def _facts(parts: Parts, recipe: Recipe, run: Run, judgement: Judgement, wishes:
         "dice": {name: own for name, (own, _) in judgement.dice.items()},
         "held_out_by": str(wishes.hold_out),
         "held_out_fraction": wishes.held_out,
-        "watched": "validation patients" if parts.validation.slices() else "training slices",
+        "watched": "validation patients" if run.watched_validation else "training slices",
         "epochs_run": len(run.history),
         **means,
         **counts,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands.console import ConfigOption, DataOption, fail, out, settings_from
-from commands.state import StartError
+from commands.state import StartError, StoppedAtStart
 from config import logs
 from config.settings import Settings
 
@@ -80,6 +80,8 @@ def run_node(settings: Settings, tell: Callable[[Supervisor], None], lifeline: i
         signal.signal(number, lambda *_: supervisor.request_stop())
     try:
         supervisor.start()
+    except StoppedAtStart:
+        return
     except StartError as error:
         fail(str(error))
     tell(supervisor)

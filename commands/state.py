@@ -23,6 +23,10 @@ class StartError(Exception):
     """The node cannot start; the message is one sentence for the user."""
 
 
+class StoppedAtStart(StartError):
+    """Somebody has stopped the node before it was ready."""
+
+
 def take_lock(data: Path) -> IO[str]:
     """Return the lock of the data folder, which is made if need be; it is free when all who have inherited it are gone.
 

@@ -23,7 +23,7 @@ from typing import IO
 from commands import tidying
 from commands.forked import Bell, Child, Ties, fork, is_readable, prepare_to_fork, wait_for_any
 from commands.process import preload, run_as
-from commands.state import STATE_FILE, StartError, take_lock, write_state
+from commands.state import STATE_FILE, StartError, StoppedAtStart, take_lock, write_state
 from config.settings import Settings
 from plugins.watch import AGAIN, HUNG, note_path, read_note
 from scp.lobby import CannotListen, open_port
@@ -101,6 +101,8 @@ class Supervisor:
         ------
         StartError
             The data folder is in use or cannot be written, or a process does not come up (a port in use).
+        StoppedAtStart
+            `request_stop` was called before all were ready.
         """
         self._lock = take_lock(self._data)
         try:
@@ -124,6 +126,7 @@ class Supervisor:
         """Have that removed which the last run left half-done, and learn whether it left something to send."""
         self._tidier = child = self._fork(lambda ties: tidying.run(self._settings, (), ties), "tidy")
         while child.poll() is None:
+            self._heed_stop()
             wait_for_any([child], _LOOK_S)
         self._tidier = None
         if not child.told.get("ready"):
@@ -143,6 +146,10 @@ class Supervisor:
             raise StartError(f"cannot listen on {error.filename}: {error.strerror}") from error
         ports = {name: int(listener.getsockname()[1]) for name, listener in self._listeners.items()}
         self.port, self.tls_port = ports.get("plain", 0), ports.get("secure", 0)
+
+    def _heed_stop(self) -> None:
+        if self._is_stopping:
+            raise StoppedAtStart("the node was stopped before it was ready")
 
     def run(self, lifeline: int | None = None) -> None:
         """Watch over the processes until `request_stop` is called, then stop them.
@@ -220,6 +227,7 @@ class Supervisor:
     def _await_ready(self, process: _Process) -> None:
         deadline = time.monotonic() + _START_S
         while (child := process.child) is not None and not child.told.get("ready"):
+            self._heed_stop()
             wait_for_any([child], 0.05)
             status = child.poll()
             note = read_note(note_path(self._data, process.name))
@@ -313,7 +321,8 @@ class Supervisor:
 
 def _how_it_ended(status: int) -> str:
     if status < 0:
-        return f"died of {signal.Signals(-status).name}"
+        names = {each.value: each.name for each in signal.Signals}  # which has not every real-time signal
+        return f"died of {names.get(-status, f'signal {-status}')}"
     if status == HUNG:
         return "ended because a plug-in hung in it"
     return f"ended with status {status}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +17,7 @@ class OrthancSettings(BaseModel):
     Raises
     ------
     ValueError
-        Enabled without a key, both a secret and a file with it, or a URL that is neither http nor https.
+        Enabled without a key, both a secret and a file with it, or a URL that is none of http or https.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -37,8 +38,7 @@ class OrthancSettings(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_used(self) -> OrthancSettings:
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url begins with http:// or https://, got {self.url!r}")
+        _require_url(self.url)
         for name in ("password", "key"):
             if getattr(self, name) and getattr(self, f"{name}_file"):
                 raise ValueError(f"{name} and {name}_file are two ways to say the same: leave one out")
@@ -65,3 +65,18 @@ class OrthancSettings(BaseModel):
         if name == "key" and len(told) < _SHORTEST_KEY:
             raise ValueError(f"the key in {file} has {len(told)} characters, at least {_SHORTEST_KEY} are expected")
         return told
+
+
+def _require_url(url: str) -> None:
+    """Refuse what no connection can be made to, however often that is tried."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"url begins with http:// or https://, got {url!r}")
+    try:
+        told = urlsplit(url)
+        host, _ = told.hostname, told.port
+    except ValueError as error:
+        raise ValueError(f"url {url!r} is no URL: {error}") from error
+    if not host:
+        raise ValueError(f"url names no host, got {url!r}")
+    if told.username is not None:
+        raise ValueError("url has a login in it: user and password are keys of their own")

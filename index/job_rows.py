@@ -87,7 +87,7 @@ def finish(database: Database, number: int, state: str, sentence: str, *, keep_c
     database.execute(
         f"UPDATE job SET state = ?, error = ?, finished = ?, claim_expires = {claim}, "
         "progress = CASE WHEN ? = 'done' THEN 1 ELSE progress END WHERE id = ? AND state IN ('queued', 'running')",
-        (state, sentence, time.time(), state, number),
+        (state, _as_text(sentence), time.time(), state, number),
     )
 
 
@@ -112,5 +112,10 @@ def requeue(
     database.execute(
         "UPDATE job SET state = 'queued', not_before = ?, worker = '', claim_expires = NULL, error = ? "
         "WHERE id = ? AND state = 'running'",
-        (not_before, error, number),
+        (not_before, _as_text(error), number),
     )
+
+
+def _as_text(sentence: str) -> str:
+    """Return what can be stored: half a character, as in the name of a file that is not UTF-8, cannot."""
+    return sentence.encode(errors="backslashreplace").decode()

@@ -71,7 +71,7 @@ def due(archive: Archive, settings: RetentionSettings, *, at: datetime | None = 
         Instead of the present moment.
     """
     moment = at or datetime.now(UTC)
-    too_old = _text(moment - timedelta(days=settings.keep_days)) if settings.keep_days else ""
+    too_old = _too_old(moment, settings.keep_days)
     too_much = _excess(archive.database, settings)
     if not too_old and too_much <= 0:
         return
@@ -93,6 +93,16 @@ def due(archive: Archive, settings: RetentionSettings, *, at: datetime | None = 
                 return
             too_much -= size
             yield Due(uid, patient, last, instances, size, reason)
+
+
+def _too_old(moment: datetime, keep_days: float) -> str:
+    """Return what was received before that is too old; "": nothing is, as when it would be before all dates."""
+    if not keep_days:
+        return ""
+    try:
+        return _text(moment - timedelta(days=keep_days))
+    except OverflowError:
+        return ""
 
 
 def _excess(database: Database, settings: RetentionSettings) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -47,9 +48,16 @@ class Claim:
         self._over.set()
         self._heartbeat.join()
 
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether the job has to stop: `progress` has raised, or will."""
+        return self._lost.is_set() or self._stop.is_set()
+
     def progress(self, fraction: float) -> None:
-        """Record the fraction done; raise when the job has to stop."""
-        self._fraction = min(max(fraction, 0.0), 1.0)
+        """Record the fraction done, of whichever kind of number; raise when the job has to stop."""
+        done = float(fraction)
+        if not math.isnan(done):
+            self._fraction = min(max(done, 0.0), 1.0)
         if self._lost.is_set():
             raise Cancelled
         if self._stop.is_set():

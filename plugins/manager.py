@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pluggy
@@ -18,7 +19,7 @@ from index.jobs import NETWORK_KINDS, SERIES_STABLE
 from plugins import hookspecs
 from plugins.found import BUILT_IN, ENTRY_POINT_GROUP, Found, found, in_order, unknown_names
 from plugins.hookspecs import JobFunction
-from plugins.node import Cancelled, Interrupted, Series, Work
+from plugins.node import Series, Work
 from plugins.watch import UNWATCHED, Watch
 
 __all__ = ["BUILT_IN", "ENTRY_POINT_GROUP"]
@@ -90,7 +91,7 @@ class Plugins(pluggy.PluginManager):
             if is_of_user(error):
                 raise
             logger.debug("plug-in %s", plugin.name, exc_info=True)
-            raise PluginError(f"cannot be imported: {_told(error)}") from error
+            raise PluginError(f"cannot be imported: {words_of(error)}") from error
         for caller in self.get_hookcallers(self.get_plugin(plugin.name)) or ():
             for implementation in caller.get_hookimpls():
                 if implementation.plugin_name == plugin.name and (
@@ -100,20 +101,22 @@ class Plugins(pluggy.PluginManager):
 
     def _own_settings(self, name: str) -> Any:
         """Return the plug-in's settings as it wants them."""
-        told = self.settings.plugins.settings.get(name, {})
+        table = self.settings.plugins.settings.get(name, {})
         for _, model in ask_each(self, "own_settings", only=name):
             if isinstance(model, Exception):
-                raise PluginError(f"own_settings: {_told(model)}") from model
+                raise PluginError(f"own_settings: {words_of(model)}") from model
             if model is None:
                 continue
             if not (isinstance(model, type) and issubclass(model, BaseModel)):
                 raise PluginError(f"own_settings: expected a class of pydantic models, got {model!r}")
             try:
-                return model.model_validate(told)
+                return model.model_validate(table)
             except ValidationError as error:
                 keys, wrong = ", ".join(model.model_fields), one_sentence(error, model)
                 raise PluginError(f"[plugins.settings.{name}] {wrong}; its keys are {keys}") from error
-        return told
+            except Exception as error:  # of a validator, or of what makes a default
+                raise PluginError(f"[plugins.settings.{name}] cannot be read: {words_of(error)}") from error
+        return table
 
     def own(self, name: str) -> Any:
         """Return the settings of the plug-in's own."""
@@ -233,13 +236,11 @@ def _answer(implementation: pluggy.HookImpl, arguments: Mapping[str, Any]) -> An
     """Return what a plug-in answers, or the exception that it raised."""
     try:
         return implementation.function(**{name: arguments[name] for name in implementation.argnames})
-    except (Interrupted, Cancelled):
-        raise
     except BaseException as error:  # its own fault, to be told with its name; SystemExit, too: it ends no worker
         if is_of_user(error):
             raise
         logger.exception("plug-in %s: %s failed", implementation.plugin_name, implementation.function.__name__)
-        return error if isinstance(error, Exception) else PluginError(f"raised {_told(error)}")
+        return error if isinstance(error, Exception) else PluginError(f"raised {words_of(error)}")
 
 
 def is_of_user(error: BaseException) -> bool:
@@ -249,13 +250,20 @@ def is_of_user(error: BaseException) -> bool:
 
 def complaint(name: str, error: BaseException) -> str:
     """Say in one sentence what a plug-in did."""
-    return f"plug-in {name} {error}" if isinstance(error, NotAsked) else f"plug-in {name}: {_told(error)}"
+    return f"plug-in {name} {error}" if isinstance(error, NotAsked) else f"plug-in {name}: {words_of(error)}"
 
 
-def _told(error: BaseException) -> str:
-    if isinstance(error, PluginError):
+def words_of(error: BaseException) -> str:
+    """Say what was raised, with its kind where that is not ours."""
+    return sentence_of(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {sentence_of(error)}"
+
+
+def sentence_of(error: BaseException) -> str:
+    """Return what an exception says; that of somebody else's may raise one itself when it is asked."""
+    try:
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    except Exception as another:  # noqa: BLE001 - whatever is wrong with it
+        return f"(its own text cannot be made: {type(another).__name__})"
 
 
 def work_for(manager: pluggy.PluginManager, series: Series, settings: Settings) -> Iterator[tuple[str, Any]]:
@@ -270,16 +278,27 @@ def _checked_work(answer: object) -> list[Work] | PluginError:
         return []
     if not isinstance(answer, list | tuple):
         return PluginError(f"jobs_for_series: expected a list of Work, got {answer!r:.100}")
+    wanted: list[Work] = []
     for each in answer:
         if not (isinstance(each, Work) and isinstance(each.kind, str) and isinstance(each.subject, str)):
             return PluginError(f"jobs_for_series: expected Work of a kind and a subject, got {each!r:.100}")
         if each.kind in _NOT_FOR_PLUGINS:
             return PluginError(f"jobs_for_series: jobs of kind {each.kind!r} are asked for by the node itself")
         try:
-            json.dumps(dict(each.parameters))
-        except (TypeError, ValueError) as error:
+            f"{each.kind}{each.subject}".encode()
+        except UnicodeError as error:
+            return PluginError(f"jobs_for_series: kind or subject of {each!r:.100} is no text: {error}")
+        try:
+            wanted.append(replace(each, parameters=_as_json(each.parameters)))
+        except (TypeError, ValueError, RecursionError) as error:
             return PluginError(f"jobs_for_series: the parameters of {each.kind!r} are no JSON: {error}")
-    return list(answer)
+    return wanted
+
+
+def _as_json(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as they come back from a row: names are text, and there are no numbers that JSON lacks."""
+    written: dict[str, Any] = json.loads(json.dumps(dict(parameters), allow_nan=False))
+    return written
 
 
 def job_owners(manager: pluggy.PluginManager) -> dict[str, tuple[str, JobFunction]]:
@@ -302,7 +321,7 @@ def job_owners(manager: pluggy.PluginManager) -> dict[str, tuple[str, JobFunctio
 
 def _wrong_with(answer: object, owners: Mapping[str, tuple[str, JobFunction]]) -> str:
     if isinstance(answer, Exception):
-        return f"job_functions: {_told(answer)}"
+        return f"job_functions: {words_of(answer)}"
     if answer is None:
         return ""
     if not isinstance(answer, Mapping):

@@ -37,15 +37,21 @@ def publish(archive: Archive, objects: Iterable[Dataset]) -> Output:
     ------
     CannotProceed
         An instance of that UID is stored in another study.
+    ValueError
+        There is none, or one of another series, which nobody would ever be told of.
     """
     series, written = "", set()
     for dataset in objects:
+        if series and dataset.SeriesInstanceUID != series:
+            raise ValueError(f"publish: expected objects of series {series}, got one of {dataset.SeriesInstanceUID}")
         _refuse_other_study(archive, dataset)
         buffer = BytesIO()
         dataset.save_as(buffer, enforce_file_format=True)
         ingested = archive.ingest(buffer.getvalue(), overwrite="always", announce=False)
         series = ingested.series_instance_uid
         written.add(ingested.sop_instance_uid)
+    if not written:
+        raise ValueError("publish: expected at least one object, got none")
     _remove_others(archive, series, written)
     return Output(series, len(written))
 

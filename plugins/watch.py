@@ -31,6 +31,9 @@ _LOOK_S = 0.5
 _GRACE_S = 5.0
 """A plug-in that lets no other thread run, so that nobody can look, is ended this much later, seconds."""
 
+_LONGEST_S = 1e9
+"""What the C library is told at most, seconds: it cannot wait for a limit that is meant to be none."""
+
 
 @dataclass(frozen=True)
 class Doing:
@@ -165,12 +168,20 @@ class Watch:
             self._goes_on()
         try:
             yield
-        finally:
-            with self._lock:
-                self._stack.pop()
-                self._goes_on()
-        if self._returned is not None and plugin != NODE_ITSELF:
-            self._returned(plugin, place)
+        except Exception:  # who raises comes back, too
+            self._leave(doing)
+            raise
+        except BaseException:  # the process ends, and nobody asks any more
+            self._leave(None)
+            raise
+        self._leave(doing)
+
+    def _leave(self, came_back: Doing | None) -> None:
+        with self._lock:
+            self._stack.pop()
+            self._goes_on()
+        if came_back is not None and self._returned is not None and came_back.plugin != NODE_ITSELF:
+            self._returned(came_back.plugin, came_back.place)
 
     def sign_of_life(self) -> None:
         """Let the limit begin anew."""
@@ -207,7 +218,7 @@ class Watch:
             return
         self._armed_at = self._clock()
         if self._stack:
-            faulthandler.dump_traceback_later(self._stack[-1].limit_s + _GRACE_S, exit=True)
+            faulthandler.dump_traceback_later(min(self._stack[-1].limit_s, _LONGEST_S) + _GRACE_S, exit=True)
         else:
             faulthandler.cancel_dump_traceback_later()
 

@@ -24,7 +24,17 @@ from index.jobs import RECURRING, Job
 from index.keys import Level
 from plugins.claim import Claim
 from plugins.hookspecs import JobFunction
-from plugins.manager import Plugins, ask_each, complaint, is_of_user, job_owners, load_plugins, work_for
+from plugins.manager import (
+    Plugins,
+    ask_each,
+    complaint,
+    is_of_user,
+    job_owners,
+    load_plugins,
+    sentence_of,
+    words_of,
+    work_for,
+)
 from plugins.node import Cancelled, CannotProceed, Interrupted, Postponed, Task, Work
 from plugins.watch import NODE_ITSELF
 
@@ -120,7 +130,7 @@ class Worker:
         started = time.monotonic()
         self._plugins.not_asked = plugin_troubles.not_asked(self._archive.database, job.subject)
         with claim, self._watched(job):
-            outcome = self._attempt(job, claim.progress)
+            outcome = self._attempt(job, claim)
         outcome()
         if self._plugins.not_asked:  # who was not asked this time is asked the next time
             with self._archive.transaction() as database:
@@ -135,36 +145,40 @@ class Worker:
         attempt = (job.id, job.started or 0.0, job.subject)
         return self._plugins.watch.over(owner, f"job {job.kind}", limit_s, job=attempt)
 
-    def _attempt(self, job: Job, progress: Callable[[float], None]) -> Callable[[], None]:
+    def _attempt(self, job: Job, claim: Claim) -> Callable[[], None]:
         """Run the job and return what is to be recorded about it."""
         queue, watch = self._archive.jobs, self._plugins.watch
         owner, function = self._owners.get(job.kind, (NODE_ITSELF, self._refuse))
 
         def report(fraction: float) -> None:
             watch.sign_of_life()
-            progress(fraction)
+            claim.progress(fraction)
 
         own = self._plugins.own(owner)
         try:
             function(Task(self._archive, self._settings, job, report, self._plugins, own, watch))
-        except Interrupted:
-            return lambda: queue.release(job)
-        except Cancelled:
-            logger.info("job %d was cancelled", job.id)
+        except (Interrupted, Cancelled) as error:
+            if not claim.is_to_stop:  # nobody asked for it: released as untried, it would begin anew for ever
+                return self._failure(job, f"{self._who(owner)}{job.kind}: {words_of(error)}", permanent=False)
+            if isinstance(error, Cancelled):
+                logger.info("job %d was cancelled", job.id)
             return lambda: queue.release(job)
         except Postponed as error:
             logger.info("job %d %s %s waits %.0f s: %s", job.id, job.kind, job.subject, error.delay_s, error)
             due, why = time.time() + error.delay_s, str(error)
             return lambda: queue.release(job, not_before=due, error=why)
         except (CannotProceed, NotFound) as error:
-            return self._failure(job, str(error), permanent=True)
+            return self._failure(job, sentence_of(error), permanent=True)
         except BaseException as error:  # whatever a plug-in raises, SystemExit too, is its job's failure
             if is_of_user(error):
                 raise
             logger.exception("job %d %s %s failed", job.id, job.kind, job.subject)
-            who = f"plug-in {owner}: " if owner != NODE_ITSELF else ""
-            return self._failure(job, f"{who}{job.kind}: {type(error).__name__}: {error}", permanent=False)
+            return self._failure(job, f"{self._who(owner)}{job.kind}: {words_of(error)}", permanent=False)
         return lambda: queue.done(job)
+
+    @staticmethod
+    def _who(owner: str) -> str:
+        return f"plug-in {owner}: " if owner != NODE_ITSELF else ""
 
     def _failure(self, job: Job, sentence: str, *, permanent: bool) -> Callable[[], None]:
         logger.warning("job %d %s %s: %s", job.id, job.kind, job.subject, sentence)

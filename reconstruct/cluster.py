@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,6 +36,9 @@ _WAIT_S = 0.5
 """How often the one who waits for slabs is let to look at other things."""
 
 _CONNECT_S = 30
+
+_WORKERLESS_S = 600.0
+"""A scheduler may be without workers for so long, as when they are started anew, seconds."""
 
 _RETRIES = 3
 """A task is begun again so often after its worker died or failed."""
@@ -123,7 +128,7 @@ def reconstruct_slabs(
     Raises
     ------
     ClusterError
-        A task failed, or was lost with its worker too often.
+        A task failed, or was lost with its worker too often; the scheduler is gone, or has lost all of its workers.
     GeometryError, ValueError
         The scan cannot be reconstructed, as `Plan.reconstruct` says.
     """
@@ -134,8 +139,10 @@ def reconstruct_slabs(
     resources = _Resources(memory_mb, device)
     left = {_submit(client, plan, slab, files, groups, resources): slab for slab in slabs}
     try:
+        seen = time.monotonic()
         while left:
             look()
+            seen = _workers_seen(client, seen)
             for future in _ended(client, left):
                 slab = left.pop(future)
                 _require_done(future)
@@ -168,6 +175,16 @@ def _submit(
     return client.submit(_write_sum, parts, slab, files, pure=False, retries=_RETRIES)
 
 
+def _workers_seen(client: Client, seen: float) -> float:
+    """Return when the scheduler was last known to have a worker, by the monotonic clock: now, or as before."""
+    now = time.monotonic()
+    if client.scheduler_info(n_workers=1)["workers"]:
+        return now
+    if now - seen > _WORKERLESS_S:
+        raise ClusterError(f"the Dask scheduler has had no workers for {_WORKERLESS_S:.0f} s")
+    return seen
+
+
 def _ended(client: Client, futures: Iterable[Future]) -> set[Future]:
     from distributed import wait
 
@@ -176,6 +193,8 @@ def _ended(client: Client, futures: Iterable[Future]) -> set[Future]:
             return set(wait(list(futures), timeout=_WAIT_S, return_when="FIRST_COMPLETED").done)
     except TimeoutError:
         return set()
+    except CancelledError as error:
+        raise ClusterError("the Dask scheduler is gone, or somebody has cancelled its work") from error
 
 
 def _require_done(future: Future) -> None:

@@ -13,11 +13,14 @@ from config.identity import MANUFACTURER, MODEL_NAME, version
 from reconstruct.dicom_items import code, item_of
 from reconstruct.projections.scan import SourceInstance
 
-_REQUIRED = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
-    "ReferringPhysicianName", "StudyID", "AccessionNumber",
+TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
+    "StudyID", "AccessionNumber",
 )  # fmt: skip
-"""Types 1 and 2 of the Patient and General Study modules."""
+"""Of the Patient and General Study modules. Images leave some out, or fill them with what the standard does not allow;
+highdicom refuses both, so it gets them empty, and what is derived has them as they are."""
+
+_REQUIRED = ("StudyInstanceUID", *TYPE_2)
 
 _OPTIONAL = (
     "SpecificCharacterSet", "TimezoneOffsetFromUTC", "IssuerOfPatientID", "OtherPatientIDsSequence",
@@ -98,9 +101,12 @@ def add_equipment(target: Dataset, scanner: Dataset) -> None:
 
 
 def number_after(source: Dataset, offset: int) -> int:
-    """Number a series after that of `source`; by the offset alone where that would be no IS (PS3.5 table 6.2-1)."""
+    """Number a series after that of `source`; by the offset alone where that would be no IS (PS3.5 table 6.2-1), or 0.
+
+    A number below 1 is an IS, too, but highdicom refuses it.
+    """
     number = offset + int(source.get("SeriesNumber", 0) or 0)
-    return number if number < 1 << 31 else offset
+    return number if 0 < number < 1 << 31 else offset
 
 
 def canonical(recipe: Mapping[str, Any]) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from reconstruct.checkpoint import Checkpoint
 from reconstruct.cluster import ClusterError, SharedFiles, connected, reconstruct_slabs
@@ -181,6 +184,60 @@ def test_a_scan_comes_out_of_a_cluster_as_from_one_machine(cluster: LocalCluster
     assert np.abs(there - here).max() <= 1
     assert np.mean(there != here) < 1e-3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheduler_that_ends_in_the_middle_is_one_sentence(plan: Plan, files: SharedFiles) -> None:
+    code = (
+        "import sys\nfrom distributed import LocalCluster\nif __name__ == '__main__':\n"
+        " with LocalCluster(n_workers=1, dashboard_address='127.0.0.1:0', host='127.0.0.1') as cluster:\n"
+        "  print(cluster.scheduler_address, flush=True)\n  sys.stdin.read()\n"
+    )
+    nothing = lambda *_: None  # noqa: E731
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as head:
+        assert head.stdout is not None
+        try:
+            with connected(head.stdout.readline().strip()) as client, pytest.raises(ClusterError, match="is gone"):
+                reconstruct_slabs(
+                    client, plan, plan.slabs(MEMORY_MB), files, memory_mb=MEMORY_MB, done=nothing, look=head.kill
+                )
+        finally:
+            head.kill()
+
+
+class Deserted:
+    """Stands for a client whose scheduler has one worker to begin with, and never one again."""
+
+    def __init__(self) -> None:
+        self.left = [{"one": {}}]
+
+    def scheduler_info(self, n_workers: int) -> dict[str, object]:
+        return {"workers": self.left.pop() if self.left else {}}
+
+    def submit(self, *_arguments: object, **_options: object) -> object:
+        return object()
+
+    def cancel(self, _futures: object, *, force: bool) -> None:
+        """Nobody is there to be told."""
+
+
+def test_work_that_all_workers_have_left_ends_some_time(
+    plan: Plan, files: SharedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reconstruct.cluster._WORKERLESS_S", 0.0)
+    monkeypatch.setattr("reconstruct.cluster._ended", lambda *_: set())
+    looks = []
+
+    def look() -> None:
+        looks.append(1)
+        assert len(looks) < 1000, "it waits for ever"
+
+    with pytest.raises(ClusterError, match="has had no workers"):
+        reconstruct_slabs(
+            cast("Client", Deserted()), plan, plan.slabs(MEMORY_MB), files,
+            memory_mb=MEMORY_MB, done=lambda _slab: None, look=look,
+        )  # fmt: skip
 
 
 def test_a_scheduler_that_is_not_there_or_has_no_workers_is_one_sentence(

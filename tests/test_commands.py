@@ -20,6 +20,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
+from plugins.missing import Wanted
 from scp.contexts import STUDY_ROOT_FIND
 from scp.part10 import data_set_offset
 from tharsis import PANELS, app
@@ -83,6 +84,14 @@ def test_a_wrong_argument_leaves_no_progress_bar(tharsis, archive, tmp_path):
     for told, said in ((wrong_phantom, "there is no phantom 'plak'"), (wrong_kind, "no plug-in does jobs of kind")):
         assert told.returncode == USAGE
         assert told.stderr.strip().startswith(f"tharsis: {said}"), told.stderr
+
+
+def test_what_plug_ins_refuse_is_told_as_they_say_it(archive, monkeypatch):
+    refused = Wanted((), ("plug-in x: ValueError: there is no [/data/x]",))
+    monkeypatch.setattr("plugins.missing.work_of_kind", lambda *_: refused)
+    told = CliRunner().invoke(app, ["jobs", "queue", "x", "--data", str(archive.data)])
+    assert "there is no [/data/x]" in told.output
+    assert isinstance(told.exception, SystemExit)
 
 
 def test_every_command_teaches():

@@ -22,7 +22,7 @@ from plugins.segmentation.learned.losses import UNKNOWN, partial_segmentation
 from plugins.segmentation.learned.network import SegmentationNet
 from plugins.segmentation.learned.preparation import prepared, prepared_labels
 from plugins.segmentation.learned.recipe import WIDTHS, Recipe, Strength, epochs_for
-from plugins.segmentation.learned.training import Segmenting, dice
+from plugins.segmentation.learned.training import Segmenting, dice, train
 from plugins.segmentation.learned.views import views
 from plugins.segmentation.segmenter import Segment, Volume
 from plugins.segmentation.source_grid import source_grid
@@ -99,6 +99,8 @@ def test_sides_change_places_and_other_classes_stay() -> None:
     assert mirrored([KIDNEY_L, LIVER])[:3].tolist() == [0, 1, 2]
     assert KIDNEY_L.name == "Kidney, Left"
     assert SegmentClass.from_plain(KIDNEY_L.to_plain()) == KIDNEY_L
+    other = [segment_class(ORGAN, side, label=name) for side, name in ((LEFT, "a"), (RIGHT, "b"))]
+    assert not can_be_mirrored(other)
     unspecific = [segment_class(ORGAN, label=name) for name in ("a", "b")]
     assert unspecific[0].key != unspecific[1].key
     assert mirrored(unspecific)[:3].tolist() == [0, 1, 2]
@@ -118,11 +120,16 @@ def test_sides_change_places_and_other_classes_stay() -> None:
             Segment("x", ORGAN, Code("T-71000", "SRT", "Kidney"), modifiers=(Code("G-A101", "SRT", "Left"),)),
             Segment("y", ORGAN, Code("T-71000", "SRT", "Kidney"), modifiers=(Code("G-A100", "SRT", "Right"),)),
         ),
+        (
+            Segment("Kidney", ORGAN, ORGAN, modifiers=(LEFT,)),
+            Segment("Kidney", ORGAN, ORGAN, modifiers=(RIGHT,)),
+        ),
     ],
-    ids=["labels", "types with a side", "SNOMED RT"],
+    ids=["labels", "types with a side", "SNOMED RT", "labels with modifiers"],
 )
 def test_sides_are_known_however_they_are_told(left: Segment, right: Segment) -> None:
     classes = [SegmentClass.of(left), SegmentClass.of(right), LIVER]
+    assert classes[0].key != classes[1].key
     assert mirrored(classes)[:4].tolist() == [0, 2, 1, 3]
     assert can_be_mirrored(classes)
     assert not can_be_mirrored(classes[1:])
@@ -342,3 +349,14 @@ def test_what_cannot_be_trained_is_refused() -> None:
     for wrong in ({"size": "huge"}, {"batch": 1}, {"epochs": 0}, {"spacing_mm": 0.0}):
         with pytest.raises(ValueError, match="got"):
             Recipe(**{"spacing_mm": 1.0, "reach_mm": 1.0, **wrong})
+
+
+@pytest.mark.parametrize(("shown", "is_watched"), [(1, True), (0, False)])
+def test_a_run_says_what_early_stopping_watched(shown: int, is_watched: bool) -> None:
+    """Validation slices that show no class tell nothing, however many are annotated."""
+    training, validation = example("P1", 8), example("P2", 8)
+    validation.truth[:] = shown
+    run = train(
+        Examples((LIVER,), (training,)), Examples((LIVER,), (validation,)), Recipe(1.0, 1.0, tile=48, epochs=1)
+    )
+    assert run.watched_validation == is_watched

@@ -11,6 +11,8 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.sr.codedict import codes
 from segmented import (
     BONE,
@@ -302,6 +304,21 @@ def test_a_source_that_cannot_be_measured_is_told_in_a_sentence(archive, setting
     failed = work(archive, settings)
     assert sentence in failed["measure"]
     assert failed["picture"] == failed["measure"]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("PatientSex", "W"), ("PatientBirthDate", "00000000"), ("StudyTime", "10:15:00")]
+)
+def test_values_that_the_standard_does_not_allow_are_taken_over_as_they_are(archive, settings, keyword, value):
+    values, masks = truth()
+    images = slices(values)
+    seg = seg_of(images, masks)
+    for dataset in (*images, seg):
+        dataset[keyword] = DataElement(keyword, dictionary_VR(keyword), value, validation_mode=0)
+    store(archive, *images, seg)
+    assert not work(archive, settings)
+    (path,) = paths_of(archive, "SR")
+    assert pydicom.dcmread(path)[keyword].value == value
 
 
 def test_a_seg_whose_source_is_not_stored_says_so(archive, settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -96,6 +97,8 @@ def test_a_greeting_makes_due_what_waits_and_has_the_lists_compared(door, archiv
         (f"/similar/{SERIES}", None, KEY, 404, "has not taken in"),
         (f"/similar/{UID}", None, KEY, 404, "no series"),
         (f"/similar/{UID}?k=0", None, KEY, 404, "no series"),
+        (f"/similar/{UID}?k=%C2%B2", None, KEY, 400, "expected a whole number"),
+        (f"/similar/{UID}?k={'9' * 5000}", None, KEY, 400, "expected a whole number"),
         (f"/again/{UID}", {}, KEY, 404, "no series"),
     ],
 )
@@ -115,6 +118,13 @@ def test_a_body_that_is_too_long_is_not_read(door):
     answer = connection.getresponse()
     assert answer.status == 400
     assert b"at most" in answer.read()
+    connection.close()
+
+
+def test_a_path_that_is_none_is_not_there(door):
+    connection = HTTPConnection("127.0.0.1", door.port, timeout=30)
+    connection.request("GET", "status", headers={"Authorization": f"Bearer {KEY}"})
+    assert connection.getresponse().status == 404
     connection.close()
 
 
@@ -175,6 +185,36 @@ def test_a_job_waits_for_orthanc_without_limit(archive, stub, wait_until, status
     stub.status = 404  # it is there again, and has no such series any more
     wait_until(worker.run_one)
     assert archive.jobs.recent()[0].state == "done"
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"<html>back at noon</html>"), (302, b"")])
+def test_a_job_waits_while_something_else_answers_for_orthanc(archive, stub, wait_until, status, body):
+    worker = worker_for(archive, stub.server_port)
+    archive.jobs.push(jobs.ORTHANC_PULL, SERIES)
+    stub.status, stub.body = status, body
+    for _ in range(5):  # more than max_attempts
+        wait_until(worker.run_one)
+    (job,) = archive.jobs.recent()
+    assert (job.state, job.attempts) == ("queued", 0)
+    assert f"/series/{SERIES}" in job.error
+
+
+@pytest.mark.parametrize(("fault", "attempts", "error"), [(None, 1, "400"), ("disk is full", 2, "disk is full")])
+def test_a_comparison_that_failed_comes_again(archive, stub, wait_until, monkeypatch, fault, attempts, error):
+    def fail(_orthanc):
+        raise sqlite3.OperationalError(fault)
+
+    if fault:
+        monkeypatch.setattr("plugins.orthanc.comparing._total", fail)
+    stub.status = 400
+    worker = worker_for(archive, stub.server_port)
+    archive.jobs.push(jobs.ORTHANC_COMPARE, SUBJECT)
+    for _ in range(attempts):
+        wait_until(worker.run_one)
+    queued, failed = archive.jobs.recent()
+    assert (queued.state, failed.state) == ("queued", "failed")
+    assert queued.not_before > time.time() + 60
+    assert error in failed.error
 
 
 def test_a_job_waits_when_nobody_listens(archive, reserved_port, wait_until):
@@ -293,6 +333,10 @@ def test_what_was_made_of_orthancs_series_is_unsent_until_that_version_is_noted(
         ({"enabled": True, "key": "short"}, "at least 16 characters"),
         ({"enabled": True, "key": KEY, "aet": "PACS"}, "has to name 'PACS'"),
         ({"url": "ftp://x"}, "http:// or https://"),
+        ({"url": "http://"}, "names no host"),
+        ({"url": "http://[::1"}, "is no URL"),
+        ({"url": "http://orthanc:web"}, "is no URL"),
+        ({"url": "http://tharsis:secret@orthanc:8042"}, "keys of their own"),
         ({"password": "x", "password_file": "y"}, "two ways"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import sqlite3
 import sys
 from enum import IntEnum
 from pathlib import Path
@@ -182,6 +183,22 @@ def test_what_the_node_does_not_take_stays_over_restarts(orthanc, keeper):
     assert [path for path, _ in keeper.node.given] == ["/hello", "/notes"]
     assert keeper.node.notes() == [{"stable": ["a"], "deleted": ["b"]}]
     assert spool.batch() == []
+
+
+def test_what_finds_no_room_on_the_disk_is_written_later(keeper, monkeypatch):
+    """Deletions are in no log of Orthanc's: what was heard once is all there is."""
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    keeper.notes.note("deleted", "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper.spool, "write", full)
+        with pytest.raises(sqlite3.OperationalError):
+            keeper.notes._write(keeper.spool)
+    keeper.notes.note("deleted", "b")
+    keeper.notes._write(keeper.spool)
+    assert [note[1:] for note in keeper.spool.batch()] == [("deleted", "a"), ("deleted", "b")]
 
 
 def test_a_series_that_never_became_stable_is_told_after_the_next_start(orthanc, load):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from importlib import metadata
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from commands.plugin_facts import _fields
 from config import plugins as choices
 from config.plugins import ALWAYS, Choice, ChoiceError, chosen, read_choice, write_choice
 from config.settings import SettingsError, load_settings
@@ -19,7 +20,7 @@ from plugins import manager
 from plugins.aftermath import settle
 from plugins.found import Found
 from plugins.hookspecs import hookimpl
-from plugins.node import Work
+from plugins.node import Cancelled, CannotProceed, Interrupted, Work
 from plugins.troubles import Troubles
 from plugins.watch import Doing, Note, Watch, note_path, read_note
 from plugins.worker import Worker
@@ -50,6 +51,15 @@ class Width(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     width: int = Field(3, ge=1)
+
+
+class Unreadable(BaseModel):
+    width: int = 3
+
+    @field_validator("width")
+    @classmethod
+    def _known(cls, value):
+        return {3: 3}[value]
 
 
 # What runs, and in which order
@@ -147,6 +157,7 @@ def test_hooks_and_jobs_get_the_settings_of_their_own(archive, make_file):
          r"\[plugins.settings.x\] widht: there is no such key; the nearest is 'width'; its k"),
         ({"own_settings": lambda: Width}, {"width": 0},
          r"\[plugins.settings.x\] width: expected a whole number of at least 1, got 0; its k"),
+        ({"own_settings": lambda: Unreadable}, {"width": 4}, r"\[plugins\.settings\.x\] cannot be read: KeyError: 4"),
         ({"own_settings": lambda: 7}, {}, "own_settings: expected a class of pydantic models, got 7"),
         ({"own_settings": lambda: 1 / 0}, {}, "own_settings: ZeroDivisionError"),
         ({"jobs_for_siries": lambda: None}, {}, "cannot be imported: PluginValidationError"),
@@ -157,6 +168,16 @@ def test_who_does_not_keep_to_the_contract_is_left_out_in_a_sentence(hooks, own,
     plugins = loaded(plugin("x", **hooks), plugin("good"), settings={"x": own})
     assert [name for name, _ in plugins.list_name_plugin()] == ["good"]
     assert re.match(why, plugins.left_out["x"]), plugins.left_out
+
+
+def test_a_default_that_is_made_of_other_settings_keeps_nobody_from_the_list():
+    class Sizes(BaseModel):
+        width: int = 3
+        height: int = Field(default_factory=lambda told: 2 * told["width"], description="voxels")
+
+    assert _fields(Sizes) == {
+        "width": "int, default 3", "height": "int, default made when the settings are read: voxels"
+    }  # fmt: skip
 
 
 def test_who_wraps_a_hook_is_left_out():
@@ -178,6 +199,8 @@ def test_who_wraps_a_hook_is_left_out():
         ((each for each in ()), "expected a list of Work, got <generator"),
         ([Work("k", 3)], "expected Work of a kind and a subject"),
         ([Work("k", "1", {"x": object()})], "the parameters of 'k' are no JSON"),
+        ([Work("k", "1", {"x": float("nan")})], "the parameters of 'k' are no JSON"),
+        ([Work("k", "name-\udcff")], "kind or subject of Work(kind='k'"),
         ([Work("series_stable", "1")], "jobs of kind 'series_stable' are asked for by the node itself"),
     ],
 )
@@ -194,6 +217,55 @@ def test_an_answer_that_is_none_keeps_no_work_of_others_from_the_queue(archive, 
     (failed,) = archive.jobs.recent(states=("failed",))
     assert done == [1]
     assert failed.error.startswith(f"plug-in odd: jobs_for_series: {why}")
+
+
+@pytest.mark.parametrize("parameters", [{1: "one", "two": 2}, MappingProxyType({"1": "one", "two": 2})])
+def test_parameters_that_json_can_tell_reach_the_job(archive, make_file, parameters):
+    given = []
+    plugins = loaded(
+        plugin(
+            "odd",
+            jobs_for_series=lambda series: [Work("work", series.uid, parameters)],
+            job_functions=lambda: {"work": lambda task: given.append(task.job.parameters)},
+        )
+    )
+    archive.ingest(make_file(1))
+    Worker(archive, plugins.settings, "w", plugins).run_until_idle()
+    assert given == [{"1": "one", "two": 2}]
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise IndexError
+
+
+@pytest.mark.parametrize("error", [Mute(), ValueError("no file b\udcff.dcm"), Interrupted(), Cancelled()])
+@pytest.mark.parametrize("place", ["jobs_for_series", "job"])
+def test_whatever_is_raised_fails_that_job_alone_and_for_good_in_the_end(archive, make_file, error, place):
+    def fail(*_):
+        raise error
+
+    done, hook = [], place == "jobs_for_series"
+    odd = plugin(
+        "odd",
+        jobs_for_series=lambda series: fail() if hook else [Work("odd", series.uid)],
+        job_functions=lambda: {"odd": fail},
+    )
+    good = plugin(
+        "good",
+        jobs_for_series=lambda series: [Work("work", series.uid)],
+        job_functions=lambda: {"work": lambda task: done.append(1)},
+    )
+    plugins = loaded(odd, good)
+    archive.ingest(make_file(1))
+    worker = Worker(archive, plugins.settings, "w", plugins)
+    runs = 0
+    while worker.run_one() and runs < 10:
+        runs += 1
+    (failed,) = archive.jobs.recent(states=("failed",))
+    assert done == [1]
+    assert failed.error.startswith("plug-in odd: ")
+    assert type(error).__name__ in failed.error
 
 
 @pytest.mark.parametrize(
@@ -241,6 +313,26 @@ def test_who_is_silent_for_too_long_is_ended_and_noted(tmp_path):
         assert left.hung
     assert read_note(note_path(tmp_path, "worker-1")) is None
     note.close()
+
+
+def test_who_raises_has_come_back():
+    """A segmenter that refuses a volume in time hangs no more: it has come back (docs/plugins.md)."""
+    came_back = []
+    watch = Watch(returned=lambda *told: came_back.append(told))
+    with pytest.raises(CannotProceed), watch.over("node", "job segment", 5.0), watch.over("mine", "job segment", 5.0):
+        raise CannotProceed("no volume of mine")
+    assert came_back == [("mine", "job segment"), ("node", "job segment")]
+
+
+@pytest.mark.parametrize("limit", [float("inf"), 1e12])
+def test_a_limit_that_is_meant_to_be_none_ends_nobody(limit):
+    ended = []
+    watch = Watch(end=ended.append)
+    watch._is_looking = True  # as after `start`, without its thread
+    with watch.over("mip", "job mip", limit):
+        watch.sign_of_life()
+        assert watch.look() > 1e9
+    assert not ended
 
 
 def claimed(archive, kind="mip"):

@@ -14,7 +14,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
 from commands import tidying
-from commands.supervisor import Supervisor
+from commands.state import StoppedAtStart
+from commands.supervisor import Supervisor, _how_it_ended
 from config.settings import load_settings
 from index.archive import Archive
 
@@ -125,6 +126,33 @@ class _Tidier:
 
     def poll(self):
         return self.status
+
+
+class _Starting:
+    """Stands for a process that takes its time to start."""
+
+    def __init__(self):
+        self.told, self.words, self.polled = {}, -1, 0
+
+    def poll(self):
+        self.polled += 1
+        assert self.polled < 5, "nobody looks whether the node is to stop"
+
+
+@pytest.mark.parametrize("step", ["_tidy", "_await_ready"])
+def test_who_stops_a_node_that_is_starting_need_not_wait(tmp_path, monkeypatch, step):
+    supervisor = Supervisor(load_settings(environment={}, overrides={"archive": {"data": tmp_path}}))
+    monkeypatch.setattr(supervisor, "_fork", lambda *_: _Starting())
+    process = supervisor._processes[0]
+    process.child = _Starting()
+    supervisor.request_stop()
+    with pytest.raises(StoppedAtStart):
+        getattr(supervisor, step)(*([process] if step == "_await_ready" else []))
+
+
+@pytest.mark.parametrize(("status", "words"), [(-9, "died of SIGKILL"), (-40, "died of signal 40"), (3, "status 3")])
+def test_however_a_process_ended_can_be_told(status, words):
+    assert words in _how_it_ended(status)
 
 
 def test_those_who_die_while_somebody_is_tidied_up_after_share_the_next_time(tmp_path, monkeypatch):

@@ -319,6 +319,30 @@ def test_a_seg_on_another_grid_is_brought_over_by_nearest_neighbour_and_says_so(
     np.testing.assert_array_equal(numbered(reading), expected)
 
 
+@pytest.mark.parametrize("keyword", ["SpacingBetweenSlices", "SliceThickness"])
+def test_slices_that_a_seg_on_another_grid_leaves_out_stay_empty(keyword: str) -> None:
+    """Frames without the segment need not be there: two that are far apart do not fill what lies between them."""
+    coarse = images((20, 8, 8), origin=(0, 0, 0), spacing=(1, 2, 2), name="coarse")
+    fine = images((20, 16, 16), origin=(-0.5, -0.5, 0), spacing=(1, 1, 1), name="fine")
+    labels = np.zeros((20, 16, 16), np.uint8)
+    labels[[3, 15], 4:8, 4:8] = 1
+    dataset = seg_object(segmentation(labels), fine, recipe="{}")
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    for other in {"SpacingBetweenSlices", "SliceThickness"} - {keyword}:
+        del measures[other]
+    found = numbered(read_segmentation(dataset, source_grid(coarse)))
+    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == [3, 15]
+    assert found.sum() == 8
+
+
+def test_a_spacing_that_the_places_of_the_frames_belie_is_not_believed() -> None:
+    fine = images((4, 16, 16), origin=(-0.5, -0.5, 0), spacing=(3, 1, 1), name="fine")
+    dataset = seg_object(segmentation(np.ones((4, 16, 16), np.uint8)), fine, recipe="{}")
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 1.2
+    coarse = images((10, 8, 8), origin=(0, 0, 0), spacing=(1, 2, 2), name="coarse")
+    assert numbered(read_segmentation(dataset, source_grid(coarse))).all()
+
+
 def test_the_same_voxels_in_other_axes_are_not_called_resampled() -> None:
     """A sagittal SEG of the voxels of an axial series, cropped: every voxel lies on one of the other grid."""
     axial = images((8, 10, 12), spacing=(2, 1, 1.5), origin=(0, 0, 0))

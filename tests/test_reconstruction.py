@@ -129,6 +129,13 @@ def test_an_instance_of_another_study_is_not_replaced(archive: Archive, make_dat
     publish(archive, [make_dataset(1)])
     with pytest.raises(CannotProceed, match=r"belongs to study 1\.2\.826.* made in study 2\.25\.9 cannot replace it"):
         publish(archive, [make_dataset(1, StudyInstanceUID="2.25.9", SeriesInstanceUID="2.25.91")])
+
+
+def test_what_is_published_is_one_series(archive: Archive, make_dataset: Any) -> None:
+    with pytest.raises(ValueError, match="at least one object"):
+        publish(archive, [])
+    with pytest.raises(ValueError, match=r"expected objects of series .*, got one of 2\.25\.91"):
+        publish(archive, [make_dataset(1), make_dataset(2, SeriesInstanceUID="2.25.91")])
     assert archive.open_instance("1.2.826.0.1.3680043.9.7133.9.1").study_instance_uid != "2.25.9"
 
 

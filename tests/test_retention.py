@@ -143,6 +143,8 @@ def test_a_replacement_that_fits_is_stored_at_the_brim(tmp_path, make_instance):
         ({"quota": 1.10, "when_full": "delete_oldest"}, []),             # below 95 %
         ({"quota": 0.80, "when_full": "refuse"}, []),
         ({"quota": 0.80, "when_full": "delete_oldest", "keep_days": 35.0}, ["1.4", "1.2"]),
+        ({"quota": 0.80, "when_full": "delete_oldest", "keep_days": 1e6}, ["1.4", "1.2"]),  # for ever, in other words
+        ({"keep_days": 1e12}, []),
     ],
 )
 def test_what_is_due(told, expected, filled):

@@ -14,11 +14,12 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 from stacks import images
 from typer.testing import CliRunner, Result
 
-from commands.segmenter_data import collect, pairs_of
+from commands.segmenter_data import collect, pairs_of, spacings_of
 from config.settings import load_settings
 from index import jobs
 from index.archive import Archive
@@ -342,6 +343,42 @@ def test_annotations_that_tell_of_a_part_leave_the_rest_open(tmp_path: Path) -> 
     assert (volume.truth != UNKNOWN).all()
     assert volume.is_told[:, 1].all(), "the kidney"
     assert volume.is_told[:, 2].nonzero()[0].tolist() == [2, 3, 4], "the liver"
+
+
+def test_classes_of_one_name_and_other_codes_are_told_apart(tmp_path: Path) -> None:
+    """One site codes the liver in SNOMED CT, the other in FMA: figures, labels and tracking UIDs go by the name."""
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    foreign = Segment("liver", codes.SCT.AnatomicalStructure, Code("7197", "FMA", "Liver"))
+    for patient, segment in ((0, foreign), (1, LIVER)):
+        slices = ct(patient)
+        for dataset in (*slices, annotation(slices, (phantom(patient)[1] == 1).astype(np.uint8), (segment,))):
+            archive.ingest(as_bytes(dataset))
+    pairs = pairs_of(archive)
+    examples = collect(pairs, 2.0, 3.0)
+    assert [(each.name, each.type.value) for each in examples.classes] == [
+        ("Liver", "10200004"), ("Liver (7197, FMA)", "7197"),
+    ]  # fmt: skip
+    assert (examples.counts() > 0).all()
+    (only,) = collect(pairs, 2.0, 3.0, ["liver (7197, fma)"]).classes
+    assert only.type.value == "7197"
+    archive.close()
+    listed = run(tmp_path / "data", "--list").output
+    assert "Liver (7197, FMA)" in listed
+
+
+def test_what_the_network_sees_follows_from_the_ct_alone(tmp_path: Path) -> None:
+    """MR is annotated, too, but nothing is learned from it."""
+    fill(tmp_path / "data", 1)
+    archive = Archive(tmp_path / "data", settle_time_s=0.0)
+    alone = spacings_of(pairs_of(archive))
+    for number in range(3):
+        slices = images(SHAPE, spacing=(9.0, 5.0, 5.0), name=f"mr {number}", Modality="MR")
+        for dataset in slices:
+            del dataset.RescaleSlope, dataset.RescaleIntercept
+        for dataset in (*slices, annotation(slices, phantom(1)[1])):
+            archive.ingest(as_bytes(dataset))
+    assert len(pairs_of(archive)) == 4
+    assert spacings_of(pairs_of(archive)) == alone
 
 
 def test_weights_of_strangers_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,17 @@ def test_regions_are_coded_as_well_as_the_object_tells() -> None:
         *["Anatomical Structure"] * 3, "RT Target", "Non-specific Volume",
     ]  # fmt: skip
     assert {segment.algorithm.name for segment in segments} == {"Manual"}
+
+
+def test_a_series_that_is_named_twice_has_the_images_of_both() -> None:
+    """Some programs name a study again for each Frame of Reference or each time point."""
+    dataset = structure_set(images((2, *SHAPE)), [("A", [(0, box(5, 5, 9, 9))])])
+    ((series, named),) = referenced_images(dataset).items()
+    again = copy.deepcopy(dataset.ReferencedFrameOfReferenceSequence[0])
+    item = again.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].ContourImageSequence[0]
+    item.ReferencedSOPInstanceUID = "1.2.3"
+    dataset.ReferencedFrameOfReferenceSequence.append(again)
+    assert referenced_images(dataset) == {series: named | {"1.2.3"}}
 
 
 def test_what_cannot_be_read_is_told_in_a_sentence() -> None:

@@ -400,6 +400,18 @@ def test_a_cancelled_job_ends_it(networks, wait_until):
     wait_until(lambda: not is_alive(json.loads(called.read_text())["pid"]))
 
 
+def test_what_it_started_ends_with_it_when_it_dies(networks, wait_until):
+    called = networks("die with a helper")
+    with pytest.raises(RuntimeError, match="ended with status"):
+        segment()
+    helper = int((called.parent / "helper").read_text())
+    try:
+        wait_until(lambda: not is_alive(helper))
+    finally:
+        if is_alive(helper):
+            os.kill(helper, signal.SIGKILL)
+
+
 def test_it_ends_when_its_worker_is_killed(networks, wait_until):
     called = networks("wait")
     program = (

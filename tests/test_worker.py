@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from config.settings import load_settings
@@ -13,6 +14,7 @@ from index import jobs
 from index.archive import Archive
 from index.changes import ChangeKind, since
 from plugins import manager
+from plugins.claim import Claim
 from plugins.hookspecs import hookimpl
 from plugins.node import CannotProceed, Work
 from plugins.worker import Worker
@@ -113,6 +115,17 @@ def test_a_heartbeat_that_cannot_write_for_a_while_keeps_the_claim(archive, stor
 
     Worker(archive, settings, "w", managed(plugin("patient", patient))).run_until_idle()
     assert states(archive)["patient"] == "done"
+
+
+@pytest.mark.parametrize("fraction", [np.float32(0.5), float("nan")])
+def test_progress_in_any_kind_of_number_keeps_the_claim(archive, fraction):
+    archive.jobs.push("work", "1.2.3")
+    job = archive.jobs.claim("w", claim_s=60, max_attempts=3)
+    claim = Claim(archive, job, 60, threading.Event())
+    claim.progress(0.5)
+    claim.progress(fraction)
+    assert archive.jobs.renew(job, claim_s=60, progress=claim._fraction)
+    assert archive.jobs.get(job.id).progress == 0.5
 
 
 def test_what_cannot_proceed_is_not_tried_again(archive, stored, settings):

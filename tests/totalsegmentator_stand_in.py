@@ -6,6 +6,7 @@ told by a JSON file that the environment variable STAND_IN names; beside it, it 
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -74,6 +75,10 @@ def _does(told, image):
         case "crash":
             raise ValueError("CUDA out of memory")
         case "die":
+            os.abort()
+        case "die with a helper":
+            helper = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
+            (Path(os.environ["STAND_IN"]).parent / "helper").write_text(str(helper.pid))
             os.abort()
         case "wait":
             threading.Event().wait()  # until it is ended

@@ -42,7 +42,7 @@ from plugins.measurement.statistics import Statistics
 from plugins.measurement.subject import Source
 from reconstruct.dicom_items import item_of
 from reconstruct.part10 import with_file_meta
-from reconstruct.provenance import number_after
+from reconstruct.provenance import TYPE_2, number_after
 
 VERSION = "2"
 """Part of the recipe: raised when the same segments would be reported otherwise, or with other numbers."""
@@ -88,6 +88,9 @@ def report(seg: Dataset, measured: Measurements, *, recipe: str, observer: str, 
         is_complete=True,
         series_description=f"Measurements: {seg.get('SeriesDescription') or 'segments'}"[:64],
     )
+    context = context_of(seg)
+    for keyword in TYPE_2:
+        dataset[keyword] = context[keyword]
     if any(source.energy is not None for source in measured.sources):
         dataset.CodingSchemeIdentificationSequence = [_private_scheme()]
     return with_file_meta(dataset)
@@ -116,7 +119,12 @@ def _content(seg: Dataset, measured: Measurements, recipe: str, observer: str) -
 
 def _evidence(seg: Dataset, measured: Measurements) -> list[Dataset]:
     images = (source.slices[place] for source in measured.sources for place in measured.slices)
-    return [context_of(dataset) for dataset in (seg, *images)]
+    evidence = [context_of(dataset) for dataset in (seg, *images)]
+    for each in evidence:
+        for keyword in TYPE_2:
+            del each[keyword]
+            setattr(each, keyword, None)
+    return evidence
 
 
 def _private_scheme() -> Dataset:

@@ -81,7 +81,7 @@ class OrthancClient:
 
     def get(self, path: str) -> Any:
         """Return the JSON at `path`."""
-        return json.loads(self._text("GET", path))
+        return self._json("GET", path)
 
     def text(self, path: str) -> str:
         """Return the text at `path`."""
@@ -102,10 +102,19 @@ class OrthancClient:
         """Store a Part 10 file; return what Orthanc says of it (ID, ParentSeries, ParentStudy, Status)."""
         with file.open("rb") as body:
             headers = {"Content-Type": "application/dicom", "Content-Length": str(file.stat().st_size)}
-            told = json.loads(self._text("POST", "/instances", body, headers))
+            told = self._json("POST", "/instances", body, headers)
         if not isinstance(told, dict) or "ID" not in told:
             raise OrthancRefused(f"Orthanc has not stored {file.name}: {str(told)[:_LONGEST_REASON]}")
         return told
+
+    def _json(
+        self, method: str, path: str, body: IO[bytes] | None = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        text = self._text(method, path, body, headers)
+        try:
+            return json.loads(text)
+        except ValueError as error:  # a page of something in between, as while it is being looked after
+            raise OrthancAway(f"what answers at {self._url} is no Orthanc: {method} {path} gives no JSON") from error
 
     def _text(
         self, method: str, path: str, body: IO[bytes] | None = None, headers: dict[str, str] | None = None
@@ -121,7 +130,7 @@ class OrthancClient:
         try:
             self._connection.request(method, self._base + path, body, {**self._headers, **(headers or {})})
             response = self._connection.getresponse()
-            if response.status >= 400:
+            if response.status >= 300:
                 self._refuse(f"{method} {path}", response)
             yield response
         except (OSError, HTTPException, ValueError) as error:
@@ -139,6 +148,8 @@ class OrthancClient:
             raise OrthancAway(f"Orthanc at {self._url} does not let this node in ({reason}): see user and password")
         if response.status in _WAIT:
             raise OrthancAway(f"Orthanc at {self._url} cannot do {what} now ({reason})")
+        if response.status < 400:
+            raise OrthancAway(f"Orthanc at {self._url} sends {what} elsewhere ({reason}): see url")
         raise OrthancRefused(f"Orthanc refuses {what} ({reason})")
 
 

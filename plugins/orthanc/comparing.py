@@ -11,8 +11,9 @@ import time
 from typing import Any
 
 from index import elsewhere, jobs
-from plugins.node import CannotProceed, Task
-from plugins.orthanc.client import OrthancClient, OrthancRefused
+from index.errors import OutOfSpace
+from plugins.node import Cancelled, CannotProceed, Interrupted, Task
+from plugins.orthanc.client import OrthancAway, OrthancClient, OrthancRefused
 from plugins.orthanc.waiting import waits_for_orthanc
 
 SUBJECT = "orthanc"
@@ -30,7 +31,34 @@ _HOUR_S = 3600.0
 
 @waits_for_orthanc
 def compare(task: Task, orthanc: OrthancClient) -> None:
-    """Compare all series, queue what is to be done and, of a recurring one, the next comparison."""
+    """Compare all series, queue what is to be done and, of a recurring one, the next comparison, however it ends.
+
+    Raises
+    ------
+    CannotProceed
+        Orthanc refuses to list its series.
+    """
+    try:
+        _compare(task, orthanc)
+    except (OrthancAway, OutOfSpace, Interrupted, Cancelled):  # it is tried again, or nobody wants it
+        raise
+    except OrthancRefused as error:
+        _look_again(task)
+        raise CannotProceed(str(error)) from error
+    except Exception:
+        if task.job.attempts >= task.settings.jobs.max_attempts:
+            _look_again(task)
+        raise
+    _look_again(task)
+
+
+def _look_again(task: Task) -> None:
+    if not task.job.parameters.get("once"):
+        due = time.time() + task.settings.orthanc.compare_hours * _HOUR_S
+        task.archive.jobs.again(task.job, not_before=due)
+
+
+def _compare(task: Task, orthanc: OrthancClient) -> None:
     archive = task.archive
     noted = elsewhere.all_series(archive.database)
     gone = set(noted)
@@ -52,8 +80,6 @@ def compare(task: Task, orthanc: OrthancClient) -> None:
     with archive.transaction() as database:
         for uid in elsewhere.unsent(database):
             jobs.push(database, jobs.ORTHANC_PUSH, uid)
-    if not task.job.parameters.get("once"):
-        archive.jobs.again(task.job, not_before=time.time() + task.settings.orthanc.compare_hours * _HOUR_S)
     if is_suspicious:  # an Orthanc that lost its index, or another one at its address
         logger.error(
             "%d of %d series are not in Orthanc any more: nothing is deleted here; "
@@ -66,10 +92,7 @@ def _total(orthanc: OrthancClient) -> int:
 
 
 def _page(orthanc: OrthancClient, since: int) -> list[dict[str, Any]]:
-    try:
-        page: list[dict[str, Any]] = orthanc.get(f"/series?expand&since={since}&limit={_PAGE}")
-    except OrthancRefused as error:
-        raise CannotProceed(str(error)) from error
+    page: list[dict[str, Any]] = orthanc.get(f"/series?expand&since={since}&limit={_PAGE}")
     return page
 
 

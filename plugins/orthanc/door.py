@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_BODY = 1 << 20
 _IDLE_S = 30.0
 _MOST_AT_ONCE = 16
+_MOST_DIGITS = 18
 
 CODES: dict[type[Exception], HTTPStatus] = {
     InvalidIdentifier: HTTPStatus.BAD_REQUEST,
@@ -153,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self) -> dict[str, Any] | bytes:
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        _, what, *names = unquote(url.path).split("/")
+        what, *names = unquote(url.path).partition("/")[2].split("/")
         answers = self.server.answers
         if self.command == "POST":
             body = self._body()
@@ -176,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > _LONGEST_BODY:
+        if not _is_number(length) or int(length) > _LONGEST_BODY:
             raise InvalidIdentifier(f"expected a body of at most {_LONGEST_BODY} bytes, got {length[:20]!r}")
         try:
             told = json.loads(self.rfile.read(int(length)) or b"{}")
@@ -197,9 +198,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+
+
 def _count(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isdigit():
+    if not _is_number(text):
         raise InvalidIdentifier(f"k: expected a whole number, got {text[:16]!r}", element="MaximumResults")
     return int(text)

@@ -208,6 +208,7 @@ class Notes(threading.Thread):
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._touched: set[str] = set()
+        self._unwritten: list[tuple[str, str]] = []
         self._is_greeted = False
         self._is_away = False
         self._delay_s = _FIRST_DELAY_S
@@ -256,11 +257,11 @@ class Notes(threading.Thread):
 
     def _write(self, spool: Spool) -> None:
         """Write the events, and what Orthanc's log of changes has beyond them."""
-        notes = []
         while not self._events.empty():  # nobody else takes from it
-            notes.append(self._events.get())
-        if notes:
-            spool.write(notes)
+            self._unwritten.append(self._events.get())
+        if self._unwritten:
+            spool.write(self._unwritten)
+            self._unwritten = []  # not before: no log has deletions, should the disk be full
         for found, last in _changes_since(spool.last_change()):
             spool.write(found, last)
 

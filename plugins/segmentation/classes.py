@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,9 +47,18 @@ class SegmentClass:
         return cls(name_of(plain), plain.category, plain.type, plain.modifiers)
 
     @property
+    def full_name(self) -> str:
+        """The name with the code of the type, for classes that have one name and are coded otherwise."""
+        return f"{self.name} ({self.type.value}, {self.type.scheme_designator})"
+
+    def is_called(self, names: Collection[str]) -> bool:
+        """Whether one of `names`, in lower case, is its own."""
+        return self.name.casefold() in names or self.full_name.casefold() in names
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What is the same for all segments of the class, whatever they call their codes."""
-        if self.type in UNSPECIFIC:
+        if self.type in UNSPECIFIC:  # the modifiers are in the name
             return ("label", self.name)
         return tuple((code.scheme_designator, code.value) for code in (self.type, *self.modifiers))
 
@@ -60,7 +69,7 @@ class SegmentClass:
 
     def is_opposite(self, other: SegmentClass) -> bool:
         """Whether `other` is the same on the other side: by modifiers, or by name where it has a side only there."""
-        if any(code in _OTHER_SIDE for code in self.modifiers):
+        if self.type not in UNSPECIFIC and any(code in _OTHER_SIDE for code in self.modifiers):
             modifiers = tuple(_OTHER_SIDE.get(code, code) for code in self.modifiers)
             return self.type == other.type and modifiers == other.modifiers
         return self.has_side and _mirrored_name(self.name) == other.name.casefold()
@@ -79,6 +88,20 @@ class SegmentClass:
         """Return what `to_plain` returned."""
         category, type_ = Code(*plain["category"]), Code(*plain["type"])
         return cls(str(plain["name"]), category, type_, tuple(Code(*code) for code in plain["modifiers"]))
+
+
+def told_apart(classes: Iterable[SegmentClass]) -> tuple[SegmentClass, ...]:
+    """Return classes of different keys by their names, which no two share: the second one has its code in it."""
+    found: dict[str, SegmentClass] = {}
+    for each in sorted(classes, key=_by_name):
+        name = each.full_name if each.name in found else each.name
+        found[name] = replace(each, name=name)
+    return tuple(found.values())
+
+
+def _by_name(one: SegmentClass) -> tuple[object, ...]:
+    """Those whose name is all that is known of them, and which have to keep it, come first, then SNOMED CT."""
+    return one.name.casefold(), one.name, one.type not in UNSPECIFIC, one.type.scheme_designator != "SCT", one.full_name
 
 
 def _plain(code: Code) -> list[str]:

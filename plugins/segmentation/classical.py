@@ -7,6 +7,7 @@ J. Inf. Sci. Eng. 17, 2001) and have no names of tissues.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,7 +27,7 @@ from plugins.segmentation.outline import Sample
 from plugins.segmentation.segmenter import Algorithm, Progress, Segment, Segmentation, Volume, large_enough
 from plugins.segmentation.tissues import Tissue, label_tissues
 
-VERSION = "2"
+VERSION = "3"
 """Counts up whenever the same volume gets other labels."""
 
 _OTSU_CLASSES = 4  # surroundings and three classes within the sample
@@ -138,7 +139,7 @@ def _by_otsu(values: NDArray[np.float32], volume: Volume, least: float, progress
     from skimage.filters import threshold_multiotsu  # takes its time, and most volumes do without
 
     nothing: Found = np.zeros(values.shape, np.uint8), (), {"thresholds_per_cm": ""}
-    some = values.ravel()[:: max(1, values.size // _OTSU_SAMPLES)]
+    some = _samples(values)
     if np.unique(some).size < _OTSU_CLASSES:
         return nothing
     cuts = tuple(float(cut) for cut in threshold_multiotsu(some, classes=_OTSU_CLASSES))
@@ -156,3 +157,11 @@ def _by_otsu(values: NDArray[np.float32], volume: Volume, least: float, progress
         for number, (low, high) in enumerate(pairwise(bounds), start=1)
     )
     return labels, segments, {"thresholds_per_cm": ",".join(f"{cut:.4g}" for cut in cuts)}
+
+
+def _samples(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return some of the values, from all over the volume: a step that divides a slice would stay in a few columns."""
+    step = max(1, values.size // _OTSU_SAMPLES)
+    while math.gcd(step, values[0].size) > 1:
+        step += 1
+    return values.ravel()[::step]

@@ -90,9 +90,22 @@ def _by_plane(stored: StoredSegments, planes: Planes, grid: SourceGrid) -> Layou
     own = planes.at([int(index) for index in order[new]])
     if np.abs(planes.positions_mm - own.positions_mm[numbers]).max() > _SAME_PLANE_MM:
         raise CannotProceed("frames of the segmentation lie in one plane, but at different places in it")
-    steps = np.diff(own.distances_mm)
-    step = float(steps.min()) if len(steps) else step_mm_of((stored.dataset, frames[0].index)) or grid.step_mm or 0.0
+    step = _step_mm(own, stored, frames[0], grid)
     return Layout(tuple(frames), tuple(int(number) for number in numbers), len(own.positions_mm), own, step)
+
+
+def _step_mm(own: Planes, stored: StoredSegments, frame: StoredFrame, grid: SourceGrid) -> float:
+    """Return how far apart the planes of the SEG are: those without a segment may be left out, so as it says itself.
+
+    What it says counts where all its planes lie at multiples of it.
+    """
+    told = step_mm_of((stored.dataset, frame.index))
+    steps = np.diff(own.distances_mm)
+    if not len(steps):
+        return told or grid.step_mm or 0.0
+    if told is not None and np.abs(steps - np.round(steps / told) * told).max() <= ON_SLICE * told:
+        return told
+    return float(steps.min())
 
 
 def _slices_of(planes: Planes, shape_yx: tuple[int, int], grid: SourceGrid) -> NDArray[np.int64] | None:

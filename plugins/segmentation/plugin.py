@@ -80,14 +80,17 @@ def segment(task: Task) -> None:
         The segmenter is not in use (any more), the images have no Frame of Reference, or what the segmenter returned
         does not fit the volume.
     """
-    from plugins.segmentation.seg_object import seg_object  # highdicom takes its time
+    from plugins.segmentation.seg_object import VERSION, seg_object  # highdicom takes its time
 
     wanted = task.settings.segmentation
     offer = _offer(task)
     segmenter = offer.segmenter
     series = task.series()
     digest = series.digest
-    recipe = {"kind": KIND, SEGMENTER: segmenter.name, "object": wanted.object, **segmenter.recipe()}
+    recipe = {
+        "kind": KIND, SEGMENTER: segmenter.name, "object": wanted.object, "object_version": VERSION,
+        **segmenter.recipe(),
+    }  # fmt: skip
     if is_made(task.archive, series.uid, recipe, digest):
         return
     _refuse_without_frame(series)

@@ -123,11 +123,10 @@ def fractions(dataset: Dataset, grid: SourceGrid) -> Iterator[tuple[Segment, NDA
 def name_of(segment: Segment) -> str:
     """Return what to call a class of segments: the meaning of its type with what modifies it, such as *Kidney, Left*.
 
-    Where the type says nothing it is the label.
+    Where the type says nothing it is the label with these.
     """
-    if segment.type in structure_sets.UNSPECIFIC:
-        return segment.label
-    return ", ".join(code.meaning for code in (segment.type, *segment.modifiers))
+    kind = segment.label if segment.type in structure_sets.UNSPECIFIC else segment.type.meaning
+    return ", ".join([kind, *(code.meaning for code in segment.modifiers)])
 
 
 def _of(number: int, layout: Layout) -> tuple[list[Any], list[int]]:

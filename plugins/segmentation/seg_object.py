@@ -9,14 +9,21 @@ from typing import Literal
 import highdicom
 import numpy as np
 from highdicom.color import CIELabColor
+from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.valuerep import DSfloat
 
 from config.identity import MANUFACTURER, MODEL_NAME, derived_uid, version
 from plugins.segmentation.colours import colour
 from plugins.segmentation.segmenter import Algorithm, Segment, Segmentation
-from reconstruct.dicom_items import code, item_of
-from reconstruct.provenance import number_after
+from plugins.segmentation.source_grid import source_grid
+from reconstruct.dicom_items import code, decimal, item_of
+from reconstruct.provenance import TYPE_2, copy_patient_and_study, number_after
+
+VERSION = 2
+"""Part of the recipe: raised when the same labels would become another object."""
 
 Kind = Literal["binary", "labelmap"]
 
@@ -26,10 +33,13 @@ _TYPES = {
 }
 _SERIES_NUMBER_OFFSET = 1000
 _LONGEST_LABEL = 64
-"""Segment Label and the descriptions are LO (PS3.5 table 6.2-1)."""
+"""Segment Label, Code Meaning and the descriptions are LO (PS3.5 table 6.2-1)."""
 
 _LONGEST_DESCRIPTION = 1024
 """Contribution Description is an ST."""
+
+_CHARACTER_SET = "ISO_IR 192"
+"""Labels may be in any script, and the names of patient and physicians in another."""
 
 _EQUIPMENT = ("InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions")
 
@@ -53,11 +63,11 @@ def seg_object(
     kind
         One frame for each segment of a slice, or one for all: the latter is another SOP class.
     """
-    images = [_identified(image) for image in source_images]
-    first = images[0]
+    first = source_images[0]
+    context = _context(first, recipe)
     series_uid = derived_uid(str(first.SeriesInstanceUID), recipe)
     dataset = highdicom.seg.Segmentation(
-        source_images=images,
+        source_images=_stand_ins(source_images),
         pixel_array=result.labels,
         segmentation_type=_TYPES[kind],
         segment_descriptions=_descriptions(result.segments, result.algorithm, series_uid),
@@ -73,20 +83,51 @@ def seg_object(
         content_description=result.algorithm.name[:_LONGEST_LABEL],
         series_description=f"Segments: {result.algorithm.name}"[:_LONGEST_LABEL],
         omit_empty_frames=True,
+        specific_character_set=_CHARACTER_SET,
     )
+    dataset.update(context)
     _name_dimensions(dataset, derived_uid(series_uid, "dimensions"))
-    dataset.ContributingEquipmentSequence = _equipment(first, recipe)
     return dataset  # type: ignore[no-any-return]  # highdicom is not typed
 
 
-def _identified(image: Dataset) -> Dataset:
-    """The image with the UIDs of its File Meta Information where it has none of its own."""
-    if image.get("SOPClassUID") and image.get("SOPInstanceUID"):
-        return image
-    whole = copy.copy(image)
-    whole.SOPClassUID = image.get("SOPClassUID") or image.file_meta.MediaStorageSOPClassUID
-    whole.SOPInstanceUID = image.get("SOPInstanceUID") or image.file_meta.MediaStorageSOPInstanceUID
-    return whole
+def _context(image: Dataset, recipe: str) -> Dataset:
+    """Return patient, study and equipment as the image tells them, in Unicode."""
+    context = Dataset()
+    copy_patient_and_study(image, context)
+    context.ContributingEquipmentSequence = _equipment(image, recipe)
+    for _ in context.iterall():  # texts are read while it is known in which character set they are written
+        pass
+    context.SpecificCharacterSet = _CHARACTER_SET
+    return context
+
+
+def _stand_ins(images: Sequence[Dataset]) -> list[Dataset]:
+    """Return the images as highdicom takes them: what it would refuse is left empty, and comes from the images later.
+
+    UIDs that an image lacks are those of its File Meta Information; one that is not told how thick it is, is as thick
+    as the images are far apart.
+    """
+    is_told = all(image.get("SliceThickness") for image in images)
+    step = None if is_told else source_grid(images).step_mm
+    return [_stand_in(image, None if step is None else decimal(step)) for image in images]
+
+
+def _stand_in(image: Dataset, thickness: DSfloat | None) -> Dataset:
+    taken = Dataset(dict(image.items()))
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        if not image.get(keyword):
+            _replace(taken, keyword, image.file_meta.get(f"MediaStorage{keyword}"))
+    for keyword in TYPE_2:
+        _replace(taken, keyword, None)
+    if not image.get("SliceThickness"):
+        _replace(taken, "SliceThickness", thickness)
+    return taken
+
+
+def _replace(dataset: Dataset, keyword: str, value: str | DSfloat | None) -> None:
+    """Set a value in `dataset` alone: pydicom would set it in the element, which may be that of others, too."""
+    dataset.pop(keyword, None)
+    setattr(dataset, keyword, value)
 
 
 def _descriptions(
@@ -99,8 +140,8 @@ def _descriptions(
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=segment.label[:_LONGEST_LABEL],
-            segmented_property_category=segment.category,
-            segmented_property_type=segment.type,
+            segmented_property_category=_coded(segment.category),
+            segmented_property_type=_coded(segment.type),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=identification,
             tracking_id=segment.label,
@@ -111,9 +152,14 @@ def _descriptions(
     ]
     for description, segment in zip(described, segments, strict=True):
         if segment.modifiers:
-            modifiers = [code(one.value, one.scheme_designator, one.meaning) for one in segment.modifiers]
+            modifiers = [_coded(one) for one in segment.modifiers]
             description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = modifiers
     return described
+
+
+def _coded(told: Code) -> CodedConcept:
+    """Return a code whose meaning fits, whatever those say that a segmenter has learned from."""
+    return CodedConcept.from_code(told._replace(meaning=told.meaning[:_LONGEST_LABEL]))
 
 
 def _name_dimensions(dataset: Dataset, uid: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ BINARY, FRACTIONAL, LABELMAP = "BINARY", "FRACTIONAL", "LABELMAP"
 
 MANUAL = Algorithm("Manual", "", Code("123109", "DCM", "Manual Processing"), {})
 """What made a segment whose Segment Algorithm Type is MANUAL: nobody names an algorithm for it."""
+
+_PARAMETERS = re.compile(r",(?=[^,]*=)")
+"""What parts ``name=value,name=value``: a value may hold commas, a name not."""
 
 _BACKGROUND = Code("125040", "DCM", "Background")
 
@@ -166,7 +170,7 @@ def modifiers_of(item: Dataset, keyword: str, modifiers: str) -> tuple[Code, ...
 def algorithm_of(item: Dataset, keyword: str) -> Algorithm | None:
     """Return the first algorithm of an Algorithm Identification (PS3.3 10.16); None without."""
     for told in item.get(keyword) or []:
-        pairs = (pair.partition("=") for pair in str(told.get("AlgorithmParameters") or "").split(","))
+        pairs = (pair.partition("=") for pair in _PARAMETERS.split(str(told.get("AlgorithmParameters") or "")))
         parameters = {name.strip(): value.strip() for name, _, value in pairs if name.strip()}
         version = str(told.get("AlgorithmVersion") or "")
         family = code_of(told, "AlgorithmFamilyCodeSequence")

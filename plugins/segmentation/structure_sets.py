@@ -75,16 +75,16 @@ def referenced_images(dataset: Dataset) -> dict[str, frozenset[str]]:
     CannotProceed
         It names no series.
     """
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, set[str]] = {}
     for frame_of_reference in dataset.get("ReferencedFrameOfReferenceSequence") or []:
         for study in frame_of_reference.get("RTReferencedStudySequence") or []:
             for series in study.get("RTReferencedSeriesSequence") or []:
-                found[str(series.get("SeriesInstanceUID") or "")] = frozenset(
-                    str(item.get("ReferencedSOPInstanceUID")) for item in series.get("ContourImageSequence") or []
-                )
+                images = series.get("ContourImageSequence") or []
+                named = found.setdefault(str(series.get("SeriesInstanceUID") or ""), set())
+                named |= {str(item.get("ReferencedSOPInstanceUID")) for item in images}
     if not found:
         raise CannotProceed("the structure set does not say on which series it was drawn")
-    return found
+    return {series: frozenset(named) for series, named in found.items()}
 
 
 def label_maps(dataset: Dataset, grid: SourceGrid) -> tuple[list[LabelMap], tuple[str, ...]]:

@@ -141,10 +141,9 @@ def _child(folder: Path, still_wanted: Callable[[], None]) -> tuple[int, str]:
             with suppress(subprocess.TimeoutExpired):
                 popen.wait(_LOOK_S)
     finally:
-        if popen.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(popen.pid, signal.SIGKILL)
-            popen.wait()
+        with suppress(ProcessLookupError):  # also when the child has ended: what it started may wait for it for ever
+            os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait()
         popen.stdin.close()
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")

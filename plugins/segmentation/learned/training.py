@@ -58,10 +58,13 @@ class Run:
         For `weights.from_bytes`.
     history
         Every epoch.
+    watched_validation
+        Whether early stopping watched the validation part; else the training slices.
     """
 
     file: bytes
     history: tuple[Epoch, ...]
+    watched_validation: bool
 
 
 def train(
@@ -77,7 +80,7 @@ def train(
     Parameters
     ----------
     training, validation
-        Early stopping watches the second; without any annotated slice in it, it watches the training slices.
+        Early stopping watches the second; without any class in its slices, it watches the training slices.
     saved
         Checkpoint, written after every epoch. When it exists the run goes on from there.
     progress
@@ -98,11 +101,12 @@ def train(
     if not _with_classes(training):
         raise CannotTrain("none of the annotated slices of the training part shows any of the classes")
     network = _new_network(recipe, training)
-    watched = validation if _with_classes(validation) else training
+    is_validated = bool(_with_classes(validation))
+    watched = validation if is_validated else training
     stage = Segmenting(training, watched, recipe, torch.from_numpy(mirrored(training.classes)))
     identity = {"form": _FORM, "recipe": asdict(recipe), "images": [training.digest(), validation.digest()]}
     state = run(network, (stage,), recipe, identity, saved=saved, progress=progress)
-    return Run(weights.to_bytes(state.shadow, recipe, training.classes), tuple(state.history))
+    return Run(weights.to_bytes(state.shadow, recipe, training.classes), tuple(state.history), is_validated)
 
 
 def _new_network(recipe: Recipe, training: Examples) -> SegmentationNet:
