@@ -21,7 +21,7 @@ def hold_rows(monkeypatch, after):
         for number, answer in enumerate(stock(seen, caller, request), 1):
             yield answer
             deadline = time.monotonic() + _LATEST_S
-            while number == after and not request.cancelled() and time.monotonic() < deadline:
+            while number == after and answer.status.is_pending and not request.cancelled() and time.monotonic() < deadline:
                 pause.wait(0.01)
 
     monkeypatch.setattr(query, "find", held)
