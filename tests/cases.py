@@ -115,7 +115,7 @@ def encoder():
 @pytest.fixture
 def search(filled, encoder):
     encoder(filled)
-    return Similarity(filled, OnDemand(filled, timeout_s=60.0))
+    return Similarity(filled, OnDemand(filled, timeout_s=300.0))
 
 
 def ask_for(search, **request):

@@ -215,7 +215,7 @@ def dcmtk() -> Callable[..., subprocess.CompletedProcess[str]]:
         path = shutil.which(tool)
         assert path is not None, f"DCMTK's {tool} is not installed (apt-get install dcmtk)"
         result = subprocess.run(
-            [path, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=120, check=False
+            [path, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=600, check=False
         )
         result.stdout += result.stderr
         if check:
@@ -276,7 +276,7 @@ def wait_until() -> Callable[..., None]:
 def tharsis() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line and return what it printed."""
 
-    def run(*arguments: Any, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: Any, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-P", "-m", "tharsis", *map(str, arguments)]
         environment = {**os.environ, "COLUMNS": "250", "NO_COLOR": "1"}
         return subprocess.run(
@@ -351,15 +351,19 @@ class ServedNode:
         ).fetchall())
 
     def kill(self) -> None:
-        """Kill every process of the node at once, as a power cut would."""
-        for pid in self.processes().values():
+        """Kill every process of the node at once, as a power cut would, and wait until none is left."""
+        pids = self.processes().values()
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.wait()
+        pause = threading.Event()
+        while self.alive(pids):
+            pause.wait(0.01)
 
     def wait(self) -> int:
         assert self._popen is not None
-        return self._popen.wait(90)
+        return self._popen.wait(300)
 
     def end(self) -> None:
         """Stop the node if it runs."""
@@ -383,11 +387,12 @@ def serving(folder: Path, transport: str) -> Iterator[Callable[..., ServedNode]]
     nodes: list[ServedNode] = []
 
     def start(
-        *, settle_time_s: float = 0.5, accept_unknown: bool = True, acceptors: int = 1, scp: str = "", more: str = ""
+        *, settle_time_s: float = 0.5, accept_unknown: bool = True, acceptors: int = 1, stop_grace_s: float = 2.0,
+        scp: str = "", more: str = "",
     ) -> ServedNode:
         settings = (
             f'[network]\ntransport = "{transport}"\nacceptors = {acceptors}\n[scp]\nhost = "127.0.0.1"\nport = 0\n'
-            f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = 2\n{scp}'
+            f'accept_unknown = {str(accept_unknown).lower()}\nstop_grace_s = {stop_grace_s}\n{scp}'
             f'[archive]\ndata = "DATA"\nsettle_time_s = {settle_time_s}\nreserve_mb = 0\n{more}'
             + ("" if "[scan_quality]" in more else "\n[scan_quality]\nenabled = false\n")
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import ServedNode
+from routed import ReservedPort
 
 from index.archive import Archive
 
@@ -22,14 +22,6 @@ SCRIPT = Path(__file__).resolve().parents[1] / "plugins" / "orthanc" / "tharsis_
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancPython.so")
 KEY = "a key of the tests, nobody else's"
 STABLE_S = 1
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Orthanc:
@@ -46,7 +38,7 @@ class Orthanc:
             "DicomAet": "ORTHANC", "DicomPort": self.dicom, "HttpPort": self.http, "AuthenticationEnabled": True,
             "RegisteredUsers": {"doctor": "secret"}, "RemoteAccessAllowed": False, "StableAge": STABLE_S,
             "Plugins": [str(PLUGIN)], "PythonScript": str(SCRIPT),
-            "Tharsis": {"Node": f"http://127.0.0.1:{ports['door']}", "Key": KEY, "TimeoutS": 3, "Aet": "THARSIS",
+            "Tharsis": {"Node": f"http://127.0.0.1:{ports['door']}", "Key": KEY, "TimeoutS": 20, "Aet": "THARSIS",
                         "Port": ports["node"]},
             **settings,
         }))  # fmt: skip
@@ -94,7 +86,7 @@ class Orthanc:
         request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data=data, method=method)
         request.add_header("Authorization", "Basic ZG9jdG9yOnNlY3JldA==")
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as refusal:
             return refusal.code, refusal.read()
@@ -124,14 +116,15 @@ class Site:
     """Orthanc and node."""
 
     def __init__(self, folder: Path, *, more: str = "", entities: str = "", **orthanc: Any) -> None:
-        self.ports = dict(zip(("http", "dicom", "door", "node"), free_ports(4), strict=True))
+        self._reserved = {name: ReservedPort() for name in ("http", "dicom", "door", "node")}
+        self.ports = {name: port.number for name, port in self._reserved.items()}
         self.orthanc = Orthanc(folder / "orthanc", self.ports, **orthanc)
         self.node = ServedNode(folder / "node", (
             f'[scp]\nhost = "127.0.0.1"\nport = 0\nstop_grace_s = 2\n'
             f'[archive]\ndata = "DATA"\nsettle_time_s = 0.3\nreserve_mb = 0\n'
-            f'[jobs]\nretry_delay_s = 0.5\nclaim_s = 5\n'
+            f'[jobs]\nretry_delay_s = 0.5\n'
             f'[orthanc]\nenabled = true\nurl = "http://127.0.0.1:{self.ports["http"]}"\nuser = "doctor"\n'
-            f'password = "secret"\nkey = "{KEY}"\ndoor_port = {self.ports["door"]}\ntimeout_s = 10\n{more}'
+            f'password = "secret"\nkey = "{KEY}"\ndoor_port = {self.ports["door"]}\ntimeout_s = 60\n{more}'
             f'[[application_entities]]\ntitle = "ORTHANC"\nhost = "127.0.0.1"\nport = {self.ports["dicom"]}\n{entities}'
         ))  # fmt: skip
         self.node.port = self.ports["node"]
@@ -148,9 +141,11 @@ class Site:
     def end(self) -> None:
         self.orthanc.end()
         self.node.end()
+        for port in self._reserved.values():
+            port.close()
 
 
-def wait_for(condition: Any, timeout: float = 240.0, told: Any = lambda: "") -> Any:
+def wait_for(condition: Any, timeout: float = 900.0, told: Any = lambda: "") -> Any:
     """Wait until `condition` returns something true, and return that."""
     deadline = time.monotonic() + timeout
     pause = threading.Event()

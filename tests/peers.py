@@ -61,7 +61,7 @@ class Orthanc:
 
     @staticmethod
     def _answer(request: urllib.request.Request) -> Any:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             return json.load(response)
 
 
@@ -143,7 +143,7 @@ def on_free_ports(command: Callable[[Sequence[int]], list[str]], count: int) -> 
 
 def _comes_to_listen(process: subprocess.Popen, port: int) -> bool:
     """Wait until `process` itself listens on `port`; False when it ends instead, for somebody else has the port."""
-    for _ in range(600):
+    for _ in range(6000):
         if _listens(process.pid, port):
             return True
         try:
@@ -159,7 +159,7 @@ def _listens(pid: int, port: int) -> bool:
     """Whether one of the sockets of the process listens on the TCP port."""
     try:
         own = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
-    except FileNotFoundError:  # it has just ended, or just closed a file
+    except OSError:  # it has just ended, or just closed a file
         return False
     lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
     return any(

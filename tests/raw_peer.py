@@ -66,7 +66,7 @@ def message_pdus(message, primitive, context_id=1):
 
 
 def dial(node, data=b""):
-    connection = socket.create_connection(("127.0.0.1", node.port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", node.port), timeout=60)
     if data:
         connection.sendall(data)
     return connection

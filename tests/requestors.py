@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from pynetdicom import AE
 from pynetdicom.association import Association
+
+from scp.requestor import RequestingEntity
 
 
 class Pause:
@@ -64,6 +67,28 @@ class SteadyAssociation(Association):
     @_is_paused.setter
     def _is_paused(self, _value: bool) -> None:
         pass
+
+
+class SteadyEntity(RequestingEntity):
+    """The node's entity, which sees a rejection that comes at once; for tests that send messages themselves."""
+
+    def _create_socket(self, assoc: Association, *arguments: Any) -> Any:
+        assoc.__class__ = SteadyAssociation
+        assoc.fit()
+        return super()._create_socket(assoc, *arguments)
+
+
+@contextmanager
+def paused(assoc: SteadyAssociation) -> Iterator[None]:
+    """Keep the loop of an association from taking the responses to what the block sends."""
+    pause = threading.Event()
+    assoc._reactor_checkpoint.clear()
+    while not assoc._is_paused:
+        pause.wait(0.001)
+    try:
+        yield
+    finally:
+        assoc._reactor_checkpoint.set()
 
 
 @pytest.fixture(scope="session", autouse=True)

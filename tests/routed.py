@@ -17,16 +17,25 @@ from plugins.manager import load_plugins
 from plugins.worker import Worker
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+class ReservedPort:
+    """A port of 127.0.0.1 that the system gives to nobody else, though nobody listens there yet, or any more."""
+
+    def __init__(self):
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that who listens can bind it as well
+        self._held.bind(("127.0.0.1", 0))
+        self.number = self._held.getsockname()[1]
+
+    def close(self):
+        self._held.close()
 
 
 class Pacs:
     """A storage SCP. `answer` says with which Status, or does something before; `received` counts what came."""
 
     def __init__(self, title="PACS"):
-        self.title, self.port = title, free_port()
+        self._reserved = ReservedPort()
+        self.title, self.port = title, self._reserved.number
         self.received = Counter()
         self.associations = 0
         self.rejects = False
@@ -54,6 +63,11 @@ class Pacs:
             self._server.shutdown()
             self._server = None
 
+    def give_back(self):
+        """Be done with it, port and all."""
+        self.close()
+        self._reserved.close()
+
     def _accepted(self, _event):
         self.associations += 1
 
@@ -68,12 +82,13 @@ class Routed:
     """An archive with rules, whose lanes work when the test says so. `now` is what the lanes take for the time."""
 
     def __init__(self, folder, routes, entities, **settings):
+        patience = {"acse_timeout_s": 60.0, "dimse_timeout_s": 60.0, "network_timeout_s": 60.0}
         overrides = {
             "archive": {"data": str(folder), "reserve_mb": 0, "settle_time_s": 0.0},
             "jobs": {"retry_delay_s": 30.0, **settings.pop("jobs", {})},
             "segmentation": {"enabled": False},
             "similarity": {"enabled": False},
-            "scp": {"acse_timeout_s": 5.0, "dimse_timeout_s": 5.0, "network_timeout_s": 5.0, **settings.pop("scp", {})},
+            "scp": {**patience, **settings.pop("scp", {})},
             "application_entities": entities,
             "routes": routes,
             **settings,
@@ -138,7 +153,15 @@ def start_pacs():
 
     yield start
     for pacs in started:
-        pacs.close()
+        pacs.give_back()
+
+
+@pytest.fixture
+def reserved_port():
+    """The number of a port where nobody listens, unless the test does."""
+    port = ReservedPort()
+    yield port.number
+    port.close()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ class ScriptedPeer:
 
     def _run(self):
         connection, _ = self._server.accept()
-        connection.settimeout(20)
+        connection.settimeout(60)
         with closing(connection):
             self.connection = connection
             self._script(self)
@@ -64,7 +64,7 @@ class ScriptedPeer:
         self.send(negotiation.accept(request, contexts, max_pdu)[0])
 
     def join(self):
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         self._server.close()
         return [pdu[0] for pdu in self.got]

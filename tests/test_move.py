@@ -83,7 +83,7 @@ def _move(node, identifier, destination="RECEIVER", *, msg_id=1, priority=2, on_
     for answer in assoc.send_c_move(identifier, destination, STUDY_ROOT_MOVE, msg_id=msg_id, priority=priority):
         answers.append(answer)
         if on_pending is not None:
-            on_pending(assoc)
+            on_pending(assoc, answer[0])
     assoc.release()
     return answers
 
@@ -259,12 +259,12 @@ def test_pending_goes_out_during_a_long_sub_operation(start_node, make_file, rec
     told_again = threading.Event()
     pending = []
 
-    def tell(_assoc):
+    def tell(_assoc, _pending):
         pending.append(1)
         if len(pending) > 1:
             told_again.set()
 
-    receiver = receive(answer=lambda _event: 0x0000 if told_again.wait(30) else 0xA700)
+    receiver = receive(answer=lambda _event: 0x0000 if told_again.wait(50) else 0xA700)
     node = _node_for(start_node, receiver.port)
     node.archive.ingest(make_file(1))
     answers = _move(node, request_for(), on_pending=tell)
@@ -273,22 +273,26 @@ def test_pending_goes_out_during_a_long_sub_operation(start_node, make_file, rec
 
 
 def test_move_can_be_cancelled(start_node, make_file, receive):
-    receiver = receive()
+    """The sixth object is answered when all is over: before that there is time enough to see the request."""
+    over = threading.Event()
+    receiver = receive(answer=lambda _event: 0x0000 if len(receiver.requests) <= 5 or over.wait(300) else 0xA700)
     node = _node_for(start_node, receiver.port)
     for number in range(1, 201):
         node.archive.ingest(make_file(number).read_bytes())
     sent = []
 
-    def cancel(assoc):
-        if not sent:
+    def cancel(assoc, pending):
+        if counts(pending)[1] == 5 and not sent:
             sent.append(1)
             assoc.send_c_cancel(9, query_model=STUDY_ROOT_MOVE)
 
     status, _ = _move(node, request_for(), msg_id=9, on_pending=cancel)[-1]
+    stored = len(receiver.stored)
+    over.set()
     remaining, completed, failed, warning = counts(status)
     assert status.Status == 0xFE00
-    assert remaining > 0
-    assert completed == len(receiver.stored)
+    assert remaining >= 194
+    assert completed == stored == 5
     assert remaining + completed + failed + warning == 200
 
 

@@ -141,18 +141,18 @@ def test_waiting_has_an_end_and_the_answer_is_ready_the_next_time(filled, encode
     with pytest.raises(NotEmbedded, match="not embedded within 15 s"):
         ask_for(Similarity(filled, impatient), **request)
     encoder(filled)
-    assert len(ask_for(Similarity(filled, OnDemand(filled, timeout_s=60.0)), **request).neighbours) == 5
+    assert len(ask_for(Similarity(filled, OnDemand(filled, timeout_s=300.0)), **request).neighbours) == 5
 
 
 def test_waiting_ends_when_the_asker_cancels(filled):
     request = SimilarityRequest(level=Level.SERIES, sop_instance_uid=f"{ROOT}.9.0.1")
     with pytest.raises(QueryCancelled):
-        Similarity(filled, OnDemand(filled, timeout_s=60.0)).search(request, lambda: True)
+        Similarity(filled, OnDemand(filled, timeout_s=300.0)).search(request, lambda: True)
 
 
 def test_waiting_ends_when_the_job_has_failed_for_good(filled):
     """An image that kills its process again and again."""
-    on_demand = OnDemand(filled, timeout_s=60.0)
+    on_demand = OnDemand(filled, timeout_s=300.0)
     number = asked.ask_part(filled, active_model(filled).model_id, Part(f"{ROOT}.9.0.1"), at=0.0)
     job = filled.jobs.claim("encoder", claim_s=60.0, max_attempts=5, kinds=(EMBED_ASKED,))
     filled.jobs.fail(job, "its worker died 5 times while running it", max_attempts=1, retry_delay_s=0.0)

@@ -38,7 +38,7 @@ def settings_for(archive, **orthanc):
     return load_settings(environment={}, overrides={
         "archive": {"data": str(archive.data)},
         "jobs": {"max_attempts": 2, "retry_delay_s": 0.05},
-        "orthanc": {"enabled": True, "key": KEY, "timeout_s": 5, **orthanc},
+        "orthanc": {"enabled": True, "key": KEY, "timeout_s": 60, **orthanc},
         "application_entities": [{"title": "ORTHANC", "host": "127.0.0.1", "port": 4242}],
     })  # fmt: skip
 
@@ -57,7 +57,7 @@ def ask(door, path, content=None, key=KEY, method=None):
     request = urllib.request.Request(f"http://127.0.0.1:{door.port}{path}", data, method=method)
     request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as refusal:
         return refusal.code, json.loads(refusal.read())
@@ -107,7 +107,7 @@ def test_the_door_refuses_in_one_sentence(door, archive, path, content, key, sta
 
 
 def test_a_body_that_is_too_long_is_not_read(door):
-    connection = HTTPConnection("127.0.0.1", door.port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", door.port, timeout=60)
     connection.putrequest("POST", "/notes")
     connection.putheader("Authorization", f"Bearer {KEY}")
     connection.putheader("Content-Length", str(1 << 30))
@@ -177,11 +177,8 @@ def test_a_job_waits_for_orthanc_without_limit(archive, stub, wait_until, status
     assert archive.jobs.recent()[0].state == "done"
 
 
-def test_a_job_waits_when_nobody_listens(archive, stub, wait_until):
-    port = stub.server_port
-    stub.shutdown()
-    stub.server_close()
-    worker = worker_for(archive, port)
+def test_a_job_waits_when_nobody_listens(archive, reserved_port, wait_until):
+    worker = worker_for(archive, reserved_port)
     archive.jobs.push(jobs.ORTHANC_PULL, SERIES)
     wait_until(worker.run_one)
     (job,) = archive.jobs.recent()
@@ -350,7 +347,7 @@ def test_orthanc_is_reached_over_https_with_the_authority_that_is_named(stub, tm
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     stub.socket = context.wrap_socket(stub.socket, server_side=True)
-    told = {"url": f"https://127.0.0.1:{stub.server_port}", "timeout_s": 5}
+    told = {"url": f"https://127.0.0.1:{stub.server_port}", "timeout_s": 60}
 
     def reach(**more):
         own = load_settings(environment={}, overrides={"orthanc": {**told, **more}}).orthanc

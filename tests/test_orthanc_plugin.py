@@ -96,7 +96,7 @@ class Receiver:
         self.port = self._server.socket.getsockname()[1]
 
     def _on_store(self, event):
-        self.gate.wait(30)
+        self.gate.wait(60)
         uid = str(event.request.AffectedSOPInstanceUID)
         if uid in self.refused:
             return 0xA700
@@ -133,7 +133,7 @@ def storescu(dicom_port: int, *folders: Path, check: bool = True) -> bool:
     files = [str(file) for folder in folders for file in sorted(folder.iterdir())]
     told = subprocess.run(
         ["storescu", "-aec", "ORTHANC", "127.0.0.1", str(dicom_port), *files],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     if check:
         assert told.returncode == 0, told.stderr
@@ -383,7 +383,7 @@ def test_a_node_that_hangs_costs_a_sentence_and_keeps_nobody_else_waiting(site):
         assert site.orthanc.get("/system")["Version"], "Orthanc answers meanwhile"
         assert any(thread.is_alive() for thread in asking)
         for thread in asking:
-            thread.join(60)
+            thread.join(300)
     finally:
         os.kill(process, signal.SIGCONT)
     assert [status for status, _ in answers] == [503] * 12

@@ -202,7 +202,7 @@ def test_a_series_that_never_became_stable_is_told_after_the_next_start(orthanc,
 def wait_for(condition):
     from orthanc_site import wait_for
 
-    wait_for(condition, 30)
+    wait_for(condition)
 
 
 def test_events_become_notes(orthanc, load):

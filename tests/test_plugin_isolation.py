@@ -30,12 +30,12 @@ reserve_mb = 0
 [jobs]
 max_attempts = 2
 retry_delay_s = 0
-stalled_s = 2
+stalled_s = 4
 [similarity]
 enabled = false
 [plugins]
 disabled = {json.dumps(BUILT_IN)}
-hook_s = 3
+hook_s = 5
 """
 PACKAGES = {
     "stuck_at_import": "for_ever()",
@@ -89,7 +89,7 @@ def test_the_good_one_has_done_its_work(jobs):
 @pytest.mark.parametrize(
     ("kind", "attempts", "error"),
     [
-        ("wait", 2, "plug-in stuck_job reported no progress on wait for 2 s"),
+        ("wait", 2, "plug-in stuck_job reported no progress on wait for 4 s"),
         ("die", 2, "its worker died 2 times while plug-in deadly_job was at work on job die"),
         ("spin", 2, "its worker died 2 times while plug-in spinning_job was at work on job spin"),
         ("leave", 2, "plug-in leaving_job: leave: SystemExit: I am leaving"),
@@ -107,19 +107,19 @@ def test_the_others_are_asked_and_those_who_failed_are_named(jobs):
     assert sorted(told.error.split("; ")) == [
         "plug-in lying: jobs_for_series: expected Work of a kind and a subject, got 'segment'",
         "plug-in raising_when_asked: raised KeyboardInterrupt: ",
-        "plug-in stuck_when_asked did not return from jobs_for_series within 3 s",
+        "plug-in stuck_when_asked did not return from jobs_for_series within 5 s",
     ]
 
 
 def test_who_hangs_or_dies_at_the_start_is_left_out_and_the_node_is_up(node, jobs, tharsis):
     told = json.loads(tharsis("status", "--data", node.data, "--json").stdout)
     assert told["plugins_left_out"] == {
-        "stuck_at_import": "did not return from import within 3 s",
+        "stuck_at_import": "did not return from import within 5 s",
         "dies_at_import": "was at work on import when its worker ended with status 5",
     }
     assert "plug-in fails_at_import is left out: cannot be imported: SystemExit: no licence" in node.log()
     assert "plug-in thieving is left out: job_functions: jobs of kind 'scrub' are done by plug-in scrub" in node.log()
-    assert "stuck_when_asked did not return from jobs_for_series within 3 s: this process ends" in node.log()
+    assert "stuck_when_asked did not return from jobs_for_series within 5 s: this process ends" in node.log()
 
 
 def test_the_list_says_what_is_wrong_with_each(node, jobs, tharsis):

@@ -48,22 +48,31 @@ def test_it_stops_cleanly_and_leaves_no_process(serve, number):
     assert not (node.data / "node.json").exists()
 
 
-def test_at_sigterm_an_open_association_may_finish_and_an_idle_one_is_aborted(serve, wait_until):
-    node = serve()  # whose grace is 2 s
+@pytest.fixture
+def opened():
+    """Open an association with a node."""
     entity = AE("PEER")
     entity.add_requested_context(Verification)
+    return lambda node: entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
 
-    def opened():
-        return entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
 
-    busy, idle = opened(), opened()
+def test_at_sigterm_an_open_association_may_finish(serve, opened, wait_until):
+    node = serve(stop_grace_s=600.0)
+    busy = opened(node)
     assert busy.is_established
-    assert idle.is_established
     os.kill(node.processes()["supervisor"], signal.SIGTERM)
-    wait_until(lambda: not opened().is_established)
+    wait_until(lambda: not opened(node).is_established)
     assert busy.send_c_echo().Status == 0x0000, "it was still open, and nobody new gets in"
     busy.release()
     assert busy.is_released
+    assert node.wait() == 0
+
+
+def test_at_sigterm_an_idle_association_is_aborted_after_the_grace(serve, opened, wait_until):
+    node = serve(stop_grace_s=0.5)
+    idle = opened(node)
+    assert idle.is_established
+    os.kill(node.processes()["supervisor"], signal.SIGTERM)
     assert node.wait() == 0
     wait_until(lambda: idle.is_aborted)
 
@@ -159,8 +168,7 @@ def test_when_the_system_lets_it_have_no_process_the_others_go_on_and_it_tries_a
 
 def test_a_start_clears_what_the_dead_left_and_nothing_that_an_import_is_bringing(serve):
     node = serve()
-    os.kill(node.processes()["supervisor"], signal.SIGKILL)
-    node.wait()
+    node.kill()
     archive = Archive(node.data)
     left, bringing = archive.incoming / "1-left.part", archive.files.receive(b"half")
     left.write_bytes(b"half")

@@ -27,7 +27,7 @@ def questions(filled, encoder):
     now = SimpleNamespace(seconds=1e6)
     encoder(filled, lambda: now.seconds)
     kept = Questions(
-        filled, OnDemand(filled, timeout_s=60.0), kept_s=900.0, most_images=2, clock=lambda: now.seconds
+        filled, OnDemand(filled, timeout_s=300.0), kept_s=900.0, most_images=2, clock=lambda: now.seconds
     )
     return SimpleNamespace(kept=kept, now=now, archive=filled)
 

@@ -267,8 +267,9 @@ def test_a_slow_peer_keeps_no_other_one_waiting(routed, start_pacs, make_file, w
 def test_a_peer_that_falls_silent_is_left_and_asked_again(routed, start_pacs, make_file):
     pacs = start_pacs().open()
     ended = threading.Event()
-    pacs.answer = lambda _event: 0xC000 if ended.wait(30) else 0
+    pacs.answer = lambda _event: 0xC000 if ended.wait(60) else 0
     node = routed([RULE], [pacs.entity], scp={"dimse_timeout_s": 0.3})
+    patient = node.settings.model_copy(update={"scp": node.settings.scp.model_copy(update={"dimse_timeout_s": 60.0})})
     node.store(make_file(1))
     node.work()
     (job,) = node.jobs()
@@ -276,6 +277,8 @@ def test_a_peer_that_falls_silent_is_left_and_asked_again(routed, start_pacs, ma
     assert "silent beyond the DIMSE timeout" in job.error
     ended.set()
     pacs.answer = lambda _event: 0
+    node.settings = patient  # now a slow machine is no silence
+    node.restart()
     node.hasten()
     node.work()
     assert pacs.received == {UID(1): 1}

@@ -53,7 +53,7 @@ def test_a_storescp_that_refuses_or_aborts_gets_everything_when_it_behaves(
 
 def test_a_storescp_that_is_slow_is_waited_for(routed, start_storescp, make_file):
     folder, port = start_storescp("--sleep-during", "1")
-    node = routed([{"name": "all", "to": ["STORESCP"]}], [storescp(port)], scp={"dimse_timeout_s": 20.0})
+    node = routed([{"name": "all", "to": ["STORESCP"]}], [storescp(port)])
     node.store(make_file(1))
     node.work("STORESCP")
     assert [job.state for job in node.jobs()] == ["done"]

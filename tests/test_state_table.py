@@ -85,7 +85,7 @@ def carried_by(request):
 
 @pytest.fixture
 def node(carried_by, start_node):
-    return start_node(carried_by=carried_by, acse_timeout_s=5.0, network_timeout_s=5.0)
+    return start_node(carried_by=carried_by, acse_timeout_s=60.0, network_timeout_s=60.0)
 
 
 def send(connection, event):
@@ -110,7 +110,7 @@ def rest(connection):
 @rows_of("Sta2")
 def test_sta2_awaiting_the_request(carried_by, start_node, event, expected):
     """AA-1, AA-2, AA-5."""
-    node = start_node(carried_by=carried_by, acse_timeout_s=1.0 if event == "ARTIM" else 10.0)
+    node = start_node(carried_by=carried_by, acse_timeout_s=1.0 if event == "ARTIM" else 60.0)
     connection = dial(node)
     send(connection, event)
     assert rest(connection) == expected
@@ -124,7 +124,7 @@ def slow_judge(monkeypatch):
 
     def judge(*arguments):
         begun.set()
-        go_on.wait(30)
+        go_on.wait(60)
         stock(*arguments)
 
     for module in (association, acceptor):
@@ -145,7 +145,7 @@ def test_sta3_awaiting_the_answer_of_this_node(node, carried_by, slow_judge, eve
     """AA-8, AA-3, AA-4."""
     begun, go_on = slow_judge
     connection = dial(node, request_pdu())
-    assert begun.wait(30)
+    assert begun.wait(60)
     send(connection, event)
     assert agree(answered_in_time(carried_by, connection, go_on), expected)
     assert answer(dial(node, request_pdu()))[0] == ACCEPT
@@ -229,7 +229,7 @@ def test_sta13_garbage_is_answered_once(node, linger_s):
 def test_sta13_ends_though_the_peer_sends_without_an_end(node, linger_s, sent):
     """AA-2."""
     linger_s(0.3)
-    connection, late = released(node), time.monotonic() + 20
+    connection, late = released(node), time.monotonic() + 60
 
     def go_on():
         while time.monotonic() < late:
@@ -247,7 +247,7 @@ def slow_find(monkeypatch):
 
     def find(*arguments):
         begun.set()
-        go_on.wait(30)
+        go_on.wait(60)
         yield from stock(*arguments)
 
     monkeypatch.setattr(query, "find", find)
@@ -264,7 +264,7 @@ def finding(node, begun):
     request.Identifier = BytesIO(encode(identifier, True, True))
     connection = associated(node, contexts=[build_context(STUDY_ROOT_FIND, ImplicitVRLittleEndian)])
     connection.sendall(message_pdus(C_FIND_RQ(), request))
-    assert begun.wait(30)
+    assert begun.wait(60)
     return connection
 
 

@@ -15,6 +15,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
+from requestors import SteadyEntity, paused
 from retrieved import UID_OF, data_set
 
 from config.identity import IMPLEMENTATION_CLASS_UID
@@ -23,7 +24,7 @@ from scp import client
 from scp.client import Requestor
 from scp.contexts import Proposal
 from scp.part10 import EncodedObject, data_set_offset
-from scp.requestor import Peer, RequestingEntity
+from scp.requestor import Peer
 from scp.services import NodeServices
 
 
@@ -32,7 +33,7 @@ def _send(node, *files, title="MODALITY", called="THARSIS"):
 
 
 def _associate(node, *, calling="MODALITY", called="THARSIS"):
-    entity = RequestingEntity(calling)
+    entity = SteadyEntity(calling)
     entity.add_requested_context(CTImageStorage, [ExplicitVRLittleEndian])
     entity.add_requested_context(Verification)
     return entity.associate("127.0.0.1", node.port, ae_title=called)
@@ -85,10 +86,9 @@ def test_an_instance_whose_own_data_set_does_not_name_it_is_refused(start_node, 
     context = assoc.accepted_contexts[0]
     syntax = context.transfer_syntax[0]
     request.DataSet = BytesIO(encode(dataset, syntax.is_implicit_VR, syntax.is_little_endian))
-    assoc._reactor_checkpoint.clear()
-    assoc.dimse.send_msg(request, context.context_id)
-    _, response = assoc.dimse.get_msg(block=True)
-    assoc._reactor_checkpoint.set()
+    with paused(assoc):
+        assoc.dimse.send_msg(request, context.context_id)
+        _, response = assoc.dimse.get_msg(block=True)
     assoc.release()
     assert (response.Status, response.OffendingElement) == (0xA900, 0x00080018)
 
@@ -102,10 +102,9 @@ def test_a_command_that_names_another_object_is_refused(start_node, make_dataset
     request.MessageID, request.Priority = 7, 1
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, "1.2.3.999"
     request.DataSet = BytesIO(encode(dataset, False, True))
-    assoc._reactor_checkpoint.clear()
-    assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
-    _, response = assoc.dimse.get_msg(block=True)
-    assoc._reactor_checkpoint.set()
+    with paused(assoc):
+        assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
+        _, response = assoc.dimse.get_msg(block=True)
     assert response.Status == 0xA900
     assert response.ErrorComment
     assoc.release()
@@ -129,10 +128,9 @@ def test_a_refused_request_leaves_no_file(start_node, make_file, context, sop_cl
     request = _request(1, data_set(make_file(1)))
     request.AffectedSOPClassUID = sop_class
     [context_id] = [accepted.context_id for accepted in assoc.accepted_contexts if accepted.abstract_syntax == context]
-    assoc._reactor_checkpoint.clear()
-    assoc.dimse.send_msg(request, context_id)
-    _, response = assoc.dimse.get_msg(block=True)
-    assoc._reactor_checkpoint.set()
+    with paused(assoc):
+        assoc.dimse.send_msg(request, context_id)
+        _, response = assoc.dimse.get_msg(block=True)
     assert response.Status == code
     assoc.release()
     _wait_until_idle(node)
@@ -146,20 +144,19 @@ def test_requests_that_wait_when_the_peer_aborts_leave_no_files(
     gone, stored = threading.Event(), NodeServices.store
 
     def store(self, caller, request):
-        assert gone.wait(30)
+        assert gone.wait(60)
         return stored(self, caller, request)
 
     monkeypatch.setattr(NodeServices, "store", store)
     node = start_node()
     assoc = _associate(node)
-    assoc._reactor_checkpoint.clear()
-    for number in (1, 2, 3, 4):  # without waiting for the answers
-        assoc.dimse.send_msg(_request(number, data_set(make_file(number))), assoc.accepted_contexts[0].context_id)
-    [served] = node.server._acceptor.associations
-    wait_until(lambda: len(list(node.archive.incoming.iterdir())) == 1)
-    if transport_name == "pynetdicom":
-        wait_until(lambda: served.dimse.msg_queue.qsize() == 3)
-    assoc._reactor_checkpoint.set()
+    with paused(assoc):
+        for number in (1, 2, 3, 4):  # without waiting for the answers
+            assoc.dimse.send_msg(_request(number, data_set(make_file(number))), assoc.accepted_contexts[0].context_id)
+        [served] = node.server._acceptor.associations
+        wait_until(lambda: len(list(node.archive.incoming.iterdir())) == 1)
+        if transport_name == "pynetdicom":
+            wait_until(lambda: served.dimse.msg_queue.qsize() == 3)
     assoc.abort()
     if transport_name == "pynetdicom":
         wait_until(lambda: not served.dul.is_alive() or served.dul.socket.socket is None)
@@ -280,10 +277,9 @@ def test_a_request_without_a_mandatory_parameter_is_answered(start_node):
     request = C_STORE()
     request.MessageID, request.Priority = 3, 1
     request.AffectedSOPClassUID = CTImageStorage
-    assoc._reactor_checkpoint.clear()
-    assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
-    _, response = assoc.dimse.get_msg(block=True)
-    assoc._reactor_checkpoint.set()
+    with paused(assoc):
+        assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
+        _, response = assoc.dimse.get_msg(block=True)
     assert response.Status == 0x0212
     assert "AffectedSOPInstanceUID" in response.ErrorComment
     assert response.OffendingElement == 0x00001000
@@ -307,7 +303,7 @@ def test_probes_and_garbage_cost_nothing(start_node, garbage):
 
 
 def _read_until_closed(connection):
-    connection.settimeout(10)
+    connection.settimeout(60)
     try:
         while connection.recv(4096):
             pass
@@ -317,7 +313,7 @@ def _read_until_closed(connection):
 
 def _wait_until_idle(node):
     for assoc in node.server._acceptor.associations:
-        assoc.join(10)
+        assoc.join(60)
     assert node.server._acceptor.associations == []
 
 
@@ -344,6 +340,6 @@ def test_cancels_without_number_and_reports_that_nobody_asked_for(start_node):
     report.MessageID, report.EventTypeID = 1, 1
     report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
     assoc.dimse.send_msg(report, context_id)
-    assoc.join(10)
+    assoc.join(60)
     assert assoc.is_aborted
     _wait_until_idle(node)

@@ -208,7 +208,7 @@ def test_data_waits_for_room_and_is_refused_when_the_association_is_gone():
     waiting.put("abort")  # not data: does not wait
     assert waiting.qsize() == 5
     layer.state_machine.current_state = "Sta1"
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert raised
     assert waiting.qsize() == 5
@@ -253,7 +253,7 @@ def test_stop_lets_an_association_finish_and_then_aborts(start_node, make_file):
     assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
     assert assoc.send_c_echo().Status == 0
     node.server.stop(0.1)
-    assoc.join(10)
+    assoc.join(60)
     assert assoc.is_aborted
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", _closed_port(assoc)), timeout=5)
@@ -268,11 +268,11 @@ def test_an_association_that_ends_in_time_is_not_aborted(start_node):
     entity = AE("QUICK")
     entity.add_requested_context("1.2.840.10008.1.1")
     assoc = entity.associate("127.0.0.1", node.port, ae_title="THARSIS")
-    stopping = threading.Thread(target=node.server.stop, args=(10.0,))
+    stopping = threading.Thread(target=node.server.stop, args=(60.0,))
     stopping.start()
     assert assoc.send_c_echo().Status == 0
     assoc.release()
-    stopping.join(10)
+    stopping.join(60)
     assert assoc.is_released
     assert not assoc.is_aborted
 
@@ -295,7 +295,7 @@ def test_a_rejection_that_comes_at_once_is_a_rejection(start_node, wait_until):
     entity.add_requested_context("1.2.840.10008.1.1")
 
     def dawdle(event):
-        wait_until(lambda: not event.assoc.dul.is_alive(), 10)
+        wait_until(lambda: not event.assoc.dul.is_alive())
 
     assoc = entity.associate(
         "127.0.0.1", node.port, ae_title="THARSIS", evt_handlers=[(evt.EVT_REQUESTED, dawdle)]

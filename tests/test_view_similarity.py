@@ -31,7 +31,7 @@ def node(start_node, filled_folder, encoder, storescp):
     ]
     node = start_node(
         entities=entities, data=filled_folder, titles=TITLES, profiles=PROFILES,
-        similarity=lambda archive: Similarity(archive, OnDemand(archive, timeout_s=60.0)),
+        similarity=lambda archive: Similarity(archive, OnDemand(archive, timeout_s=300.0)),
     )  # fmt: skip
     encoder(node.archive)
     return node

@@ -202,7 +202,7 @@ def test_a_stream_gives_pdus_however_they_were_cut(streams):
     thread = threading.Thread(target=send)
     thread.start()
     for content in sent:
-        kind, got = stream.pdu(10.0)
+        kind, got = stream.pdu(60.0)
         assert (kind, bytes(got)) == (4, content)
     thread.join()
 
@@ -213,12 +213,12 @@ def test_a_stream_ends_in_words(streams):
         stream.pdu(0.01)
     peer.sendall(struct.pack(">BBI", 4, 0, 6000))
     with pytest.raises(Violation):
-        stream.pdu(1.0)
+        stream.pdu(60.0)
     stream, peer, _ = streams()
     peer.sendall(b"\4\0\0")
     peer.shutdown(socket.SHUT_WR)
     with pytest.raises(PeerClosed, match="within a PDU"):
-        stream.pdu(1.0)
+        stream.pdu(60.0)
     stream, peer, alarm = streams()
     alarm.ring()
     with pytest.raises(Interrupted):
@@ -291,8 +291,8 @@ def test_a_transfer_that_ends_early_leaves_nothing(start_node, wait_until):
             return [path for path in node.archive.incoming.iterdir() if path.stat().st_size]
         return []
 
-    wait_until(begun, 10)
+    wait_until(begun)
     connection.close()
-    wait_until(lambda: not begun(), 10)
+    wait_until(lambda: not begun())
     with pytest.raises(NotFound):
         node.archive.open_instance(UID)

@@ -10,6 +10,7 @@ import struct
 import threading
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from authorities import Authority
@@ -23,10 +24,12 @@ from raw_peer import ABORT, ACCEPT, answer, associated, dial, echo_pdu, message_
 
 from index.blocks import Blocks
 from index.errors import NotFound
+from scp import upper_layer
 from scp.contexts import STUDY_ROOT_GET
 from scp.errors import AssociationLost
 from scp.reception import Reception
 from scp.wire import pdu
+from scp.wire import stream as wire_stream
 from scp.wire.channel import Channel
 from scp.wire.errors import Refused
 from scp.wire.stream import Alarm, Stream
@@ -117,7 +120,7 @@ def test_an_association_that_ends_before_it_was_accepted_was_never_opened(node, 
         connection = dial(node, request_pdu() + struct.pack(">BBI", 7, 0, 4) + bytes(4))
         assert answer(connection) == b""
         connection.close()
-        wait_until(lambda: not node.server._acceptor.associations, 10)
+        wait_until(lambda: not node.server._acceptor.associations)
     told = [record.message for record in caplog.records]
     assert "RAW@127.0.0.1: association aborted" in told
     assert not any("opened" in sentence for sentence in told)
@@ -153,11 +156,11 @@ def test_a_sender_that_dies_within_an_object_leaves_nothing(
     def begun():
         return [path for path in node.archive.incoming.iterdir() if path.stat().st_size]
 
-    wait_until(begun, 10)
+    wait_until(begun)
     if how == "reset":  # as the kernel does for a process that is killed with unread answers
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
-    wait_until(lambda: not node.server._acceptor.associations, 10)
+    wait_until(lambda: not node.server._acceptor.associations)
     assert begun() == []
     with pytest.raises(NotFound):
         node.archive.open_instance(UID)
@@ -181,11 +184,11 @@ def test_an_association_leaves_its_place_though_its_file_cannot_be_removed(
         refuse_to_remove(patch, node.archive.incoming)
         connection = associated(node, contexts=STORAGE)
         connection.sendall(store_pdus(dataset)[:1_590_000])
-        wait_until(left, 10)
+        wait_until(left)
         connection.shutdown(socket.SHUT_WR)
         assert answer(connection) == b""
         connection.close()
-        wait_until(lambda: not node.server._acceptor.associations, 10)
+        wait_until(lambda: not node.server._acceptor.associations)
     connection = associated(node)
     connection.close()
     assert left()
@@ -215,7 +218,7 @@ def test_of_several_files_one_that_cannot_be_removed_keeps_no_other(channel, mak
     sender.start()
     while receiver.end is None:
         receiver._take()
-    sender.join(10)
+    sender.join(60)
     assert [len(receiver.waiting), receiver.is_under_way] == [2, True]
     refuse_to_remove(monkeypatch, tmp_path / "first")
     refuse_to_remove(monkeypatch, tmp_path / "third")
@@ -253,13 +256,13 @@ def channel():
     """Make a channel, and the other end of its connection."""
     made = []
 
-    def make(patience_s=10.0, buffer=0, reception=lambda: None):
+    def make(patience_s=60.0, buffer=0, reception=lambda: None):
         listener = socket.create_server(("127.0.0.1", 0))
         theirs = socket.socket()
         if buffer:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         theirs.connect(listener.getsockname())
-        theirs.settimeout(30)
+        theirs.settimeout(60)
         ours, _ = listener.accept()
         if buffer:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
@@ -314,7 +317,7 @@ def test_a_file_that_cannot_be_read_to_its_end_ends_the_association(channel, tmp
             sender.send_file(b"command!", 1, path, 0)
     finally:
         sender._stream.close()
-        reader.join(10)
+        reader.join(60)
     assert isinstance(sender.end, Refused)
 
 
@@ -346,7 +349,7 @@ def test_whatever_fails_in_the_middle_of_a_file_ends_the_association(channel, tm
             sender.send_file(b"command!", 1, path, 0)
     finally:
         sender._stream.close()
-        reader.join(10)
+        reader.join(60)
     assert isinstance(sender.end, Refused)
     assert "can't start new thread" in str(sender.end)
 
@@ -368,15 +371,15 @@ def test_a_peer_with_tiny_pdus_is_sent_a_file_a_few_at_a_time(channel, tmp_path,
     assert [head[-1] for head in pieces[begin::2]] == [0] * (len(content) // 2 - 1) + [pdu.LAST]
 
 
-def test_a_peer_that_takes_little_at_a_time_gets_all_of_it(channel):
-    """The time limit is for a PDU's worth, not for the object."""
-    sender, peer = channel(patience_s=0.5, buffer=1 << 16)
-    got, pause = bytearray(), threading.Event()
+def test_a_peer_that_takes_little_at_a_time_gets_all_of_it(channel, monkeypatch):
+    """The time limit is for a PDU's worth, not for the object: by a clock that goes on as the peer reads."""
+    sender, peer = channel(patience_s=600.0, buffer=1 << 16)
+    got = bytearray()
+    monkeypatch.setattr(wire_stream, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(got) / (1 << 16)))
 
     def read():
         while piece := peer.recv(1 << 16):
             got.extend(piece)
-            pause.wait(0.02)
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -384,8 +387,9 @@ def test_a_peer_that_takes_little_at_a_time_gets_all_of_it(channel):
     try:
         sender.send(b"command!", 1, content)
     finally:
+        monkeypatch.undo()
         sender._stream.finish(b"")
-        reader.join(30)
+        reader.join(60)
     assert len(got) > len(content)
 
 
@@ -418,15 +422,15 @@ def test_a_tls_stream_that_sleeps_touches_nothing_that_a_sender_uses(contexts):
         made: list[ssl.SSLSocket] = []
         dialling.start()
         secure = server.wrap_socket(ours, server_side=True)
-        dialling.join(10)
+        dialling.join(60)
         alarm = Alarm()
         stream = Stream(secure, 4096, alarm)
         assert not stream.sleep(0.01)
         made[0].sendall(echo_pdu())
-        assert stream.sleep(10.0)
+        assert stream.sleep(60.0)
         assert not stream.has_begun
         assert stream.wait(0.0)
-        assert stream.pdu(10.0)[0] == pdu.P_DATA
+        assert stream.pdu(60.0)[0] == pdu.P_DATA
         stream.close()
         alarm.close()
         made[0].close()
@@ -436,7 +440,7 @@ def test_over_tls_the_last_pdu_arrives_whatever_is_still_under_way(start_node, c
     """PS3.8 9.2.1, Sta13: the node does not close before its peer could read why."""
     _, client, settings = contexts
     node = start_node(tls=settings)
-    plain = socket.create_connection(("127.0.0.1", node.server.tls_port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", node.server.tls_port), timeout=60)
     with client.wrap_socket(plain, server_hostname="localhost") as connection:
         connection.sendall(request_pdu())
         assert answer(connection)[0] == ACCEPT
@@ -445,11 +449,13 @@ def test_over_tls_the_last_pdu_arrives_whatever_is_still_under_way(start_node, c
 
 
 @pytest.mark.parametrize("carried_by", ["own", "pynetdicom"])
-def test_over_tls_what_comes_behind_the_last_pdu_is_answered(start_node, contexts, carried_by):
+def test_over_tls_what_comes_behind_the_last_pdu_is_answered(start_node, contexts, carried_by, monkeypatch):
     """AA-6, AA-7."""
+    monkeypatch.setattr(wire_stream, "_LINGER_S", 60.0)
+    monkeypatch.setattr(upper_layer, "_CLOSE_S", 60.0)
     _, client, settings = contexts
     node = start_node(tls=settings, carried_by=carried_by)
-    plain = socket.create_connection(("127.0.0.1", node.server.tls_port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", node.server.tls_port), timeout=60)
     with client.wrap_socket(plain, server_hostname="localhost") as connection:
         connection.sendall(request_pdu())
         assert answer(connection)[0] == ACCEPT
