@@ -20,6 +20,7 @@ from pydicom.uid import (
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_ECHO, C_FIND, C_GET, C_MOVE
 from pynetdicom.dsutils import encode
+from requestors import paused
 
 from scp.contexts import PATIENT_ROOT_FIND, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
 
@@ -191,10 +192,9 @@ def test_an_echo_on_a_context_of_another_class_is_refused_with_the_reason(filled
     assoc = entity.associate("127.0.0.1", filled.port, ae_title="THARSIS")
     request = C_ECHO()
     request.MessageID, request.AffectedSOPClassUID = 3, STUDY_ROOT_FIND
-    assoc._reactor_checkpoint.clear()
-    assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
-    _, response = assoc.dimse.get_msg(block=True)
-    assoc._reactor_checkpoint.set()
+    with paused(assoc):
+        assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
+        _, response = assoc.dimse.get_msg(block=True)
     assert response.Status == 0x0211
     assert "C-ECHO" in response.ErrorComment
     assoc.release()
@@ -247,10 +247,9 @@ def _ask_deflated(node, model, kind, content):
     request.Identifier = BytesIO(content)
     if kind is C_MOVE:
         request.MoveDestination = "VIEWER"
-    assoc._reactor_checkpoint.clear()
-    assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
-    _, response = assoc.dimse.get_msg(block=True)
-    assoc._reactor_checkpoint.set()
+    with paused(assoc):
+        assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)
+        _, response = assoc.dimse.get_msg(block=True)
     assoc.abort()
     return response
 
