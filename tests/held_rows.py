@@ -20,8 +20,9 @@ def hold_rows(monkeypatch, after):
     def held(seen, caller, request):
         for number, answer in enumerate(stock(seen, caller, request), 1):
             yield answer
-            deadline = time.monotonic() + _LATEST_S
-            while number == after and answer.status.is_pending and not request.cancelled() and time.monotonic() < deadline:
-                pause.wait(0.01)
+            if number == after and answer.status.is_pending:
+                deadline = time.monotonic() + _LATEST_S
+                while not request.cancelled() and time.monotonic() < deadline:
+                    pause.wait(0.01)
 
     monkeypatch.setattr(query, "find", held)
