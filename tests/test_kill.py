@@ -277,7 +277,7 @@ def test_a_scan_that_was_being_processed_is_finished_after_the_kill(serve, thars
     node.kill()
     assert archive.jobs.pending(), "nothing was left to finish"
     node.start()
-    wait_until(lambda: not archive.jobs.pending())
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     rows = archive.database.execute(
         "SELECT modality, count(DISTINCT series.id), count(*), count(DISTINCT instance.sop_instance_uid) "
         "FROM instance JOIN series ON series.id = instance.series GROUP BY modality"
