@@ -103,7 +103,7 @@ class Watch:
 
 @pytest.fixture
 def watch(start_node, make_file, tmp_path, wait_until):
-    node = start_node(overwrite="always", network_timeout_s=5.0, acse_timeout_s=2.5, dimse_timeout_s=3.0)
+    node = start_node(overwrite="always", network_timeout_s=5.0, acse_timeout_s=2.0, dimse_timeout_s=3.0)
     watch = Watch(node, tmp_path, make_file)
     yield watch
     watch.is_unharmed(wait_until)
