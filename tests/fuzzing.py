@@ -25,7 +25,7 @@ from scp.contexts import (
     VERIFICATION,
 )
 
-HANG_S = 30.0
+HANG_S = 120.0
 UNDEFINED = 0xFFFFFFFF
 
 # Bytes that break things more often than others.

@@ -78,6 +78,12 @@ class SteadyEntity(RequestingEntity):
         return super()._create_socket(assoc, *arguments)
 
 
+def make_steady(event: Any) -> None:
+    """Handle EVT_CONN_OPEN of a test's own acceptor that also sends on its associations: they lose no response."""
+    event.assoc.__class__ = SteadyAssociation
+    event.assoc.fit()
+
+
 @contextmanager
 def paused(assoc: SteadyAssociation) -> Iterator[None]:
     """Keep the loop of an association from taking the responses to what the block sends."""

@@ -36,6 +36,16 @@ def taken(node):
     return [taken for taken, _ in struct.iter_unpack("<qq", (node.data / PLACES_FILE).read_bytes())]
 
 
+def shared_out(node, **told):
+    """At least four associations, of which each process has one."""
+    open_ones = []
+    while len(open_ones) < 4 or not all(taken(node)):
+        assert len(open_ones) < 40, "one process takes them all"
+        open_ones.append(associate(node.port, **{name: of(len(open_ones)) for name, of in told.items()}))
+        assert open_ones[-1].is_established
+    return open_ones
+
+
 @pytest.fixture(scope="module")
 def shared_node(serve_all):
     return serve_all(acceptors=2)
@@ -55,14 +65,18 @@ def node(shared_node, wait_until):
 
 
 def test_associations_are_dealt_out_evenly(node, wait_until):
-    open_ones = [associate(node.port) for _ in range(12)]
-    assert all(assoc.is_established for assoc in open_ones)
-    assert min(taken(node)) >= 3, "on a busy machine a process may be too late for the next one"
-    assert sum(taken(node)) == 12
-    assert all(assoc.send_c_echo().Status == 0 for assoc in open_ones)
-    for assoc in open_ones:
-        assoc.release()
-    wait_until(lambda: taken(node) == [0, 0])
+    """On a busy machine a process may come to run too late for the next one, and then again; not each time."""
+    least = []
+    while max(least, default=0) < 3:
+        assert len(least) < 10, least
+        open_ones = [associate(node.port) for _ in range(12)]
+        assert all(assoc.is_established for assoc in open_ones)
+        assert sum(taken(node)) == 12
+        least.append(min(taken(node)))
+        assert all(assoc.send_c_echo().Status == 0 for assoc in open_ones)
+        for assoc in open_ones:
+            assoc.release()
+        wait_until(lambda: taken(node) == [0, 0])
 
 
 def test_the_limit_of_associations_is_the_nodes(serve, wait_until):
@@ -91,12 +105,11 @@ def test_the_limit_of_associations_is_the_nodes(serve, wait_until):
 
 @pytest.mark.parametrize("name", ["network", "network-2"])
 def test_when_one_dies_the_others_go_on_and_nobody_is_turned_away(node, wait_until, make_dataset, name):
-    open_ones = [associate(node.port) for _ in range(4)]
+    open_ones = shared_out(node)
     has = dict(zip(("network", "network-2"), taken(node), strict=True))
-    assert all(has.values()), "each process has some"
     dead = node.processes()[name]
     os.kill(dead, signal.SIGKILL)
-    wait_until(lambda: sum(assoc.is_established for assoc in open_ones) == 4 - has[name])
+    wait_until(lambda: sum(assoc.is_established for assoc in open_ones) == len(open_ones) - has[name])
     left = [assoc for assoc in open_ones if assoc.is_established]
     assert {assoc.send_c_store(make_dataset(number)).Status for number, assoc in enumerate(left, 1)} == {0}
     fresh = associate(node.port)
@@ -110,9 +123,9 @@ def test_when_one_dies_the_others_go_on_and_nobody_is_turned_away(node, wait_unt
 
 def test_many_senders_store_through_all_processes(node, make_dataset):
     archive, so_far = Archive(node.data), len(node.log())
-    senders = [associate(node.port, title=f"SENDER{number}") for number in range(4)]
+    senders = shared_out(node, title="SENDER{}".format)
     for number in range(40):
-        assert senders[number % 4].send_c_store(make_dataset(number + 1)).Status == 0
+        assert senders[number % len(senders)].send_c_store(make_dataset(number + 1)).Status == 0
     for sender in senders:
         sender.release()
     assert archive.database.execute("SELECT count(*) FROM instance").fetchone() == (40,)
@@ -138,14 +151,13 @@ def test_each_report_comes_on_the_association_of_its_request(node, wait_until, m
 
         return [(evt.EVT_N_EVENT_REPORT, take)]
 
-    modalities = [associate(node.port, title=f"MODALITY{n}", handlers=note(n)) for n in range(4)]
-    assert all(taken(node)), "each process has some"
+    modalities = shared_out(node, title="MODALITY{}".format, handlers=note)
     assert modalities[0].send_c_store(make_dataset(1)).Status == 0
     for number, assoc in enumerate(modalities):
         information = request(f"1.2.{number}", make_dataset(1).SOPInstanceUID)
         answer, _ = assoc.send_n_action(information, 1, STORAGE_COMMITMENT, SOP_INSTANCE_UID)
         assert answer.Status == 0
-    wait_until(lambda: told == {number: [f"1.2.{number}"] for number in range(4)})
+    wait_until(lambda: told == {number: [f"1.2.{number}"] for number in range(len(modalities))})
     for assoc in modalities:
         assoc.release()
 

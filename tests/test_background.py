@@ -39,7 +39,7 @@ LARGE = 200_000
 
 def test_it_is_done_in_another_thread_and_waited_for():
     go_on, done = threading.Event(), []
-    work = Background(lambda: go_on.wait(30) and done.append(threading.current_thread()))
+    work = Background(lambda: go_on.wait(300) and done.append(threading.current_thread()))
     assert not done
     go_on.set()
     work.wait()
@@ -53,14 +53,14 @@ def test_what_it_raises_is_told_to_all_who_wait():
 
     work = Background(failing)
     with ThreadPoolExecutor(3) as pool:
-        told = [waiting.exception(30) for waiting in [pool.submit(work.wait) for _ in range(3)]]
+        told = [waiting.exception(300) for waiting in [pool.submit(work.wait) for _ in range(3)]]
     assert all(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in told)
 
 
 def test_threads_are_used_again_and_are_few():
     """Where all of them are at work, the next one does it himself."""
     go_on, used = threading.Event(), []
-    many = [Background(lambda: go_on.wait(30)) for _ in range(background._MOST)]
+    many = [Background(lambda: go_on.wait(300)) for _ in range(background._MOST)]
     one_more = Background(lambda: used.append(threading.current_thread()))
     assert used == [threading.current_thread()]
     go_on.set()
@@ -152,7 +152,7 @@ def late_disk(monkeypatch):
     write, wait, go_on = NewFile.write, Background.wait, threading.Event()
 
     def late(self, *arguments):
-        assert go_on.wait(30)
+        assert go_on.wait(300)
         write(self, *arguments)
 
     def waiting(self):
@@ -180,7 +180,7 @@ def test_rows_are_made_meanwhile_and_the_file_gets_its_name_when_it_is_on_disk(s
     rows_made = threading.Event()
 
     def late(self):
-        assert rows_made.wait(30)
+        assert rows_made.wait(300)
         flush(self)
         order.append("flushed")
 
@@ -209,7 +209,7 @@ def test_a_power_cut_while_the_file_is_written_and_its_block_is_there(sender, mo
     sender.store(1)
 
     def cutting(self):
-        assert rows_made.wait(30)
+        assert rows_made.wait(300)
         shutil.copytree(sender.archive.data, cut)
         flush(self)
 
@@ -263,7 +263,7 @@ def test_one_of_those_that_share_a_commit_cannot_be_written(sender, monkeypatch)
 
     def first(_database):
         held.set()
-        go_on.wait(30)
+        go_on.wait(300)
         raise InterruptedError
 
     def store(file):
@@ -275,14 +275,14 @@ def test_one_of_those_that_share_a_commit_cannot_be_written(sender, monkeypatch)
 
     with ThreadPoolExecutor(8) as pool:
         leading = pool.submit(commits.run, first)
-        assert held.wait(30)
+        assert held.wait(300)
         others = [pool.submit(store, file) for file in received]
         pause = threading.Event()
         while len(commits._waiting) + len(begun) + others[1].done() < len(others):
             pause.wait(0.01)
         go_on.set()
-        told = [other.exception(30) for other in others]
-        assert isinstance(leading.exception(30), InterruptedError)
+        told = [other.exception(300) for other in others]
+        assert isinstance(leading.exception(300), InterruptedError)
     assert [type(each) for each in told] == [type(None), OSError, type(None), type(None)]
     assert sorted(sender.instances) == [INSTANCE.format(number) for number in (1, 2, 4, 5)]
     assert len(sender.files) == 4

@@ -23,6 +23,7 @@ from index.archive import Archive
 from index.changes import ChangeKind
 from index.keys import Level
 from plugins import reconstruction
+from plugins.claim import Claim
 from plugins.node import Cancelled, Task
 from plugins.worker import Worker
 from reconstruct.checkpoint import Checkpoint, FinishedBin, remove_abandoned
@@ -133,10 +134,11 @@ def ct_images(archive: Archive) -> list[int]:
 
 
 class Stopper:
-    """Makes the worker linger at a slab, or at each slice that it stores, until its job is cancelled."""
+    """Makes the worker linger at a slab, or at a slice that it stores, until its job is cancelled."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, slab: int = 0, slices: int = 0) -> None:
         self.reached, self.may_go_on, self._left = threading.Event(), threading.Event(), [slab, slices]
+        self._claims: list[Claim] = []
         whole, ingest = Plan.reconstruct, Archive.ingest
 
         def reconstruct(plan: Plan, *arguments: Any, **options: Any) -> Any:
@@ -146,11 +148,22 @@ class Stopper:
 
         def store(archive: Archive, content: bytes, **options: Any) -> Any:
             if self._lingers(1):
-                threading.Event().wait(0.05)
+                self._wait_until_cancelled()
             return ingest(archive, content, **options)
 
+        begin = Claim.__enter__
+
+        def noted(claim: Claim) -> None:
+            self._claims.append(claim)
+            begin(claim)
+
+        monkeypatch.setattr(Claim, "__enter__", noted)
         monkeypatch.setattr(Plan, "reconstruct", reconstruct)
         monkeypatch.setattr(Archive, "ingest", store)
+
+    def _wait_until_cancelled(self) -> None:
+        while not self.may_go_on.is_set() and not self._claims[-1]._lost.wait(0.05):
+            pass
 
     def _lingers(self, what: int) -> bool:
         self._left[what] -= 1
@@ -175,7 +188,7 @@ def test_nothing_stays_of_a_reconstruction_that_is_cancelled_and_it_can_be_run_a
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        assert stopper.reached.wait(120)
+        assert stopper.reached.wait(300)
         [job] = archive.jobs.recent(states=("running",))
         assert [path.name for path in next(work.iterdir()).iterdir() if path.suffix == ".volume"]
         cancelled = CliRunner().invoke(app, ["jobs", "cancel", str(job.id), "--data", str(settings.archive.data)])
@@ -191,7 +204,7 @@ def test_nothing_stays_of_a_reconstruction_that_is_cancelled_and_it_can_be_run_a
     finally:
         stopper.may_go_on.set()
         worker.stop()
-        thread.join(60)
+        thread.join(300)
     assert (archive.jobs.get(again).state, archive.jobs.get(again).error) == ("done", "")
     assert ct_images(archive) == [112, 112]
     assert list(work.iterdir()) == []

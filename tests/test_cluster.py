@@ -243,10 +243,11 @@ def test_work_that_all_workers_have_left_ends_some_time(
 def test_a_scheduler_that_is_not_there_or_has_no_workers_is_one_sentence(
     plan: Plan, files: SharedFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reconstruct.cluster._CONNECT_S", 1)
     nobody = connected("tcp://127.0.0.1:1")
-    with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
-        nobody.__enter__()
+    with monkeypatch.context() as patch:
+        patch.setattr("reconstruct.cluster._CONNECT_S", 1)
+        with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
+            nobody.__enter__()
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as empty,
         connected(empty.scheduler_address) as client,

@@ -450,7 +450,7 @@ def test_a_scan_is_reconstructed_offline_from_a_folder_and_from_an_archive(thars
 
 @pytest.mark.slow(130)
 def test_the_demo_runs_whole_and_draws(tharsis, tmp_path):
-    done = tharsis("demo", "--folder", tmp_path / "demo", "--views", 36, "--columns", 40, timeout=600)
+    done = tharsis("demo", "--folder", tmp_path / "demo", "--views", 36, "--columns", 40, timeout=1800)
     assert done.returncode == DONE, done.stderr
     assert "the same neighbours in the same order" in done.stdout
     ranks = re.findall(r"│\s+1 │ (\d\.\d{4}) │ (\S+)", done.stdout)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 from pynetdicom import AE, build_role, evt
+from requestors import make_steady
 
 from index.commitments import Reference
 from scp.client import RequestFailed, Requestor
@@ -23,11 +23,6 @@ ME = Requestor("ME")
 REFERENCES = [Reference(CTImageStorage, "1.2.3"), Reference(CTImageStorage, "1.2.4")]
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 class Pacs:
     """A peer that commits to everything but the last instance; `how` says on which association it reports."""
 
@@ -38,7 +33,9 @@ class Pacs:
         self.reporting = None
         entity = AE("PACS")
         entity.add_supported_context(STORAGE_COMMITMENT, ExplicitVRLittleEndian)
-        handlers = [(evt.EVT_N_ACTION, self._asked), (evt.EVT_RELEASED, self._released)]
+        handlers = [
+            (evt.EVT_CONN_OPEN, make_steady), (evt.EVT_N_ACTION, self._asked), (evt.EVT_RELEASED, self._released),
+        ]  # fmt: skip
         self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         self.peer = Peer("127.0.0.1", self._server.server_address[1], "PACS")
 
@@ -79,7 +76,7 @@ class Pacs:
 
     def close(self):
         if self.reporting is not None:
-            self.reporting.join(30)
+            self.reporting.join(300)
         self._server.shutdown()
 
 
@@ -97,13 +94,12 @@ def start_pacs():
 
 
 @pytest.mark.parametrize("how", ["same", "new"])
-def test_the_report_comes_on_the_same_association_or_to_our_port(start_pacs, how):
-    port = free_port()
-    pacs = start_pacs(how, port)
-    report = commit(pacs.peer, REFERENCES, ME, wait_s=30, listen_port=port if how == "new" else None)
+def test_the_report_comes_on_the_same_association_or_to_our_port(start_pacs, reserved_port, how):
+    pacs = start_pacs(how, reserved_port)
+    report = commit(pacs.peer, REFERENCES, ME, wait_s=300, listen_port=reserved_port if how == "new" else None)
     assert report.committed == (REFERENCES[0],)
     assert report.failures == {REFERENCES[1]: 0x0110}
-    pacs.reporting.join(30)
+    pacs.reporting.join(300)
     assert pacs.outcomes == [0, 0]
 
 
@@ -118,19 +114,19 @@ def test_the_report_comes_on_the_same_association_or_to_our_port(start_pacs, how
 def test_what_goes_wrong_is_one_sentence(start_pacs, how, status, error, words):
     pacs = start_pacs(how, status=status)
     with pytest.raises(error, match=words):
-        commit(pacs.peer, REFERENCES, ME, wait_s=0.3 if how == "never" else 30)
+        commit(pacs.peer, REFERENCES, ME, wait_s=0.3 if how == "never" else 300)
 
 
-def test_peers_that_cannot_be_asked(start_node):
+def test_peers_that_cannot_be_asked(start_node, reserved_port):
     with pytest.raises(PeerUnreachable):
-        commit(Peer("127.0.0.1", free_port(), "PACS"), REFERENCES, ME, wait_s=1)
+        commit(Peer("127.0.0.1", reserved_port, "PACS"), REFERENCES, ME, wait_s=1)
     node = start_node(check_called_aet=True)
     with pytest.raises(PeerRejected, match="called ae title"):
         commit(Peer("127.0.0.1", node.port, "OTHER"), REFERENCES, ME, wait_s=1)
 
 
 @pytest.mark.slow
-def test_the_command_line_shows_what_is_safe(start_node, make_file, tharsis):
+def test_the_command_line_shows_what_is_safe(start_node, make_file, tharsis, reserved_port):
     """Sent with --commit, then a bit of one file is altered on the disk: `commit` finds it."""
     node = start_node()
     files = [make_file(number) for number in (1, 2)]
@@ -148,7 +144,7 @@ def test_the_command_line_shows_what_is_safe(start_node, make_file, tharsis):
     told = {item["sop_instance_uid"]: item for item in json.loads(asked.stdout)}
     assert (told[uid]["safe"], told[uid]["reason"][:4]) == (False, "0110")
     assert [item["safe"] for item in told.values()].count(True) == 1
-    assert tharsis("send", *files, "--peer", peer, "--listen", free_port()).returncode == 2
+    assert tharsis("send", *files, "--peer", peer, "--listen", reserved_port).returncode == 2
 
 
 @pytest.mark.slow

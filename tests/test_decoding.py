@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from conftest import ServedNode
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -149,7 +150,7 @@ def test_a_child_does_not_outlive_its_parent(wait_until):
     ) as parent:
         pid = int(parent.stdout.readline())
         parent.kill()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+    wait_until(lambda: not ServedNode.alive([pid]))
 
 
 def of_bits(make_dataset, truth):

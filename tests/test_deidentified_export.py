@@ -223,7 +223,7 @@ def _status_of_move(node, study, calling):
 @pytest.mark.slow
 def test_a_killed_node_leaves_no_scratch(serve, start_storescp, dcmtk, make_file, wait_until):
     """The receiver waits while it receives, so that the node dies while de-identified objects are on their way."""
-    _, port = start_storescp("--sleep-during", "5")
+    _, port = start_storescp("--sleep-during", "60")
     more = (
         f'[[application_entities]]\ntitle = "STORESCP"\nhost = "127.0.0.1"\nport = {port}\nprofile = "research"\n'
         '[[deidentification]]\nname = "research"\n'

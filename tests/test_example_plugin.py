@@ -26,7 +26,7 @@ host = "127.0.0.1"
 port = 0
 [archive]
 data = "DATA"
-settle_time_s = 0.5
+settle_time_s = 5.0
 reserve_mb = 0
 [similarity]
 enabled = false

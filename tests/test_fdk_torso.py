@@ -97,7 +97,7 @@ def test_scans_that_rtk_writes_are_read_and_give_its_volumes(shared_data: Path) 
         pytest.skip("RTK is not installed (pip install itk-rtk)")
     ran = subprocess.run(
         [sys.executable, "benchmarks/torso.py", str(shared_data), "--json"],
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=600, check=False,
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     rows = {row["scan"]: row for row in json.loads(ran.stdout)["rows"]}

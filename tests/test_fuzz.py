@@ -95,15 +95,15 @@ class Watch:
 
     def is_unharmed(self, wait_until):
         self.serves()
-        wait_until(lambda: list(self.node.archive.incoming.iterdir()) == [], 30)
-        wait_until(lambda: self.held()["threads"] <= self.before["threads"], 30)
-        wait_until(lambda: self.held()["handles"] <= self.before["handles"] + KEPT, 30)
+        wait_until(lambda: list(self.node.archive.incoming.iterdir()) == [])
+        wait_until(lambda: self.held()["threads"] <= self.before["threads"])
+        wait_until(lambda: self.held()["handles"] <= self.before["handles"] + KEPT)
         assert list(fsck.check(self.node.archive, fsck.Options(), lambda *_: None)) == []
 
 
 @pytest.fixture
 def watch(start_node, make_file, tmp_path, wait_until):
-    node = start_node(overwrite="always", network_timeout_s=5.0, acse_timeout_s=1.0, dimse_timeout_s=3.0)
+    node = start_node(overwrite="always", network_timeout_s=5.0, acse_timeout_s=2.0, dimse_timeout_s=3.0)
     watch = Watch(node, tmp_path, make_file)
     yield watch
     watch.is_unharmed(wait_until)
@@ -223,7 +223,7 @@ def test_processes_neither_die_nor_grow(serve, tharsis, wait_until):
     wait_until(lambda: _status(network, "Threads") <= before[1])
     wait_until(lambda: _handles(network) <= before[2] + KEPT)
     assert _status(network, "VmRSS") < before[0] + 32_000
-    wait_until(lambda: not {"queued", "running"} & set(node.jobs()), 120)
+    wait_until(lambda: not {"queued", "running"} & set(node.jobs()))
     assert node.processes() == processes, "a process was restarted"
     assert "Traceback" not in node.log()
     told = tharsis("fsck", "--data", node.data)

@@ -49,7 +49,7 @@ def together(commits, counted, works):
 
     def first(_database):
         held.set()
-        go_on.wait(30)
+        go_on.wait(300)
         return NOTHING
 
     def run(work):
@@ -62,7 +62,7 @@ def together(commits, counted, works):
 
     with ThreadPoolExecutor(len(works) + 1) as pool:
         leading = pool.submit(run, first)
-        assert held.wait(30)
+        assert held.wait(300)
         others = [pool.submit(run, work) for work in works]
         pause = threading.Event()
         while len(commits._waiting) < len(works):
@@ -154,7 +154,7 @@ def test_the_same_instance_four_times_in_one_commit(archive, make_instance):
 
     def hold(_database):
         held.set()
-        go_on.wait(30)
+        go_on.wait(300)
         return NOTHING
 
     def send(content):
@@ -165,7 +165,7 @@ def test_the_same_instance_four_times_in_one_commit(archive, make_instance):
 
     with ThreadPoolExecutor(len(sent) + 1) as pool:
         pool.submit(archive._intake._commits.run, hold)
-        assert held.wait(30)
+        assert held.wait(300)
         told = [pool.submit(send, content) for content in sent]
         pause = threading.Event()
         while len(archive._intake._commits._waiting) < len(sent):

@@ -188,7 +188,7 @@ def _commit(node, wait_until, transaction, references, *, calling="SCANNER", cal
     information = request_information(transaction, [Reference(*each) for each in references])
     status, _ = assoc.send_n_action(information, 1, STORAGE_COMMITMENT, UID(SOP_INSTANCE_UID))
     assert status.Status == 0x0000
-    assert came.wait(30), "no report came"
+    assert came.wait(300), "no report came"
     wait_until(lambda: _kept(node)[0] == "reported")  # who releases before has not answered the report
     assoc.release()
     return reports[0]

@@ -379,7 +379,7 @@ def test_processes_claim_each_job_once(archive):
     ]
     lines = []
     for process in processes:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         lines += output.splitlines()
     assert sorted(lines) == sorted(f"{number} 1" for number in range(1, 41))

@@ -36,7 +36,7 @@ LATEST_S = 0.8
 """A node is killed at this time after the first answer at the latest."""
 
 UID = "1.2.826.0.1.3680043.9.7133.{}".format
-TITLE = Requestor("SENDER", Timeouts(connect=5, acse=5, dimse=20, network=20))
+TITLE = Requestor("SENDER", Timeouts(connect=60, acse=60, dimse=60, network=60))
 
 
 @dataclass
@@ -172,11 +172,11 @@ def one_round(node, truth, dice, number, template, kill, after_s):
     threads = [threading.Thread(target=sender.run, args=(node.peer,)) for sender in senders]
     for thread in threads:
         thread.start()
-    assert first_answer.wait(30), node.log()[-3000:]
+    assert first_answer.wait(300), node.log()[-3000:]
     threading.Event().wait(after_s)
     kill()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
         assert not thread.is_alive(), "a sender hangs"
 
 
@@ -261,14 +261,23 @@ def test_a_scan_that_was_being_processed_is_finished_after_the_kill(serve, thars
     assert all(sent.is_stored for sent in client.send(node.peer, sorted(scan.iterdir()), Requestor()))
     archive = Archive(node.data)
 
-    def running() -> bool:
-        return any(job.kind == killed_in for job in archive.jobs.recent(states=("running",)))
+    workers = [pid for name, pid in node.processes().items() if name.startswith("worker")]
 
-    wait_until(running)
+    def is_caught() -> bool:
+        """Whether the workers, which stand still now, are at it; else they go on."""
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        if any(job.kind == killed_in for job in archive.jobs.recent(states=("running",))):
+            return True
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        return False
+
+    wait_until(is_caught)
     node.kill()
     assert archive.jobs.pending(), "nothing was left to finish"
     node.start()
-    wait_until(lambda: not archive.jobs.pending())
+    wait_until(lambda: not archive.jobs.pending(), timeout=900)
     rows = archive.database.execute(
         "SELECT modality, count(DISTINCT series.id), count(*), count(DISTINCT instance.sop_instance_uid) "
         "FROM instance JOIN series ON series.id = instance.series GROUP BY modality"

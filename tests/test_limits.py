@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import socket
+import statistics
 import struct
 import threading
 import time
@@ -22,23 +23,29 @@ from scp import client, inbox, query, transport
 from scp.association_request import LONGEST, flaw, remaining
 from scp.client import Requestor
 from scp.contexts import STUDY_ROOT_FIND, Proposal
+from scp.lobby import Lobby
 from scp.requestor import Peer
 
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(194)
 
 
-def echo_seconds(node):
+PATIENCE_S = 60.0
+"""For whom a node waits here, unless a test is about just that: nobody is late because the machine is busy."""
+
+
+def is_served(node):
+    """Whether somebody is served, and does not have to wait until another one's time is over."""
     started = time.monotonic()
     client.echo(Peer("127.0.0.1", node.port, "THARSIS"), Requestor("PROMPT"))
-    return time.monotonic() - started
+    return time.monotonic() - started < PATIENCE_S / 3
 
 
 @pytest.fixture
 def acceptor(start_node):
-    """A node with short patience, and what it holds."""
+    """A node, and what it holds."""
 
     def start(**scp):
-        node = start_node(**{"acse_timeout_s": 2.0, "network_timeout_s": 3.0, **scp})
+        node = start_node(**{"acse_timeout_s": PATIENCE_S, "network_timeout_s": PATIENCE_S, **scp})
         return node, node.server._acceptor
 
     return start
@@ -71,45 +78,47 @@ def test_what_is_no_association_request_is_aborted(acceptor, wait_until, garbage
     assert pdu[8] == 0  # AA-1: service-user source
     assert connection.recv(1) == b""
     connection.close()
-    wait_until(lambda: not held.associations and len(held._listener._lobby) == 0, 5)
-    assert echo_seconds(node) < 2
+    wait_until(lambda: not held.associations and len(held._listener._lobby) == 0)
+    assert is_served(node)
 
 
 def test_a_peer_that_aborts_at_once_is_let_go(acceptor, wait_until):
     node, held = acceptor()
     connection = dial(node, struct.pack(">BBI", 7, 0, 4) + bytes(4))
     connection.close()
-    wait_until(lambda: len(held._listener._lobby) == 0, 5)
+    wait_until(lambda: len(held._listener._lobby) == 0)
 
 
 def test_a_probe_leaves_nothing(acceptor, wait_until):
     node, held = acceptor()
-    assert echo_seconds(node) < 2
+    assert is_served(node)
     wait_until(lambda: not held.associations)
     files, threads = _handles("self"), threading.active_count()
     for _ in range(500):
         dial(node).close()
-    wait_until(lambda: len(held._listener._lobby) == 0, 10)
+    wait_until(lambda: len(held._listener._lobby) == 0)
     assert _handles("self") <= files + 2
     assert threading.active_count() <= threads
-    assert echo_seconds(node) < 2
+    assert is_served(node)
 
 
 @pytest.mark.parametrize("part", [b"", request_pdu()[:3], request_pdu()[:100]], ids=["nothing", "header", "half"])
-def test_a_request_that_does_not_come_is_not_waited_for(acceptor, wait_until, part):
+def test_a_request_that_does_not_come_is_not_waited_for(acceptor, monkeypatch, part):
     """The ARTIM timer (PS3.8 9.1.5) runs from the connection on, whatever trickles in."""
+    take_in, taken_in = Lobby._take_in, []
+    monkeypatch.setattr(Lobby, "_take_in", lambda lobby, visitor: (taken_in.append(visitor), take_in(lobby, visitor)))
     node, held = acceptor(acse_timeout_s=0.5)
     connection = dial(node, part)
-    wait_until(lambda: len(held._listener._lobby) == 1, 5)
     assert connection.recv(10) == b""
+    assert len(taken_in) == 1
     assert len(held._listener._lobby) == 0
 
 
 def test_the_oldest_connection_goes_when_there_are_too_many(acceptor, wait_until):
-    node, held = acceptor(acse_timeout_s=60.0, max_connections=5)
+    node, held = acceptor(max_connections=5)
     idle = [dial(node) for _ in range(5)]
-    wait_until(lambda: len(held._listener._lobby) == 5, 5)
-    assert echo_seconds(node) < 2
+    wait_until(lambda: len(held._listener._lobby) == 5)
+    assert is_served(node)
     assert idle[0].recv(1) == b""
     assert len(held._listener._lobby) == 4
     for connection in idle:
@@ -135,8 +144,8 @@ def test_an_error_of_our_own_costs_one_connection_only(acceptor, monkeypatch, wa
         connection = dial(node, request_pdu())
         assert answer(connection) == b""
         connection.close()
-    assert echo_seconds(node) < 2
-    wait_until(lambda: not held.associations, 5)
+    assert is_served(node)
+    wait_until(lambda: not held.associations)
 
 
 def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, monkeypatch, association_class):
@@ -153,7 +162,7 @@ def test_an_association_for_which_there_is_no_thread_leaves_its_place(acceptor, 
             assert answer(connection) == bytes.fromhex("03000000000400020301")
             connection.close()
     assert not held.associations
-    assert echo_seconds(node) < 2
+    assert is_served(node)
 
 
 def test_a_request_may_come_byte_by_byte(acceptor):
@@ -208,9 +217,9 @@ def test_a_request_is_counted_before_it_is_decoded(pdu, why):
 
 def test_max_associations_counts_associations_only(acceptor, wait_until):
     """One more is rejected-transient, by the presentation provider, local limit exceeded (PS3.8 table 9-21)."""
-    node, held = acceptor(max_associations=2, acse_timeout_s=30.0, network_timeout_s=30.0)
+    node, held = acceptor(max_associations=2)
     waiting = [dial(node, request_pdu()[:50]) for _ in range(10)]
-    wait_until(lambda: len(held._listener._lobby) == 10, 5)
+    wait_until(lambda: len(held._listener._lobby) == 10)
     first, second = associated(node), associated(node)
     third = dial(node, request_pdu())
     assert answer(third) == bytes.fromhex("03000000000400020302")
@@ -237,7 +246,7 @@ def test_max_associations_counts_associations_only(acceptor, wait_until):
 )
 def test_a_pdu_that_cannot_be_is_aborted_with_its_reason(acceptor, sent, source, reason):
     """PS3.8 table 9-26, and nothing is allocated for a length that is only claimed."""
-    node, _ = acceptor()
+    node, _ = acceptor(acse_timeout_s=2.0)  # which pynetdicom waits for the peer to close
     connection = associated(node)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     connection.sendall(sent)
@@ -245,12 +254,12 @@ def test_a_pdu_that_cannot_be_is_aborted_with_its_reason(acceptor, sent, source,
     assert connection.recv(1) == b""
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
     connection.close()
-    assert echo_seconds(node) < 2
+    assert is_served(node)
 
 
 def test_a_pdu_has_to_come_to_its_end(acceptor, wait_until):
     """Half a P-DATA-TF, and then now and then a byte: the association ends, the others do not notice."""
-    node, held = acceptor(network_timeout_s=1.0)
+    node, held = acceptor(network_timeout_s=3.0, acse_timeout_s=3.0)
     connection = associated(node)
     connection.sendall(struct.pack(">BBI", 4, 0, 1000))
     ended = threading.Event()
@@ -262,8 +271,8 @@ def test_a_pdu_has_to_come_to_its_end(acceptor, wait_until):
 
     thread = threading.Thread(target=trickle)
     thread.start()
-    assert echo_seconds(node) < 2
-    wait_until(lambda: not held.associations, 10)
+    assert is_served(node)
+    wait_until(lambda: not held.associations)
     ended.set()
     thread.join()
     connection.close()
@@ -271,19 +280,19 @@ def test_a_pdu_has_to_come_to_its_end(acceptor, wait_until):
 
 def test_an_association_without_traffic_is_aborted(acceptor):
     node, _ = acceptor(network_timeout_s=0.5)
-    connection = associated(node)
     started = time.monotonic()
+    connection = associated(node)
     assert answer(connection)[0] == ABORT
     assert time.monotonic() - started > 0.4
     connection.close()
 
 
 def test_an_association_with_traffic_stays(acceptor):
-    node, _ = acceptor(network_timeout_s=2.0)
+    node, _ = acceptor(network_timeout_s=4.0)
     connection = associated(node)
-    pause = threading.Event()
-    for number in range(8):
-        connection.sendall(echo_pdu(number + 1))
+    pause, until = threading.Event(), time.monotonic() + 4.5
+    while time.monotonic() < until:
+        connection.sendall(echo_pdu())
         assert answer(connection)[0] == 0x04
         pause.wait(0.3)
     connection.close()
@@ -291,7 +300,7 @@ def test_an_association_with_traffic_stays(acceptor):
 
 def test_a_long_answer_is_traffic(start_node, make_file, monkeypatch):
     """A retrieve during which the peer says nothing does not cost it the association when it is done."""
-    node = start_node(network_timeout_s=1.5)
+    node = start_node(network_timeout_s=3.0)
     [sent] = client.send(Peer("127.0.0.1", node.port, "THARSIS"), [make_file(1)], Requestor("ME"))
     assert sent.is_stored
     stock = query.find
@@ -300,7 +309,7 @@ def test_a_long_answer_is_traffic(start_node, make_file, monkeypatch):
     def slow(*arguments):
         for row in stock(*arguments):
             if row.status.is_success:
-                pause.wait(2.0)
+                pause.wait(4.0)
             yield row
 
     monkeypatch.setattr(query, "find", slow)
@@ -314,7 +323,7 @@ def test_a_long_answer_is_traffic(start_node, make_file, monkeypatch):
 
 def test_a_peer_that_does_not_read_is_dropped(start_node, make_dataset, wait_until):
     """Its answers fill the buffers of TCP; then the PDU on its way has the network timeout and no longer."""
-    node = start_node(network_timeout_s=1.0)
+    node = start_node(network_timeout_s=3.0)
     held = node.server._acceptor
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -336,11 +345,11 @@ def test_a_peer_that_does_not_read_is_dropped(start_node, make_dataset, wait_unt
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until(lambda: not held.associations, 30)
+    wait_until(lambda: not held.associations)
     ended.set()
     thread.join()
     connection.close()
-    assert echo_seconds(node) < 2
+    assert is_served(node)
 
 
 def find_pdus(size):
@@ -361,14 +370,18 @@ def find_pdus(size):
     return pdus
 
 
-def test_large_requests_that_do_not_come_to_their_end_keep_nobody_waiting(acceptor, monkeypatch):
+def test_large_requests_that_do_not_come_to_their_end_keep_nobody_waiting(acceptor, monkeypatch, wait_until):
     """Eight peers that stop within an Identifier lose their connections; the ninth has waited for its room."""
-    monkeypatch.setattr(inbox, "_SLOWEST_S", 1.0)
-    node, _ = acceptor(network_timeout_s=60.0)
+    monkeypatch.setattr(inbox, "_SLOWEST_S", 3.0)
+    node, _ = acceptor()
     contexts = [build_context(STUDY_ROOT_FIND, ImplicitVRLittleEndian)]
+    entered, enter = [], inbox.Inbox._enter
+    monkeypatch.setattr(inbox.Inbox, "_enter", lambda box: (enter(box), entered.append(box)))
     slow = [associated(node, contexts=contexts) for _ in range(8)]
     for connection in slow:
         connection.sendall(find_pdus(70_000))
+    wait_until(lambda: len(entered) == 8)
+    monkeypatch.setattr(inbox, "_SLOWEST_S", 300.0)  # the ninth may take its time
     started = time.monotonic()
     assert _large_find(node) == [0]
     assert time.monotonic() - started < 45  # network_timeout_s would be 60
@@ -411,10 +424,10 @@ def test_a_large_request_that_waits_for_room_hears_that_the_node_stops(acceptor,
             threading.Event().wait(timeout)
 
     monkeypatch.setattr(inbox, "_room", Full())
-    node, server = acceptor(network_timeout_s=60.0, acse_timeout_s=10.0)
+    node, server = acceptor()
     connection = associated(node, contexts=[build_context(STUDY_ROOT_FIND, ImplicitVRLittleEndian)])
     connection.sendall(find_pdus(200_000))
-    wait_until(asked.is_set, 30)
+    wait_until(asked.is_set)
 
     server.stop(0.1)
 
@@ -468,7 +481,7 @@ def test_a_file_handle_beyond_1023_serves_as_well(acceptor):
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
     taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     try:
-        assert echo_seconds(node) < 2
+        assert is_served(node)
     finally:
         for handle in taken:
             os.close(handle)
@@ -496,12 +509,15 @@ def _processor_seconds(pid):
 
 @pytest.mark.slow
 def test_200_associations_and_hostile_peers_hold_up_nobody(serve, make_file, wait_until, capsys):
-    """The limit answers with its rejection, the others are served within two seconds, and everything comes back."""
+    """The limit answers with its rejection, the others are served within two seconds, and everything comes back.
+
+    One of them may be late on a busy machine, though not by the time that a hostile peer has.
+    """
     node = serve(more="")
     node.end()
     node.config.write_text(
-        node.config.read_text().replace("[scp]", "[scp]\nmax_associations = 200\nacse_timeout_s = 20\n"
-                                        "network_timeout_s = 60\nmax_connections = 500")
+        node.config.read_text().replace("[scp]", "[scp]\nmax_associations = 200\nacse_timeout_s = 120\n"
+                                        "network_timeout_s = 300\nmax_connections = 500")
     )  # fmt: skip
     node.start()
     pid = node.processes()["network"]
@@ -535,7 +551,7 @@ def test_200_associations_and_hostile_peers_hold_up_nobody(serve, make_file, wai
 
     thread = threading.Thread(target=trickle)
     thread.start()
-    slowest = 0.0
+    seconds = []
     identifier = _study_query()
     for number in range(2, 7):
         file = make_file(number)
@@ -546,8 +562,9 @@ def test_200_associations_and_hostile_peers_hold_up_nobody(serve, make_file, wai
         ):
             begun = time.monotonic()
             assert ask()
-            slowest = max(slowest, time.monotonic() - begun)
-    assert slowest < 2
+            seconds.append(time.monotonic() - begun)
+    assert statistics.median(seconds) < 2
+    assert max(seconds) < 30
     load = (_processor_seconds(pid) - spent) / (time.monotonic() - started)
 
     last = [associated(node) for _ in range(3)]
@@ -558,12 +575,12 @@ def test_200_associations_and_hostile_peers_hold_up_nobody(serve, make_file, wai
     thread.join()
     for connection in (*idle, *halves, *loris, *silent, *last, over):
         connection.close()
-    wait_until(lambda: _figures(pid)[0] <= before[0] and _figures(pid)[1] <= before[1] + 2, 60)
+    wait_until(lambda: _figures(pid)[0] <= before[0] and _figures(pid)[1] <= before[1] + 2)
     client.echo(peer, Requestor("AFTER"))
     after = _figures(pid)
     with capsys.disabled():
         print(f"\nthreads, handles, MiB: {before} before, {during} during, {after} after; "
-              f"slowest answer {slowest:.2f} s, processor load {load:.0%}")  # fmt: skip
+              f"slowest answer {max(seconds):.2f} s, processor load {load:.0%}")  # fmt: skip
     assert after[2] - before[2] < 40
     assert "Traceback" not in node.log()
 

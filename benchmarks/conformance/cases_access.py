@@ -185,7 +185,7 @@ def most_associations(bench: Bench) -> str:
     with _all_closed(opened):
         for _ in range(4):
             try:
-                opened.append(bench.associate(ECHO, timeout=5.0))
+                opened.append(bench.associate(ECHO))
             except Rejected as error:
                 told = str(error)
                 check((error.result, error.source, error.reason) == (2, 3, 2), told)
@@ -245,7 +245,7 @@ def idle_ends(bench: Bench) -> str:
 def bare_probes(bench: Bench) -> str:
     probes = [socket.create_connection(("127.0.0.1", bench.node.port), 5) for _ in range(5)]
     try:
-        check(bench.echo(timeout=5.0) == 0, "C-ECHO failed while they were open")
+        check(bench.echo() == 0, "C-ECHO failed while they were open")
         began = time.monotonic()
         for probe in probes:
             probe.settimeout(max(0.1, 8.0 - (time.monotonic() - began)))

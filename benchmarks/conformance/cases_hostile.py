@@ -82,7 +82,7 @@ def noise(bench: Bench) -> str:
 
 def _hostile_bytes(bench: Bench, data: bytes) -> str:
     with bench.associate([Context(VERIFICATION, PLAIN)]) as bystander, bench.node.memory() as memory:
-        victim = bench.associate([Context(CTImageStorage, PLAIN)], timeout=3.0)
+        victim = bench.associate([Context(CTImageStorage, PLAIN)], timeout=15.0)
         try:
             victim.send_bytes(data)
             kind, _ = victim.receive_pdu()

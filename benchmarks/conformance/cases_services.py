@@ -30,7 +30,7 @@ def echo(bench: Bench) -> str:
 COMMITMENT = "Storage Commitment"
 
 
-def _report(association: Association, bench: Bench, timeout: float = 10.0) -> tuple[int, Dataset]:
+def _report(association: Association, bench: Bench, timeout: float = 60.0) -> tuple[int, Dataset]:
     """Wait for the N-EVENT-REPORT: on the association, or at the AE of the probe."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -151,8 +151,8 @@ def reported_later(bench: Bench) -> str:
             return "reported before the N-ACTION was answered"
         check(answer.status == 0, f"N-ACTION answered {code(answer)}")
         association.abort()
-    event = bench.receivers.probe.wait_for_event(15.0)
-    check(event is not None, "no N-EVENT-REPORT within 15 s")
+    event = bench.receivers.probe.wait_for_event(60.0)
+    check(event is not None, "no N-EVENT-REPORT within 60 s")
     return _told(*event) if event else ""
 
 
@@ -167,10 +167,10 @@ def _later(bench: Bench, between: Callable[[], None]) -> str:
     between()
     bench.receivers.later.open()
     try:
-        event = bench.receivers.later.wait_for_event(25.0)
+        event = bench.receivers.later.wait_for_event(60.0)
     finally:
         bench.receivers.later.close()
-    check(event is not None, "no N-EVENT-REPORT within 25 s")
+    check(event is not None, "no N-EVENT-REPORT within 60 s")
     return _told(*event) if event else ""
 
 
