@@ -9,6 +9,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
+from requestors import make_steady
 
 from index.archive import Archive
 from plugins.routing import confirming
@@ -32,7 +33,7 @@ class Committing:
         self.reports_at_once = False
         self._threads = []
         pacs.contexts.append((STORAGE_COMMITMENT, [ExplicitVRLittleEndian]))
-        pacs.handlers.append((evt.EVT_N_ACTION, self._take))
+        pacs.handlers += [(evt.EVT_CONN_OPEN, make_steady), (evt.EVT_N_ACTION, self._take)]
 
     def _take(self, event):
         self.asked.append(event.action_information)
