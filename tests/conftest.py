@@ -65,8 +65,12 @@ _LARGE_BYTES = 16 << 20
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note of a test whether it has failed, for `large_files_go`."""
+    """Note of a test whether it has failed, for `large_files_go`; let what it has logged go to another process.
+
+    Half a character, as in the name of a file that is not UTF-8, does not.
+    """
     report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     item.stash[_HAS_FAILED] = item.stash.get(_HAS_FAILED, False) or report.failed
     return report
 
